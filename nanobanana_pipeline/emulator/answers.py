@@ -1,0 +1,136 @@
+"""The provider's answers, in the shapes that the contract documents."""
+
+import math
+
+from starlette.responses import HTMLResponse, JSONResponse
+
+from nanobanana_pipeline.emulator.purchases import Purchase
+from nanobanana_pipeline.emulator.validation import InvalidOrderError
+
+API = "/api/v1/enterprise/nano_banana/"
+OUTPUTS = "/outputs/"
+
+
+def output_links(purchase: Purchase, root: str) -> list[str]:
+    """List the addresses of a purchase's pictures; `root` is how the emulator was reached."""
+    return [
+        f"{root}{OUTPUTS}{purchase.output}-{sample}.{purchase.image_format}"
+        for sample in range(purchase.picture.samples)
+    ]
+
+
+def _meta(purchase: Purchase) -> dict[str, object]:
+    picture = purchase.picture
+    return {
+        "prompt": picture.prompt,
+        "negative_prompt": picture.negative_prompt,
+        "W": picture.width,
+        "H": picture.height,
+        "seed": picture.seed,
+        "n_samples": picture.samples,
+        "noise_scale_start": picture.noise_scale_start,
+        "noise_scale_end": picture.noise_scale_end,
+        "noise_clip_std": picture.noise_clip_std,
+        "watermark": "yes" if picture.watermark else "no",
+        "track_id": purchase.track_id,
+        "file_prefix": purchase.output,
+    }
+
+
+def queued(purchase: Purchase, root: str, now: float) -> JSONResponse:
+    """Answer a POST whose pictures are still to come."""
+    return JSONResponse(
+        {
+            "status": "processing",
+            "message": "Request queued: fetch the result after the estimated time",
+            "id": purchase.id,
+            "eta": math.ceil(max(0.0, purchase.ready_at - now)),
+            "fetch_result": f"{root}{API}fetch/{purchase.id}",
+            "output": [],
+            "future_links": output_links(purchase, root),
+            "meta": _meta(purchase),
+        }
+    )
+
+
+def done(purchase: Purchase, root: str) -> JSONResponse:
+    """Answer a POST with its pictures, as the synchronous mode does."""
+    return JSONResponse(
+        {
+            "status": "success",
+            "id": purchase.id,
+            "generationTime": round(purchase.ready_at - purchase.bought_at, 3),
+            "output": output_links(purchase, root),
+            "meta": _meta(purchase),
+        }
+    )
+
+
+def fetched_done(purchase: Purchase, root: str) -> JSONResponse:
+    """Answer a fetch of finished pictures: no id and no meta, as observed."""
+    return JSONResponse({"status": "success", "output": output_links(purchase, root)})
+
+
+def fetched_too_early() -> JSONResponse:
+    """Answer a fetch of pictures still to come: no id, as observed."""
+    return JSONResponse({"status": "processing", "message": "Try Again", "output": ""})
+
+
+def fetched_unknown() -> JSONResponse:
+    """Answer a fetch of an id that is not on record."""
+    return JSONResponse(
+        {"status": "failed", "message": "Request not found", "output": "", "id": ""}
+    )
+
+
+def generation_failed(purchase: Purchase) -> JSONResponse:
+    """Answer that the pictures will never come."""
+    return JSONResponse(
+        {
+            "status": "failed",
+            "id": purchase.id,
+            "message": "Image generation failed, please try again",
+            "output": "",
+        }
+    )
+
+
+def invalid(error: InvalidOrderError, status_code: int = 400) -> JSONResponse:
+    """Answer a body that breaks the rules."""
+    return JSONResponse(
+        {"status": "error", "message": str(error), "errors": error.errors}, status_code
+    )
+
+
+def unauthorized() -> JSONResponse:
+    """Answer a missing or wrong key."""
+    return JSONResponse({"status": "error", "message": "Invalid API key"}, 401)
+
+
+def no_credit() -> JSONResponse:
+    """Answer an account without money."""
+    message = "Insufficient credits. Please top up your account."
+    return JSONResponse({"status": "error", "message": message}, 402)
+
+
+def rate_limited(cap: int, retry_after_seconds: float) -> JSONResponse:
+    """Answer one request too many; the time to wait is in the body, in seconds."""
+    whole = int(retry_after_seconds)
+    return JSONResponse(
+        {
+            "status": "error",
+            "message": f"Rate limit exceeded. Maximum {cap} queued requests allowed.",
+            "retry_after": whole if whole == retry_after_seconds else retry_after_seconds,
+        },
+        429,
+    )
+
+
+def server_error() -> JSONResponse:
+    """Answer that something broke, without a word on what was bought."""
+    return JSONResponse({"status": "error", "message": "Server Error"}, 500)
+
+
+def no_such_image() -> HTMLResponse:
+    """Answer the GET of an image that is not there (any more, or yet) with a page."""
+    return HTMLResponse("<!DOCTYPE html><html><body><h1>404 Not Found</h1></body></html>", 404)

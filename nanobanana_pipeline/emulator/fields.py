@@ -1,0 +1,42 @@
+"""What a picture depends on, and the emulator's own hash of it."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFields:
+    """The fields of a request that change its pictures, and none that do not.
+
+    Width and height are pixels; `samples` is how many pictures one request makes.
+    """
+
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    seed: int
+    samples: int
+    noise_scale_start: float
+    noise_scale_end: float
+    noise_clip_std: float
+    watermark: bool
+
+    def digest(self) -> str:
+        """Hash the fields: equal for requests that ask for the same pictures, else different."""
+        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def sample_digest(self, sample: int) -> bytes:
+        """Hash one picture of the request, counted from 0; more samples leave the first alone."""
+        alone = replace(self, samples=1).digest()
+        return hashlib.sha256(f"{alone}:{sample}".encode()).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A valid request: what to draw, and the client's own mark on it."""
+
+    picture: PictureFields
+    track_id: str | None

@@ -1,0 +1,60 @@
+"""What the moods of a POST do to its answer."""
+
+from collections.abc import Callable, Mapping
+
+from starlette.responses import HTMLResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from nanobanana_pipeline.emulator import answers
+from nanobanana_pipeline.emulator.config import EmulatorConfig
+from nanobanana_pipeline.emulator.validation import InvalidOrderError
+
+CUT_CONNECTION = "cut_connection"
+
+
+class NoAnswer(Response):
+    """Ends the connection without a byte of answer.
+
+    ASGI has no word for that, so the server's protocol puts the means into the request's state; see
+    `server.CuttableProtocol`.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the signature is ASGI's
+        """Cut the connection, and return once the server knows it."""
+        scope["state"][CUT_CONNECTION]()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+
+def _refuse_in_200(_: EmulatorConfig) -> Response:
+    reason = InvalidOrderError({"prompt": ["prompt is not allowed"]})
+    return answers.invalid(reason, status_code=200)
+
+
+# Each mood of Stage.REFUSAL: instead of a purchase.
+REFUSALS: Mapping[str, Callable[[EmulatorConfig], Response]] = {
+    "http_500_before": lambda _: answers.server_error(),
+    "error_200": _refuse_in_200,
+    "rate_limited": lambda config: answers.rate_limited(config.cap, config.retry_after_seconds),
+    "unauthorized": lambda _: answers.unauthorized(),
+    "no_credit": lambda _: answers.no_credit(),
+}
+
+
+def _as_html(_: Response) -> Response:
+    return HTMLResponse("<!DOCTYPE html><html><body><h1>502 Bad Gateway</h1></body></html>")
+
+
+def _cut_in_half(answer: Response) -> Response:
+    # Its Content-Length fits what is sent, so only a parser can notice.
+    body = bytes(answer.body)
+    return Response(body[: len(body) // 2], answer.status_code, media_type=answer.media_type)
+
+
+# Each mood of Stage.ANSWER that replaces the answer of a purchase. One of them at most is used.
+SPOILERS: Mapping[str, Callable[[Response], Response]] = {
+    "http_500_after": lambda _: answers.server_error(),
+    "lost_answer_after": lambda _: NoAnswer(),
+    "html_answer": _as_html,
+    "cut_json": _cut_in_half,
+}

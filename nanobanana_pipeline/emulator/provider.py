@@ -1,0 +1,97 @@
+"""What the emulated provider knows and does, apart from speaking HTTP."""
+
+import secrets
+import time
+import uuid
+from dataclasses import replace
+
+from nanobanana_pipeline.emulator.clock import Clock
+from nanobanana_pipeline.emulator.config import EmulatorConfig
+from nanobanana_pipeline.emulator.fields import Order
+from nanobanana_pipeline.emulator.moods import Moods
+from nanobanana_pipeline.emulator.occupancy import Occupancy
+from nanobanana_pipeline.emulator.purchases import NewPurchase, Purchase, PurchaseBook
+
+_LARGEST_RANDOM_SEED = 2**32 - 1
+
+
+class Provider:
+    """One account at the provider: its clock, queue, moods and record of purchases.
+
+    Used from the event loop alone. No method waits, so each one happens at once as seen by clients:
+    two POSTs cannot both take the last place in the queue.
+    """
+
+    def __init__(self, config: EmulatorConfig) -> None:
+        self.config = config
+        # A real provider never gives an id twice. An emulator that kept no data must not either, or
+        # clients would take another purchase's pictures for theirs: ids begin at the time, in µs,
+        # which no server sells fast enough to overtake.
+        self.book = PurchaseBook(config.data_dir, first_id=time.time_ns() // 1000)
+        self.clock = Clock(self.book.clock_offset())
+        self._begin()
+
+    def _begin(self) -> None:
+        self.moods = Moods(self.config.moods, self.config.seed)
+        self.queue = Occupancy(self.config.cap)
+        now = self.clock.now()
+        self.queue.restore(now, self.book.ready_times_after(now))
+
+    def buy(self, order: Order, occasion: str) -> Purchase:
+        """Accept an order: from here on it is paid for."""
+        picture = order.picture
+        if picture.seed == 0:
+            # Truly random, unlike the dice: a restart must not repeat it.
+            picture = replace(picture, seed=1 + secrets.randbelow(_LARGEST_RANDOM_SEED))
+        shortest, longest = self.config.latency_seconds
+        latency = shortest + (longest - shortest) * self.moods.roll("latency", occasion)
+        now = self.clock.now()
+        self.queue.enter(now, now + latency)
+        return self.book.add(
+            NewPurchase(
+                picture=picture,
+                track_id=order.track_id,
+                occasion=occasion,
+                bought_at=now,
+                ready_at=now + latency,
+                fails=self.moods.strikes("failed", occasion),
+                output=str(uuid.uuid4()),
+                image_format=self.config.image_format,
+            )
+        )
+
+    def find(self, purchase_id: str) -> Purchase | None:
+        """Find a purchase by its id as it came in; None if there is none, or it is forgotten."""
+        # 18 digits: a longer number would not fit SQLite's integers.
+        if not (purchase_id.isascii() and purchase_id.isdigit() and len(purchase_id) <= 18):  # noqa: PLR2004 - see above
+            return None
+        purchase = self.book.by_id(int(purchase_id))
+        if purchase is None or self.moods.strikes("forget", purchase.occasion):
+            return None
+        return purchase
+
+    def is_ready(self, purchase: Purchase) -> bool:
+        """Tell whether the generation has ended, well or not."""
+        return purchase.ready_at <= self.clock.now()
+
+    def shows_images(self, purchase: Purchase) -> bool:
+        """Tell whether the links lead to pictures: done, not failed, not expired."""
+        age = self.clock.now() - purchase.ready_at
+        return not purchase.fails and 0 <= age < self.config.expiry_seconds
+
+    def advance_clock(self, seconds: float) -> None:
+        """Move the clock forward; a restart does not turn it back."""
+        self.clock.advance(seconds)
+        self.book.keep_clock_offset(self.clock.offset_seconds)
+
+    def reset(self) -> None:
+        """Forget all purchases and figures, and go back to the moods of the start.
+
+        The clock keeps its time and ids go on counting.
+        """
+        self.book.clear()
+        self._begin()
+
+    def close(self) -> None:
+        """Close the record."""
+        self.book.close()
