@@ -52,7 +52,7 @@ def draw(fields: PictureFields, sample: int, image_format: ImageFormat) -> bytes
     else:
         text = PngImagePlugin.PngInfo()
         text.add_text(_TEXT_KEY, label)
-        # Level 1: encodes 2048x2048 in 51 ms, against 109 ms for run lengths only; 6 is slower still.
+        # Level 1: Huffman coding alone took twice as long, run lengths as long, for larger files.
         picture.save(out, "PNG", compress_level=1, pnginfo=text)
     return out.getvalue()
 
