@@ -1,0 +1,1 @@
+"""Turns a table of prompts into image datasets on S3, buying nothing twice. Knows no Dagster."""

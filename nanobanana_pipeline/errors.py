@@ -1,0 +1,86 @@
+"""Every error this package raises on purpose.
+
+NanobananaError
+├── SettingsError         what is missing or contradicts itself, and how to set it
+├── PromptTableError      a table that cannot be read at all (bad *rows* are quarantined instead)
+├── PlanError             a launch that must not start: seed 0, changed parameters, …
+├── LocalServerError      a child process of the local profile did not come up
+├── StorageError          S3 answered, and the answer is no
+│   └── StorageUnavailable    S3 did not answer, or asked to come back later: try again
+├── ForbiddenTransition   a ledger entry may not go from its state to the one asked for
+├── ProviderHalt          the provider refuses the account: more requests would be refused too
+└── DownloadError         an output URL did not give its image
+    ├── DownloadRefused       the URL itself is not acceptable (scheme, address, too many bytes)
+    ├── ImageGone             404, 403 or 410: not there yet, or not any more
+    └── ImageBroken           bytes came, and they are not the image that was asked for
+
+Messages say what happened, where, and how to mend it.
+"""
+
+__all__ = [
+    "DownloadError",
+    "DownloadRefused",
+    "ForbiddenTransition",
+    "ImageBroken",
+    "ImageGone",
+    "LocalServerError",
+    "NanobananaError",
+    "PlanError",
+    "PromptTableError",
+    "ProviderHalt",
+    "SettingsError",
+    "StorageError",
+    "StorageUnavailable",
+]
+
+
+class NanobananaError(Exception):
+    """Base of all errors of this package; its text is fit to show to a user."""
+
+
+class SettingsError(NanobananaError):
+    """Settings are missing or contradict each other."""
+
+
+class PromptTableError(NanobananaError):
+    """A prompt table cannot be used at all."""
+
+
+class PlanError(NanobananaError):
+    """A launch that must not start."""
+
+
+class LocalServerError(NanobananaError):
+    """A server of the local profile did not start or died."""
+
+
+class StorageError(NanobananaError):
+    """S3 answered with an error that trying again does not mend."""
+
+
+class StorageUnavailable(StorageError):  # noqa: N818 - the name says the state, as in the field
+    """S3 gave no answer, or asked to come back later; a write may or may not have been applied."""
+
+
+class ForbiddenTransition(NanobananaError):  # noqa: N818
+    """A ledger entry may not take the step that was asked of it."""
+
+
+class ProviderHalt(NanobananaError):  # noqa: N818
+    """The provider refuses this account or this address; asking again would be refused too."""
+
+
+class DownloadError(NanobananaError):
+    """An output URL did not give its image; trying again may help."""
+
+
+class DownloadRefused(DownloadError):  # noqa: N818
+    """An output URL that must not be followed; trying again does not help."""
+
+
+class ImageGone(DownloadError):  # noqa: N818
+    """The server has no such image, not yet or not any more."""
+
+
+class ImageBroken(DownloadError):  # noqa: N818
+    """The bytes that came are not the image that was asked for."""

@@ -1,0 +1,1 @@
+"""From missing cells to pictures in the bucket: plan, buy, transfer, account."""

@@ -1,0 +1,298 @@
+"""The engine's first stage: one request from its ledger entry to pictures ready to be fetched.
+
+The order of writes is the promise: claim, then send; accepted, then wait. Whatever dies between
+two lines here, the ledger tells the next worker what may be done.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from nanobanana_pipeline.errors import ForbiddenTransition, ProviderHalt
+from nanobanana_pipeline.generation.transfer import PAID_PATIENCE_SECONDS
+from nanobanana_pipeline.generation.work import Work
+from nanobanana_pipeline.ledger import Entry, Held, Ledger, State, boot_clock, new_nonce
+from nanobanana_pipeline.provider.answers import (
+    Done,
+    Failed,
+    Halted,
+    Missing,
+    NotSent,
+    Queued,
+    RateLimited,
+    Refused,
+    SubmitOutcome,
+    Unknown,
+)
+from nanobanana_pipeline.provider.client import ProviderClient
+from nanobanana_pipeline.provider.slots import Slots
+
+__all__ = ["Bought", "Buyer", "Ended", "Later", "Step"]
+
+log = logging.getLogger(__name__)
+
+LEASE_MARGIN_SECONDS: Final = 30.0
+FIRST_POLL_SECONDS: Final = 0.1
+POLL_SHARE: Final = 0.08
+"""Each wait is this share of the time since sending: noticed within 8 %, whatever the latency."""
+MAX_POLL_SECONDS: Final = 5.0
+POLL_UNTIL_SECONDS: Final = 1800.0
+MISSING_TRIES: Final = 3
+UNSENT_TRIES: Final = 6
+MAX_BACKOFF_SECONDS: Final = 10.0
+OTHERS_CLAIM_POLL_SECONDS: Final = 3.0
+
+
+@dataclass(frozen=True)
+class Bought:
+    """The pictures are ready; the entry is accepted."""
+
+    held: Held
+    done: Done
+
+
+@dataclass(frozen=True)
+class Later:
+    """Look again in so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Nothing more to do in this run. `state` is the entry's; open if it was never tried."""
+
+    state: State
+    reason: str | None = None
+
+
+Step = Bought | Later | Ended
+
+
+class Buyer:
+    """Takes requests through claim, send, and wait. Safe to share between threads.
+
+    Args:
+        ledger: where every step is written before the next is taken.
+        provider: the account.
+        slots: how many requests may be there at once.
+        realm: whose pictures these are.
+        run_id: written into every attempt.
+        rebuy: send requests in doubt or lost again.
+        stop: once set, nothing new is sent.
+        give_up: once set, nothing is waited for.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        provider: ProviderClient,
+        slots: Slots,
+        *,
+        realm: str,
+        run_id: str,
+        stop: threading.Event,
+        give_up: threading.Event,
+        rebuy: bool = False,
+    ) -> None:
+        self._ledger = ledger
+        self._provider = provider
+        self._slots = slots
+        self._realm = realm
+        self._run_id = run_id
+        self._rebuy = rebuy
+        self._stop = stop
+        self._give_up = give_up
+        self._lease_seconds = provider.submit_seconds + 2 * LEASE_MARGIN_SECONDS
+        self._lock = threading.Lock()
+        self._sending: dict[str, Held] = {}
+        self.accepted = 0
+        self.provider_seconds = 0.0
+
+    def advance(self, work: Work) -> Step:
+        """Do the next thing for a request, as its entry allows.
+
+        Raises:
+            ProviderHalt: the provider refuses the account; nothing more should be sent.
+            StorageUnavailable: S3 stayed silent; nothing was sent, or it is accepted and written.
+        """
+        held = work.held
+        if held is not None and held.entry.state is State.SUBMITTING:
+            return self._await_other(work)
+        if held is not None and held.entry.state is State.ACCEPTED:
+            return self._resume(held)
+        if held is not None and not held.entry.may_claim(rebuy=self._rebuy):
+            return _ended(held)
+        if not self._slots.acquire(self._stop):
+            return Ended(State.OPEN, "stopped before it was sent")
+        try:
+            return self._buy(work)
+        finally:
+            self._slots.release()
+
+    def doubt_unanswered(self) -> None:
+        """At the end of a stop's grace: put in doubt what was sent and not answered."""
+        with self._lock:
+            sending = list(self._sending.values())
+        for held in sending:
+            try:
+                self._ledger.apply(held, _doubt_of(held.entry.last.nonce))
+            except ForbiddenTransition:
+                log.info("request %s was answered meanwhile", held.entry.request_key)
+
+    def _buy(self, work: Work) -> Step:
+        planned = work.planned
+        nonce = new_nonce()
+        held = self._ledger.claim(
+            work.held,
+            Entry.new(planned.request, planned.request_key, realm=self._realm),
+            run_id=self._run_id,
+            nonce=nonce,
+            lease_seconds=self._lease_seconds,
+            rebuy=self._rebuy,
+        )
+        if held is None:
+            work.held = self._ledger.read(planned.request_key)
+            return Later(0)
+        if held.lease_left < self._provider.submit_seconds + LEASE_MARGIN_SECONDS:
+            held = self._ledger.apply(held, lambda entry: entry.renew(nonce))
+        if self._stop.is_set():
+            self._ledger.apply(held, lambda entry: entry.not_sent(nonce, "stopped"))
+            return Ended(State.OPEN, "stopped before it was sent")
+        request = planned.request.model_copy(update={"track_id": f"{planned.request_key}.{nonce}"})
+        sent = boot_clock()
+        with self._lock:
+            self._sending[nonce] = held
+        try:
+            outcome = self._provider.submit(request)
+            return self._answered(work, held, nonce, sent, outcome)
+        finally:
+            with self._lock:
+                del self._sending[nonce]
+
+    def _answered(
+        self, work: Work, held: Held, nonce: str, sent: float, outcome: SubmitOutcome
+    ) -> Step:
+        """Write down what the provider said before anything else happens."""
+        match outcome:
+            case Queued() | Done():
+                work.unsent = 0
+                held = self._accept(held, nonce, outcome)
+                if isinstance(outcome, Queued):
+                    return self._wait(held, sent)
+                self._note_served(sent)
+                return Bought(held, outcome)
+            case Unknown(reason, provider_id):
+                held = self._write(held, lambda e: e.doubt(nonce, reason, provider_id))
+                return _ended(held)
+            case Refused(reason):
+                return _ended(self._write(held, lambda e: e.refuse(nonce, reason)))
+            case Failed(reason):
+                work.held = self._write(held, lambda e: e.fail(nonce, reason))
+                return Later(1.0) if work.held.entry.may_claim() else _ended(work.held)
+            case RateLimited(retry_after, reason):
+                work.held = self._write(held, lambda e: e.not_sent(nonce, reason))
+                self._slots.refused(retry_after)
+                return Later(0)
+            case Halted(reason):
+                self._write(held, lambda e: e.not_sent(nonce, reason))
+                raise ProviderHalt(reason)
+            case NotSent(reason):
+                work.held = self._write(held, lambda e: e.not_sent(nonce, reason))
+                work.unsent += 1
+                if work.unsent >= UNSENT_TRIES:
+                    return Ended(State.OPEN, f"could not be sent: {reason}")
+                return Later(min(2.0**work.unsent / 2, MAX_BACKOFF_SECONDS))
+
+    def _accept(self, held: Held, nonce: str, outcome: Queued | Done) -> Held:
+        provider_id = outcome.provider_id
+        log.info("request %s has provider id %s", held.entry.request_key, provider_id)
+        with self._lock:
+            self.accepted += 1
+        output = outcome.output if isinstance(outcome, Done) else ()
+        return self._write(held, lambda e: e.accept(nonce, provider_id, output, outcome.seed))
+
+    def _write(self, held: Held, change: Callable[[Entry], Entry]) -> Held:
+        return self._ledger.apply(held, change, patience_seconds=PAID_PATIENCE_SECONDS)
+
+    def _resume(self, held: Held) -> Step:
+        """Go on with what was accepted before, perhaps by a worker that is dead."""
+        attempt = held.entry.last
+        if attempt.output:
+            return Bought(held, Done(attempt.provider_id, attempt.output, attempt.seed_reported))
+        if not self._slots.acquire(self._give_up):
+            return _ended(held)
+        try:
+            return self._wait(held, None)
+        finally:
+            self._slots.release()
+
+    def _wait(self, held: Held, sent: float | None) -> Step:
+        """Ask until the provider is done.
+
+        Args:
+            held: the accepted entry.
+            sent: `boot_clock` when it was sent; None if somebody else sent it.
+        """
+        attempt = held.entry.last
+        if attempt.provider_id is None:
+            return _ended(self._write(held, lambda e: e.lose(attempt.nonce, "it has no id")))
+        began = sent or boot_clock()
+        missing, pause = 0, 0.0 if sent is None else FIRST_POLL_SECONDS
+        while not self._give_up.wait(pause):
+            outcome = self._provider.fetch(attempt.provider_id)
+            elapsed = boot_clock() - began
+            pause = min(max(FIRST_POLL_SECONDS, POLL_SHARE * elapsed), MAX_POLL_SECONDS)
+            missing = missing + 1 if isinstance(outcome, Missing) else 0
+            match outcome:
+                case Done():
+                    if sent is not None:
+                        self._note_served(sent)
+                    return Bought(held, outcome)
+                case Failed(reason):
+                    failed = self._write(held, lambda e, r=reason: e.fail(attempt.nonce, r))
+                    return _ended(failed)
+                case Missing(reason) if missing >= MISSING_TRIES:
+                    lost = self._write(held, lambda e, r=reason: e.lose(attempt.nonce, r))
+                    return _ended(lost)
+                case Halted(reason):
+                    raise ProviderHalt(reason)
+                case RateLimited(retry_after, _):
+                    pause = max(pause, retry_after or 1.0)
+                case Missing() | Unknown():
+                    pause = max(pause, 1.0)
+            if elapsed > POLL_UNTIL_SECONDS:
+                return Ended(State.ACCEPTED, f"not ready after {elapsed:.0f} s")
+        return Ended(State.ACCEPTED, "stopped while it was being drawn")
+
+    def _await_other(self, work: Work) -> Step:
+        """Somebody else is sending this request: wait for the outcome, without a slot.
+
+        Bounded by the claim's own lease: when that runs out, it is in doubt.
+        """
+        held = self._ledger.read(work.planned.request_key)
+        if held is not None:
+            held = self._ledger.expire(held)
+        work.held = held
+        if held is None or held.entry.state is not State.SUBMITTING:
+            return Later(0)
+        if self._stop.is_set():
+            return Ended(State.SUBMITTING, "stopped while another run was sending it")
+        return Later(min(OTHERS_CLAIM_POLL_SECONDS, max(0.2, held.lease_left + 0.2)))
+
+    def _note_served(self, sent: float) -> None:
+        seconds = boot_clock() - sent
+        with self._lock:
+            self.provider_seconds += seconds
+        self._slots.served(seconds)
+
+
+def _doubt_of(nonce: str) -> Callable[[Entry], Entry]:
+    return lambda entry: entry.doubt(nonce, "stopped before an answer came")
+
+
+def _ended(held: Held) -> Ended:
+    entry = held.entry
+    return Ended(entry.state, entry.last.reason if entry.attempts else None)

@@ -1,0 +1,112 @@
+"""The cells of a partition: each row of a prompt set under one seed, with its request and key."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pandas as pd
+
+from nanobanana_pipeline.errors import PlanError
+from nanobanana_pipeline.request import (
+    REQUEST_FIELDS,
+    ImageRequest,
+    PictureParameters,
+    request_key,
+)
+
+__all__ = ["LAST_SEED", "Cells", "check_seed", "draw_cells"]
+
+LAST_SEED: Final = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A partition's cells.
+
+    Attributes:
+        frame: one row a cell, in the prompt set's order: prompt_id (str), prompt (str),
+            request_key (str, 64 hexadecimal digits), seed_asked (int64), samples (int64),
+            requested (bool; False outside a pilot's limit).
+        prompts: the prompt set that they were made from.
+        seed: the partition's.
+        parameters: in force for rows that do not say otherwise; all named.
+    """
+
+    frame: pd.DataFrame
+    prompts: pd.DataFrame
+    seed: int
+    parameters: Mapping[str, Any]
+
+    def requests(self, positions: list[int]) -> Iterator[ImageRequest]:
+        """The requests of the cells at these positions of `frame`."""
+        return _requests(self.prompts.iloc[positions], self.seed, self.parameters)
+
+
+def check_seed(seed: int) -> int:
+    """Accept a partition's seed.
+
+    Raises:
+        PlanError: it is not 1 to 2^32-1.
+    """
+    if seed == 0:
+        raise PlanError(
+            "seed 0 asks the provider for a random seed: the same cell would be another picture "
+            "each time. Use 1 to 4294967295"
+        )
+    if not 1 <= seed <= LAST_SEED:
+        raise PlanError(f"seed {seed} is out of range: use 1 to {LAST_SEED}")
+    return seed
+
+
+def draw_cells(
+    prompts: pd.DataFrame,
+    *,
+    seed: int,
+    parameters: Mapping[str, Any],
+    realm: str,
+    limit: int | None,
+) -> Cells:
+    """Work out every cell's request key.
+
+    Args:
+        prompts: a prompt set (see `prompts.prompt_set.load`).
+        seed: the partition's; a row with a `seed` of its own keeps that.
+        parameters: all of `PictureParameters`' fields; a row's own columns go first.
+        realm: part of the key.
+        limit: a pilot's number of rows; which ones depends on their ids alone, and a larger limit
+            holds a smaller one's rows.
+    """
+    check_seed(seed)
+    keys, asked, samples = [], [], []
+    for request in _requests(prompts, seed, parameters):
+        keys.append(request_key(request, realm=realm))
+        asked.append(request.seed)
+        samples.append(request.samples)
+    frame = prompts[["prompt_id", "prompt"]].reset_index(drop=True)
+    frame = frame.assign(
+        request_key=pd.array(keys, dtype="str"),
+        seed_asked=pd.array(asked, dtype="int64"),
+        samples=pd.array(samples, dtype="int64"),
+        requested=_pilot(frame["prompt_id"], limit),
+    )
+    return Cells(frame, prompts, seed, parameters)
+
+
+def _requests(
+    prompts: pd.DataFrame, seed: int, parameters: Mapping[str, Any]
+) -> Iterator[ImageRequest]:
+    named = [name for name in REQUEST_FIELDS if name in prompts.columns]
+    base = {name: parameters[name] for name in PictureParameters.model_fields}
+    columns = [prompts[name].astype(object).where(prompts[name].notna(), None) for name in named]
+    for values in zip(*columns, strict=True):
+        own = {name: value for name, value in zip(named, values, strict=True) if value is not None}
+        yield ImageRequest(**{"seed": seed, **base, **own})
+
+
+def _pilot(prompt_ids: pd.Series, limit: int | None) -> pd.Series:
+    if limit is None or limit >= len(prompt_ids):
+        return pd.Series(data=True, index=prompt_ids.index, dtype=bool)
+    draw = prompt_ids.map(lambda prompt_id: hashlib.sha256(prompt_id.encode()).digest())
+    chosen = draw.sort_values().index[:limit]
+    return pd.Series(prompt_ids.index.isin(chosen), index=prompt_ids.index)

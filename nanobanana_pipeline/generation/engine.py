@@ -1,0 +1,301 @@
+"""The engine: settles a shard's requests, buying each at most once.
+
+Two stages with a bounded hand-over. Buyers hold a provider slot while they claim, send and wait;
+movers bring what is ready into the bucket. A slow bucket never idles the provider until the
+hand-over is full.
+"""
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final, Self
+
+from nanobanana_pipeline.errors import ProviderHalt, StorageUnavailable
+from nanobanana_pipeline.generation.buy import Bought, Buyer, Ended, Later
+from nanobanana_pipeline.generation.transfer import Transfer
+from nanobanana_pipeline.generation.work import PlannedRequest, Work, WorkList
+from nanobanana_pipeline.ledger import Ledger, State
+from nanobanana_pipeline.provider.client import ProviderClient
+from nanobanana_pipeline.provider.slots import Slots
+
+__all__ = ["Engine", "Progress", "Report"]
+
+log = logging.getLogger(__name__)
+
+MOVERS: Final = 8
+HAND_OVER: Final = 64
+GRACE_SECONDS: Final = 20.0
+MAX_REASONS: Final = 20
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A moment of a running engine: requests, images, bytes and pace."""
+
+    total: int
+    finished: int
+    at_provider: int
+    slots: int
+    images: int
+    size: int
+    seconds: float
+
+    def __str__(self) -> str:
+        pace = self.images / self.seconds if self.seconds else 0.0
+        return (
+            f"{self.finished:,} of {self.total:,} requests, {self.images:,} images, "
+            f"{self.size / 1e6:,.1f} MB, {pace:.1f} images/s, "
+            f"{self.at_provider} at the provider ({self.slots} slots)"
+        )
+
+
+@dataclass
+class Report:
+    """What a shard came to.
+
+    Attributes:
+        states: requests by what they ended as; `open` means not bought in this run.
+        bought: how many the provider accepted in this run.
+        images: pictures stored by this run.
+        size: their bytes.
+        seconds: wall time.
+        provider_seconds: summed over requests, from sending to noticing that it is done.
+        rate_limited: answers that said 429.
+        reasons: why requests are not settled, with how often; the first 20 different ones.
+        halted: why buying stopped early, if it did.
+    """
+
+    states: Counter[State] = field(default_factory=Counter)
+    bought: int = 0
+    images: int = 0
+    size: int = 0
+    seconds: float = 0.0
+    provider_seconds: float = 0.0
+    rate_limited: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    halted: str | None = None
+
+    def __iadd__(self, other: Self) -> Self:
+        self.states += other.states
+        self.bought += other.bought
+        self.images += other.images
+        self.size += other.size
+        self.seconds += other.seconds
+        self.provider_seconds += other.provider_seconds
+        self.rate_limited += other.rate_limited
+        self.reasons += other.reasons
+        self.halted = self.halted or other.halted
+        return self
+
+
+class Engine:
+    """Settles one shard of requests; made anew for each.
+
+    Args:
+        ledger: where every step is written before the next is taken.
+        provider: the account.
+        transfer: the second stage.
+        slots: how many requests may be at the provider at once.
+        realm: whose pictures these are.
+        run_id: written into every attempt.
+        rebuy: send requests in doubt or lost again.
+        on_progress: called every `progress_seconds` from the calling thread.
+        progress_seconds: how often.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        provider: ProviderClient,
+        transfer: Transfer,
+        slots: Slots,
+        *,
+        realm: str,
+        run_id: str,
+        rebuy: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+        progress_seconds: float = 10.0,
+    ) -> None:
+        self._transfer = transfer
+        self._slots = slots
+        self._on_progress = on_progress
+        self._progress_seconds = progress_seconds
+        self._stop, self._give_up = threading.Event(), threading.Event()
+        self._buyer = Buyer(
+            ledger,
+            provider,
+            slots,
+            realm=realm,
+            run_id=run_id,
+            rebuy=rebuy,
+            stop=self._stop,
+            give_up=self._give_up,
+        )
+        self._handed_over: queue.Queue[Bought | None] = queue.Queue(HAND_OVER)
+        self._lock = threading.Lock()
+        self._report = Report()
+        self._fault: BaseException | None = None
+
+    def settle(self, planned: Iterable[PlannedRequest]) -> Report:
+        """Settle what can be settled; what cannot is left in a state that says why.
+
+        Raises:
+            BaseException: what interrupted the calling thread, after nothing new is sent and what
+                is under way has had its grace.
+            NanobananaError: a fault of ours or of the bucket that makes going on senseless.
+        """
+        work = [Work(request) for request in planned]
+        todo = WorkList(work)
+        started = time.monotonic()
+        buyers = self._threads("buyer", min(self._slots.most, len(work)), self._buy, todo)
+        movers = self._threads("mover", MOVERS, self._move)
+        try:
+            self._watch(buyers, len(work), started)
+            self._end(buyers, movers, None)
+            self._watch(movers, len(work), started)
+        except BaseException:
+            self._stop.set()
+            log.warning("stopping: nothing more is sent; waiting for what is under way")
+            self._end(buyers, movers, time.monotonic() + GRACE_SECONDS)
+            raise
+        if self._fault is not None:
+            raise self._fault
+        report = self._report
+        report.seconds = time.monotonic() - started
+        report.bought = self._buyer.accepted
+        report.provider_seconds = self._buyer.provider_seconds
+        report.rate_limited = self._slots.rate_limited
+        report.states[State.OPEN] += len(work) - report.states.total()
+        report.states = +report.states
+        return report
+
+    def _threads(
+        self, name: str, count: int, job: Callable[..., None], *args: object
+    ) -> list[threading.Thread]:
+        # Daemons: a thread that waits for an answer must not keep a stopped process alive; what
+        # it waits for is in the ledger.
+        threads = [
+            threading.Thread(target=job, args=args, name=f"{name}-{i}", daemon=True)
+            for i in range(count)
+        ]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _watch(self, threads: list[threading.Thread], total: int, started: float) -> None:
+        """Wait for threads in small steps, so that the calling thread can be interrupted."""
+        due = time.monotonic() + self._progress_seconds
+        while any(thread.is_alive() for thread in threads):
+            next(t for t in threads if t.is_alive()).join(0.2)
+            if self._on_progress and time.monotonic() >= due:
+                due += self._progress_seconds
+                self._on_progress(self._progress(total, started))
+
+    def _end(
+        self,
+        buyers: list[threading.Thread],
+        movers: list[threading.Thread],
+        deadline: float | None,
+    ) -> None:
+        """Let both stages run out; with a deadline, leave what is not done by then."""
+        for thread in buyers:
+            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        if deadline is not None and any(thread.is_alive() for thread in buyers):
+            self._give_up.set()
+            self._buyer.doubt_unanswered()
+        for _ in movers:
+            self._hand_over(None)
+        if deadline is not None:
+            for thread in movers:
+                thread.join(max(0.0, deadline - time.monotonic()))
+            self._give_up.set()
+
+    def _buy(self, todo: WorkList) -> None:
+        while (work := todo.take(self._stop)) is not None:
+            try:
+                step = self._buyer.advance(work)
+            except ProviderHalt as error:
+                self._halt(str(error))
+                step = Ended(State.OPEN, f"stopped: {error}")
+            except StorageUnavailable as error:
+                key = work.planned.request_key
+                log.warning("request %s is left for a later launch: %s", key, error)
+                step = Ended(State.OPEN, str(error))
+            except BaseException as error:  # noqa: BLE001 - raised again where settle was called
+                self._fail(error)
+                return
+            match step:
+                case Later(seconds):
+                    todo.put_back(work, seconds)
+                case Bought():
+                    todo.finish()
+                    self._hand_over(step)
+                case Ended(state, reason):
+                    todo.finish()
+                    self._count(state, reason)
+
+    def _move(self) -> None:
+        while (bought := self._next_bought()) is not None:
+            try:
+                result = self._transfer.settle(bought.held, bought.done)
+            except StorageUnavailable as error:
+                self._count(State.ACCEPTED, str(error))
+            except BaseException as error:  # noqa: BLE001 - raised again where settle was called
+                self._fail(error)
+                return
+            else:
+                with self._lock:
+                    self._report.images += result.images
+                    self._report.size += result.size
+                self._count(result.held.entry.state, result.reason)
+
+    def _next_bought(self) -> Bought | None:
+        while not self._give_up.is_set():
+            with contextlib.suppress(queue.Empty):
+                return self._handed_over.get(timeout=0.5)
+        return None
+
+    def _hand_over(self, bought: Bought | None) -> None:
+        """Give to the movers; when they are dead or too slow for a stop, the ledger keeps it."""
+        while not self._give_up.is_set():
+            try:
+                self._handed_over.put(bought, timeout=0.5)
+            except queue.Full:
+                continue
+            return
+
+    def _count(self, state: State, reason: str | None) -> None:
+        with self._lock:
+            self._report.states[state] += 1
+            reasons = self._report.reasons
+            if reason and (reason in reasons or len(reasons) < MAX_REASONS):
+                reasons[reason] += 1
+
+    def _halt(self, reason: str) -> None:
+        with self._lock:
+            self._report.halted = self._report.halted or reason
+        self._stop.set()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            self._fault = self._fault or error
+        log.error("stopping on a fault", exc_info=error)
+        self._stop.set()
+        self._give_up.set()
+
+    def _progress(self, total: int, started: float) -> Progress:
+        report = self._report
+        return Progress(
+            total=total,
+            finished=report.states.total(),
+            at_provider=self._slots.in_use,
+            slots=self._slots.limit,
+            images=report.images,
+            size=report.size,
+            seconds=time.monotonic() - started,
+        )

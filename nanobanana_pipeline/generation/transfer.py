@@ -1,0 +1,182 @@
+"""The engine's second stage: download → verify → hash → PUT → settle."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+
+import tenacity
+
+from nanobanana_pipeline.errors import (
+    DownloadError,
+    DownloadRefused,
+    ImageBroken,
+    ImageGone,
+    StorageUnavailable,
+)
+from nanobanana_pipeline.images import CONTENT_TYPES, inspect
+from nanobanana_pipeline.layout import image_key, image_owner_key
+from nanobanana_pipeline.ledger import Held, Ledger, StoredImage
+from nanobanana_pipeline.provider.answers import Done
+from nanobanana_pipeline.provider.client import ProviderClient
+from nanobanana_pipeline.provider.downloads import Downloader
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["PAID_PATIENCE_SECONDS", "Transfer", "Transferred"]
+
+log = logging.getLogger(__name__)
+
+PAID_PATIENCE_SECONDS = 3600.0
+"""What was paid for is written down however long S3 takes to come back, within reason."""
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """What the second stage made of one accepted request.
+
+    Attributes:
+        held: its entry afterwards: settled, lost, or still accepted.
+        images: pictures stored.
+        size: their bytes.
+        reason: why it is not settled.
+    """
+
+    held: Held
+    images: int
+    size: int
+    reason: str | None = None
+
+
+class Transfer:
+    """Brings accepted requests' images into the bucket. Safe to share between threads."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        ledger: Ledger,
+        provider: ProviderClient,
+        downloader: Downloader,
+        *,
+        run_id: str,
+        download_seconds: float = 60.0,
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._provider = provider
+        self._downloader = downloader
+        self._run_id = run_id
+        self._download_seconds = download_seconds
+
+    def settle(self, held: Held, done: Done) -> Transferred:
+        """Store every picture of an accepted request, then say so in the ledger.
+
+        Bytes that cannot be had for a passing reason leave the entry accepted, to be resumed by
+        id; bytes that are gone or broken to the end make it lost, with the good ones kept.
+
+        Raises:
+            StorageUnavailable: S3 stayed silent; the entry is as accepted as before.
+        """
+        attempt, request = held.entry.last, held.entry.request
+        images: list[StoredImage] = []
+        problems: list[str] = []
+        passing = False
+        for sample, url in enumerate(done.output):
+            try:
+                images.append(self._bring_or_ask_again(held, sample, url))
+            except DownloadError as error:
+                passing = passing or not isinstance(error, ImageGone | ImageBroken)
+                problems.append(f"sample {sample}: {error}")
+        missing = request.samples - len(done.output)
+        if missing > 0:
+            problems.append(f"{missing} of {request.samples} samples never came")
+        size = sum(image.size for image in images)
+        reason = "; ".join(problems) or None
+        if reason is None:
+            held = self._ledger.apply(
+                held,
+                lambda entry: entry.settle(attempt.nonce, images, done.seed),
+                patience_seconds=PAID_PATIENCE_SECONDS,
+            )
+        elif not passing:
+            held = self._ledger.apply(
+                held,
+                lambda entry: entry.lose(attempt.nonce, reason, images),
+                patience_seconds=PAID_PATIENCE_SECONDS,
+            )
+        return Transferred(held, len(images), size, reason)
+
+    def _bring_or_ask_again(self, held: Held, sample: int, url: str) -> StoredImage:
+        """`_bring`; where the bytes are gone or broken, once more from a URL asked for anew."""
+        try:
+            return self._bring(held, sample, url)
+        except (ImageGone, ImageBroken):
+            fresh = self._fresh_url(held, sample, url)
+            if fresh is None:
+                raise
+        return self._bring(held, sample, fresh)
+
+    def _bring(self, held: Held, sample: int, url: str) -> StoredImage:
+        """Download, verify and store one picture.
+
+        Raises:
+            DownloadError: as the last try said.
+            StorageUnavailable: S3 stayed silent.
+        """
+        request = held.entry.request
+        for attempt in tenacity.Retrying(
+            retry=tenacity.retry_if_exception(
+                lambda e: isinstance(e, DownloadError) and not isinstance(e, DownloadRefused)
+            ),
+            wait=tenacity.wait_exponential_jitter(initial=0.3, max=10),
+            stop=tenacity.stop_after_delay(self._download_seconds) | tenacity.stop_after_attempt(6),
+            reraise=True,
+        ):
+            with attempt:
+                data = self._downloader.download(url)
+                facts = inspect(data, width=request.width, height=request.height)
+        digest = hashlib.sha256(data)
+        sha256 = digest.hexdigest()
+        key = image_key(sha256, facts.format)
+        self._store_once(held, key, data, digest.digest(), CONTENT_TYPES[facts.format])
+        return StoredImage(
+            sample=sample,
+            sha256=sha256,
+            size=len(data),
+            format=facts.format,
+            width=facts.width,
+            height=facts.height,
+            key=key,
+        )
+
+    @tenacity.retry(
+        retry=tenacity.retry_if_exception_type(StorageUnavailable),
+        wait=tenacity.wait_exponential_jitter(initial=0.2, max=10),
+        stop=tenacity.stop_after_delay(PAID_PATIENCE_SECONDS),
+        reraise=True,
+    )
+    def _store_once(
+        self, held: Held, key: str, data: bytes, digest: bytes, content_type: str
+    ) -> None:
+        """Create the image, or record a second owner where the same bytes lie already."""
+        request_key = held.entry.request_key
+        created = self._store.create(
+            key,
+            data,
+            sha256=digest,
+            content_type=content_type,
+            metadata={"request-key": request_key, "run-id": self._run_id},
+        )
+        if created is not None:
+            return
+        metadata = self._store.head(key) or {}
+        if metadata.get("request-key") != request_key:
+            self._store.put(image_owner_key(digest.hex(), request_key), b"")
+
+    def _fresh_url(self, held: Held, sample: int, url: str) -> str | None:
+        """Another URL for the same picture, if the provider names one now."""
+        provider_id = held.entry.last.provider_id
+        if provider_id is None:
+            return None
+        outcome = self._provider.fetch(provider_id)
+        if isinstance(outcome, Done) and sample < len(outcome.output):
+            return outcome.output[sample] if outcome.output[sample] != url else None
+        return None

@@ -1,0 +1,77 @@
+"""What the engine still has to do: requests that are due now, and requests that are due later."""
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from nanobanana_pipeline.ledger import Held
+from nanobanana_pipeline.request import ImageRequest
+
+__all__ = ["PlannedRequest", "Work", "WorkList"]
+
+
+@dataclass(frozen=True)
+class PlannedRequest:
+    """A request that a launch wants settled, under its key."""
+
+    request_key: str
+    request: ImageRequest
+
+
+@dataclass(eq=False)
+class Work:
+    """A planned request on its way through the engine.
+
+    Attributes:
+        held: its ledger entry as last seen; None until it was looked at.
+        unsent: how often in a row it could not even be sent.
+        waited_since: when it was first found claimed by somebody else (monotonic seconds).
+    """
+
+    planned: PlannedRequest
+    held: Held | None = None
+    unsent: int = 0
+    waited_since: float | None = None
+
+
+@dataclass
+class WorkList:
+    """A queue in which an item can be put back for later. Safe to share between threads."""
+
+    items: Iterable[Work]
+    _due: list[tuple[float, int, Work]] = field(init=False, default_factory=list)
+    _open: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self._order = itertools.count()
+        self._changed = threading.Condition()
+        for item in self.items:
+            heapq.heappush(self._due, (0.0, next(self._order), item))
+            self._open += 1
+
+    def take(self, stop: threading.Event) -> Work | None:
+        """The next item that is due; None when all are finished or `stop` is set."""
+        with self._changed:
+            while self._open and not stop.is_set():
+                wait = self._due[0][0] - time.monotonic() if self._due else 1.0
+                if self._due and wait <= 0:
+                    return heapq.heappop(self._due)[2]
+                self._changed.wait(min(wait, 0.5))
+            return None
+
+    def put_back(self, item: Work, delay_seconds: float = 0.0) -> None:
+        """Look at a taken item again later."""
+        with self._changed:
+            due = time.monotonic() + delay_seconds if delay_seconds else 0.0
+            heapq.heappush(self._due, (due, next(self._order), item))
+            self._changed.notify()
+
+    def finish(self) -> None:
+        """A taken item needs no more buying."""
+        with self._changed:
+            self._open -= 1
+            if not self._open:
+                self._changed.notify_all()

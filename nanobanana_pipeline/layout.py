@@ -1,0 +1,86 @@
+"""What lies where in the bucket, and whose bucket it is."""
+
+import json
+from typing import Final
+
+from nanobanana_pipeline.errors import SettingsError
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = [
+    "LAYOUT_VERSION",
+    "claim_bucket",
+    "image_key",
+    "image_owner_key",
+    "ledger_key",
+    "manifest_prefix",
+    "run_done_key",
+    "run_plan_key",
+    "run_shard_key",
+]
+
+LAYOUT_VERSION: Final = 1
+MARKER: Final = "nanobanana.json"
+
+
+def ledger_key(request_key: str) -> str:
+    """Where a request's ledger entry lies."""
+    return f"ledger/{request_key[:2]}/{request_key}.json"
+
+
+def image_key(sha256: str, extension: str) -> str:
+    """Where an image lies; `extension` is that of its real format, without a dot."""
+    return f"images/{sha256[:2]}/{sha256}.{extension}"
+
+
+def image_owner_key(sha256: str, request_key: str) -> str:
+    """The empty object that says that another request made the very same bytes."""
+    return f"images/{sha256[:2]}/{sha256}.refs/{request_key}"
+
+
+def manifest_prefix(prompt_set: str, seed: int) -> str:
+    """The folder of one partition's manifests."""
+    return f"manifests/{prompt_set}/seed={seed}/"
+
+
+def run_shard_key(run_id: str, shard: str) -> str:
+    """The list of requests that a shard of a run set out to settle."""
+    return f"runs/{run_id}/{shard}.parquet"
+
+
+def run_plan_key(run_id: str) -> str:
+    """What a run set out to do, written before it buys."""
+    return f"runs/{run_id}/plan.json"
+
+
+def run_done_key(run_id: str) -> str:
+    """Its presence says that a run came to its end and left nothing to rescue."""
+    return f"runs/{run_id}/done.json"
+
+
+def claim_bucket(store: ObjectStore, realm: str) -> None:
+    """Check that the bucket honours conditional writes and belongs to `realm`; claim a new one.
+
+    Raises:
+        SettingsError: the prefix holds another realm's pictures, or a newer layout.
+        StorageError: the bucket is unusable.
+    """
+    found = store.get(MARKER)
+    if found is None:
+        store.probe()
+        marker = {"layout": LAYOUT_VERSION, "realm": realm}
+        body = json.dumps(marker).encode()
+        if store.create(MARKER, body, content_type="application/json") is not None:
+            return
+        found = store.get(MARKER)
+    marker = json.loads(found.body) if found else {}
+    if marker.get("realm") != realm:
+        raise SettingsError(
+            f"{store.uri('')} holds pictures of realm {marker.get('realm')!r}, and these settings "
+            f"are for realm {realm!r}: use another NANOBANANA_PREFIX or NANOBANANA_BUCKET, so that "
+            "a rehearsal's pictures are never taken for real ones"
+        )
+    if marker.get("layout") != LAYOUT_VERSION:
+        raise SettingsError(
+            f"{store.uri(MARKER)} has layout {marker.get('layout')!r}; this version writes layout "
+            f"{LAYOUT_VERSION}: upgrade nanobanana-pipeline"
+        )

@@ -1,0 +1,340 @@
+"""A ledger entry and the steps it may take; pure values, no S3.
+
+An entry's state follows from its attempts::
+
+    open ──claim──▶ submitting ──▶ accepted ──▶ settled
+      ▲                 │ │ │          │ └──▶ lost
+      └── not sent ─────┘ │ └▶ refused └────▶ failed
+                          └──▶ in_doubt
+
+Invariant: while one attempt is submitting, accepted, in doubt, lost or settled there is no new
+one, unless a re-buy was chosen.
+"""
+
+import uuid
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final, Self
+
+from pydantic import BaseModel, ConfigDict, Field, computed_field
+
+from nanobanana_pipeline.errors import ForbiddenTransition, StorageError
+from nanobanana_pipeline.request import ImageRequest
+
+__all__ = [
+    "MAX_FAILURES",
+    "SCHEMA",
+    "Attempt",
+    "Entry",
+    "Outcome",
+    "State",
+    "StoredImage",
+    "new_nonce",
+]
+
+SCHEMA: Final = 1
+MAX_FAILURES: Final = 3
+"""So many attempts may fail at the provider before a request is left alone."""
+
+
+class State(StrEnum):
+    """Where a request stands."""
+
+    OPEN = "open"
+    SUBMITTING = "submitting"
+    ACCEPTED = "accepted"
+    SETTLED = "settled"
+    IN_DOUBT = "in_doubt"
+    FAILED = "failed"
+    REFUSED = "refused"
+    LOST = "lost"
+
+
+class Outcome(StrEnum):
+    """What became of one attempt; all but `NOT_SENT` are states of the entry too."""
+
+    NOT_SENT = "not_sent"
+    SUBMITTING = "submitting"
+    ACCEPTED = "accepted"
+    SETTLED = "settled"
+    IN_DOUBT = "in_doubt"
+    FAILED = "failed"
+    REFUSED = "refused"
+    LOST = "lost"
+
+
+class StoredImage(BaseModel):
+    """One picture in the bucket.
+
+    Attributes:
+        sample: which of the request's samples, from 0.
+        sha256: of the bytes, 64 hexadecimal digits.
+        size: bytes.
+        format: ``png``, ``jpg`` or ``webp``, as the bytes themselves say.
+        width, height: pixels.
+        key: where it lies, below the prefix.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    sample: int
+    sha256: str
+    size: int
+    format: str
+    width: int
+    height: int
+    key: str
+
+
+class Attempt(BaseModel):
+    """One try at buying a request.
+
+    Attributes:
+        nonce: its own, also the end of the `track_id` that was sent.
+        run_id: which run made it.
+        started: when, by the worker's own clock (UTC, ISO 8601); for people, not for leases.
+        lease_seconds: a claim older than this by the S3 server's clock has lost its owner.
+        outcome: what became of it.
+        rebuy: it was made although an earlier attempt may have been paid for.
+        provider_id: the provider's own id, once it is known.
+        accepted: when the provider's id was learnt (UTC, ISO 8601): its 24 hours run from here.
+        output: the output URLs, if the provider's answer named them already.
+        seed_reported: the seed that the provider says it used; None if it said none.
+        reason: the provider's or our own words for an outcome that is no picture.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    nonce: str
+    run_id: str
+    started: str
+    lease_seconds: float
+    outcome: Outcome = Outcome.SUBMITTING
+    rebuy: bool = False
+    provider_id: str | None = None
+    accepted: str | None = None
+    output: tuple[str, ...] = ()
+    seed_reported: int | None = None
+    reason: str | None = None
+
+
+class Entry(BaseModel):
+    """All that is known of one request. Frozen: each step gives a new entry with a new revision."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    request_key: str
+    realm: str
+    endpoint: str
+    variant: str
+    request: ImageRequest
+    revision: str
+    attempts: tuple[Attempt, ...] = ()
+    images: tuple[StoredImage, ...] = ()
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def state(self) -> State:
+        """Where the request stands: settled once for all, else as the last attempt that counts."""
+        counting = [a.outcome for a in self.attempts if a.outcome is not Outcome.NOT_SENT]
+        if Outcome.SETTLED in counting:
+            return State.SETTLED
+        return State(counting[-1]) if counting else State.OPEN
+
+    @classmethod
+    def new(
+        cls,
+        request: ImageRequest,
+        request_key: str,
+        *,
+        realm: str,
+        endpoint: str = "text2img",
+        variant: str = "",
+    ) -> Self:
+        """An entry nobody has tried yet."""
+        return cls(
+            request_key=request_key,
+            realm=realm,
+            endpoint=endpoint,
+            variant=variant,
+            request=request,
+            revision=new_nonce(),
+        )
+
+    @classmethod
+    def from_json(cls, body: bytes, where: str) -> Self:
+        """Read an entry back.
+
+        Raises:
+            StorageError: it is damaged, or was written by a newer version.
+        """
+        try:
+            entry = cls.model_validate_json(body)
+        except ValueError as error:
+            raise StorageError(f"{where} is not a ledger entry: {error}") from error
+        if entry.schema_version > SCHEMA:
+            raise StorageError(
+                f"{where} has schema {entry.schema_version}, and this version knows {SCHEMA}: "
+                "upgrade nanobanana-pipeline"
+            )
+        return entry
+
+    def to_json(self) -> bytes:
+        """The bytes that are stored."""
+        return self.model_dump_json(exclude_none=True, by_alias=True).encode()
+
+    @property
+    def last(self) -> Attempt:
+        """The attempt that decides the state.
+
+        Raises:
+            ForbiddenTransition: there is none.
+        """
+        for attempt in reversed(self.attempts):
+            if attempt.outcome is not Outcome.NOT_SENT:
+                return attempt
+        raise ForbiddenTransition(f"request {self.request_key} has not been tried yet")
+
+    @property
+    def failures(self) -> int:
+        """How many attempts the provider has failed."""
+        return sum(a.outcome is Outcome.FAILED for a in self.attempts)
+
+    def may_claim(self, *, rebuy: bool = False) -> bool:
+        """Whether a new attempt is allowed now."""
+        if self.state is State.OPEN:
+            return True
+        if self.state is State.FAILED:
+            return self.failures < MAX_FAILURES
+        return rebuy and self.state in {State.IN_DOUBT, State.LOST}
+
+    def claim(
+        self, *, run_id: str, nonce: str, lease_seconds: float, rebuy: bool = False
+    ) -> "Entry":
+        """Begin an attempt.
+
+        Raises:
+            ForbiddenTransition: the invariant forbids one now.
+        """
+        if not self.may_claim(rebuy=rebuy):
+            raise ForbiddenTransition(f"request {self.request_key} is {self.state}: not to be sent")
+        attempt = Attempt(
+            nonce=nonce,
+            run_id=run_id,
+            started=now_iso(),
+            lease_seconds=lease_seconds,
+            rebuy=rebuy and self.state in {State.IN_DOUBT, State.LOST},
+        )
+        return self._changed(attempts=(*self.attempts, attempt))
+
+    def renew(self, nonce: str) -> "Entry":
+        """Start an attempt's lease anew.
+
+        Raises:
+            ForbiddenTransition: the attempt is not submitting any more.
+        """
+        return self._step(nonce, {Outcome.SUBMITTING}, outcome=Outcome.SUBMITTING)
+
+    def not_sent(self, nonce: str, reason: str) -> "Entry":
+        """The attempt surely bought nothing: the request is as open as before it."""
+        return self._step(
+            nonce,
+            {Outcome.SUBMITTING, Outcome.IN_DOUBT},
+            outcome=Outcome.NOT_SENT,
+            reason=reason,
+        )
+
+    def refuse(self, nonce: str, reason: str) -> "Entry":
+        """The provider will not draw this request."""
+        return self._step(
+            nonce, {Outcome.SUBMITTING, Outcome.IN_DOUBT}, outcome=Outcome.REFUSED, reason=reason
+        )
+
+    def doubt(self, nonce: str, reason: str, provider_id: str | None = None) -> "Entry":
+        """Nobody knows whether the attempt was bought."""
+        changes = {"provider_id": provider_id} if provider_id else {}
+        return self._step(
+            nonce, {Outcome.SUBMITTING}, outcome=Outcome.IN_DOUBT, reason=reason, **changes
+        )
+
+    def accept(
+        self,
+        nonce: str,
+        provider_id: str | None,
+        output: Iterable[str] = (),
+        seed_reported: int | None = None,
+    ) -> "Entry":
+        """The provider has taken the request; a late answer settles an earlier doubt."""
+        return self._step(
+            nonce,
+            {Outcome.SUBMITTING, Outcome.IN_DOUBT},
+            outcome=Outcome.ACCEPTED,
+            provider_id=provider_id,
+            accepted=now_iso(),
+            output=tuple(output),
+            seed_reported=seed_reported,
+            reason=None,
+        )
+
+    def fail(self, nonce: str, reason: str) -> "Entry":
+        """The provider says that it drew nothing."""
+        return self._step(
+            nonce,
+            {Outcome.SUBMITTING, Outcome.IN_DOUBT, Outcome.ACCEPTED},
+            outcome=Outcome.FAILED,
+            reason=reason,
+        )
+
+    def lose(self, nonce: str, reason: str, images: Iterable[StoredImage] = ()) -> "Entry":
+        """It was paid for, and the bytes cannot be had; what came of it is kept."""
+        changed = self._step(nonce, {Outcome.ACCEPTED}, outcome=Outcome.LOST, reason=reason)
+        return changed if self.state is State.SETTLED else changed._changed(images=tuple(images))
+
+    def settle(
+        self, nonce: str, images: Iterable[StoredImage], seed_reported: int | None = None
+    ) -> "Entry":
+        """All pictures of the attempt are stored."""
+        attempt = self._attempt(nonce)
+        changed = self._step(
+            nonce,
+            {Outcome.ACCEPTED, Outcome.LOST},
+            outcome=Outcome.SETTLED,
+            seed_reported=attempt.seed_reported if seed_reported is None else seed_reported,
+            reason=None,
+        )
+        # Where two attempts were bought on purpose, the first pictures stay the request's own.
+        return changed if self.state is State.SETTLED else changed._changed(images=tuple(images))
+
+    def _attempt(self, nonce: str) -> Attempt:
+        for attempt in self.attempts:
+            if attempt.nonce == nonce:
+                return attempt
+        raise ForbiddenTransition(f"request {self.request_key} has no attempt {nonce}")
+
+    def _step(self, nonce: str, allowed: set[Outcome], **changes: Any) -> "Entry":  # noqa: ANN401
+        """Change one attempt. Saying again what is so already changes nothing but the revision."""
+        attempt = self._attempt(nonce)
+        if attempt.outcome not in allowed | {changes["outcome"]}:
+            raise ForbiddenTransition(
+                f"request {self.request_key}: attempt {nonce} is {attempt.outcome} and cannot "
+                f"become {changes['outcome']}"
+            )
+        changed = attempt.model_copy(update=changes)
+        return self._changed(
+            attempts=tuple(changed if a.nonce == nonce else a for a in self.attempts)
+        )
+
+    def _changed(self, **changes: Any) -> "Entry":  # noqa: ANN401
+        return self.model_copy(update={**changes, "revision": new_nonce()})
+
+
+def new_nonce() -> str:
+    """16 hexadecimal digits that no other write will ever bear."""
+    return uuid.uuid4().hex[:16]
+
+
+def now_iso() -> str:
+    """The worker's clock: UTC, ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

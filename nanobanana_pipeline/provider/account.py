@@ -1,0 +1,44 @@
+"""One account at the provider, with all that speaks to it, made from the settings."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from nanobanana_pipeline.errors import SettingsError
+from nanobanana_pipeline.provider.client import ProviderClient
+from nanobanana_pipeline.provider.downloads import Downloader
+from nanobanana_pipeline.settings import Settings
+
+__all__ = ["Account"]
+
+
+@dataclass(frozen=True)
+class Account:
+    """The provider as one set of settings sees it.
+
+    Attributes:
+        realm: whose pictures these are.
+        client: generates and fetches.
+        downloader: gets the images.
+        slots: most requests at once.
+    """
+
+    realm: str
+    client: ProviderClient
+    downloader: Downloader
+    slots: int
+
+    @classmethod
+    def open(cls, settings: Settings) -> Self:
+        """Make the parts; nothing is connected to yet.
+
+        Raises:
+            SettingsError: `settings` did not come from `Settings.load`.
+        """
+        if settings.api_key is None or settings.realm is None:
+            raise SettingsError("the settings were not checked: use Settings.load()")
+        return cls(
+            settings.realm,
+            ProviderClient(settings.base_url, settings.api_key, connections=2 * settings.slots + 8),
+            Downloader(settings.allowed_hosts),
+            settings.slots,
+        )

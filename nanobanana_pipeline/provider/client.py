@@ -1,0 +1,92 @@
+"""The provider's two calls that matter for generation. A POST is sent once, whatever happens."""
+
+import json
+from typing import Final
+from urllib.parse import quote
+
+from pydantic import SecretStr
+
+from nanobanana_pipeline.provider.answers import (
+    FetchOutcome,
+    NotSent,
+    SubmitOutcome,
+    Unknown,
+    parse_fetch,
+    parse_submit,
+)
+from nanobanana_pipeline.provider.http import Answer, Http, NoAnswer, NotSentError
+from nanobanana_pipeline.request import ImageRequest
+
+__all__ = ["SUBMIT_SECONDS", "ProviderClient"]
+
+SUBMIT_SECONDS: Final = 90.0
+"""A server that draws before it answers needs this long for four pictures of 2048²."""
+FETCH_SECONDS: Final = 20.0
+MAX_ANSWER_BYTES: Final = 128 * 2**20
+"""Four inline pictures in base64, with room."""
+
+
+class ProviderClient:
+    """Speaks to one account. Safe to share between threads.
+
+    Args:
+        base_url: ends in ``/nano_banana/``; the key is sent nowhere else.
+        api_key: travels in each body, and is struck out of every answer.
+        connections: the most sockets that are kept open.
+        submit_seconds: the total deadline of a generation call.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: SecretStr,
+        *,
+        connections: int = 64,
+        submit_seconds: float = SUBMIT_SECONDS,
+    ) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._api_key = api_key
+        self.submit_seconds = submit_seconds
+        self._http = Http(connections)
+
+    def __repr__(self) -> str:
+        return f"ProviderClient({self._base_url})"
+
+    def submit(self, request: ImageRequest) -> SubmitOutcome:
+        """Ask for pictures, once; never raises for what the provider or the network does."""
+        fields = request.model_dump()
+        try:
+            answer = self._post("text2img", fields, self.submit_seconds)
+        except NotSentError as error:
+            return NotSent(str(error))
+        except NoAnswer as error:
+            return Unknown(str(error))
+        return parse_submit(answer.status, answer.headers, answer.body)
+
+    def fetch(self, provider_id: str) -> FetchOutcome:
+        """Ask what became of a request; costs nothing and may be asked at will.
+
+        The address is made from the id: the provider's own `fetch_result` may name another host.
+        """
+        try:
+            answer = self._post(f"fetch/{quote(provider_id, safe='')}", {}, FETCH_SECONDS)
+        except (NotSentError, NoAnswer) as error:
+            return Unknown(str(error))
+        return parse_fetch(answer.status, answer.headers, answer.body)
+
+    def _post(self, path: str, fields: dict[str, object], deadline_seconds: float) -> Answer:
+        secret = self._api_key.get_secret_value()
+        body = json.dumps({"key": secret, **fields}, ensure_ascii=False).encode()
+        answer = self._http.call(
+            "POST",
+            f"{self._base_url}/{path}",
+            body=body,
+            headers={"Content-Type": "application/json", "Accept": "application/json"},
+            deadline_seconds=deadline_seconds,
+            max_bytes=MAX_ANSWER_BYTES,
+        )
+        # A provider that quotes the key in an error must not carry it into ledger and logs.
+        if secret.encode() in answer.body:
+            masked = answer.body.replace(secret.encode(), b"***")
+            return Answer(answer.status, answer.headers, masked)
+        return answer

@@ -1,0 +1,95 @@
+"""How many requests may be at the provider at once: slots that adapt to its answers.
+
+Additive increase, multiplicative decrease, as TCP flows share a link: several steps, runs and
+machines on one account find the provider's cap without talking to each other.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+__all__ = ["Slots"]
+
+DECREASE: Final = 0.8
+FIRST: Final = 4
+PROBE_SECONDS: Final = 30.0
+"""Right below a limit that answered 429, the next try for more waits this long."""
+POLL_SECONDS: Final = 0.25
+
+
+class Slots:
+    """A semaphore whose size follows the provider. Safe to share between threads.
+
+    Args:
+        most: never more than this many at once.
+        clock: seconds; replaced in tests.
+    """
+
+    def __init__(self, most: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.most = most
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._limit = float(min(FIRST, most))
+        self._ceiling = float(most)
+        self._in_use = 0
+        self._slow_start = True
+        self._closed_until = 0.0
+        self._latency = 1.0
+        self._last_decrease = float("-inf")
+        self.rate_limited = 0
+
+    @property
+    def limit(self) -> int:
+        """How many are allowed at once now."""
+        return int(self._limit)
+
+    @property
+    def in_use(self) -> int:
+        """How many are held now."""
+        return self._in_use
+
+    def acquire(self, stop: threading.Event) -> bool:
+        """Wait for a slot; False if `stop` was set before there was one."""
+        with self._changed:
+            while not stop.is_set():
+                wait = self._closed_until - self._clock()
+                if wait <= 0 and self._in_use < self.limit:
+                    self._in_use += 1
+                    return True
+                self._changed.wait(min(wait, POLL_SECONDS) if wait > 0 else POLL_SECONDS)
+            return False
+
+    def release(self) -> None:
+        """Give a slot back."""
+        with self._changed:
+            self._in_use -= 1
+            self._changed.notify()
+
+    def served(self, seconds: float) -> None:
+        """The provider took `seconds` for a request: ask for a little more."""
+        with self._changed:
+            self._latency += 0.1 * (seconds - self._latency)
+            if self._slow_start:
+                self._limit += 1
+            elif self._limit + 1 <= self._ceiling:
+                self._limit += 1 / self._limit
+            elif self._clock() - self._last_decrease > PROBE_SECONDS:
+                self._ceiling += 1
+                self._last_decrease = self._clock()
+            self._limit = min(self._limit, self.most)
+            self._changed.notify()
+
+    def refused(self, retry_after: float | None) -> None:
+        """The provider answered 429: send nothing for `retry_after` seconds, and less then."""
+        with self._changed:
+            now = self._clock()
+            self.rate_limited += 1
+            self._closed_until = max(self._closed_until, now + (retry_after or 1.0))
+            if now - self._last_decrease >= self._latency:
+                # What was in use beside the refused one is what the provider did take.
+                taken = max(1.0, min(self._limit, float(self._in_use - 1)))
+                self._ceiling = min(float(self.most), taken + 1)
+                self._limit = max(1.0, taken * DECREASE)
+                self._last_decrease = now
+            self._slow_start = False

@@ -1,0 +1,140 @@
+"""The one list of settings, shared by the command line and Dagster.
+
+S3 itself is configured by AWS's own variables (``AWS_ENDPOINT_URL_S3``, ``AWS_ACCESS_KEY_ID``, …),
+which boto3 reads.
+"""
+
+import ipaddress
+from typing import Annotated, Any, Final, Self
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from nanobanana_pipeline.errors import SettingsError
+
+__all__ = ["EMULATOR_REALM", "VENDOR_BASE_URL", "VENDOR_REALM", "Settings", "split_hosts"]
+
+VENDOR_BASE_URL: Final = "https://modelslab.com/api/v1/enterprise/nano_banana/"
+VENDOR_HOST: Final = "modelslab.com"
+VENDOR_REALM: Final = "modelslab"
+EMULATOR_REALM: Final = "emulator"
+
+
+def split_hosts(value: object) -> object:
+    """Take a comma-separated list of host names as a tuple."""
+    if isinstance(value, str):
+        return tuple(host.strip().lower() for host in value.split(",") if host.strip())
+    return value
+
+
+class Settings(BaseSettings):
+    """Where pictures are bought and where they are kept, from ``NANOBANANA_*`` variables.
+
+    Use `Settings.load`, which checks everything at once.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="NANOBANANA_", extra="ignore", frozen=True)
+
+    api_key: SecretStr | None = Field(None, description="the provider's API key")
+    base_url: str = Field(VENDOR_BASE_URL, description="where the provider answers")
+    bucket: str | None = Field(None, description="the S3 bucket that everything is written to")
+    prefix: str = Field("", description="a path inside the bucket")
+    realm: str | None = Field(None, description="whose pictures these are; part of every key")
+    slots: int = Field(10, ge=1, le=1000, description="most requests at the provider at once")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_hosts)] = Field(
+        (), description="hosts whose output URLs may be plain http, private or loopback"
+    )
+
+    @classmethod
+    def load(cls, **given: Any) -> Self:  # noqa: ANN401 - any setting, checked by pydantic
+        """Read the environment, overridden by `given`, and check it whole.
+
+        Raises:
+            SettingsError: names everything that is missing or contradictory, and how to set it.
+        """
+        problems = []
+        try:
+            settings = cls(**given)
+        except ValidationError as error:
+            bad = {str(e["loc"][0]): e for e in error.errors(include_url=False)}
+            problems = [
+                f"NANOBANANA_{name.upper()}={e['input']!r}: {e['msg']}" for name, e in bad.items()
+            ]
+            # Without the values that cannot be read, so that the rest is checked in the same go.
+            settings = cls(**given | {name: cls.model_fields[name].default for name in bad})
+        problems += settings.problems()
+        if problems:
+            raise SettingsError(_listed(problems))
+        return settings.model_copy(update={"realm": settings.realm or settings._own_realm()})
+
+    @property
+    def host(self) -> str:
+        """The provider's host name, in lower case."""
+        return (urlsplit(self.base_url).hostname or "").lower()
+
+    def problems(self) -> list[str]:
+        """Everything that keeps these settings from being used, a sentence each."""
+        return [*self._missing(), *self._contradictions()]
+
+    def _missing(self) -> list[str]:
+        found = []
+        if self.api_key is None or not self.api_key.get_secret_value().strip():
+            found.append(
+                "NANOBANANA_API_KEY is not set: export NANOBANANA_API_KEY=<your ModelsLab key>, or "
+                "try without an account: nanobanana demo"
+            )
+        if not self.bucket:
+            found.append("NANOBANANA_BUCKET is not set: export NANOBANANA_BUCKET=<your S3 bucket>")
+        return found
+
+    def _contradictions(self) -> list[str]:
+        found = []
+        scheme = urlsplit(self.base_url).scheme
+        if scheme not in {"http", "https"} or not self.host:
+            return [f"NANOBANANA_BASE_URL={self.base_url!r} is not an http(s) URL"]
+        if scheme == "http" and not _is_loopback(self.host) and self.host not in self.allowed_hosts:
+            found.append(
+                f"NANOBANANA_BASE_URL={self.base_url!r} would send the key in plain text: use "
+                f"https, or allow it with NANOBANANA_ALLOWED_HOSTS={self.host}"
+            )
+        own = self._own_realm()
+        if own is None and not self.realm:
+            found.append(
+                f"NANOBANANA_REALM is not set, and {self.host} is neither the vendor's host nor "
+                "the local emulator: export NANOBANANA_REALM=<a name for this provider>"
+            )
+        if self.realm == VENDOR_REALM != own:
+            found.append(
+                f"NANOBANANA_REALM={VENDOR_REALM} contradicts NANOBANANA_BASE_URL={self.base_url!r}"
+                f": pictures from {self.host} are not the vendor's; name another realm"
+            )
+        if own == VENDOR_REALM != (self.realm or VENDOR_REALM):
+            found.append(
+                f"NANOBANANA_REALM={self.realm} contradicts NANOBANANA_BASE_URL={self.base_url!r}: "
+                f"leave it unset or set it to {VENDOR_REALM}"
+            )
+        if "//" in self.prefix or self.prefix.startswith("/"):
+            found.append(
+                f"NANOBANANA_PREFIX={self.prefix!r} starts with a slash or has an empty part"
+            )
+        return found
+
+    def _own_realm(self) -> str | None:
+        """The realm that the base URL itself stands for, where it stands for one."""
+        if self.host == VENDOR_HOST or self.host.endswith(f".{VENDOR_HOST}"):
+            return VENDOR_REALM
+        return EMULATOR_REALM if _is_loopback(self.host) else None
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _listed(problems: list[str]) -> str:
+    return "the settings cannot be used:\n" + "\n".join(f"  - {problem}" for problem in problems)

@@ -1,0 +1,339 @@
+"""The bucket, seen through the few verbs the domain needs.
+
+`create` and `update` are S3's conditional writes (``If-None-Match: *`` and ``If-Match``). They are
+sent once: if the answer is lost, only the caller can tell from a fresh read whether its own write
+was applied, so `StorageUnavailable` is raised and nothing is sent again. All other calls repeat
+safely and are retried here, and nowhere else.
+"""
+
+import base64
+import hashlib
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlsplit
+
+import boto3
+import tenacity
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+)
+
+from nanobanana_pipeline.errors import StorageError, StorageUnavailable
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+__all__ = ["ObjectStore", "StoredObject", "s3_client", "s3_config"]
+
+LOST_RACE_CODES = frozenset(
+    {"PreconditionFailed", "ConditionalRequestConflict", "412", "NoSuchKey", "404"}
+)
+MISSING_CODES = frozenset({"NoSuchKey", "404", "NotFound"})
+PASSING_CODES = frozenset(
+    {
+        "SlowDown",
+        "ServiceUnavailable",
+        "InternalError",
+        "RequestTimeout",
+        "OperationAborted",
+        "Throttling",
+        "ThrottlingException",
+        "RequestLimitExceeded",
+        "BadDigest",  # the bytes were damaged on the way
+        "XAmzContentSHA256Mismatch",
+        "IncompleteBody",
+    }
+)
+SERVER_ERROR = 500
+HINTS = {
+    "NoSuchBucket": "create it, or correct NANOBANANA_BUCKET",
+    "AccessDenied": "these credentials may not do this; check the bucket policy",
+    "403": "these credentials may not do this; check AWS_ACCESS_KEY_ID and the bucket policy",
+    "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL_S3",
+    "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY",
+    "ExpiredToken": "renew the AWS session",
+}
+
+_patient = tenacity.retry(
+    retry=tenacity.retry_if_exception_type(StorageUnavailable),
+    wait=tenacity.wait_exponential_jitter(initial=0.1, max=5),
+    stop=tenacity.stop_after_delay(60),
+    reraise=True,
+)
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One object as a single GET answered it.
+
+    Attributes:
+        etag: as S3 quotes it, fit for `ObjectStore.update`.
+        age_seconds: the server's ``Date`` minus ``Last-Modified``: its clock alone, in seconds.
+        metadata: user metadata, keys in lower case.
+    """
+
+    body: bytes = field(repr=False)
+    etag: str
+    last_modified: datetime
+    age_seconds: float
+    metadata: Mapping[str, str]
+
+
+def s3_config(connections: int = 64) -> Config:
+    """How this project speaks S3: no retries inside boto3, bounded waits, `connections` sockets."""
+    return Config(
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        connect_timeout=5,
+        read_timeout=20,
+        max_pool_connections=connections,
+        user_agent_extra="nanobanana-pipeline",
+    )
+
+
+def s3_client() -> "S3Client":
+    """Make an S3 client from AWS's own variables and files (``AWS_ENDPOINT_URL_S3``, …)."""
+    try:
+        return boto3.session.Session().client("s3", config=s3_config())
+    except (BotoCoreError, ValueError) as error:
+        raise StorageError(f"S3 is not configured: {error}") from None
+
+
+class ObjectStore:
+    """The objects under one prefix of one bucket. Safe to share between threads.
+
+    Args:
+        client: a boto3 S3 client that does not retry by itself (see `s3_config`).
+        bucket: the bucket's name.
+        prefix: put before every key; "" or a path without leading slash.
+
+    Every method raises `StorageUnavailable` when S3 gives no answer (after about a minute of
+    trying, except for conditional writes) and `StorageError` when it refuses.
+    """
+
+    def __init__(self, client: "S3Client", bucket: str, prefix: str = "") -> None:
+        self._client = client
+        self.bucket = bucket
+        self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+
+    def __repr__(self) -> str:
+        return f"ObjectStore({self.uri('')})"
+
+    def uri(self, key: str) -> str:
+        """The object's ``s3://`` address."""
+        return f"s3://{self.bucket}/{self.prefix}{key}"
+
+    @_patient
+    def get(self, key: str) -> StoredObject | None:
+        """Read an object whole; None if there is none."""
+        try:
+            return _read(self._client.get_object(Bucket=self.bucket, Key=self.prefix + key))
+        except (BotoCoreError, ClientError) as error:
+            if _code(error) in MISSING_CODES:
+                return None
+            self._raise(error, "read", key)
+
+    @_patient
+    def head(self, key: str) -> Mapping[str, str] | None:
+        """An object's user metadata; None if there is no such object."""
+        try:
+            return self._client.head_object(Bucket=self.bucket, Key=self.prefix + key)["Metadata"]
+        except (BotoCoreError, ClientError) as error:
+            if _code(error) in MISSING_CODES:
+                return None
+            self._raise(error, "look at", key)
+
+    @_patient
+    def put(self, key: str, body: bytes, *, content_type: str = "application/octet-stream") -> str:
+        """Write an object, whatever was there; gives its ETag."""
+        try:
+            return self._put(key, body, content_type=content_type)
+        except (BotoCoreError, ClientError) as error:
+            self._raise(error, "write", key)
+
+    def create(
+        self,
+        key: str,
+        body: bytes,
+        *,
+        content_type: str = "application/octet-stream",
+        metadata: Mapping[str, str] | None = None,
+        sha256: bytes | None = None,
+    ) -> str | None:
+        """Write an object that is not there yet, once, without retries.
+
+        Args:
+            key: where.
+            body: the bytes.
+            content_type: the MIME type.
+            metadata: user metadata (ASCII).
+            sha256: the body's digest (32 bytes) if it is known already.
+
+        Returns:
+            The new ETag; None if something is there already.
+        """
+        return self._conditional(
+            key,
+            body,
+            sha256=sha256,
+            content_type=content_type,
+            condition={"IfNoneMatch": "*", "Metadata": dict(metadata or {})},
+        )
+
+    def update(
+        self, key: str, body: bytes, etag: str, *, content_type: str = "application/json"
+    ) -> str | None:
+        """Replace an object that is still as `etag` says, once, without retries.
+
+        Returns:
+            The new ETag; None if it has changed or is gone.
+        """
+        return self._conditional(
+            key, body, sha256=None, content_type=content_type, condition={"IfMatch": etag}
+        )
+
+    @_patient
+    def delete(self, key: str) -> None:
+        """Remove an object; it is no error if there is none."""
+        try:
+            self._client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
+        except (BotoCoreError, ClientError) as error:
+            self._raise(error, "delete", key)
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """The keys under `prefix`, in order, a page at a time."""
+        token: dict[str, Any] = {}
+        while True:
+            page = self._page(prefix, token)
+            for found in page.get("Contents", []):
+                yield found["Key"].removeprefix(self.prefix)
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    @_patient
+    def open_url(self, url: str) -> bytes:
+        """Read any ``s3://bucket/key`` with the same credentials."""
+        parts = urlsplit(url)
+        try:
+            found = self._client.get_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"))
+            return _read(found).body
+        except (BotoCoreError, ClientError) as error:
+            self._raise(error, "read", url)
+
+    @_patient
+    def probe(self) -> None:
+        """Make sure that this bucket honours conditional writes.
+
+        Raises:
+            StorageError: it lets a create or an update through that must not pass.
+        """
+        key = f"probe/{uuid.uuid4().hex}"
+        try:
+            etag = self.create(key, b"1")
+            again = self.create(key, b"2")
+            stale = self.update(key, b"3", '"00000000000000000000000000000000"')
+            fresh = self.update(key, b"4", etag) if etag else None
+        finally:
+            self.delete(key)
+        if not etag or again is not None or stale is not None or fresh is None:
+            raise StorageError(
+                f"{self.uri('')} does not honour conditional writes (If-None-Match, If-Match), on "
+                "which the promise of buying nothing twice rests; use AWS S3 or SeaweedFS 4"
+            )
+
+    @_patient
+    def _page(self, prefix: str, token: dict[str, Any]) -> Any:  # noqa: ANN401 - boto3's own dict
+        try:
+            return self._client.list_objects_v2(
+                Bucket=self.bucket, Prefix=self.prefix + prefix, **token
+            )
+        except (BotoCoreError, ClientError) as error:
+            self._raise(error, "list", prefix)
+
+    def _put(
+        self,
+        key: str,
+        body: bytes,
+        *,
+        content_type: str,
+        sha256: bytes | None = None,
+        condition: Mapping[str, Any] | None = None,
+    ) -> str:
+        digest = base64.b64encode(sha256 or hashlib.sha256(body).digest()).decode()
+        answer = self._client.put_object(
+            Bucket=self.bucket,
+            Key=self.prefix + key,
+            Body=body,
+            ContentType=content_type,
+            ChecksumSHA256=digest,
+            **(condition or {}),
+        )
+        return answer["ETag"]
+
+    def _conditional(
+        self,
+        key: str,
+        body: bytes,
+        *,
+        sha256: bytes | None,
+        content_type: str,
+        condition: Mapping[str, Any],
+    ) -> str | None:
+        try:
+            return self._put(
+                key, body, content_type=content_type, sha256=sha256, condition=condition
+            )
+        except (BotoCoreError, ClientError) as error:
+            if _code(error) in LOST_RACE_CODES:
+                return None
+            self._raise(error, "write", key)
+
+    def _raise(self, error: BotoCoreError | ClientError, verb: str, key: str) -> NoReturn:
+        """Translate boto3's error; the one place where that is done."""
+        where = key if "://" in key else self.uri(key)
+        code = _code(error)
+        if isinstance(error, ClientError):
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            said = f"{code}: {error.response.get('Error', {}).get('Message', '')}"
+            if code in PASSING_CODES or status >= SERVER_ERROR:
+                raise StorageUnavailable(f"could not {verb} {where}: {said}") from error
+            hint = f"; {HINTS[code]}" if code in HINTS else ""
+            raise StorageError(f"could not {verb} {where}: {said}{hint}") from error
+        if isinstance(error, ParamValidationError):
+            raise StorageError(f"could not {verb} {where}: {error}") from error
+        if isinstance(
+            error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError
+        ):
+            raise StorageError(
+                f"could not {verb} {where}: {error}; set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or an AWS profile"
+            ) from error
+        raise StorageUnavailable(f"could not {verb} {where}: {error}") from error
+
+
+def _code(error: BotoCoreError | ClientError) -> str:
+    if isinstance(error, ClientError):
+        return str(error.response.get("Error", {}).get("Code", ""))
+    return ""
+
+
+def _read(answer: Any) -> StoredObject:  # noqa: ANN401
+    modified: datetime = answer["LastModified"]
+    now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    return StoredObject(
+        body=answer["Body"].read(),
+        etag=answer["ETag"],
+        last_modified=modified,
+        age_seconds=(now - modified).total_seconds(),
+        metadata=answer.get("Metadata", {}),
+    )
