@@ -27,7 +27,16 @@ from botocore.exceptions import BotoCoreError, ClientError
 from nanobanana_pipeline.errors import LocalServerError
 from nanobanana_pipeline.storage import s3_config
 
-__all__ = ["LocalProfile", "child", "free_port", "local_profile", "stop"]
+__all__ = [
+    "BUCKET",
+    "LocalProfile",
+    "child",
+    "free_port",
+    "local_profile",
+    "s3_environment",
+    "s3_server",
+    "stop",
+]
 
 ACCESS_KEY: Final = "nanobanana"
 SECRET_KEY: Final = "local-profile-only"  # noqa: S105 - a loopback server's own
@@ -90,10 +99,7 @@ def local_profile(data: Path, *, emulator: Sequence[str] = ()) -> Iterator[Local
                 "NANOBANANA_PREFIX": "",
                 "NANOBANANA_REALM": "emulator",
                 "NANOBANANA_ALLOWED_HOSTS": "127.0.0.1",
-                "AWS_ENDPOINT_URL_S3": s3_url,
-                "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-                "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-                "AWS_DEFAULT_REGION": "us-east-1",
+                **s3_environment(s3_url),
             },
         )
 
@@ -186,6 +192,16 @@ def stop(process: subprocess.Popen[bytes], grace_seconds: float = 5) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def s3_environment(url: str) -> dict[str, str]:
+    """AWS's own variables for the local S3 server."""
+    return {
+        "AWS_ENDPOINT_URL_S3": url,
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
 
 
 def free_port() -> int:

@@ -238,7 +238,7 @@ class Buyer:
         """
         attempt = held.entry.last
         if attempt.provider_id is None:
-            return _ended(self._write(held, lambda e: e.lose(attempt.nonce, "it has no id")))
+            return self._lost(held, "the provider gave it no id")
         began = sent or boot_clock()
         missing, pause = 0, 0.0 if sent is None else FIRST_POLL_SECONDS
         while not self._give_up.wait(pause):
@@ -252,11 +252,9 @@ class Buyer:
                         self._note_served(sent)
                     return Bought(held, outcome)
                 case Failed(reason):
-                    failed = self._write(held, lambda e, r=reason: e.fail(attempt.nonce, r))
-                    return _ended(failed)
+                    return self._failed(held, reason)
                 case Missing(reason) if missing >= MISSING_TRIES:
-                    lost = self._write(held, lambda e, r=reason: e.lose(attempt.nonce, r))
-                    return _ended(lost)
+                    return self._lost(held, reason)
                 case Halted(reason):
                     raise ProviderHalt(reason)
                 case RateLimited(retry_after, _):
@@ -266,6 +264,14 @@ class Buyer:
             if elapsed > POLL_UNTIL_SECONDS:
                 return Ended(State.ACCEPTED, f"not ready after {elapsed:.0f} s")
         return Ended(State.ACCEPTED, "stopped while it was being drawn")
+
+    def _failed(self, held: Held, reason: str) -> Ended:
+        nonce = held.entry.last.nonce
+        return _ended(self._write(held, lambda entry: entry.fail(nonce, reason)))
+
+    def _lost(self, held: Held, reason: str) -> Ended:
+        nonce = held.entry.last.nonce
+        return _ended(self._write(held, lambda entry: entry.lose(nonce, reason)))
 
     def _await_other(self, work: Work) -> Step:
         """Somebody else is sending this request: wait for the outcome, without a slot.

@@ -7,7 +7,7 @@ a process or on a machine of its own.
 
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -132,9 +132,10 @@ def plan(store: ObjectStore, realm: str, launch: Launch) -> Plan:
     asked = cells.frame[cells.frame["requested"]].drop_duplicates("request_key")
     settled = _settled_rows(store, current, asked["request_key"])
     rest = asked[~asked["request_key"].isin(settled["request_key"])]
-    held = _read_ledger(Ledger(store), rest["request_key"])
-    states = {key: held[key].entry.state if key in held else State.OPEN for key in rest.request_key}
-    buy = [key for key in rest["request_key"] if key not in held or held[key].entry.may_claim()]
+    missing_keys = rest["request_key"].to_list()
+    held = _read_ledger(Ledger(store), missing_keys)
+    states = {key: held[key].entry.state if key in held else State.OPEN for key in missing_keys}
+    buy = [key for key in missing_keys if key not in held or held[key].entry.may_claim()]
     resume = {key for key, state in states.items() if state in {State.ACCEPTED, State.SUBMITTING}}
     buy_images = int(asked.loc[asked["request_key"].isin(buy), "samples"].sum())
     if changes and not launch.change_parameters and buy:
@@ -220,7 +221,7 @@ def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> Curre
         rest = cells.frame[
             cells.frame["requested"] & ~cells.frame["request_key"].isin(settled["request_key"])
         ]
-        held = _read_ledger(ledger, rest["request_key"].drop_duplicates())
+        held = _read_ledger(ledger, rest["request_key"].drop_duplicates().to_list())
         table = manifest_table(
             cells, made.prompt_set, settled, [h.entry for h in held.values()], store.uri
         )
@@ -297,9 +298,8 @@ def _settled_rows(
     return rows[(rows["state"] == CellState.SETTLED) & rows["request_key"].isin(keys)]
 
 
-def _read_ledger(ledger: Ledger, keys: Iterable[str]) -> dict[str, Held]:
+def _read_ledger(ledger: Ledger, keys: list[str]) -> dict[str, Held]:
     """The entries of those requests that were ever tried."""
-    keys = list(keys)
     with ThreadPoolExecutor(READERS) as readers:
         found = readers.map(ledger.read, keys)
         return {key: held for key, held in zip(keys, found, strict=True) if held is not None}

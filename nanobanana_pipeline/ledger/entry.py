@@ -254,9 +254,12 @@ class Entry(BaseModel):
 
     def doubt(self, nonce: str, reason: str, provider_id: str | None = None) -> "Entry":
         """Nobody knows whether the attempt was bought."""
-        changes = {"provider_id": provider_id} if provider_id else {}
         return self._step(
-            nonce, {Outcome.SUBMITTING}, outcome=Outcome.IN_DOUBT, reason=reason, **changes
+            nonce,
+            {Outcome.SUBMITTING},
+            outcome=Outcome.IN_DOUBT,
+            reason=reason,
+            provider_id=provider_id,
         )
 
     def accept(
@@ -289,23 +292,24 @@ class Entry(BaseModel):
 
     def lose(self, nonce: str, reason: str, images: Iterable[StoredImage] = ()) -> "Entry":
         """It was paid for, and the bytes cannot be had; what came of it is kept."""
-        changed = self._step(nonce, {Outcome.ACCEPTED}, outcome=Outcome.LOST, reason=reason)
-        return changed if self.state is State.SETTLED else changed._changed(images=tuple(images))
+        return self._step(
+            nonce, {Outcome.ACCEPTED}, images=tuple(images), outcome=Outcome.LOST, reason=reason
+        )
 
     def settle(
         self, nonce: str, images: Iterable[StoredImage], seed_reported: int | None = None
     ) -> "Entry":
         """All pictures of the attempt are stored."""
-        attempt = self._attempt(nonce)
-        changed = self._step(
+        if seed_reported is None:
+            seed_reported = self._attempt(nonce).seed_reported
+        return self._step(
             nonce,
             {Outcome.ACCEPTED, Outcome.LOST},
+            images=tuple(images),
             outcome=Outcome.SETTLED,
-            seed_reported=attempt.seed_reported if seed_reported is None else seed_reported,
+            seed_reported=seed_reported,
             reason=None,
         )
-        # Where two attempts were bought on purpose, the first pictures stay the request's own.
-        return changed if self.state is State.SETTLED else changed._changed(images=tuple(images))
 
     def _attempt(self, nonce: str) -> Attempt:
         for attempt in self.attempts:
@@ -313,17 +317,29 @@ class Entry(BaseModel):
                 return attempt
         raise ForbiddenTransition(f"request {self.request_key} has no attempt {nonce}")
 
-    def _step(self, nonce: str, allowed: set[Outcome], **changes: Any) -> "Entry":  # noqa: ANN401
+    def _step(
+        self,
+        nonce: str,
+        allowed: set[Outcome],
+        *,
+        outcome: Outcome,
+        images: tuple[StoredImage, ...] | None = None,
+        **changes: Any,  # noqa: ANN401 - fields of an attempt
+    ) -> "Entry":
         """Change one attempt. Saying again what is so already changes nothing but the revision."""
         attempt = self._attempt(nonce)
-        if attempt.outcome not in allowed | {changes["outcome"]}:
+        if attempt.outcome not in allowed | {outcome}:
             raise ForbiddenTransition(
                 f"request {self.request_key}: attempt {nonce} is {attempt.outcome} and cannot "
-                f"become {changes['outcome']}"
+                f"become {outcome}"
             )
-        changed = attempt.model_copy(update=changes)
+        changed = attempt.model_copy(update={"outcome": outcome, **changes})
+        # Where two attempts were bought on purpose, the first pictures stay the request's own.
+        if images is None or self.state is State.SETTLED:
+            images = self.images
         return self._changed(
-            attempts=tuple(changed if a.nonce == nonce else a for a in self.attempts)
+            attempts=tuple(changed if a.nonce == nonce else a for a in self.attempts),
+            images=images,
         )
 
     def _changed(self, **changes: Any) -> "Entry":  # noqa: ANN401
