@@ -66,7 +66,7 @@ HINTS = {
 
 _patient = tenacity.retry(
     retry=tenacity.retry_if_exception_type(StorageUnavailable),
-    wait=tenacity.wait_exponential_jitter(initial=0.1, max=5),
+    wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
     stop=tenacity.stop_after_delay(60),
     reraise=True,
 )

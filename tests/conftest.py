@@ -1,4 +1,4 @@
-"""Real parts for every test: one SeaweedFS a session, one fresh prefix a test, emulators on call."""
+"""Real parts: one SeaweedFS a session, one fresh prefix a test, emulators on call."""
 
 import os
 import uuid

@@ -126,7 +126,7 @@ class Transfer:
             retry=tenacity.retry_if_exception(
                 lambda e: isinstance(e, DownloadError) and not isinstance(e, DownloadRefused)
             ),
-            wait=tenacity.wait_exponential_jitter(initial=0.3, max=10),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.3, max=10),
             stop=tenacity.stop_after_delay(self._download_seconds) | tenacity.stop_after_attempt(6),
             reraise=True,
         ):
@@ -149,7 +149,7 @@ class Transfer:
 
     @tenacity.retry(
         retry=tenacity.retry_if_exception_type(StorageUnavailable),
-        wait=tenacity.wait_exponential_jitter(initial=0.2, max=10),
+        wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=10),
         stop=tenacity.stop_after_delay(PAID_PATIENCE_SECONDS),
         reraise=True,
     )

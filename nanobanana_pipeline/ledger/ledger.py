@@ -146,7 +146,7 @@ class Ledger:
         body = entry.to_json()
         for attempt in tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(StorageUnavailable),
-            wait=tenacity.wait_exponential_jitter(initial=0.1, max=5),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
             stop=tenacity.stop_after_delay(patience_seconds),
             reraise=True,
         ):
