@@ -7,6 +7,7 @@ a process or on a machine of its own.
 
 import io
 import json
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,7 @@ from nanobanana_pipeline.generation.manifest import (
     CellState,
     CurrentManifest,
     count_cells,
+    content_hash,
     count_images,
     manifest_key,
     manifest_table,
@@ -62,7 +64,7 @@ class Launch:
         parameters: those that were named; the others stay as they are.
         change_parameters: accept parameters other than those the partition was made with.
         limit: a pilot's number of rows.
-        shards: into how many steps the work is cut.
+        shard_size: most requests a shard; None keeps them in one.
     """
 
     prompt_set: str
@@ -71,7 +73,7 @@ class Launch:
     parameters: PictureParameters = field(default_factory=PictureParameters)
     change_parameters: bool = False
     limit: int | None = None
-    shards: int = 1
+    shard_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,7 @@ def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> Curre
             cells=count_cells(table),
             images=images,
             size=size,
+            content=content_hash(table),
             rows=table.num_rows,
             run_id=made.run_id,
             created=now_iso(),
@@ -310,7 +313,7 @@ def _write_shards(
 ) -> tuple[str, ...]:
     """Write the run files: the requests at these positions, dealt out evenly."""
     names = []
-    count = min(launch.shards, len(positions))
+    count = math.ceil(len(positions) / (launch.shard_size or max(1, len(positions))))
     for number in range(count):
         mine = positions[number::count]
         keys = cells.frame["request_key"].iloc[mine].to_list()

@@ -4,6 +4,7 @@ Immutable Parquet files, one row a (prompt row, seed, sample), and `current.json
 one in force and is changed by compare-and-swap.
 """
 
+import hashlib
 import io
 import json
 from collections import Counter
@@ -114,6 +115,7 @@ class CurrentManifest:
         cells: how many cells are in each state.
         images: distinct pictures of settled cells.
         size: their bytes.
+        content: SHA-256 of what was asked for and what came: equal where nothing changed.
         rows: of the manifest.
     """
 
@@ -126,6 +128,7 @@ class CurrentManifest:
     cells: Mapping[str, int]
     images: int
     size: int
+    content: str
     rows: int
     run_id: str
     created: str
@@ -261,6 +264,13 @@ def count_images(table: pa.Table) -> tuple[int, int]:
     images = table.select(["image_sha256", "bytes"]).to_pandas().dropna()
     distinct = images.drop_duplicates("image_sha256")
     return len(distinct), int(distinct["bytes"].sum())
+
+
+def content_hash(table: pa.Table) -> str:
+    """SHA-256 of a manifest's requests, states and pictures, whatever run brought them."""
+    rows = table.select(["prompt_id", "sample", "request_key", "state", "image_sha256"])
+    body = json.dumps(rows.to_pydict(), separators=(",", ":"))
+    return hashlib.sha256(body.encode()).hexdigest()
 
 
 def _outcome_rows(entry: Entry, uri: Callable[[str], str]) -> Iterable[dict[str, Any]]:
