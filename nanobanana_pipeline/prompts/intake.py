@@ -1,0 +1,125 @@
+"""What reading one table has found so far: its columns, and the rows and cells it cannot use."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nanobanana_pipeline.errors import PromptTableError
+
+__all__ = ["CHUNK_ROWS", "TEXT", "Chunk", "Fault", "Intake", "empty_is_missing", "shortened"]
+
+CHUNK_ROWS: Final = 65_536
+CHUNK_CELLS: Final = 1 << 20
+MAX_COLUMNS: Final = 1_000
+MAX_VALUE: Final = 200
+TEXT: Final = pa.large_string()
+"""64-bit offsets: a million long prompts do not fit the 2 GiB of a plain Arrow string column."""
+
+_SPACES_AND_HYPHENS = re.compile(r"[\s-]")
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong with one row.
+
+    Attributes:
+        row: data row, counted from 1 without the header and without blank lines.
+        column: the normalised column name; "" for the row as a whole.
+        value: what stands there, shortened.
+        reason: what a person should mend.
+    """
+
+    row: int
+    column: str
+    value: str
+    reason: str
+
+
+class Chunk(NamedTuple):
+    """Some rows of a table as text.
+
+    Attributes:
+        numbers: the row numbers.
+        columns: normalised name to a `TEXT` array as long as `numbers`; null where nothing stands.
+    """
+
+    numbers: Sequence[int]
+    columns: dict[str, Any]
+
+
+def shortened(value: str) -> str:
+    """At most about 200 characters of `value`, fit for UTF-8."""
+    text = value if len(value) <= MAX_VALUE else value[:MAX_VALUE] + "…"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def empty_is_missing(texts: Any) -> Any:  # noqa: ANN401 - pyarrow is untyped
+    """A `TEXT` array with null for every empty cell: CSV cannot tell the two apart."""
+    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, TEXT), texts)
+
+
+class Intake:
+    """The columns and faults of one table while it is read.
+
+    Attributes:
+        source: the file's path or URL, for messages.
+        columns: normalised names, each with the name as the file has it, in the file's order.
+        faults: what is wrong so far.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.columns: dict[str, str] = {}
+        self.faults: list[Fault] = []
+
+    def refusal(self, problem: str) -> PromptTableError:
+        """The error that says that this table cannot be used at all."""
+        return PromptTableError(f"{self.source} {problem}")
+
+    def fault(self, row: int, column: str, value: str, reason: str) -> None:
+        """Note that something is wrong with a row."""
+        self.faults.append(Fault(row, column, shortened(value), reason))
+
+    @property
+    def chunk_rows(self) -> int:
+        """How many rows to take at a time, so that wide tables need no more memory than others."""
+        return min(CHUNK_ROWS, CHUNK_CELLS // max(1, len(self.columns)))
+
+    def column(self, raw: str) -> str:
+        """Take a column in; gives its normalised name, ``column_<n>`` if it has none.
+
+        Raises:
+            PromptTableError: another column means the same, or there are too many.
+        """
+        if "\0" in raw:
+            raise self.refusal(
+                "has NUL bytes in its header: it may be UTF-16 or no text at all; save it as UTF-8"
+            )
+        name = _SPACES_AND_HYPHENS.sub("_", raw.strip().casefold())
+        name = name or f"column_{len(self.columns) + 1}"
+        if name in self.columns:
+            raise self.refusal(
+                "has two columns that mean the same, "
+                f"{shortened(self.columns[name])!r} and {shortened(raw)!r}: "
+                "rename or remove one of them"
+            )
+        if len(self.columns) >= MAX_COLUMNS:
+            raise self.refusal(
+                f"has more than {MAX_COLUMNS} columns: remove those that do not help"
+            )
+        self.columns[name] = raw
+        return name
+
+    def require_prompt(self) -> None:
+        """Refuse a table without a prompt column."""
+        if "prompt" in self.columns:
+            return
+        names = ", ".join(repr(shortened(raw)) for raw in list(self.columns.values())[:10])
+        found = f"its columns are {names}" if names else "it has no columns"
+        if self.faults:
+            found += f"; row {self.faults[0].row}: {self.faults[0].reason}"
+        raise self.refusal(
+            f"has no prompt column ({found}): name the column that holds the prompts 'prompt'"
+        )

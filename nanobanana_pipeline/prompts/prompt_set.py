@@ -1,0 +1,214 @@
+"""Prompt sets: named snapshots of prompt tables in the bucket, under their fingerprints.
+
+``prompt_sets/<name>/<fingerprint>.parquet`` never changes once it is there;
+``prompt_sets/<name>/current.json`` says which one counts, and is changed by compare-and-swap.
+"""
+
+import dataclasses
+import io
+import json
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tenacity
+from pydantic import TypeAdapter, ValidationError
+
+from nanobanana_pipeline.errors import PromptTableError, StorageUnavailable
+from nanobanana_pipeline.prompts.validation import CheckedPrompts, as_frame, fingerprint
+
+if TYPE_CHECKING:
+    from nanobanana_pipeline.storage import ObjectStore, StoredObject
+
+__all__ = ["PromptSet", "current", "load", "snapshot", "valid_name"]
+
+SCHEMA: Final = 1
+SCHEMA_KEY: Final = b"nanobanana.schema"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+# Both writes may be sent again after a lost answer: a snapshot's bytes say the same whoever wrote
+# them, and of two pointers to a current snapshot the later one counts.
+_patient = tenacity.retry(
+    retry=tenacity.retry_if_exception_type(StorageUnavailable),
+    wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
+    stop=tenacity.stop_after_delay(60),
+    reraise=True,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSet:
+    """What ``current.json`` says of a prompt set.
+
+    Attributes:
+        name: as `valid_name` has it.
+        fingerprint: 64 hexadecimal digits; names the snapshot.
+        rows: good rows in the snapshot.
+        quarantined: rows of the table that were left out.
+        source: path or URL of the table.
+        created: when the snapshot became current, ISO 8601 in UTC.
+    """
+
+    name: str
+    fingerprint: str
+    rows: int
+    quarantined: int
+    source: str
+    created: str
+
+
+_PROMPT_SET: Final = TypeAdapter(PromptSet)
+
+
+def valid_name(name: str) -> str:
+    """Give `name` back if it can name a prompt set.
+
+    Dagster parts the dimensions of a partition key with ``|``, and S3 keys their folders with
+    ``/``, so neither may be in it.
+
+    Raises:
+        PromptTableError: it cannot.
+    """
+    if not _NAME.fullmatch(name):
+        raise PromptTableError(
+            f"{name!r} cannot name a prompt set: use 1 to 100 letters, digits, '.', '_' and '-', "
+            "and begin with a letter or digit"
+        )
+    return name
+
+
+def snapshot(store: "ObjectStore", name: str, checked: CheckedPrompts) -> PromptSet:
+    """Keep checked prompts under their fingerprint, and make them the current ones of `name`.
+
+    Raises:
+        PromptTableError: a bad name, no good row, or a ``current.json`` that this version cannot
+            read; nothing is changed then.
+        StorageError: the bucket refuses.
+    """
+    current(store, valid_name(name))
+    if checked.prompts.empty:
+        first = checked.quarantine.iloc[0]
+        raise PromptTableError(
+            f"{checked.source} has no usable row; row {first['row']}, column {first['column']!r}: "
+            f"{first['reason']}"
+        )
+    found = PromptSet(
+        name=name,
+        fingerprint=fingerprint(checked.prompts),
+        rows=len(checked.prompts),
+        quarantined=int(checked.quarantine["row"].nunique()),
+        source=checked.source,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    key = _key(name, found.fingerprint)
+    _create(store, f"{key}.parquet", _parquet(checked.prompts))
+    store.put(f"{key}.quarantine.parquet", _parquet(checked.quarantine))
+    _publish(store, found)
+    return found
+
+
+def current(store: "ObjectStore", name: str) -> PromptSet | None:
+    """The current snapshot of a prompt set; None if there is no such set.
+
+    Raises:
+        PromptTableError: ``current.json`` is damaged, or of a newer version.
+        StorageError: the bucket refuses.
+    """
+    stored = store.get(_key(valid_name(name), "current.json"))
+    return None if stored is None else _parsed(store, name, stored)
+
+
+def load(store: "ObjectStore", name: str, fingerprint: str) -> pd.DataFrame:
+    """Read a snapshot.
+
+    Returns:
+        What `CheckedPrompts.prompts` was, with the same dtypes.
+
+    Raises:
+        PromptTableError: there is no such snapshot, or it is damaged or of a newer version.
+        StorageError: the bucket refuses.
+    """
+    key = _key(valid_name(name), f"{fingerprint}.parquet")
+    stored = store.get(key)
+    if stored is None:
+        raise PromptTableError(
+            f"{store.uri(key)} does not exist: make the prompt set {name!r} from its table again"
+        )
+    try:
+        table = pq.read_table(io.BytesIO(stored.body))
+        schema = int((table.schema.metadata or {})[SCHEMA_KEY])
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise PromptTableError(
+            f"{store.uri(key)} is no readable snapshot ({error!r}): move it away, and make the "
+            f"prompt set {name!r} from its table again"
+        ) from error
+    _refuse_newer(store.uri(key), schema)
+    return as_frame(table)
+
+
+def _key(name: str, leaf: str) -> str:
+    return f"prompt_sets/{name}/{leaf}"
+
+
+@_patient
+def _create(store: "ObjectStore", key: str, body: bytes) -> None:
+    # None would mean that the same content is there already.
+    store.create(key, body)
+
+
+@_patient
+def _publish(store: "ObjectStore", found: PromptSet) -> None:
+    key = _key(found.name, "current.json")
+    record = {"schema": SCHEMA, **dataclasses.asdict(found)}
+    body = json.dumps(record, indent=1).encode()
+    stored = store.get(key)
+    if stored is None:
+        etag = store.create(key, body, content_type="application/json")
+    else:
+        _parsed(store, found.name, stored)
+        etag = store.update(key, body, stored.etag)
+    if etag is None:
+        raise StorageUnavailable(
+            f"{store.uri(key)} was changed by someone else at the same time: try again"
+        )
+
+
+def _parsed(store: "ObjectStore", name: str, stored: "StoredObject") -> PromptSet:
+    where = store.uri(_key(name, "current.json"))
+    try:
+        record: dict[str, Any] = dict(json.loads(stored.body))
+        schema = int(record["schema"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged(where, error) from error
+    _refuse_newer(where, schema)
+    try:
+        return _PROMPT_SET.validate_python({**record, "name": name})
+    except ValidationError as error:
+        raise _damaged(where, error) from error
+
+
+def _damaged(where: str, error: Exception) -> PromptTableError:
+    reason = str(error).splitlines()[0]
+    return PromptTableError(
+        f"{where} is damaged ({reason}): restore it, or move it away and make the set again"
+    )
+
+
+def _refuse_newer(where: str, schema: int) -> None:
+    if schema > SCHEMA:
+        raise PromptTableError(
+            f"{where} has schema {schema}, and this version knows {SCHEMA}: "
+            "upgrade nanobanana-pipeline"
+        )
+
+
+def _parquet(frame: pd.DataFrame) -> bytes:
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    table = table.replace_schema_metadata({SCHEMA_KEY: str(SCHEMA).encode()})
+    file = io.BytesIO()
+    pq.write_table(table, file, compression="zstd")
+    return file.getvalue()

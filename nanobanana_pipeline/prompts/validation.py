@@ -1,0 +1,269 @@
+"""Parting good rows from bad ones, and knowing equal content by its fingerprint.
+
+`ImageRequest` is the law: every distinct cell of a chunk is judged once by the model's own field,
+so a table can neither hold what a request would refuse nor be refused what a request would take.
+"""
+
+import hashlib
+import json
+import re
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import TypeAdapter, ValidationError
+
+from nanobanana_pipeline.prompts.attributes import typed_attribute
+from nanobanana_pipeline.prompts.intake import CHUNK_ROWS, TEXT, Fault, shortened
+from nanobanana_pipeline.prompts.table import PromptTable
+from nanobanana_pipeline.request import REQUEST_FIELDS, ImageRequest
+
+__all__ = ["CheckedPrompts", "as_frame", "check_prompts", "fingerprint"]
+
+FINGERPRINT_SCHEMA: Final = 1
+FINGERPRINT_ROWS: Final = 65_536
+"""Rows hashed at a time. Part of the fingerprint's definition: never change it alone."""
+ID_MAX: Final = 200
+ID_DIGITS: Final = 16
+
+_LAWS: Final = {
+    name: TypeAdapter[Any](hint)
+    for name, hint in typing.get_type_hints(ImageRequest, include_extras=True).items()
+    if name in REQUEST_FIELDS
+}
+_NUMBERS: Final[dict[Any, Any]] = {int: pa.int64(), float: pa.float64()}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+_TEXT_DTYPE: Final = pd.StringDtype(na_value=np.nan)
+_DTYPES: Final[dict[Any, Any]] = {
+    pa.int64(): pd.Int64Dtype(),
+    pa.float64(): pd.Float64Dtype(),
+    pa.bool_(): pd.BooleanDtype(),
+    pa.string(): _TEXT_DTYPE,
+    TEXT: _TEXT_DTYPE,
+}
+_LOGICAL_TYPES: Final = {"Int64": "int64", "Float64": "float64", "boolean": "bool", "str": "string"}
+
+RowNumbers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class CheckedPrompts:
+    """A prompt table, parted.
+
+    Attributes:
+        source: path or URL of the table.
+        prompts: the good rows in the order of their ids: ``prompt_id`` and ``prompt`` (str), the
+            request fields that some row gives (Int64, Float64 or str; missing where the default
+            holds), then the attributes by name (Int64, Float64, boolean or str).
+        quarantine: what is wrong with the others, one row a fault: ``row`` (int64, counted from 1),
+            ``column`` ("" for the row as a whole), ``value`` (shortened), ``reason`` (str).
+    """
+
+    source: str
+    prompts: pd.DataFrame
+    quarantine: pd.DataFrame
+
+
+def check_prompts(table: PromptTable) -> CheckedPrompts:
+    """Validate a prompt table, normalise its values and give every row an id.
+
+    A row with several faults has an entry for each. Of rows with the same id the first stays.
+    """
+    rows = table.rows
+    numbers: RowNumbers = table.numbers.to_numpy()
+    faults = _Faults(table.broken)
+    id_column = next((name for name in ("prompt_id", "id") if name in rows.column_names), None)
+    fields = [name for name in REQUEST_FIELDS if name in rows.column_names]
+
+    columns = {name: _judged(name, rows[name], numbers, faults) for name in fields}
+    if id_column:
+        columns["prompt_id"] = _judged(id_column, rows[id_column], numbers, faults)
+        faults.add_repeats(id_column, columns["prompt_id"], numbers, "duplicate of row {}")
+    else:
+        ids = _content_ids(pa.table(columns), faults.spared(numbers))
+        repeat = "same prompt and parameters as row {}; add an id column to keep both"
+        faults.add_repeats("prompt", ids, numbers, repeat, values=columns["prompt"])
+        columns["prompt_id"] = ids
+    good = np.flatnonzero(faults.spared(numbers))
+    ordered = good[pc.sort_indices(columns["prompt_id"].take(good)).to_numpy()]
+    attributes = {
+        name: rows[name] for name in sorted(set(rows.column_names) - {id_column, *fields})
+    }
+    return CheckedPrompts(table.source, _taken(columns, attributes, ordered), faults.frame())
+
+
+def fingerprint(prompts: pd.DataFrame) -> str:
+    """SHA-256, in hexadecimal, of the names, types and values of checked prompts.
+
+    It hashes JSON, not file bytes, so no version of pandas or pyarrow changes it.
+
+    Args:
+        prompts: as `check_prompts` or `prompt_set.load` gives it.
+    """
+    types = [[name, _LOGICAL_TYPES[str(prompts[name].dtype)]] for name in prompts.columns]
+    digest = hashlib.sha256(_json({"schema": FINGERPRINT_SCHEMA, "columns": types}))
+    for start in range(0, len(prompts), FINGERPRINT_ROWS):
+        batch = prompts.iloc[start : start + FINGERPRINT_ROWS]
+        values = [pa.array(batch[name]).to_pylist() for name in batch.columns]
+        digest.update(_json(values))
+    return digest.hexdigest()
+
+
+def as_frame(table: Any) -> pd.DataFrame:  # noqa: ANN401 - pyarrow is untyped
+    """A `pyarrow.Table` as pandas, with nullable types, so that integers stay integers."""
+    frame: pd.DataFrame = table.to_pandas(types_mapper=_DTYPES.get, ignore_metadata=True)
+    return frame
+
+
+class _Faults:
+    """What is wrong with which rows; the first fault of a cell counts."""
+
+    def __init__(self, broken: Iterable[Fault]) -> None:
+        known = pd.DataFrame(list(broken), columns=list(Fault._fields))
+        self._parts = [known.astype({"row": np.int64})]
+
+    def add(self, column: str, rows: RowNumbers, values: Any, reasons: Iterable[str]) -> None:  # noqa: ANN401
+        """Note one fault for each of `rows`; `values` is an Arrow array of what stands there."""
+        if len(rows):
+            texts = [shortened(value or "") for value in values.to_pylist()]
+            part = {"row": rows, "column": column, "value": texts, "reason": list(reasons)}
+            self._parts.append(pd.DataFrame(part))
+
+    def add_repeats(
+        self,
+        column: str,
+        ids: Any,  # noqa: ANN401
+        numbers: RowNumbers,
+        reason: str,
+        *,
+        values: Any = None,  # noqa: ANN401
+    ) -> None:
+        """Note all rows but the first of those with equal ids; missing ids equal nothing."""
+        encoded = ids.combine_chunks().dictionary_encode()
+        codes = encoded.indices.fill_null(-1).to_numpy()
+        known = codes >= 0
+        first_of = np.empty(len(encoded.dictionary), np.int64)
+        # Of several values for one place numpy keeps the last one assigned: here, the first row.
+        first_of[codes[known][::-1]] = numbers[known][::-1]
+        first = numbers.copy()
+        first[known] = first_of[codes[known]]
+        later = np.flatnonzero(first != numbers)
+        reasons = (reason.format(row) for row in first[later].tolist())
+        self.add(column, numbers[later], (ids if values is None else values).take(later), reasons)
+
+    def spared(self, numbers: RowNumbers) -> npt.NDArray[np.bool_]:
+        """Which of these rows no fault names."""
+        return ~np.isin(numbers, np.concatenate([part["row"].to_numpy() for part in self._parts]))
+
+    def frame(self) -> pd.DataFrame:
+        """All faults in the order of their rows, typed as `CheckedPrompts.quarantine` says."""
+        parts = [part for part in self._parts if len(part)] or self._parts
+        types = {"row": "int64", "column": "str", "value": "str", "reason": "str"}
+        faults = pd.concat(parts, ignore_index=True).astype(types)
+        faults = faults.drop_duplicates(["row", "column"])
+        return faults.sort_values("row", kind="stable", ignore_index=True)
+
+
+def _judged(name: str, column: Any, numbers: RowNumbers, faults: _Faults) -> Any:  # noqa: ANN401
+    """A column as `ImageRequest` would hold it; null where nothing stands or a fault was found."""
+    info = ImageRequest.model_fields.get(name)
+    kind = _NUMBERS.get(info.annotation, TEXT) if info else TEXT
+    required = name in {"prompt", "prompt_id", "id"}
+    judge = _judge(name)
+    parts, start = [], 0
+    for chunk in column.chunks:
+        encoded = (chunk.fill_null("") if required else chunk).dictionary_encode()
+        texts = encoded.dictionary.to_pylist()
+        values, reasons = [], []
+        for text in texts:
+            try:
+                value, reason = judge(text), None
+            except ValueError as error:
+                value, reason = None, _reason(error)
+            values.append(value)
+            reasons.append(reason)
+        # Text that passes stays as it is, and is not copied.
+        same = kind == TEXT and values == texts
+        parts.append(chunk if same else pa.array(values, kind).take(encoded.indices))
+        why = pa.array(reasons, TEXT).take(encoded.indices)
+        bad = np.flatnonzero(why.is_valid())
+        faults.add(name, numbers[start + bad], chunk.take(bad), why.take(bad).to_pylist())
+        start += len(chunk)
+    return pa.chunked_array(parts, kind)
+
+
+def _judge(name: str) -> Callable[[str], Any]:
+    """What turns a cell of this column into its value, or raises ValueError with the reason."""
+    if name == "seed":
+        return _lawful_seed
+    return _LAWS[name].validate_python if name in _LAWS else _lawful_id
+
+
+def _lawful_seed(text: str) -> int:
+    seed: int = _LAWS["seed"].validate_python(text)
+    if seed == 0:
+        raise ValueError("0 asks the provider for a random seed: give 1 or more, or leave it empty")
+    return seed
+
+
+def _lawful_id(text: str) -> str:
+    if not text.strip():
+        raise ValueError("blank")
+    if len(text) > ID_MAX:
+        raise ValueError(f"is {len(text)} characters long, and an id has at most {ID_MAX}")
+    if _CONTROL.search(text):
+        raise ValueError("has a control character")
+    return text
+
+
+def _reason(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    fault = error.errors()[0]
+    said = str(fault["ctx"]["error"]) if fault["type"] == "value_error" else fault["msg"]
+    return said.replace("Input should be", "must be")
+
+
+def _content_ids(rows: Any, good: npt.NDArray[np.bool_]) -> Any:  # noqa: ANN401
+    """Ids that say the same whatever the file, its format and its order; null for bad rows."""
+    parts, start = [], 0
+    for batch in rows.to_batches(max_chunksize=CHUNK_ROWS):
+        usable = good[start : start + len(batch)].tolist()
+        ids = [
+            _content_id(row) if is_good else None
+            for row, is_good in zip(batch.to_pylist(), usable, strict=True)
+        ]
+        parts.append(pa.array(ids, TEXT))
+        start += len(batch)
+    return pa.chunked_array(parts, TEXT)
+
+
+def _content_id(row: dict[str, Any]) -> str:
+    given = {name: value for name, value in row.items() if value is not None}
+    return hashlib.sha256(_json(given)).hexdigest()[:ID_DIGITS]
+
+
+def _taken(columns: dict[str, Any], attributes: dict[str, Any], order: RowNumbers) -> pd.DataFrame:
+    """These rows in this order; optional columns in which nothing stands are left out."""
+    names = ("prompt_id", *REQUEST_FIELDS)
+    taken = {name: columns[name].take(order) for name in names if name in columns}
+    taken |= {name: typed_attribute(column.take(order)) for name, column in attributes.items()}
+    kept = {
+        name: column
+        for name, column in taken.items()
+        if name in {"prompt_id", "prompt"} or column.null_count < len(column)
+    }
+    return as_frame(pa.table(kept))
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(
+        value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
+    ).encode()
