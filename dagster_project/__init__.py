@@ -1,0 +1,1 @@
+"""The orchestration: what Dagster shows and runs. Wiring only; the logic is the domain's."""

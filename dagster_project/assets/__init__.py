@@ -1,0 +1,1 @@
+"""One file an asset family, from the table to the pictures."""

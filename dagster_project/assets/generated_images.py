@@ -1,0 +1,306 @@
+"""The pictures of one prompt set under one seed: plan → shards → collect.
+
+A cell that is missing and may still come fails the partition *after* its manifest is written, by
+an observation and a failed check: a materialization would count as done in backfills, and let
+downstream assets run. Pictures that can never be drawn only warn.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+from pydantic import Field, TypeAdapter
+
+from dagster_project.metadata import column_schema, sample_table
+from dagster_project.partitions import grid, read_cell_key
+from dagster_project.resources import NanobananaResource
+from nanobanana_pipeline.errors import NanobananaError
+from nanobanana_pipeline.generation import launch
+from nanobanana_pipeline.generation.engine import Progress, Report
+from nanobanana_pipeline.generation.launch import Launch, Plan
+from nanobanana_pipeline.generation.manifest import (
+    COLUMNS,
+    CellState,
+    CurrentManifest,
+    read_manifest,
+)
+from nanobanana_pipeline.request import PictureParameters
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["GenerationConfig", "generated_images"]
+
+CODE_VERSION = "1"
+PROGRESS_SECONDS = 2.0
+PROGRESS_GROWTH = 1.5
+
+_PLAN = TypeAdapter(Plan)
+_REPORT = TypeAdapter(Report)
+
+
+class GenerationConfig(dg.Config):
+    """What a launch may say. Everything left out stays as the partition was made before."""
+
+    width: int | None = Field(
+        None, description="Pixels, 1024 to 2048, divisible by 32. The provider's default is 2048."
+    )
+    height: int | None = Field(
+        None, description="Pixels, 1024 to 2048, divisible by 32. The provider's default is 2048."
+    )
+    samples: int | None = Field(
+        None, description="Pictures a cell, 1 to 4; each is paid for. Default 1."
+    )
+    negative_prompt: str | None = Field(None, description="What should not be in the pictures.")
+    noise_scale_start: float | None = Field(
+        None, description="The provider's noise_scale_start. Default 7.5."
+    )
+    noise_scale_end: float | None = Field(
+        None, description="The provider's noise_scale_end. Default 7.5."
+    )
+    noise_clip_std: float | None = Field(
+        None, description="The provider's noise_clip_std. Default 2.5."
+    )
+    watermark: bool | None = Field(
+        None, description="Whether the provider puts its watermark in. Default no."
+    )
+    change_parameters: bool = Field(
+        default=False,
+        description=(
+            "Buy the partition anew where the parameters above differ from those it was made "
+            "with. Without it such a launch is refused, with what it would buy."
+        ),
+    )
+    limit: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "A pilot: buy so many rows of the prompt set only, always the same ones; a larger "
+            "limit adds to a smaller one. The rest is not_requested."
+        ),
+    )
+    slots: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="Most requests at the provider at once. Default: NANOBANANA_SLOTS.",
+    )
+    shard_size: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Most requests a step. Left out, all go through one step: best on one machine, where "
+            "steps cost more than they bring. Several machines share a partition by its shards."
+        ),
+    )
+
+
+@dg.op(
+    ins={"prompts": dg.In(dg.Nothing)},
+    out={"shards": dg.DynamicOut(dict), "made": dg.Out(dict)},
+    description="Finds the cells that are missing and says what they will cost. Buys nothing.",
+)
+def plan(
+    context: dg.OpExecutionContext, config: GenerationConfig, nanobanana: NanobananaResource
+) -> Iterator[Any]:
+    """Write run files for what is missing."""
+    name, seed = read_cell_key(context.partition_key)
+    made = launch.plan(
+        nanobanana.store(),
+        nanobanana.account().realm,
+        Launch(
+            prompt_set=name,
+            seed=seed,
+            run_id=context.run_id,
+            parameters=PictureParameters(
+                **config.model_dump(include=set(PictureParameters.model_fields))
+            ),
+            change_parameters=config.change_parameters,
+            limit=config.limit,
+            shard_size=config.shard_size,
+        ),
+    )
+    if made.buy or made.resume:
+        context.log.info(
+            f"{made.buy:,} requests to buy for {made.buy_images:,} images at an unknown price, "
+            f"{made.resume:,} to resume, of {made.cells:,} cells: {made.states}"
+        )
+    else:
+        context.log.info(f"nothing to buy: {made.states} of {made.cells:,} cells")
+    for shard in made.shards:
+        key = shard.replace("-", "_")
+        yield dg.DynamicOutput(
+            {"run_id": made.run_id, "shard": shard}, output_name="shards", mapping_key=key
+        )
+    yield dg.Output(asdict(made), output_name="made")
+
+
+@dg.op(
+    description=(
+        "Buys and stores the pictures of one shard, each request at most once. What cannot be "
+        "settled is left in the ledger with its reason."
+    ),
+    # For crashes of the process; what the domain can say is in the summary, and never repeated.
+    retry_policy=dg.RetryPolicy(max_retries=1),
+)
+def generate(
+    context: dg.OpExecutionContext,
+    config: GenerationConfig,
+    nanobanana: NanobananaResource,
+    shard: dict[str, str],
+) -> dict[str, Any]:
+    """Settle one run file."""
+    try:
+        report = launch.settle_shard(
+            nanobanana.store(),
+            nanobanana.account(),
+            shard["run_id"],
+            shard["shard"],
+            slots=config.slots,
+            on_progress=_progress_log(context, shard["shard"]),
+            progress_seconds=PROGRESS_SECONDS,
+        )
+    except NanobananaError as error:
+        context.log.error(f"{shard['shard']} stopped: {error}")
+        report = Report(halted=str(error))
+    summary: dict[str, Any] = _REPORT.dump_python(report, mode="json")
+    context.log.info(f"{shard['shard']}: {summary}")
+    return summary
+
+
+@dg.op(
+    out={
+        "result": dg.Out(dg.Nothing, is_required=False),
+        "cells": dg.Out(dg.Nothing),
+    },
+    description="Publishes the manifest: every cell with its state. Fails where cells are missing.",
+)
+def collect(
+    context: dg.OpExecutionContext,
+    nanobanana: NanobananaResource,
+    made: dict[str, Any],
+    summaries: list[dict[str, Any]],
+) -> Iterator[Any]:
+    """Account for every cell of the partition."""
+    report = Report()
+    for summary in summaries:
+        report += _REPORT.validate_python(summary)
+    store = nanobanana.store()
+    plan_made = _PLAN.validate_python(made)
+    current = launch.collect(store, nanobanana.account().realm, plan_made, report)
+    metadata = _metadata(store, current, report)
+    refused = current.cells.get(CellState.REFUSED, 0)
+    check = dg.AssetCheckResult(
+        asset_key=dg.AssetKey("generated_images"),
+        check_name="cells",
+        passed=current.gaps == 0 and refused == 0,
+        severity=dg.AssetCheckSeverity.ERROR if current.gaps else dg.AssetCheckSeverity.WARN,
+        metadata=metadata,
+    )
+    if current.gaps:
+        yield dg.AssetObservation(
+            "generated_images", partition=context.partition_key, metadata=metadata
+        )
+        yield check
+        raise dg.Failure(_what_now(current, report), metadata=metadata, allow_retries=False)
+    yield dg.MaterializeResult(
+        asset_key="generated_images",
+        metadata=metadata,
+        data_version=dg.DataVersion(current.content),
+    )
+    yield check
+
+
+@dg.config_mapping
+def generation_config(config: GenerationConfig) -> dict[str, Any]:
+    """One block in the launchpad for both ops that read it."""
+    # Through the model, so that a bad value is refused where it is typed.
+    PictureParameters(**config.model_dump(include=set(PictureParameters.model_fields)))
+    return dg.RunConfig(ops={"plan": config, "generate": config}).to_config_dict()["ops"]
+
+
+@dg.graph_asset(
+    partitions_def=grid,
+    ins={"prompts": dg.AssetIn("prompt_set")},
+    config=generation_config,
+    check_specs=[
+        dg.AssetCheckSpec(
+            "cells",
+            asset="generated_images",
+            description="Every cell that was asked for is settled.",
+            partitions_def=grid,
+        )
+    ],
+    group_name="images",
+    kinds={"requests", "s3", "parquet"},
+    owners=["team:data"],
+    code_version=CODE_VERSION,
+    description=(
+        "Every prompt of a set drawn under one seed. Missing pictures are bought from the "
+        "provider, each request at most once however often this is launched; all are stored "
+        "unchanged under their SHA-256, and the manifest lists every cell with its state. "
+        "**Costs money: one request a missing cell.** With nothing missing it buys nothing."
+    ),
+)
+def generated_images(prompts: Any) -> dict[str, Any]:  # noqa: ANN401 - a graph passes handles
+    """Plan, fan out over shards, account."""
+    shards, made = plan(prompts)
+    finished = collect(made, shards.map(generate).collect())
+    return {"result": finished.result, "generated_images_cells": finished.cells}
+
+
+def _progress_log(
+    context: dg.OpExecutionContext, shard: str
+) -> Callable[[Progress], None]:
+    """Write progress to the event log, more and more rarely: it is kept for ever."""
+    due = PROGRESS_SECONDS
+
+    def write(progress: Progress) -> None:
+        nonlocal due
+        if progress.seconds >= due:
+            due = progress.seconds * PROGRESS_GROWTH
+            context.log.info(f"{shard}: {progress}")
+
+    return write
+
+
+def _metadata(store: ObjectStore, current: CurrentManifest, report: Report) -> dict[str, Any]:
+    rows = read_manifest(store, current.manifest)
+    shown = ["prompt", "state", "reason", "image_uri", "bytes", "seed_reported"]
+    first = rows.sort_values("state", key=lambda s: s == CellState.SETTLED, kind="stable")
+    cells = pd.DataFrame(current.cells.items(), columns=["state", "cells"])
+    return {
+        "cells": sample_table(cells),
+        "images": current.images,
+        "bytes": current.size,
+        "bought in this run": report.bought,
+        "images stored in this run": report.images,
+        "seconds": round(report.seconds, 1),
+        "images/s": round(report.images / report.seconds, 2) if report.seconds else 0.0,
+        "rate limited": report.rate_limited,
+        "cost": "unknown: no price is configured",
+        "manifest": dg.MetadataValue.path(store.uri(current.manifest)),
+        "dagster/uri": store.uri(current.manifest),
+        "dagster/row_count": current.rows,
+        "dagster/column_schema": column_schema(
+            {name: (str(kind), text) for name, (kind, text) in COLUMNS.items()}
+        ),
+        "rows": sample_table(first[first["state"] != CellState.NOT_REQUESTED][shown]),
+        "fingerprint": current.fingerprint,
+        "parameters": dg.MetadataValue.json(dict(current.parameters)),
+    } | ({"stopped": report.halted} if report.halted else {})
+
+
+def _what_now(current: CurrentManifest, report: Report) -> str:
+    states = ", ".join(f"{n:,} {state}" for state, n in current.cells.items())
+    advice = {
+        CellState.PENDING: "launch the partition again to buy or resume the pending ones",
+        CellState.FAILED: "the provider failed the failed ones three times",
+        CellState.IN_DOUBT: (
+            "nobody knows whether those in doubt were bought: they are held, and not bought again"
+        ),
+        CellState.LOST: "the lost ones were paid for and could not be had: they are held",
+    }
+    said = [text for state, text in advice.items() if current.cells.get(state)]
+    halted = f" Stopped early: {report.halted}." if report.halted else ""
+    return f"cells: {states}.{halted} {'; '.join(said).capitalize()}."

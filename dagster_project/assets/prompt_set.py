@@ -1,0 +1,100 @@
+"""A prompt table becomes a prompt set: checked, fingerprinted, kept for ever."""
+
+from pathlib import Path
+
+import dagster as dg
+from pydantic import Field
+
+from dagster_project.metadata import sample_table
+from dagster_project.partitions import prompt_sets
+from dagster_project.resources import NanobananaResource
+from nanobanana_pipeline.errors import PromptTableError
+from nanobanana_pipeline.layout import prompt_set_key
+from nanobanana_pipeline.prompts.prompt_set import snapshot, valid_name
+from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.validation import check_prompts
+
+__all__ = ["PromptTableConfig", "prompt_set"]
+
+FOLDER = "prompts"
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+
+
+class PromptTableConfig(dg.Config):
+    """Which table to read."""
+
+    table: str | None = Field(
+        None,
+        description=(
+            "Path or s3:// URL of the prompt table (CSV, TSV, JSONL or Parquet). Left out: "
+            "prompts/<prompt set>.csv, .tsv, .jsonl or .parquet in the working directory."
+        ),
+    )
+
+
+@dg.asset(
+    partitions_def=prompt_sets,
+    group_name="prompts",
+    kinds={"pandas", "parquet", "s3"},
+    owners=["team:data"],
+    code_version="1",
+    description=(
+        "A prompt table, checked and frozen. Good rows become a snapshot under their fingerprint; "
+        "every bad row goes to a quarantine table with row, column, value and reason. The same "
+        "content gives the same fingerprint whatever the file format. **Costs nothing.**"
+    ),
+)
+def prompt_set(
+    context: dg.AssetExecutionContext, config: PromptTableConfig, nanobanana: NanobananaResource
+) -> dg.MaterializeResult[None]:
+    """Read, check and store one prompt table."""
+    name = valid_name(context.partition_key)
+    store = nanobanana.store()
+    checked = check_prompts(read_table(config.table or find_table(name), store))
+    made = snapshot(store, name, checked)
+    if made.quarantined:
+        context.log.warning(
+            f"{made.quarantined:,} rows are in quarantine, {made.rows:,} go on: see the metadata"
+        )
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(made.fingerprint),
+        metadata={
+            "dagster/row_count": made.rows,
+            "dagster/uri": store.uri(prompt_set_key(name, f"{made.fingerprint}.parquet")),
+            "dagster/column_schema": dg.TableSchema(
+                [
+                    dg.TableColumn(str(column), str(dtype))
+                    for column, dtype in checked.prompts.dtypes.items()
+                ]
+            ),
+            "prompts": sample_table(checked.prompts),
+            "quarantined rows": made.quarantined,
+            "quarantine": sample_table(checked.quarantine, rows=20),
+            "quarantine file": store.uri(
+                prompt_set_key(name, f"{made.fingerprint}.quarantine.parquet")
+            ),
+            "fingerprint": made.fingerprint,
+            "source": made.source,
+        },
+    )
+
+
+def find_table(name: str, folder: Path = Path(FOLDER)) -> Path:
+    """The table of a prompt set in the prompts folder.
+
+    Raises:
+        PromptTableError: there is none, or more than one.
+    """
+    names = {f"{name}{suffix}" for suffix in SUFFIXES}
+    found = [path for path in sorted(folder.glob(f"{name}.*")) if path.name in names]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = " and ".join(path.name for path in found)
+        raise PromptTableError(
+            f"{folder.resolve()} has {names}: keep one, or name the table in the launchpad"
+        )
+    raise PromptTableError(
+        f"no table for prompt set {name!r}: put {name}.csv (.tsv, .jsonl, .parquet) into "
+        f"{folder.resolve()}, or name the table's path or s3:// URL in the launchpad"
+    )

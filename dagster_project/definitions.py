@@ -1,0 +1,22 @@
+"""What Dagster loads."""
+
+import warnings
+
+import dagster as dg
+
+# Partitions on checks are marked preview; without them a check has one status for all partitions.
+warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+
+from dagster_project.assets.generated_images import generated_images  # noqa: E402
+from dagster_project.assets.prompt_set import prompt_set  # noqa: E402
+from dagster_project.resources import resources  # noqa: E402
+
+__all__ = ["defs"]
+
+defs = dg.Definitions(
+    assets=[prompt_set, generated_images],
+    resources=resources(),
+    # Steps of one partition run one after another in one process: measured in
+    # docs/architecture.md. Many machines set another executor here, and nothing else.
+    executor=dg.in_process_executor,
+)

@@ -1,0 +1,90 @@
+"""Materialize the graph for one prompt table and some seeds, from the command line.
+
+``python -m dagster_project.materialize sample --table sample.csv --seed 1 --seed 2``
+
+What `nanobanana demo` runs: the same assets and the same instance as the UI's.
+"""
+
+import argparse
+import json
+import logging
+import sys
+
+import dagster as dg
+
+from dagster_project.definitions import defs
+from dagster_project.partitions import prompt_sets, read_cell_key, seeds
+from nanobanana_pipeline.errors import NanobananaError
+
+__all__ = ["main"]
+
+NOT_SETTLED, WRONG_USE = 1, 2
+
+
+def main() -> int:
+    """Run it; 0 if every partition was materialized, 1 if not, 2 for wrong use."""
+    parser = argparse.ArgumentParser(prog="dagster_project.materialize", description=__doc__)
+    parser.add_argument("prompt_set")
+    parser.add_argument("--table", required=True)
+    parser.add_argument("--seed", type=int, action="append", required=True)
+    parser.add_argument("--config", type=json.loads, default={}, help="of generated_images, JSON")
+    args = parser.parse_args()
+    try:
+        for seed in args.seed:
+            read_cell_key(f"{args.prompt_set}|{seed}")
+    except NanobananaError as error:
+        parser.error(str(error))
+    with dg.DagsterInstance.get() as instance:
+        instance.add_dynamic_partitions(str(prompt_sets.name), [args.prompt_set])
+        instance.add_dynamic_partitions(str(seeds.name), [str(seed) for seed in args.seed])
+        table = {"ops": {"prompt_set": {"config": {"table": args.table}}}}
+        if not _materialize(instance, "prompt_set", args.prompt_set, table):
+            return WRONG_USE
+        pictures = {"ops": {"generated_images": {"config": args.config}}}
+        done = [
+            _materialize(instance, "generated_images", f"{args.prompt_set}|{seed}", pictures)
+            for seed in args.seed
+        ]
+    return 0 if all(done) else NOT_SETTLED
+
+
+def _materialize(
+    instance: dg.DagsterInstance, asset: str, partition_key: str, config: dict[str, object]
+) -> bool:
+    job = defs.resolve_implicit_global_asset_job_def().get_subset(
+        asset_selection={dg.AssetKey(asset)}
+    )
+    _print(f"{asset} [{partition_key}]")
+    run = job.with_logger_defs({"console": _terse}).execute_in_process(
+        instance=instance,
+        partition_key=partition_key,
+        run_config={**config, "loggers": {"console": {}}},
+        raise_on_error=False,
+    )
+    return run.success
+
+
+@dg.logger(description="The steps' own words and failures, without Dagster's events.")
+def _terse(context: dg.InitLoggerContext) -> logging.Logger:
+    del context
+    logger = logging.Logger("nanobanana")  # noqa: LOG001 - one a run, shared with nobody
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("  %(message)s"))
+    handler.addFilter(_is_ours)
+    logger.addHandler(handler)
+    return logger
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    event = getattr(record, "dagster_meta", {}).get("dagster_event")
+    record.msg = str(record.msg).rpartition(" - ")[2]
+    return event is None or event.is_step_failure
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""The bucket and the provider as Dagster resources. Secrets are named here, never held."""
+
+import functools
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from dagster_aws.s3 import S3Resource
+from pydantic import Field
+
+from nanobanana_pipeline.errors import StorageError
+from nanobanana_pipeline.layout import claim_bucket, run_value_key
+from nanobanana_pipeline.provider.account import Account
+from nanobanana_pipeline.settings import Settings
+from nanobanana_pipeline.storage import ObjectStore, s3_client
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+__all__ = ["BucketValues", "NanobananaResource", "S3", "resources"]
+
+
+class S3(S3Resource):  # type: ignore[misc] # dagster_aws ships no types
+    """dagster-aws's S3, spoken to as the domain needs: many sockets, and no retries of its own."""
+
+    def get_client(self) -> "S3Client":
+        """A client from these fields, and from AWS's own variables for those left out."""
+        return s3_client(
+            profile=self.profile_name,
+            region_name=self.region_name,
+            endpoint_url=self.endpoint_url,
+            use_ssl=self.use_ssl,
+            verify=self.verify,
+            aws_access_key_id=self.aws_access_key_id,
+            aws_secret_access_key=self.aws_secret_access_key,
+            aws_session_token=self.aws_session_token,
+        )
+
+
+class NanobananaResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """Where pictures are bought and kept. What is left out comes from `NANOBANANA_*` variables."""
+
+    s3: dg.ResourceDependency[S3]
+    api_key: str | None = Field(None, description="The provider's API key; NANOBANANA_API_KEY.")
+    base_url: str | None = Field(None, description="Where the provider answers.")
+    bucket: str | None = Field(None, description="The S3 bucket that everything is written to.")
+    prefix: str | None = Field(None, description="A path inside the bucket.")
+    realm: str | None = Field(None, description="Whose pictures these are; part of every key.")
+    slots: int | None = Field(None, description="Most requests at the provider at once.")
+    allowed_hosts: str | None = Field(
+        None, description="Hosts whose output URLs may be plain http, private or loopback."
+    )
+
+    def settings(self) -> Settings:
+        """The settings, checked whole.
+
+        Raises:
+            SettingsError: names everything that is missing or contradictory.
+        """
+        given = {name: getattr(self, name) for name in Settings.model_fields}
+        return Settings.load(**{name: value for name, value in given.items() if value is not None})
+
+    def store(self) -> ObjectStore:
+        """The bucket, once it is sure that it is fit and of the right realm.
+
+        Raises:
+            SettingsError: it holds another realm's pictures.
+            StorageError: it cannot be used.
+        """
+        settings = self.settings()
+        store = ObjectStore(self.s3.get_client(), str(settings.bucket), settings.prefix)
+        claim_bucket(store, str(settings.realm))
+        return store
+
+    def account(self) -> Account:
+        """The provider's account."""
+        return Account.open(self.settings())
+
+
+class BucketValues(dg.ConfigurableIOManager):
+    """Hands small JSON values from op to op through the bucket, so that any executor will do."""
+
+    nanobanana: dg.ResourceDependency[NanobananaResource]
+
+    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:  # noqa: ANN401
+        """Store what an op gave."""
+        body = json.dumps(obj).encode()
+        self.nanobanana.store().put(_value_key(context), body, content_type="application/json")
+
+    def load_input(self, context: dg.InputContext) -> Any:  # noqa: ANN401
+        """Read what the op before gave.
+
+        Raises:
+            StorageError: it is gone.
+        """
+        output = context.upstream_output
+        if output is None:
+            raise StorageError("this input has no op before it")
+        store, key = self.nanobanana.store(), _value_key(output)
+        found = store.get(key)
+        if found is None:
+            raise StorageError(f"{store.uri(key)} is gone: launch the partition again")
+        return json.loads(found.body)
+
+
+def _value_key(context: dg.OutputContext) -> str:
+    return run_value_key(*context.get_identifier())
+
+
+def _from_environment(name: str) -> Any:  # noqa: ANN401 - dg.EnvVar stands in for text
+    """A reference to a variable that is set, so that the UI shows its name and not its value."""
+    return dg.EnvVar(name) if os.environ.get(name) else None
+
+
+@functools.cache
+def resources() -> dict[str, Any]:
+    """The resources of every job, from the environment's variables by name."""
+    slots = "NANOBANANA_SLOTS"
+    s3 = S3()
+    nanobanana = NanobananaResource(
+        s3=s3,
+        api_key=_from_environment("NANOBANANA_API_KEY"),
+        base_url=_from_environment("NANOBANANA_BASE_URL"),
+        bucket=_from_environment("NANOBANANA_BUCKET"),
+        prefix=_from_environment("NANOBANANA_PREFIX"),
+        realm=_from_environment("NANOBANANA_REALM"),
+        allowed_hosts=_from_environment("NANOBANANA_ALLOWED_HOSTS"),
+        slots=dg.EnvVar.int(slots) if os.environ.get(slots) else None,
+    )
+    return {
+        "s3": s3,
+        "nanobanana": nanobanana,
+        "io_manager": BucketValues(nanobanana=nanobanana),
+    }
