@@ -9,6 +9,8 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import dagster as dg
 
@@ -49,13 +51,13 @@ def main() -> int:
 
 
 def _materialize(
-    instance: dg.DagsterInstance, asset: str, partition_key: str, config: dict[str, object]
+    instance: dg.DagsterInstance, asset: str, partition_key: str, config: Mapping[str, Any]
 ) -> bool:
     job = defs.resolve_implicit_global_asset_job_def().get_subset(
         asset_selection={dg.AssetKey(asset)}
     )
     _print(f"{asset} [{partition_key}]")
-    run = job.with_logger_defs({"console": _terse}).execute_in_process(
+    run = job.with_logger_defs({"console": dg.LoggerDefinition(_terse)}).execute_in_process(
         instance=instance,
         partition_key=partition_key,
         run_config={**config, "loggers": {"console": {}}},
@@ -64,9 +66,8 @@ def _materialize(
     return run.success
 
 
-@dg.logger(description="The steps' own words and failures, without Dagster's events.")
-def _terse(context: dg.InitLoggerContext) -> logging.Logger:
-    del context
+def _terse(_context: dg.InitLoggerContext) -> logging.Logger:
+    """The steps' own words and failures, without Dagster's events."""
     logger = logging.Logger("nanobanana")  # noqa: LOG001 - one a run, shared with nobody
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("  %(message)s"))

@@ -18,10 +18,10 @@ from nanobanana_pipeline.storage import ObjectStore, s3_client
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["BucketValues", "NanobananaResource", "S3", "resources"]
+__all__ = ["S3", "BucketValues", "NanobananaResource", "resources"]
 
 
-class S3(S3Resource):  # type: ignore[misc] # dagster_aws ships no types
+class S3(S3Resource):
     """dagster-aws's S3, spoken to as the domain needs: many sockets, and no retries of its own."""
 
     def get_client(self) -> "S3Client":

@@ -153,6 +153,7 @@ def child(
     log: Path,
     ready: Callable[[], bool],
     environment: Mapping[str, str] | None = None,
+    grace_seconds: float = 5,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command in its own session until the block ends; output goes to `log`.
 
@@ -180,7 +181,7 @@ def child(
             time.sleep(0.05)
         yield process
     finally:
-        stop(process)
+        stop(process, grace_seconds)
 
 
 def stop(process: subprocess.Popen[bytes], grace_seconds: float = 5) -> None:

@@ -164,7 +164,11 @@ def generate(
         context.log.error(f"{shard['shard']} stopped: {error}")
         report = Report(halted=str(error))
     summary: dict[str, Any] = _REPORT.dump_python(report, mode="json")
-    context.log.info(f"{shard['shard']}: {summary}")
+    states = ", ".join(f"{n:,} {state}" for state, n in report.states.items())
+    context.log.info(
+        f"{shard['shard']}: {states}; {report.bought:,} bought, {report.images:,} images stored in "
+        f"{report.seconds:.1f} s"
+    )
     return summary
 
 
@@ -216,7 +220,9 @@ def generation_config(config: GenerationConfig) -> dict[str, Any]:
     """One block in the launchpad for both ops that read it."""
     # Through the model, so that a bad value is refused where it is typed.
     PictureParameters(**config.model_dump(include=set(PictureParameters.model_fields)))
-    return dg.RunConfig(ops={"plan": config, "generate": config}).to_config_dict()["ops"]
+    blocks = dg.RunConfig(ops={"plan": config, "generate": config}).to_config_dict()  # type: ignore[no-untyped-call]
+    ops: dict[str, Any] = blocks["ops"]
+    return ops
 
 
 @dg.graph_asset(
@@ -249,9 +255,7 @@ def generated_images(prompts: Any) -> dict[str, Any]:  # noqa: ANN401 - a graph 
     return {"result": finished.result, "generated_images_cells": finished.cells}
 
 
-def _progress_log(
-    context: dg.OpExecutionContext, shard: str
-) -> Callable[[Progress], None]:
+def _progress_log(context: dg.OpExecutionContext, shard: str) -> Callable[[Progress], None]:
     """Write progress to the event log, more and more rarely: it is kept for ever."""
     due = PROGRESS_SECONDS
 

@@ -90,9 +90,9 @@ def find_table(name: str, folder: Path = Path(FOLDER)) -> Path:
     if len(found) == 1:
         return found[0]
     if found:
-        names = " and ".join(path.name for path in found)
+        both = " and ".join(path.name for path in found)
         raise PromptTableError(
-            f"{folder.resolve()} has {names}: keep one, or name the table in the launchpad"
+            f"{folder.resolve()} has {both}: keep one, or name the table in the launchpad"
         )
     raise PromptTableError(
         f"no table for prompt set {name!r}: put {name}.csv (.tsv, .jsonl, .parquet) into "

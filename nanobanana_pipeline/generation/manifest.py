@@ -30,6 +30,7 @@ __all__ = [
     "CurrentManifest",
     "manifest_table",
     "publish",
+    "read_all_current",
     "read_current",
     "read_manifest",
 ]
@@ -162,6 +163,17 @@ def read_current(
         return CurrentManifest(**current), found.etag
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(f"{store.uri(key)} is damaged: {error}") from error
+
+
+def read_all_current(store: ObjectStore) -> Iterator[CurrentManifest]:
+    """Every partition's current manifest, by prompt set and seed."""
+    for key in store.keys("manifests/"):
+        folder, _, leaf = key.rpartition("/")
+        if leaf == "current.json":
+            _, name, seed = folder.split("/")
+            current, _ = read_current(store, name, int(seed.removeprefix("seed=")))
+            if current is not None:
+                yield current
 
 
 def read_manifest(store: ObjectStore, key: str, columns: list[str] | None = None) -> pd.DataFrame:

@@ -1,0 +1,128 @@
+"""`nanobanana generate`: the engine without Dagster."""
+
+import re
+import uuid
+from pathlib import PurePosixPath
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from nanobanana_pipeline.cli.show import partitions_table
+from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled, open_bucket
+from nanobanana_pipeline.generation import engine
+from nanobanana_pipeline.generation.cells import check_seed
+from nanobanana_pipeline.generation.launch import Launch, collect, plan, settle_shard
+from nanobanana_pipeline.generation.manifest import CurrentManifest
+from nanobanana_pipeline.prompts.prompt_set import snapshot, valid_name
+from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.validation import check_prompts
+from nanobanana_pipeline.provider.account import Account
+from nanobanana_pipeline.request import PictureParameters
+from nanobanana_pipeline.settings import Settings
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["generate", "parse_seeds"]
+
+MAX_SEEDS = 10_000
+
+
+def generate(
+    file: Annotated[str, typer.Argument(help="The prompt table: a path or s3:// URL.")],
+    seeds: Annotated[str, typer.Option(help="Seeds: 1-4, or 1,7,9-12.")],
+    *,
+    name: Annotated[
+        str | None, typer.Option(help="The prompt set's name; the file's name if left out.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="A pilot: buy so many rows only, always the same.")
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(help="A picture parameter for rows that have none: width=1024. Repeatable."),
+    ] = None,
+    change_parameters: Annotated[
+        bool, typer.Option(help="Buy anew what was made with other parameters.")
+    ] = False,
+) -> None:
+    """Buy what is missing of a prompt table under some seeds, and store it on S3."""
+    chosen = parse_seeds(seeds)
+    parameters = _parameters(param or [])
+    settings = Settings.load()
+    account, store = Account.open(settings), open_bucket(settings)
+    console = Console()
+    set_name = valid_name(name or PurePosixPath(file).name.partition(".")[0])
+    prompts = snapshot(store, set_name, check_prompts(read_table(file, store)))
+    console.print(
+        f"prompt set {prompts.name}: {prompts.rows:,} rows, {prompts.quarantined:,} in quarantine"
+    )
+    manifests = []
+    for seed in chosen:
+        launch = Launch(
+            prompt_set=set_name,
+            seed=seed,
+            run_id=uuid.uuid4().hex,
+            parameters=parameters,
+            change_parameters=change_parameters,
+            limit=limit,
+        )
+        manifests.append(_launch(console, store, account, launch))
+    console.print(partitions_table(manifests, store.uri("")))
+    if not all_settled(manifests):
+        raise typer.Exit(NOT_SETTLED)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds from ``1-4`` or ``1,7,9-12``.
+
+    Raises:
+        typer.BadParameter: it says something else.
+        PlanError: a seed that may not be bought.
+    """
+    chosen: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if not 0 <= last - first < MAX_SEEDS:
+            raise typer.BadParameter(f"--seeds wants 1-4 or 1,7,9-12, not {text!r}")
+        chosen += [check_seed(seed) for seed in range(first, last + 1)]
+    return list(dict.fromkeys(chosen))
+
+
+def _parameters(given: list[str]) -> PictureParameters:
+    pairs = dict(pair.partition("=")[::2] for pair in given)
+    try:
+        return PictureParameters.model_validate(pairs)
+    except ValidationError as error:
+        said = "; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())
+        raise typer.BadParameter(f"--param {said}") from None
+
+
+def _launch(
+    console: Console, store: ObjectStore, account: Account, launch: Launch
+) -> CurrentManifest:
+    made = plan(store, account.realm, launch)
+    console.print(
+        f"{launch.prompt_set}, seed {launch.seed}: {made.buy:,} requests to buy for "
+        f"{made.buy_images:,} images at an unknown price, {made.resume:,} to resume"
+    )
+    report = engine.Report()
+    columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=made.buy + made.resume)
+        for shard in made.shards:
+            report += settle_shard(
+                store,
+                account,
+                launch.run_id,
+                shard,
+                on_progress=lambda p: bar.update(task, completed=p.finished, description=str(p)),
+                progress_seconds=1,
+            )
+    for reason, count in report.reasons.items():
+        console.print(f"  {count:,} × {reason}", style="yellow", markup=False)
+    if report.halted:
+        console.print(f"stopped early: {report.halted}", style="bold red", markup=False)
+    return collect(store, account.realm, made, report)

@@ -1,0 +1,156 @@
+"""`nanobanana demo` and `nanobanana dev`: the local profile, without account or cloud.
+
+Dagster runs as a child process: the domain and its command line do not import it.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import requests
+import typer
+from rich.console import Console
+
+from nanobanana_pipeline.cli.show import partitions_table
+from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled, open_bucket
+from nanobanana_pipeline.contact_sheet import contact_sheet
+from nanobanana_pipeline.generation.manifest import CurrentManifest, read_current, read_manifest
+from nanobanana_pipeline.local import LocalProfile, child, local_profile
+from nanobanana_pipeline.settings import Settings
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["demo", "dev"]
+
+SEEDS = (1, 2)
+DEMO_SET = "sample"
+SHEET_PICTURES = 24
+DAGSTER_GRACE_SECONDS = 25
+
+Data = Annotated[
+    Path,
+    typer.Option(help="Where the local servers and Dagster keep everything; goes on from there."),
+]
+
+
+def demo(*, data: Data = Path(".nanobanana")) -> None:
+    """Make a small dataset on this machine: real S3 server, emulated provider, real Dagster."""
+    console = Console()
+    data = data.resolve()
+    with console.status("starting the S3 server and the provider emulator"):
+        stack = contextlib.ExitStack()
+        profile = stack.enter_context(local_profile(data, emulator=["--latency", "0.5:1.5"]))
+    with stack:
+        os.environ.update(profile.environment)
+        command = [
+            *(sys.executable, "-m", "dagster_project.materialize", DEMO_SET),
+            *("--table", str(sample_table())),
+            *(part for seed in SEEDS for part in ("--seed", str(seed))),
+        ]
+        environment = {**os.environ, "DAGSTER_HOME": str(_dagster_home(data))}
+        code = subprocess.run(command, env=environment, check=False).returncode  # noqa: S603
+        store = open_bucket(Settings.load())
+        found = [read_current(store, DEMO_SET, seed)[0] for seed in SEEDS]
+        manifests = [current for current in found if current]
+        console.print(partitions_table(manifests, store.uri("")))
+        if manifests:
+            sheet = data / "contact_sheet.jpg"
+            sheet.write_bytes(_sheet(store, manifests))
+            console.print(f"contact sheet   {sheet}", highlight=False, soft_wrap=True)
+        console.print(
+            f"images on disk  under {profile.s3_url} while it runs, kept in {data}\n"
+            "open the UI     "
+            + (
+                "nanobanana dev"
+                if data == Path(".nanobanana").resolve()
+                else f"nanobanana dev --data {data}"
+            ),
+            highlight=False,
+            soft_wrap=True,
+        )
+        console.print("stopping the local servers")
+    if code or not manifests or not all_settled(manifests):
+        raise typer.Exit(code or NOT_SETTLED)
+
+
+def dev(
+    *,
+    data: Data = Path(".nanobanana"),
+    port: Annotated[int, typer.Option(help="Of the Dagster UI.")] = 3000,
+    latency: Annotated[
+        str, typer.Option(help="Seconds that the emulated provider takes, shortest:longest.")
+    ] = "1:3",
+) -> None:
+    """Keep the local servers and Dagster's UI up until Ctrl-C."""
+    console = Console()
+    data = data.resolve()
+    home = _dagster_home(data)
+    with local_profile(data, emulator=["--latency", latency]) as profile:
+        url = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
+        command += (
+            ["-w", "workspace.yaml"]
+            if Path("workspace.yaml").exists()
+            else ["-m", "dagster_project.definitions"]
+        )
+        with child(
+            "Dagster",
+            command,
+            log=data / "dagster.log",
+            ready=lambda: _is_up(f"{url}/server_info"),
+            environment={**profile.environment, "DAGSTER_HOME": str(home)},
+            grace_seconds=DAGSTER_GRACE_SECONDS,
+        ) as process:
+            _explain(console, url, data, profile)
+            process.wait()
+            raise typer.Exit(process.returncode)
+
+
+def sample_table() -> Path:
+    """The sample prompts: in the wheel beside this package, in a checkout in ``prompts/``."""
+    packaged = Path(str(files("nanobanana_pipeline"))) / "sample_prompts" / "sample.csv"
+    return packaged if packaged.exists() else packaged.parents[2] / "prompts" / "sample.csv"
+
+
+def _dagster_home(data: Path) -> Path:
+    """Dagster's own folder, with the instance settings that this project ships."""
+    home = data / "dagster"
+    home.mkdir(parents=True, exist_ok=True)
+    settings = home / "dagster.yaml"
+    if not settings.exists():
+        shutil.copy(Path(str(files("dagster_project"))) / "dagster.yaml", settings)
+    return home
+
+
+def _is_up(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=2).ok
+    except requests.RequestException:
+        return False
+
+
+def _explain(console: Console, url: str, data: Path, profile: LocalProfile) -> None:
+    console.print(f"Dagster's UI       {url}", highlight=False)
+    console.print(f"S3 server          {profile.s3_url}", highlight=False)
+    console.print(f"provider emulator  {profile.base_url}", highlight=False)
+    console.print(f"data and logs      {data}", highlight=False, soft_wrap=True)
+    console.print(
+        "Add a prompt set and a seed as partitions of generated_images, put the table into "
+        "prompts/<prompt set>.csv, press Materialize. Ctrl-C ends everything."
+    )
+
+
+def _sheet(store: ObjectStore, manifests: list[CurrentManifest]) -> bytes:
+    pictures = []
+    for current in manifests:
+        rows = read_manifest(store, current.manifest)
+        for row in (
+            rows[rows["image_uri"].notna()].head(SHEET_PICTURES // len(manifests)).itertuples()
+        ):
+            data = store.open_url(str(row.image_uri))
+            pictures.append((data, f"{current.seed}: {row.prompt}"))
+    return contact_sheet(pictures)
