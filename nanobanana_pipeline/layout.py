@@ -13,13 +13,20 @@ __all__ = [
     "image_owner_key",
     "ledger_key",
     "manifest_prefix",
+    "prompt_set_key",
     "run_done_key",
     "run_plan_key",
     "run_shard_key",
+    "run_value_key",
 ]
 
 LAYOUT_VERSION: Final = 1
 MARKER: Final = "nanobanana.json"
+
+
+def prompt_set_key(name: str, leaf: str) -> str:
+    """A file of a prompt set: ``current.json``, or a snapshot under its fingerprint."""
+    return f"prompt_sets/{name}/{leaf}"
 
 
 def ledger_key(request_key: str) -> str:
@@ -50,6 +57,11 @@ def run_shard_key(run_id: str, shard: str) -> str:
 def run_plan_key(run_id: str) -> str:
     """What a run set out to do, written before it buys."""
     return f"runs/{run_id}/plan.json"
+
+
+def run_value_key(run_id: str, *parts: str) -> str:
+    """A small value that one step of a run hands to another."""
+    return f"runs/{run_id}/values/{'/'.join(parts)}.json"
 
 
 def run_done_key(run_id: str) -> str:

@@ -100,10 +100,19 @@ def s3_config(connections: int = 64) -> Config:
     )
 
 
-def s3_client() -> "S3Client":
-    """Make an S3 client from AWS's own variables and files (``AWS_ENDPOINT_URL_S3``, …)."""
+def s3_client(profile: str | None = None, **given: Any) -> "S3Client":  # noqa: ANN401
+    """Make an S3 client from AWS's own variables and files (``AWS_ENDPOINT_URL_S3``, …).
+
+    Args:
+        profile: of AWS's configuration files.
+        given: further arguments of boto3's `Session.client`, which go first.
+
+    Raises:
+        StorageError: they contradict each other.
+    """
     try:
-        return boto3.session.Session().client("s3", config=s3_config())
+        session = boto3.session.Session(profile_name=profile)
+        return session.client("s3", config=s3_config(), **given)
     except (BotoCoreError, ValueError) as error:
         raise StorageError(f"S3 is not configured: {error}") from None
 
