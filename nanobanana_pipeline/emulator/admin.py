@@ -58,12 +58,13 @@ class _AdminDesk:
         return JSONResponse({"status": "ok"})
 
     async def purchases(self, _: Request) -> Response:
-        groups = self._provider.book.groups()
+        groups = self._provider.book.groups(self._provider.clock.now())
         return JSONResponse(
             {
                 "total": sum(group["count"] for group in groups),
                 "images": sum(group["samples"] for group in groups),
-                "bought_twice": sum(group["count"] > 1 for group in groups),
+                "failed": sum(group["failed"] for group in groups),
+                "bought_twice": sum(group["count"] - group["failed"] > 1 for group in groups),
                 "groups": groups,
             }
         )

@@ -64,11 +64,13 @@ class Purchase(NewPurchase):
 class PictureGroup(TypedDict):
     """All purchases of the same pictures: `samples` counts the pictures that were paid for.
 
+    `failed` of the `count` purchases ended without drawing anything: to buy again then is right.
     `ids`, `track_ids` and `times` (Unix seconds of the emulator's clock) are in order of purchase.
     """
 
     picture_hash: str
     count: int
+    failed: int
     samples: int
     prompt: str
     seed: int
@@ -152,13 +154,15 @@ class PurchaseBook:
         rows = self._db.execute("SELECT ready_at FROM purchases WHERE ready_at > ?", (now,))
         return [row["ready_at"] for row in rows]
 
-    def groups(self) -> list[PictureGroup]:
+    def groups(self, now: float) -> list[PictureGroup]:
         """Group the purchases by picture, those bought most often first."""
         rows = self._db.execute(
-            "SELECT picture_hash, count(*) AS count, fields, json_group_array(id) AS ids,"
-            " json_group_array(track_id) AS track_ids, json_group_array(bought_at) AS times"
+            "SELECT picture_hash, count(*) AS count, sum(fails AND ready_at <= ?) AS failed,"
+            " fields, json_group_array(id) AS ids, json_group_array(track_id) AS track_ids,"
+            " json_group_array(bought_at) AS times"
             " FROM (SELECT * FROM purchases ORDER BY id)"
-            " GROUP BY picture_hash ORDER BY count DESC, min(id)"
+            " GROUP BY picture_hash ORDER BY count DESC, min(id)",
+            (now,),
         )
         return [_group(row) for row in rows]
 
@@ -203,6 +207,7 @@ def _group(row: sqlite3.Row) -> PictureGroup:
     return {
         "picture_hash": row["picture_hash"],
         "count": row["count"],
+        "failed": row["failed"],
         "samples": fields.samples * row["count"],
         "prompt": fields.prompt,
         "seed": fields.seed,

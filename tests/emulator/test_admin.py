@@ -49,6 +49,20 @@ def test_each_field_of_the_picture_makes_another_group(
     assert account.admin("purchases")["bought_twice"] == 0
 
 
+def test_buying_again_what_has_failed_is_not_buying_twice(account: Account) -> None:
+    account.tell("moods", failed=1)
+    account.buy(seed=1)
+    account.tell("moods", failed=0)
+    account.buy(seed=1)  # too early: nobody can know yet that the first one fails
+    assert account.admin("purchases")["bought_twice"] == 1
+    account.advance(LATENCY)
+    record = account.admin("purchases")
+    assert (record["total"], record["failed"], record["bought_twice"]) == (2, 1, 0)
+    assert (record["groups"][0]["count"], record["groups"][0]["failed"]) == (2, 1)
+    account.buy(seed=1)
+    assert account.admin("purchases")["bought_twice"] == 1
+
+
 def test_seed_0_is_a_random_seed_of_its_own_each_time(account: Account) -> None:
     seeds = {account.buy(seed=0)["meta"]["seed"] for _ in range(2)}
     groups = account.admin("purchases")["groups"]
