@@ -10,10 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from nanobanana_pipeline.errors import ForbiddenTransition, ProviderHalt
-from nanobanana_pipeline.generation.transfer import PAID_PATIENCE_SECONDS
+from nanobanana_pipeline.errors import ForbiddenTransition, ProviderHalt, StorageError
 from nanobanana_pipeline.generation.work import Work
-from nanobanana_pipeline.ledger import Entry, Held, Ledger, State, boot_clock, new_nonce
+from nanobanana_pipeline.ledger import Entry, Held, Ledger, Outcome, State, boot_clock, new_nonce
 from nanobanana_pipeline.provider.answers import (
     Done,
     Failed,
@@ -39,6 +38,7 @@ POLL_SHARE: Final = 0.08
 """Each wait is this share of the time since sending: noticed within 8 %, whatever the latency."""
 MAX_POLL_SECONDS: Final = 5.0
 POLL_UNTIL_SECONDS: Final = 1800.0
+FAILED_PAUSE_SECONDS: Final = 1.0
 MISSING_TRIES: Final = 3
 UNSENT_TRIES: Final = 6
 MAX_BACKOFF_SECONDS: Final = 10.0
@@ -47,9 +47,10 @@ OTHERS_CLAIM_POLL_SECONDS: Final = 3.0
 
 @dataclass(frozen=True)
 class Bought:
-    """The pictures are ready; the entry is accepted."""
+    """The pictures of an accepted attempt are ready."""
 
     held: Held
+    nonce: str
     done: Done
 
 
@@ -107,7 +108,7 @@ class Buyer:
         self._give_up = give_up
         self._lease_seconds = provider.submit_seconds + 2 * LEASE_MARGIN_SECONDS
         self._lock = threading.Lock()
-        self._sending: dict[str, Held] = {}
+        self._sending: dict[str, Held] = {}  # by nonce
         self.accepted = 0
         self.provider_seconds = 0.0
 
@@ -116,13 +117,13 @@ class Buyer:
 
         Raises:
             ProviderHalt: the provider refuses the account; nothing more should be sent.
-            StorageUnavailable: S3 stayed silent; nothing was sent, or it is accepted and written.
+            StorageUnavailable: S3 stayed silent; `work.held` is what was last written.
         """
         held = work.held
         if held is not None and held.entry.state is State.SUBMITTING:
             return self._await_other(work)
         if held is not None and held.entry.state is State.ACCEPTED:
-            return self._resume(held)
+            return self._resume(work, held)
         if held is not None and not held.entry.may_claim(rebuy=self._rebuy):
             return _ended(held)
         if not self._slots.acquire(self._stop):
@@ -135,16 +136,19 @@ class Buyer:
     def doubt_unanswered(self) -> None:
         """At the end of a stop's grace: put in doubt what was sent and not answered."""
         with self._lock:
-            sending = list(self._sending.values())
-        for held in sending:
+            sending = list(self._sending.items())
+        for nonce, held in sending:
             try:
-                self._ledger.apply(held, _doubt_of(held.entry.last.nonce))
+                self._ledger.apply(held, _doubt_of(nonce))
             except ForbiddenTransition:
                 log.info("request %s was answered meanwhile", held.entry.request_key)
+            except StorageError as error:
+                # No stop waits for S3: whoever meets these claims next finds their lease run out.
+                log.warning("what was not answered stays marked as being sent: %s", error)
+                return
 
     def _buy(self, work: Work) -> Step:
-        planned = work.planned
-        nonce = new_nonce()
+        planned, nonce = work.planned, new_nonce()
         held = self._ledger.claim(
             work.held,
             Entry.new(planned.request, planned.request_key, realm=self._realm),
@@ -156,52 +160,63 @@ class Buyer:
         if held is None:
             work.held = self._ledger.read(planned.request_key)
             return Later(0)
-        if held.lease_left < self._provider.submit_seconds + LEASE_MARGIN_SECONDS:
-            held = self._ledger.apply(held, lambda entry: entry.renew(nonce))
-        if self._stop.is_set():
-            self._ledger.apply(held, lambda entry: entry.not_sent(nonce, "stopped"))
-            return Ended(State.OPEN, "stopped before it was sent")
-        request = planned.request.model_copy(update={"track_id": f"{planned.request_key}.{nonce}"})
-        sent = boot_clock()
+        work.held = held
         with self._lock:
             self._sending[nonce] = held
         try:
-            outcome = self._provider.submit(request)
-            return self._answered(work, held, nonce, sent, outcome)
+            return self._send(work, held, nonce)
         finally:
-            with self._lock:
-                del self._sending[nonce]
+            self._answer_is_written(nonce)
+
+    def _send(self, work: Work, held: Held, nonce: str) -> Step:
+        """Send a claimed request, if the claim will outlast the answer."""
+        needed = self._provider.submit_seconds + LEASE_MARGIN_SECONDS
+        if held.lease_left < needed:
+            held = self._ledger.record(held, lambda entry: entry.renew(nonce))
+        lease_holds = (
+            held.entry.attempt(nonce).outcome is Outcome.SUBMITTING and held.lease_left >= needed
+        )
+        if self._stop.is_set() or not lease_holds:
+            reason = "stopped" if self._stop.is_set() else "S3 was too slow for the claim"
+            work.held = self._ledger.record(held, lambda entry: entry.not_sent(nonce, reason))
+            return Later(0)
+        track_id = f"{work.planned.request_key}.{nonce}"
+        request = work.planned.request.model_copy(update={"track_id": track_id})
+        sent = boot_clock()
+        return self._answered(work, held, nonce, sent, self._provider.submit(request))
 
     def _answered(
         self, work: Work, held: Held, nonce: str, sent: float, outcome: SubmitOutcome
     ) -> Step:
         """Write down what the provider said before anything else happens."""
+        work.unsent = work.unsent + 1 if isinstance(outcome, NotSent) else 0
         match outcome:
             case Queued() | Done():
-                work.unsent = 0
-                held = self._accept(held, nonce, outcome)
+                work.held = held = self._accept(held, nonce, outcome)
+                self._answer_is_written(nonce)
+                if held.entry.attempt(nonce).outcome is not Outcome.ACCEPTED:
+                    return _ended(held)
                 if isinstance(outcome, Queued):
-                    return self._wait(held, sent)
+                    return self._wait(work, held, nonce, sent)
                 self._note_served(sent)
-                return Bought(held, outcome)
+                return Bought(held, nonce, outcome)
             case Unknown(reason, provider_id):
-                held = self._write(held, lambda e: e.doubt(nonce, reason, provider_id))
-                return _ended(held)
+                work.held = self._ledger.record(held, lambda e: e.doubt(nonce, reason, provider_id))
+                return _ended(work.held)
             case Refused(reason):
-                return _ended(self._write(held, lambda e: e.refuse(nonce, reason)))
+                work.held = self._ledger.record(held, lambda e: e.refuse(nonce, reason))
+                return _ended(work.held)
             case Failed(reason):
-                work.held = self._write(held, lambda e: e.fail(nonce, reason))
-                return Later(1.0) if work.held.entry.may_claim() else _ended(work.held)
+                return self._failed(work, held, nonce, reason)
             case RateLimited(retry_after, reason):
-                work.held = self._write(held, lambda e: e.not_sent(nonce, reason))
+                work.held = self._ledger.record(held, lambda e: e.not_sent(nonce, reason))
                 self._slots.refused(retry_after)
                 return Later(0)
             case Halted(reason):
-                self._write(held, lambda e: e.not_sent(nonce, reason))
+                work.held = self._ledger.record(held, lambda e: e.not_sent(nonce, reason))
                 raise ProviderHalt(reason)
             case NotSent(reason):
-                work.held = self._write(held, lambda e: e.not_sent(nonce, reason))
-                work.unsent += 1
+                work.held = self._ledger.record(held, lambda e: e.not_sent(nonce, reason))
                 if work.unsent >= UNSENT_TRIES:
                     return Ended(State.OPEN, f"could not be sent: {reason}")
                 return Later(min(2.0**work.unsent / 2, MAX_BACKOFF_SECONDS))
@@ -212,37 +227,45 @@ class Buyer:
         with self._lock:
             self.accepted += 1
         output = outcome.output if isinstance(outcome, Done) else ()
-        return self._write(held, lambda e: e.accept(nonce, provider_id, output, outcome.seed))
+        return self._ledger.record(
+            held, lambda e: e.accept(nonce, provider_id, output, outcome.seed)
+        )
 
-    def _write(self, held: Held, change: Callable[[Entry], Entry]) -> Held:
-        return self._ledger.apply(held, change, patience_seconds=PAID_PATIENCE_SECONDS)
+    def _answer_is_written(self, nonce: str) -> None:
+        with self._lock:
+            self._sending.pop(nonce, None)
 
-    def _resume(self, held: Held) -> Step:
+    def _resume(self, work: Work, held: Held) -> Step:
         """Go on with what was accepted before, perhaps by a worker that is dead."""
-        attempt = held.entry.last
+        attempt = held.entry.deciding
+        if attempt is None:
+            raise AssertionError  # an accepted entry has an accepted attempt
         if attempt.output:
-            return Bought(held, Done(attempt.provider_id, attempt.output, attempt.seed_reported))
+            done = Done(attempt.provider_id, attempt.output, attempt.seed_reported)
+            return Bought(held, attempt.nonce, done)
         if not self._slots.acquire(self._give_up):
             return _ended(held)
         try:
-            return self._wait(held, None)
+            return self._wait(work, held, attempt.nonce, None)
         finally:
             self._slots.release()
 
-    def _wait(self, held: Held, sent: float | None) -> Step:
+    def _wait(self, work: Work, held: Held, nonce: str, sent: float | None) -> Step:
         """Ask until the provider is done.
 
         Args:
-            held: the accepted entry.
+            work: whose request it is.
+            held: the entry.
+            nonce: of its accepted attempt.
             sent: `boot_clock` when it was sent; None if somebody else sent it.
         """
-        attempt = held.entry.last
-        if attempt.provider_id is None:
-            return self._lost(held, "the provider gave it no id")
+        provider_id = held.entry.attempt(nonce).provider_id
+        if provider_id is None:
+            return self._lost(work, held, nonce, "the provider gave it no id")
         began = sent or boot_clock()
         missing, pause = 0, 0.0 if sent is None else FIRST_POLL_SECONDS
         while not self._give_up.wait(pause):
-            outcome = self._provider.fetch(attempt.provider_id)
+            outcome = self._provider.fetch(provider_id)
             elapsed = boot_clock() - began
             pause = min(max(FIRST_POLL_SECONDS, POLL_SHARE * elapsed), MAX_POLL_SECONDS)
             missing = missing + 1 if isinstance(outcome, Missing) else 0
@@ -250,11 +273,11 @@ class Buyer:
                 case Done():
                     if sent is not None:
                         self._note_served(sent)
-                    return Bought(held, outcome)
+                    return Bought(held, nonce, outcome)
                 case Failed(reason):
-                    return self._failed(held, reason)
+                    return self._failed(work, held, nonce, reason)
                 case Missing(reason) if missing >= MISSING_TRIES:
-                    return self._lost(held, reason)
+                    return self._lost(work, held, nonce, reason)
                 case Halted(reason):
                     raise ProviderHalt(reason)
                 case RateLimited(retry_after, _):
@@ -265,13 +288,14 @@ class Buyer:
                 return Ended(State.ACCEPTED, f"not ready after {elapsed:.0f} s")
         return Ended(State.ACCEPTED, "stopped while it was being drawn")
 
-    def _failed(self, held: Held, reason: str) -> Ended:
-        nonce = held.entry.last.nonce
-        return _ended(self._write(held, lambda entry: entry.fail(nonce, reason)))
+    def _failed(self, work: Work, held: Held, nonce: str, reason: str) -> Step:
+        """The provider drew nothing, and says so: try again a few times."""
+        work.held = held = self._ledger.record(held, lambda entry: entry.fail(nonce, reason))
+        return Later(FAILED_PAUSE_SECONDS) if held.entry.may_claim() else _ended(held)
 
-    def _lost(self, held: Held, reason: str) -> Ended:
-        nonce = held.entry.last.nonce
-        return _ended(self._write(held, lambda entry: entry.lose(nonce, reason)))
+    def _lost(self, work: Work, held: Held, nonce: str, reason: str) -> Ended:
+        work.held = held = self._ledger.record(held, lambda entry: entry.lose(nonce, reason))
+        return _ended(held)
 
     def _await_other(self, work: Work) -> Step:
         """Somebody else is sending this request: wait for the outcome, without a slot.
@@ -300,5 +324,4 @@ def _doubt_of(nonce: str) -> Callable[[Entry], Entry]:
 
 
 def _ended(held: Held) -> Ended:
-    entry = held.entry
-    return Ended(entry.state, entry.last.reason if entry.attempts else None)
+    return Ended(held.entry.state, held.entry.reason)

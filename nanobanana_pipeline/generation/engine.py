@@ -6,6 +6,7 @@ hand-over is full.
 """
 
 import contextlib
+import functools
 import logging
 import queue
 import threading
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 MOVERS: Final = 8
 HAND_OVER: Final = 64
+HAND_OVER_POLL_SECONDS: Final = 0.2
 GRACE_SECONDS: Final = 20.0
 MAX_REASONS: Final = 20
 
@@ -126,6 +128,7 @@ class Engine:
         self._on_progress = on_progress
         self._progress_seconds = progress_seconds
         self._stop, self._give_up = threading.Event(), threading.Event()
+        self._all_bought = threading.Event()
         self._buyer = Buyer(
             ledger,
             provider,
@@ -136,7 +139,7 @@ class Engine:
             stop=self._stop,
             give_up=self._give_up,
         )
-        self._handed_over: queue.Queue[Bought | None] = queue.Queue(HAND_OVER)
+        self._handed_over: queue.Queue[Bought] = queue.Queue(HAND_OVER)
         self._lock = threading.Lock()
         self._report = Report()
         self._fault: BaseException | None = None
@@ -152,11 +155,14 @@ class Engine:
         work = [Work(request) for request in planned]
         todo = WorkList(work)
         started = time.monotonic()
-        buyers = self._threads("buyer", min(self._slots.most, len(work)), self._buy, todo)
-        movers = self._threads("mover", MOVERS, self._move)
+        buyers: list[threading.Thread] = []
+        movers: list[threading.Thread] = []
         try:
+            most = min(self._slots.most, len(work))
+            self._start(buyers, "buyer", most, functools.partial(self._buy, todo))
+            self._start(movers, "mover", min(MOVERS, len(work)), self._move)
             self._watch(buyers, len(work), started)
-            self._end(buyers, movers, None)
+            self._all_bought.set()
             self._watch(movers, len(work), started)
         except BaseException:
             self._stop.set()
@@ -174,18 +180,15 @@ class Engine:
         report.states = +report.states
         return report
 
-    def _threads(
-        self, name: str, count: int, job: Callable[..., None], *args: object
-    ) -> list[threading.Thread]:
+    def _start(
+        self, threads: list[threading.Thread], name: str, count: int, job: Callable[[], None]
+    ) -> None:
         # Daemons: a thread that waits for an answer must not keep a stopped process alive; what
         # it waits for is in the ledger.
-        threads = [
-            threading.Thread(target=job, args=args, name=f"{name}-{i}", daemon=True)
-            for i in range(count)
-        ]
-        for thread in threads:
+        for number in range(count):
+            thread = threading.Thread(target=job, name=f"{name}-{number}", daemon=True)
             thread.start()
-        return threads
+            threads.append(thread)
 
     def _watch(self, threads: list[threading.Thread], total: int, started: float) -> None:
         """Wait for threads in small steps, so that the calling thread can be interrupted."""
@@ -197,23 +200,16 @@ class Engine:
                 self._on_progress(self._progress(total, started))
 
     def _end(
-        self,
-        buyers: list[threading.Thread],
-        movers: list[threading.Thread],
-        deadline: float | None,
+        self, buyers: list[threading.Thread], movers: list[threading.Thread], deadline: float
     ) -> None:
-        """Let both stages run out; with a deadline, leave what is not done by then."""
-        for thread in buyers:
-            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
-        if deadline is not None and any(thread.is_alive() for thread in buyers):
+        """Let both stages run out until the deadline, and leave what is not done by then."""
+        _join(buyers, deadline)
+        if any(thread.is_alive() for thread in buyers):
             self._give_up.set()
-            self._buyer.doubt_unanswered()
-        for _ in movers:
-            self._hand_over(None)
-        if deadline is not None:
-            for thread in movers:
-                thread.join(max(0.0, deadline - time.monotonic()))
-            self._give_up.set()
+        self._buyer.doubt_unanswered()
+        self._all_bought.set()
+        _join(movers, deadline)
+        self._give_up.set()
 
     def _buy(self, todo: WorkList) -> None:
         while (work := todo.take(self._stop)) is not None:
@@ -221,11 +217,11 @@ class Engine:
                 step = self._buyer.advance(work)
             except ProviderHalt as error:
                 self._halt(str(error))
-                step = Ended(State.OPEN, f"stopped: {error}")
+                step = Ended(work.state, f"stopped: {error}")
             except StorageUnavailable as error:
                 key = work.planned.request_key
                 log.warning("request %s is left for a later launch: %s", key, error)
-                step = Ended(State.OPEN, str(error))
+                step = Ended(work.state, str(error))
             except BaseException as error:  # noqa: BLE001 - raised again where settle was called
                 self._fail(error)
                 return
@@ -242,7 +238,7 @@ class Engine:
     def _move(self) -> None:
         while (bought := self._next_bought()) is not None:
             try:
-                result = self._transfer.settle(bought.held, bought.done)
+                result = self._transfer.settle(bought.held, bought.nonce, bought.done)
             except StorageUnavailable as error:
                 self._count(State.ACCEPTED, str(error))
             except BaseException as error:  # noqa: BLE001 - raised again where settle was called
@@ -256,18 +252,22 @@ class Engine:
 
     def _next_bought(self) -> Bought | None:
         while not self._give_up.is_set():
+            # Asked before looking: what was handed over by then is seen below.
+            all_bought = self._all_bought.is_set()
+            wait = 0.0 if all_bought else HAND_OVER_POLL_SECONDS
             with contextlib.suppress(queue.Empty):
-                return self._handed_over.get(timeout=0.5)
+                return self._handed_over.get(timeout=wait)
+            if all_bought:
+                return None
         return None
 
-    def _hand_over(self, bought: Bought | None) -> None:
+    def _hand_over(self, bought: Bought) -> None:
         """Give to the movers; when they are dead or too slow for a stop, the ledger keeps it."""
         while not self._give_up.is_set():
-            try:
-                self._handed_over.put(bought, timeout=0.5)
-            except queue.Full:
-                continue
-            return
+            with contextlib.suppress(queue.Full):
+                self._handed_over.put(bought, timeout=HAND_OVER_POLL_SECONDS)
+                return
+        self._count(State.ACCEPTED, "stopped before its pictures were brought")
 
     def _count(self, state: State, reason: str | None) -> None:
         with self._lock:
@@ -289,13 +289,18 @@ class Engine:
         self._give_up.set()
 
     def _progress(self, total: int, started: float) -> Progress:
-        report = self._report
-        return Progress(
-            total=total,
-            finished=report.states.total(),
-            at_provider=self._slots.in_use,
-            slots=self._slots.limit,
-            images=report.images,
-            size=report.size,
-            seconds=time.monotonic() - started,
-        )
+        with self._lock:
+            return Progress(
+                total=total,
+                finished=self._report.states.total(),
+                at_provider=self._slots.in_use,
+                slots=self._slots.limit,
+                images=self._report.images,
+                size=self._report.size,
+                seconds=time.monotonic() - started,
+            )
+
+
+def _join(threads: list[threading.Thread], deadline: float) -> None:
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))

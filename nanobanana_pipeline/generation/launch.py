@@ -8,6 +8,7 @@ a process or on a machine of its own.
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -23,8 +24,8 @@ from nanobanana_pipeline.generation.engine import Engine, Progress, Report
 from nanobanana_pipeline.generation.manifest import (
     CellState,
     CurrentManifest,
-    count_cells,
     content_hash,
+    count_cells,
     count_images,
     manifest_key,
     manifest_table,
@@ -35,7 +36,7 @@ from nanobanana_pipeline.generation.manifest import (
 from nanobanana_pipeline.generation.transfer import Transfer
 from nanobanana_pipeline.generation.work import PlannedRequest
 from nanobanana_pipeline.layout import run_done_key, run_plan_key, run_shard_key
-from nanobanana_pipeline.ledger import Held, Ledger, State
+from nanobanana_pipeline.ledger import Entry, Held, Ledger, State
 from nanobanana_pipeline.ledger.entry import now_iso
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.provider.account import Account
@@ -116,6 +117,9 @@ def plan(store: ObjectStore, realm: str, launch: Launch) -> Plan:
         StorageError: S3 refuses or holds damaged objects.
     """
     check_seed(launch.seed)
+    for name, least in (("limit", launch.limit), ("shard_size", launch.shard_size)):
+        if least is not None and least < 1:
+            raise PlanError(f"{name} {least} is out of range: use 1 or more, or leave it out")
     snapshot = prompt_set.current(store, launch.prompt_set)
     if snapshot is None:
         raise PlanError(
@@ -132,7 +136,8 @@ def plan(store: ObjectStore, realm: str, launch: Launch) -> Plan:
         limit=launch.limit,
     )
     asked = cells.frame[cells.frame["requested"]].drop_duplicates("request_key")
-    settled = _settled_rows(store, current, asked["request_key"])
+    known = _known_rows(store, current, asked["request_key"])
+    settled = known[known["state"] == CellState.SETTLED]
     rest = asked[~asked["request_key"].isin(settled["request_key"])]
     missing_keys = rest["request_key"].to_list()
     held = _read_ledger(Ledger(store), missing_keys)
@@ -140,10 +145,10 @@ def plan(store: ObjectStore, realm: str, launch: Launch) -> Plan:
     buy = [key for key in missing_keys if key not in held or held[key].entry.may_claim()]
     resume = {key for key, state in states.items() if state in {State.ACCEPTED, State.SUBMITTING}}
     buy_images = int(asked.loc[asked["request_key"].isin(buy), "samples"].sum())
-    if changes and not launch.change_parameters and buy:
+    if changes and not launch.change_parameters:
         raise PlanError(_refusal(current, changes, len(buy), buy_images))
-    counted = pd.Series([state.value for state in states.values()]).value_counts().to_dict()
-    counted["settled"] = counted.get("settled", 0) + settled["request_key"].nunique()
+    counted = Counter(state.value for state in states.values())
+    counted["settled"] += settled["request_key"].nunique()
     missing = rest.index[rest["request_key"].isin([*buy, *resume])].to_list()
     made = Plan(
         prompt_set=launch.prompt_set,
@@ -153,7 +158,7 @@ def plan(store: ObjectStore, realm: str, launch: Launch) -> Plan:
         parameters=parameters,
         limit=launch.limit,
         cells=len(cells.frame),
-        states={state: int(n) for state, n in sorted(counted.items()) if n},
+        states=dict(sorted((+counted).items())),
         buy=len(buy),
         buy_images=buy_images,
         resume=len(resume),
@@ -219,11 +224,15 @@ def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> Curre
     ledger = Ledger(store)
     while True:
         before, etag = read_current(store, made.prompt_set, made.seed)
-        settled = _settled_rows(store, before, keys)
-        rest = cells.frame[
-            cells.frame["requested"] & ~cells.frame["request_key"].isin(settled["request_key"])
+        known = _known_rows(store, before, keys)
+        settled = known[known["state"] == CellState.SETTLED]
+        # A smaller limit does not make unseen what was asked for under a larger one.
+        asked = [
+            cells.frame.loc[cells.frame["requested"], "request_key"],
+            known.loc[known["state"] != CellState.NOT_REQUESTED, "request_key"],
         ]
-        held = _read_ledger(ledger, rest["request_key"].drop_duplicates().to_list())
+        rest = pd.concat(asked).drop_duplicates()
+        held = _read_ledger(ledger, rest[~rest.isin(settled["request_key"])].to_list())
         table = manifest_table(
             cells, made.prompt_set, settled, [h.entry for h in held.values()], store.uri
         )
@@ -245,9 +254,16 @@ def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> Curre
         )
         if _published(store, table, current, etag):
             break
-    done = {"schema": SCHEMA, "finished": now_iso(), "bought": report.bought}
-    store.put(run_done_key(made.run_id), json.dumps(done).encode())
+    if not any(_needs_rescue(h.entry, made.run_id) for h in held.values()):
+        done = {"schema": SCHEMA, "finished": now_iso(), "bought": report.bought}
+        store.put(run_done_key(made.run_id), json.dumps(done).encode())
     return current
+
+
+def _needs_rescue(entry: Entry, run_id: str) -> bool:
+    """Whether a run has bought something that is neither here nor given up."""
+    unfinished = {State.SUBMITTING, State.ACCEPTED, State.IN_DOUBT}
+    return entry.state in unfinished and any(a.run_id == run_id for a in entry.attempts)
 
 
 def _published(
@@ -291,14 +307,14 @@ def _refusal(
     )
 
 
-def _settled_rows(
+def _known_rows(
     store: ObjectStore, current: CurrentManifest | None, keys: pd.Series
 ) -> pd.DataFrame:
-    """The current manifest's rows for those of the requests that it shows as settled."""
+    """The current manifest's rows for these requests."""
     if current is None:
-        return pd.DataFrame({"request_key": pd.Series(dtype="str")})
+        return pd.DataFrame({"request_key": [], "state": []}, dtype="str")
     rows = read_manifest(store, current.manifest)
-    return rows[(rows["state"] == CellState.SETTLED) & rows["request_key"].isin(keys)]
+    return rows[rows["request_key"].isin(keys)]
 
 
 def _read_ledger(ledger: Ledger, keys: list[str]) -> dict[str, Held]:

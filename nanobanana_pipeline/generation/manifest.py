@@ -104,6 +104,9 @@ SCHEMA_OF_TABLE: Final = pa.schema(
 )
 
 
+NULLABLE: Final = {pa.int64(): pd.Int64Dtype(), pa.int32(): pd.Int32Dtype()}
+
+
 @dataclass(frozen=True)
 class CurrentManifest:
     """What `current.json` says of a partition.
@@ -114,7 +117,7 @@ class CurrentManifest:
         parameters: the picture parameters in force, all of them.
         limit: a pilot's number of rows, or None.
         cells: how many cells are in each state.
-        images: distinct pictures of settled cells.
+        images: distinct pictures, those of lost cells that did come among them.
         size: their bytes.
         content: SHA-256 of what was asked for and what came: equal where nothing changed.
         rows: of the manifest.
@@ -189,7 +192,8 @@ def read_manifest(store: ObjectStore, key: str, columns: list[str] | None = None
         table = pq.read_table(io.BytesIO(found.body), columns=columns)
     except pa.ArrowException as error:
         raise StorageError(f"{store.uri(key)} is damaged: {error}") from error
-    frame: pd.DataFrame = table.to_pandas()
+    # Whole numbers stay whole where some are missing: a seed does not fit a float.
+    frame: pd.DataFrame = table.to_pandas(types_mapper=NULLABLE.get)
     return frame
 
 
@@ -287,12 +291,12 @@ def content_hash(table: pa.Table) -> str:
 
 def _outcome_rows(entry: Entry, uri: Callable[[str], str]) -> Iterable[dict[str, Any]]:
     """One row a picture of an entry; of one that has none, one row a picture asked for."""
-    attempt = entry.last if any(a.outcome != "not_sent" for a in entry.attempts) else None
+    attempt = entry.deciding
     seed = attempt.seed_reported if attempt else None
     row = {
         "request_key": entry.request_key,
         "state": CELL_OF[entry.state].value,
-        "reason": entry.attempts[-1].reason if entry.attempts else None,
+        "reason": entry.reason,
         "seed_reported": seed if seed is not None and 0 <= seed <= MAX_SEED_REPORTED else None,
         "provider_id": attempt.provider_id if attempt else None,
         "attempts": len(entry.attempts),

@@ -1,7 +1,6 @@
 """The engine's second stage: download → verify → hash → PUT → settle."""
 
 import hashlib
-import logging
 from dataclasses import dataclass
 
 import tenacity
@@ -15,18 +14,13 @@ from nanobanana_pipeline.errors import (
 )
 from nanobanana_pipeline.images import CONTENT_TYPES, inspect
 from nanobanana_pipeline.layout import image_key, image_owner_key
-from nanobanana_pipeline.ledger import Held, Ledger, StoredImage
-from nanobanana_pipeline.provider.answers import Done
+from nanobanana_pipeline.ledger import PAID_PATIENCE_SECONDS, Held, Ledger, StoredImage
+from nanobanana_pipeline.provider.answers import Done, Failed, Missing
 from nanobanana_pipeline.provider.client import ProviderClient
 from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["PAID_PATIENCE_SECONDS", "Transfer", "Transferred"]
-
-log = logging.getLogger(__name__)
-
-PAID_PATIENCE_SECONDS = 3600.0
-"""What was paid for is written down however long S3 takes to come back, within reason."""
+__all__ = ["Transfer", "Transferred"]
 
 
 @dataclass(frozen=True)
@@ -66,8 +60,8 @@ class Transfer:
         self._run_id = run_id
         self._download_seconds = download_seconds
 
-    def settle(self, held: Held, done: Done) -> Transferred:
-        """Store every picture of an accepted request, then say so in the ledger.
+    def settle(self, held: Held, nonce: str, done: Done) -> Transferred:
+        """Store every picture of an accepted attempt, then say so in the ledger.
 
         Bytes that cannot be had for a passing reason leave the entry accepted, to be resumed by
         id; bytes that are gone or broken to the end make it lost, with the good ones kept.
@@ -75,13 +69,13 @@ class Transfer:
         Raises:
             StorageUnavailable: S3 stayed silent; the entry is as accepted as before.
         """
-        attempt, request = held.entry.last, held.entry.request
+        request = held.entry.request
         images: list[StoredImage] = []
         problems: list[str] = []
         passing = False
         for sample, url in enumerate(done.output):
             try:
-                images.append(self._bring_or_ask_again(held, sample, url))
+                images.append(self._bring_or_ask_again(held, nonce, sample, url))
             except DownloadError as error:
                 passing = passing or not isinstance(error, ImageGone | ImageBroken)
                 problems.append(f"sample {sample}: {error}")
@@ -91,25 +85,17 @@ class Transfer:
         size = sum(image.size for image in images)
         reason = "; ".join(problems) or None
         if reason is None:
-            held = self._ledger.apply(
-                held,
-                lambda entry: entry.settle(attempt.nonce, images, done.seed),
-                patience_seconds=PAID_PATIENCE_SECONDS,
-            )
+            held = self._ledger.record(held, lambda entry: entry.settle(nonce, images, done.seed))
         elif not passing:
-            held = self._ledger.apply(
-                held,
-                lambda entry: entry.lose(attempt.nonce, reason, images),
-                patience_seconds=PAID_PATIENCE_SECONDS,
-            )
+            held = self._ledger.record(held, lambda entry: entry.lose(nonce, reason, images))
         return Transferred(held, len(images), size, reason)
 
-    def _bring_or_ask_again(self, held: Held, sample: int, url: str) -> StoredImage:
+    def _bring_or_ask_again(self, held: Held, nonce: str, sample: int, url: str) -> StoredImage:
         """`_bring`; where the bytes are gone or broken, once more from a URL asked for anew."""
         try:
             return self._bring(held, sample, url)
         except (ImageGone, ImageBroken):
-            fresh = self._fresh_url(held, sample, url)
+            fresh = self._fresh_url(held, nonce, sample, url)
             if fresh is None:
                 raise
         return self._bring(held, sample, fresh)
@@ -167,16 +153,24 @@ class Transfer:
         )
         if created is not None:
             return
-        metadata = self._store.head(key) or {}
+        metadata = self._store.head(key)
+        if metadata is None:
+            raise StorageUnavailable(f"{self._store.uri(key)} is there and is not: write it again")
         if metadata.get("request-key") != request_key:
             self._store.put(image_owner_key(digest.hex(), request_key), b"")
 
-    def _fresh_url(self, held: Held, sample: int, url: str) -> str | None:
-        """Another URL for the same picture, if the provider names one now."""
-        provider_id = held.entry.last.provider_id
+    def _fresh_url(self, held: Held, nonce: str, sample: int, url: str) -> str | None:
+        """Another URL for the same picture, if the provider names one now.
+
+        Raises:
+            DownloadError: it could not be asked, so nothing is known to be lost.
+        """
+        provider_id = held.entry.attempt(nonce).provider_id
         if provider_id is None:
             return None
         outcome = self._provider.fetch(provider_id)
         if isinstance(outcome, Done) and sample < len(outcome.output):
             return outcome.output[sample] if outcome.output[sample] != url else None
-        return None
+        if isinstance(outcome, Done | Failed | Missing):
+            return None
+        raise DownloadError(f"there are no good bytes yet, and the provider says: {outcome}")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from nanobanana_pipeline.ledger import Held
+from nanobanana_pipeline.ledger import Held, State
 from nanobanana_pipeline.request import ImageRequest
 
 __all__ = ["PlannedRequest", "Work", "WorkList"]
@@ -28,13 +28,16 @@ class Work:
     Attributes:
         held: its ledger entry as last seen; None until it was looked at.
         unsent: how often in a row it could not even be sent.
-        waited_since: when it was first found claimed by somebody else (monotonic seconds).
     """
 
     planned: PlannedRequest
     held: Held | None = None
     unsent: int = 0
-    waited_since: float | None = None
+
+    @property
+    def state(self) -> State:
+        """Where the request stands, as far as is known."""
+        return self.held.entry.state if self.held else State.OPEN
 
 
 @dataclass

@@ -9,10 +9,11 @@ from nanobanana_pipeline.ledger.entry import (
     StoredImage,
     new_nonce,
 )
-from nanobanana_pipeline.ledger.ledger import Held, Ledger, boot_clock
+from nanobanana_pipeline.ledger.ledger import PAID_PATIENCE_SECONDS, Held, Ledger, boot_clock
 
 __all__ = [
     "MAX_FAILURES",
+    "PAID_PATIENCE_SECONDS",
     "Attempt",
     "Entry",
     "Held",

@@ -1,14 +1,15 @@
 """A ledger entry and the steps it may take; pure values, no S3.
 
-An entry's state follows from its attempts::
+An attempt's outcome::
 
     open ──claim──▶ submitting ──▶ accepted ──▶ settled
       ▲                 │ │ │          │ └──▶ lost
       └── not sent ─────┘ │ └▶ refused └────▶ failed
                           └──▶ in_doubt
 
-Invariant: while one attempt is submitting, accepted, in doubt, lost or settled there is no new
-one, unless a re-buy was chosen.
+There are several attempts after failures, or where a re-buy was chosen; the weightiest decides the
+entry's state. Invariant: while one attempt is submitting, accepted, in doubt, lost or settled there
+is no new one, unless a re-buy was chosen.
 """
 
 import uuid
@@ -62,6 +63,18 @@ class Outcome(StrEnum):
     FAILED = "failed"
     REFUSED = "refused"
     LOST = "lost"
+
+
+_WEIGHT: Final = {
+    Outcome.SETTLED: 5,
+    Outcome.SUBMITTING: 4,
+    Outcome.ACCEPTED: 3,
+    Outcome.IN_DOUBT: 2,
+    Outcome.LOST: 2,
+    Outcome.FAILED: 1,
+    Outcome.REFUSED: 1,
+}
+"""Of several attempts the heaviest speaks for the request; of equals the last."""
 
 
 class StoredImage(BaseModel):
@@ -137,11 +150,9 @@ class Entry(BaseModel):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def state(self) -> State:
-        """Where the request stands: settled once for all, else as the last attempt that counts."""
-        counting = [a.outcome for a in self.attempts if a.outcome is not Outcome.NOT_SENT]
-        if Outcome.SETTLED in counting:
-            return State.SETTLED
-        return State(counting[-1]) if counting else State.OPEN
+        """Where the request stands, as its deciding attempt says."""
+        deciding = self.deciding
+        return State(deciding.outcome) if deciding else State.OPEN
 
     @classmethod
     def new(
@@ -171,31 +182,43 @@ class Entry(BaseModel):
             StorageError: it is damaged, or was written by a newer version.
         """
         try:
-            entry = cls.model_validate_json(body)
+            # Before all else: what a newer version means by the other fields is not ours to judge.
+            schema = _SchemaOnly.model_validate_json(body).schema_version
+            if schema > SCHEMA:
+                raise StorageError(
+                    f"{where} has schema {schema}, and this version knows {SCHEMA}: "
+                    "upgrade nanobanana-pipeline"
+                )
+            return cls.model_validate_json(body)
         except ValueError as error:
             raise StorageError(f"{where} is not a ledger entry: {error}") from error
-        if entry.schema_version > SCHEMA:
-            raise StorageError(
-                f"{where} has schema {entry.schema_version}, and this version knows {SCHEMA}: "
-                "upgrade nanobanana-pipeline"
-            )
-        return entry
 
     def to_json(self) -> bytes:
         """The bytes that are stored."""
         return self.model_dump_json(exclude_none=True, by_alias=True).encode()
 
     @property
-    def last(self) -> Attempt:
-        """The attempt that decides the state.
+    def deciding(self) -> Attempt | None:
+        """The attempt that the state follows from; None while none was sent."""
+        sent = [a for a in reversed(self.attempts) if a.outcome is not Outcome.NOT_SENT]
+        return max(sent, key=lambda attempt: _WEIGHT[attempt.outcome], default=None)
+
+    @property
+    def reason(self) -> str | None:
+        """Why the request stands where it stands."""
+        speaking = self.deciding or (self.attempts[-1] if self.attempts else None)
+        return speaking.reason if speaking else None
+
+    def attempt(self, nonce: str) -> Attempt:
+        """One of the attempts.
 
         Raises:
-            ForbiddenTransition: there is none.
+            ForbiddenTransition: there is none with this nonce.
         """
-        for attempt in reversed(self.attempts):
-            if attempt.outcome is not Outcome.NOT_SENT:
+        for attempt in self.attempts:
+            if attempt.nonce == nonce:
                 return attempt
-        raise ForbiddenTransition(f"request {self.request_key} has not been tried yet")
+        raise ForbiddenTransition(f"request {self.request_key} has no attempt {nonce}")
 
     @property
     def failures(self) -> int:
@@ -253,12 +276,12 @@ class Entry(BaseModel):
         )
 
     def doubt(self, nonce: str, reason: str, provider_id: str | None = None) -> "Entry":
-        """Nobody knows whether the attempt was bought."""
+        """Nobody knows whether the attempt was bought; what first raised the doubt stays said."""
         return self._step(
             nonce,
             {Outcome.SUBMITTING},
             outcome=Outcome.IN_DOUBT,
-            reason=reason,
+            reason=self.attempt(nonce).reason or reason,
             provider_id=provider_id,
         )
 
@@ -270,12 +293,18 @@ class Entry(BaseModel):
         seed_reported: int | None = None,
     ) -> "Entry":
         """The provider has taken the request; a late answer settles an earlier doubt."""
+        known = self.attempt(nonce)
+        if known.accepted and known.provider_id != provider_id:
+            raise ForbiddenTransition(
+                f"request {self.request_key}: attempt {nonce} was accepted as {known.provider_id}, "
+                f"not as {provider_id}"
+            )
         return self._step(
             nonce,
             {Outcome.SUBMITTING, Outcome.IN_DOUBT},
             outcome=Outcome.ACCEPTED,
             provider_id=provider_id,
-            accepted=now_iso(),
+            accepted=known.accepted or now_iso(),
             output=tuple(output),
             seed_reported=seed_reported,
             reason=None,
@@ -291,31 +320,38 @@ class Entry(BaseModel):
         )
 
     def lose(self, nonce: str, reason: str, images: Iterable[StoredImage] = ()) -> "Entry":
-        """It was paid for, and the bytes cannot be had; what came of it is kept."""
+        """It was paid for, and the bytes cannot be had; what came of it, now or before, is kept."""
+        kept = {image.sample: image for image in (*images, *self.images)}
         return self._step(
-            nonce, {Outcome.ACCEPTED}, images=tuple(images), outcome=Outcome.LOST, reason=reason
+            nonce,
+            {Outcome.ACCEPTED},
+            images=tuple(kept[sample] for sample in sorted(kept)),
+            outcome=Outcome.LOST,
+            reason=reason,
         )
 
     def settle(
         self, nonce: str, images: Iterable[StoredImage], seed_reported: int | None = None
     ) -> "Entry":
-        """All pictures of the attempt are stored."""
-        if seed_reported is None:
-            seed_reported = self._attempt(nonce).seed_reported
+        """All pictures of the attempt are stored.
+
+        Raises:
+            ForbiddenTransition: they are not all, or it was never accepted.
+        """
+        images = tuple(images)
+        missing = set(range(self.request.samples)) - {image.sample for image in images}
+        if missing:
+            raise ForbiddenTransition(
+                f"request {self.request_key} cannot be settled without samples {sorted(missing)}"
+            )
         return self._step(
             nonce,
             {Outcome.ACCEPTED, Outcome.LOST},
-            images=tuple(images),
+            images=images,
             outcome=Outcome.SETTLED,
             seed_reported=seed_reported,
             reason=None,
         )
-
-    def _attempt(self, nonce: str) -> Attempt:
-        for attempt in self.attempts:
-            if attempt.nonce == nonce:
-                return attempt
-        raise ForbiddenTransition(f"request {self.request_key} has no attempt {nonce}")
 
     def _step(
         self,
@@ -326,14 +362,19 @@ class Entry(BaseModel):
         images: tuple[StoredImage, ...] | None = None,
         **changes: Any,  # noqa: ANN401 - fields of an attempt
     ) -> "Entry":
-        """Change one attempt. Saying again what is so already changes nothing but the revision."""
-        attempt = self._attempt(nonce)
+        """Change one attempt. What is known of it is never replaced by nothing, but its reason."""
+        attempt = self.attempt(nonce)
         if attempt.outcome not in allowed | {outcome}:
             raise ForbiddenTransition(
                 f"request {self.request_key}: attempt {nonce} is {attempt.outcome} and cannot "
                 f"become {outcome}"
             )
-        changed = attempt.model_copy(update={"outcome": outcome, **changes})
+        known = {
+            name: _encodable(value)
+            for name, value in changes.items()
+            if name == "reason" or value not in (None, ())
+        }
+        changed = attempt.model_copy(update={"outcome": outcome, **known})
         # Where two attempts were bought on purpose, the first pictures stay the request's own.
         if images is None or self.state is State.SETTLED:
             images = self.images
@@ -344,6 +385,19 @@ class Entry(BaseModel):
 
     def _changed(self, **changes: Any) -> "Entry":  # noqa: ANN401
         return self.model_copy(update={**changes, "revision": new_nonce()})
+
+
+class _SchemaOnly(BaseModel):
+    schema_version: int = Field(alias="schema")
+
+
+def _encodable(value: Any) -> Any:  # noqa: ANN401 - fields of an attempt
+    """What a stranger said, without lone surrogates: JSON may carry them, UTF-8 cannot."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, tuple):
+        return tuple(_encodable(item) for item in value)
+    return value
 
 
 def new_nonce() -> str:

@@ -5,6 +5,7 @@ copy stands in the way. So after a defeat or silence the entry is read again, an
 revision that it wrote itself has won.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +13,18 @@ from typing import Final
 
 import tenacity
 
-from nanobanana_pipeline.errors import ForbiddenTransition, StorageUnavailable
+from nanobanana_pipeline.errors import ForbiddenTransition, StorageError, StorageUnavailable
 from nanobanana_pipeline.layout import ledger_key
-from nanobanana_pipeline.ledger.entry import Entry, State
+from nanobanana_pipeline.ledger.entry import Entry, Outcome
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["Held", "Ledger", "boot_clock"]
+__all__ = ["PAID_PATIENCE_SECONDS", "Held", "Ledger", "boot_clock"]
+
+log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS: Final = 60.0
+PAID_PATIENCE_SECONDS: Final = 3600.0
+"""What was paid for is written down however long S3 takes to come back, within reason."""
 _BOOT_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -45,9 +50,10 @@ class Held:
 
     @property
     def lease_left(self) -> float:
-        """Seconds until a claim loses its owner; negative when it has."""
+        """Seconds until a claim loses its owner; 0 or less when it has, or where there is none."""
         elapsed = self.age_seconds + boot_clock() - self.read_at
-        return self.entry.last.lease_seconds - elapsed
+        claim = self.entry.deciding
+        return claim.lease_seconds - elapsed if claim else 0.0
 
 
 class Ledger:
@@ -67,6 +73,8 @@ class Ledger:
         if found is None:
             return None
         entry = Entry.from_json(found.body, self._store.uri(key))
+        if entry.request_key != request_key:
+            raise StorageError(f"{self._store.uri(key)} is the entry of {entry.request_key}")
         return Held(entry, found.etag, found.age_seconds, read_at)
 
     def claim(
@@ -131,12 +139,23 @@ class Ledger:
                 )
             held = newer
 
+    def record(self, held: Held, change: Callable[[Entry], Entry]) -> Held:
+        """Take a step after something was paid for: patiently, and never in vain.
+
+        Where others have brought the matter further already, their word stands.
+        """
+        try:
+            return self.apply(held, change, patience_seconds=PAID_PATIENCE_SECONDS)
+        except ForbiddenTransition as error:
+            log.warning("nothing to record: %s", error)
+            return self.read(held.entry.request_key) or held
+
     def expire(self, held: Held) -> Held:
         """Put a claim whose lease ran out in doubt: its owner may have sent it before it died."""
-        if held.entry.state is not State.SUBMITTING or held.lease_left > 0:
+        claim = held.entry.deciding
+        if claim is None or claim.outcome is not Outcome.SUBMITTING or held.lease_left > 0:
             return held
-        last = held.entry.last
-        doubted = held.entry.doubt(last.nonce, f"run {last.run_id} ended while it was sending")
+        doubted = held.entry.doubt(claim.nonce, f"run {claim.run_id} ended while it was sending")
         written = self._write(doubted, held.etag, PATIENCE_SECONDS)
         # Somebody who is alive has renewed, answered or expired it: theirs is the newer truth.
         return written or self.read(held.entry.request_key) or held
