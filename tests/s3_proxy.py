@@ -1,0 +1,152 @@
+"""A TCP proxy before the real S3 server, which loses what a network may lose."""
+
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from enum import Enum
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+from nanobanana_pipeline.storage import ObjectStore, s3_client
+
+_HEAD = re.compile(rb"(GET|PUT|HEAD|DELETE|POST) (/\S*) HTTP/1\.1\r\n")
+_CONTINUE = b"HTTP/1.1 100"
+
+
+class Loss(Enum):
+    """What becomes of one call."""
+
+    REQUEST = "it never reaches the server"
+    ANSWER = "the server does it, and nobody hears"
+
+
+Rule = Callable[[str, str], Loss | None]
+"""Called with method and path of each request before it is passed on."""
+
+
+class S3Proxy:
+    """Passes S3 calls on for the time of a `with` block, as far as its rule lets it.
+
+    Attributes:
+        rule: replaced by tests; decides about each call.
+        calls: method and path of each request so far.
+    """
+
+    def __init__(self, target_url: str) -> None:
+        parts = urlsplit(target_url)
+        self._target = (str(parts.hostname), int(parts.port or 80))
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._down = False
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self.rule: Rule = lambda _method, _path: None
+        self.calls: list[tuple[str, str]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, name="proxy", daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._listener.close()
+        self.go_down()
+
+    def store_like(self, store: ObjectStore) -> ObjectStore:
+        """The same prefix of the same bucket, through this proxy."""
+        return ObjectStore(s3_client(endpoint_url=self.url), store.bucket, store.prefix)
+
+    def go_down(self) -> None:
+        """Cut all connections and every new one."""
+        with self._lock:
+            self._down = True
+            for sock in self._open:
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
+    def come_back(self) -> None:
+        """Pass calls on again."""
+        self._down = False
+
+    def lose_once(self, loss: Loss, method: str, part: str = "") -> None:
+        """Lose the next call of this method whose path has this part."""
+        pending = [loss]
+
+        def rule(called: str, path: str) -> Loss | None:
+            return pending.pop() if pending and called == method and part in path else None
+
+        self.rule = rule
+
+    def count(self, method: str, part: str = "") -> int:
+        """How many calls there were so far."""
+        return sum(called == method and part in path for called, path in self.calls)
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                if self._down:
+                    client.close()
+                    continue
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.create_connection(self._target) as server:
+            with self._lock:
+                self._open |= {client, server}
+            deaf = threading.Event()
+            answers = threading.Thread(
+                target=self._answers, args=(server, client, deaf), daemon=True
+            )
+            answers.start()
+            with suppress(OSError):
+                while data := client.recv(1 << 16):
+                    head = _HEAD.match(data)
+                    if head is not None:
+                        method, path = head[1].decode(), head[2].decode()
+                        self.calls.append((method, path))
+                        loss = self.rule(method, path)
+                        if loss is Loss.REQUEST:
+                            break
+                        if loss is Loss.ANSWER:
+                            deaf.set()
+                    server.sendall(data)
+            if not deaf.is_set():
+                _shut(server)
+            answers.join(30)
+            with self._lock:
+                self._open -= {client, server}
+
+    def _answers(self, server: socket.socket, client: socket.socket, deaf: threading.Event) -> None:
+        with suppress(OSError):
+            while data := server.recv(1 << 16):
+                if deaf.is_set() and not data.startswith(_CONTINUE):
+                    deaf.clear()
+                    break
+                client.sendall(data)
+        _shut(client)
+        _shut(server)
+
+
+def _shut(sock: socket.socket) -> None:
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
+    """Wait for something that is sure to come, or fail."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.02)
