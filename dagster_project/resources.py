@@ -42,14 +42,20 @@ class NanobananaResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """Where pictures are bought and kept. What is left out comes from `NANOBANANA_*` variables."""
 
     s3: dg.ResourceDependency[S3]
-    api_key: str | None = Field(None, description="The provider's API key; NANOBANANA_API_KEY.")
-    base_url: str | None = Field(None, description="Where the provider answers.")
-    bucket: str | None = Field(None, description="The S3 bucket that everything is written to.")
-    prefix: str | None = Field(None, description="A path inside the bucket.")
-    realm: str | None = Field(None, description="Whose pictures these are; part of every key.")
-    slots: int | None = Field(None, description="Most requests at the provider at once.")
+    api_key: str | None = Field(
+        default=None, description="The provider's API key; NANOBANANA_API_KEY."
+    )
+    base_url: str | None = Field(default=None, description="Where the provider answers.")
+    bucket: str | None = Field(
+        default=None, description="The S3 bucket that everything is written to."
+    )
+    prefix: str | None = Field(default=None, description="A path inside the bucket.")
+    realm: str | None = Field(
+        default=None, description="Whose pictures these are; part of every key."
+    )
+    slots: int | None = Field(default=None, description="Most requests at the provider at once.")
     allowed_hosts: str | None = Field(
-        None, description="Hosts whose output URLs may be plain http, private or loopback."
+        default=None, description="Hosts whose output URLs may be plain http, private or loopback."
     )
 
     def settings(self) -> Settings:

@@ -21,7 +21,7 @@ def contact_sheet(pictures: Sequence[tuple[bytes, str]], *, columns: int = 6) ->
         columns: most pictures a row.
 
     Returns:
-        A JPEG.
+        A PNG.
 
     Raises:
         ValueError: there are no pictures.
@@ -44,7 +44,7 @@ def contact_sheet(pictures: Sequence[tuple[bytes, str]], *, columns: int = 6) ->
         sheet.paste(tile, (x + (TILE - tile.width) // 2, y + (TILE - tile.height) // 2))
         draw.text((x, y + TILE + 3), _fitted(caption, font), fill="black", font=font)
     out = io.BytesIO()
-    sheet.save(out, "JPEG", quality=88)
+    sheet.save(out, "PNG")
     return out.getvalue()
 
 

@@ -283,7 +283,6 @@ def _metadata(store: ObjectStore, current: CurrentManifest, report: Report) -> d
         "images/s": round(report.images / report.seconds, 2) if report.seconds else 0.0,
         "rate limited": report.rate_limited,
         "cost": "unknown: no price is configured",
-        "manifest": dg.MetadataValue.path(store.uri(current.manifest)),
         "dagster/uri": store.uri(current.manifest),
         "dagster/row_count": current.rows,
         "dagster/column_schema": column_schema(

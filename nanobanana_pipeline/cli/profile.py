@@ -58,17 +58,13 @@ def demo(*, data: Data = Path(".nanobanana")) -> None:
         manifests = [current for current in found if current]
         console.print(partitions_table(manifests, store.uri("")))
         if manifests:
-            sheet = data / "contact_sheet.jpg"
+            sheet = data / "contact_sheet.png"
             sheet.write_bytes(_sheet(store, manifests))
             console.print(f"contact sheet   {sheet}", highlight=False, soft_wrap=True)
         console.print(
             f"images on disk  under {profile.s3_url} while it runs, kept in {data}\n"
             "open the UI     "
-            + (
-                "nanobanana dev"
-                if data == Path(".nanobanana").resolve()
-                else f"nanobanana dev --data {data}"
-            ),
+            f"nanobanana dev --data {data}",
             highlight=False,
             soft_wrap=True,
         )
@@ -106,8 +102,9 @@ def dev(
             grace_seconds=DAGSTER_GRACE_SECONDS,
         ) as process:
             _explain(console, url, data, profile)
-            process.wait()
-            raise typer.Exit(process.returncode)
+            with contextlib.suppress(KeyboardInterrupt):
+                raise typer.Exit(process.wait())
+            console.print("stopping everything")
 
 
 def sample_table() -> Path:

@@ -112,6 +112,8 @@ def _chunks(file: IO[bytes] | gzip.GzipFile, suffix: str, intake: Intake) -> Ite
         yield from read(text, intake)
     except UnicodeDecodeError:
         raise _not_utf8(file, intake) from None
+    finally:
+        text.detach()  # the file is its opener's to close
 
 
 def _not_utf8(file: IO[bytes] | gzip.GzipFile, intake: Intake) -> PromptTableError:

@@ -1,0 +1,165 @@
+"""The commands in this process, against a real bucket and an emulator."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import requests
+from typer.testing import CliRunner, Result
+
+from nanobanana_pipeline.cli import app
+from nanobanana_pipeline.cli.generate import parse_seeds
+from nanobanana_pipeline.emulator import EmulatorThread
+from nanobanana_pipeline.errors import PlanError
+from nanobanana_pipeline.storage import ObjectStore
+from tests.conftest import API_KEY, Emulators
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def emulator(emulators: Emulators) -> EmulatorThread:
+    return emulators()
+
+
+@pytest.fixture
+def nanobanana(
+    store: ObjectStore, emulator: EmulatorThread, monkeypatch: pytest.MonkeyPatch
+) -> Command:
+    """Runs a command with a user's environment."""
+    monkeypatch.setenv("NANOBANANA_API_KEY", API_KEY)
+    monkeypatch.setenv("NANOBANANA_BASE_URL", emulator.base_url)
+    monkeypatch.setenv("NANOBANANA_BUCKET", store.bucket)
+    monkeypatch.setenv("NANOBANANA_PREFIX", store.prefix.rstrip("/"))
+    monkeypatch.setenv("NANOBANANA_ALLOWED_HOSTS", "127.0.0.1")
+    return lambda *args: CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "animals.csv"
+    path.write_text("id,Prompt,width,height\n1,a fox,1024,1024\n2,a whale,1024,1024\n")
+    return path
+
+
+def test_generate_buys_once_and_status_tells(
+    nanobanana: Command, table: Path, emulator: EmulatorThread
+) -> None:
+    for _ in range(2):
+        result = nanobanana("generate", table, "--seeds", "1-2")
+        assert result.exit_code == 0, result.output
+    bought = requests.get(f"{emulator.root_url}/admin/purchases", timeout=10).json()
+    assert (bought["total"], bought["bought_twice"]) == (4, 0)
+    status = nanobanana("status", "--json")
+    assert status.exit_code == 0
+    found = json.loads(status.output)
+    assert [(m["prompt_set"], m["seed"], m["cells"]) for m in found] == [
+        ("animals", 1, {"settled": 2}),
+        ("animals", 2, {"settled": 2}),
+    ]
+    assert "animals" in nanobanana("status").output
+
+
+def test_cells_that_are_not_settled_exit_with_1(
+    nanobanana: Command, table: Path, emulator: EmulatorThread
+) -> None:
+    moods = f"{emulator.root_url}/admin/moods"
+    requests.post(moods, json={"http_500_after": 1.0}, timeout=10)
+    result = nanobanana("generate", table, "--seeds", "7")
+    assert result.exit_code == 1
+    assert "2 in_doubt" in result.output
+    assert nanobanana("status").exit_code == 1
+
+
+def test_a_pilot_and_parameters_reach_the_provider(
+    nanobanana: Command, tmp_path: Path, emulator: EmulatorThread
+) -> None:
+    table = tmp_path / "bare.jsonl"
+    table.write_text("".join(json.dumps({"prompt": f"prompt {n}"}) + "\n" for n in range(5)))
+    result = nanobanana(
+        "generate", table, "--seeds", "3", "--limit", "2", "--param", "samples=2",
+        "--param", "width=1024", "--param", "height=1024",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    bought = requests.get(f"{emulator.root_url}/admin/purchases", timeout=10).json()
+    assert (bought["total"], bought["images"]) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--seeds", "0"], "random"),
+        (["--seeds", "4294967296"], "out of range"),
+        (["--seeds", "four"], "1-4"),
+        (["--seeds", "5-1"], "1-4"),
+        (["--seeds", "1", "--param", "width=1000"], "width"),
+        (["--seeds", "1", "--param", "hue=3"], "hue"),
+        (["--seeds", "1", "--name", "a|b"], "a|b"),
+    ],
+)
+def test_wrong_use_exits_with_2_and_says_what(
+    nanobanana: Command, table: Path, arguments: list[str], said: str
+) -> None:
+    result = nanobanana("generate", table, *arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_settings_that_are_missing_exit_with_2_and_are_all_named(
+    nanobanana: Command, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("API_KEY", "BUCKET"):
+        monkeypatch.delenv(f"NANOBANANA_{name}")
+    result = nanobanana("generate", table, "--seeds", "1")
+    assert result.exit_code == 2
+    assert "NANOBANANA_API_KEY" in result.output
+    assert "NANOBANANA_BUCKET" in result.output
+
+
+def test_check_names_every_bad_row(nanobanana: Command, tmp_path: Path) -> None:
+    table = tmp_path / "rough.tsv"
+    table.write_text("prompt\tsamples\na fox\t1\n \t1\na whale\t9\n")
+    result = nanobanana("prompts", "check", table)
+    assert result.exit_code == 1
+    assert "2 rows in quarantine" in result.output
+    assert "1 good rows" in result.output
+
+
+def test_check_refuses_what_is_no_table(nanobanana: Command, tmp_path: Path) -> None:
+    table = tmp_path / "notes.csv"
+    table.write_text("a,b\n1,2\n")
+    result = nanobanana("prompts", "check", table)
+    assert result.exit_code == 2
+    assert "prompt" in result.output
+
+
+def test_version(nanobanana: Command) -> None:
+    result = nanobanana("version")
+    assert result.exit_code == 0
+    assert result.output.strip().count(".") == 2
+
+
+def test_no_command_prints_or_keeps_the_key(
+    nanobanana: Command, table: Path, store: ObjectStore
+) -> None:
+    said = "".join(
+        nanobanana(*command).output
+        for command in (
+            ["--verbose", "generate", table, "--seeds", "1"],
+            ["status"],
+            ["status", "--json"],
+        )
+    )
+    assert API_KEY not in said
+    for key in store.keys(""):
+        found = store.get(key)
+        assert found is not None
+        assert API_KEY.encode() not in found.body, key
+
+
+def test_seeds_are_ranges_and_lists() -> None:
+    assert parse_seeds("1-3") == [1, 2, 3]
+    assert parse_seeds("7, 1,7,9-10") == [7, 1, 9, 10]
+    with pytest.raises(PlanError):
+        parse_seeds("0-2")

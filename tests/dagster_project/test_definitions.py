@@ -1,0 +1,91 @@
+"""What Dagster loads: its shape, and what loading must not do."""
+
+import subprocess
+import sys
+
+import dagster as dg
+import pytest
+
+from dagster_project.definitions import defs
+from dagster_project.partitions import read_cell_key
+from nanobanana_pipeline.errors import NanobananaError
+
+GRAPH = {
+    "prompt_set": {
+        "after": [],
+        "group": "prompts",
+        "kinds": {"pandas", "parquet", "s3"},
+        "partitions": "prompt_set",
+        "checks": [],
+    },
+    "generated_images": {
+        "after": ["prompt_set"],
+        "group": "images",
+        "kinds": {"requests", "s3", "parquet"},
+        "partitions": "prompt_set × seed",
+        "checks": ["cells"],
+    },
+}
+
+
+def _partitions(definition: dg.PartitionsDefinition | None) -> str:
+    if isinstance(definition, dg.MultiPartitionsDefinition):
+        return " × ".join(d.name for d in definition.partitions_defs)
+    assert isinstance(definition, dg.DynamicPartitionsDefinition)
+    return str(definition.name)
+
+
+def test_the_graph_is_as_it_was() -> None:
+    graph = defs.resolve_asset_graph()
+    found = {}
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        found[key.to_user_string()] = {
+            "after": sorted(parent.to_user_string() for parent in node.parent_keys),
+            "group": node.group_name,
+            "kinds": set(node.kinds),
+            "partitions": _partitions(node.partitions_def),
+            "checks": sorted(check.name for check in node.check_keys),
+        }
+        assert node.description
+        assert node.owners
+        assert node.code_version
+    assert found == GRAPH
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"width": 1000}, {"samples": 9}, {"widht": 1024}, {"limit": 0}, {"noise_clip_std": "much"}],
+)
+def test_bad_config_is_refused_at_launch(config: dict[str, object]) -> None:
+    job = defs.resolve_implicit_global_asset_job_def().get_subset(
+        asset_selection={dg.AssetKey("generated_images")}
+    )
+    with pytest.raises((dg.DagsterInvalidConfigError, dg.DagsterConfigMappingFunctionError)):
+        dg.validate_run_config(job, {"ops": {"generated_images": {"config": config}}})
+
+
+@pytest.mark.parametrize(
+    "key", ["demo|0", "demo|x", "demo|4294967296", "demo", "a/b|1", "|1", "demo|-1"]
+)
+def test_a_partition_key_typed_wrongly_is_refused(key: str) -> None:
+    with pytest.raises(NanobananaError):
+        read_cell_key(key)
+
+
+def test_a_partition_key_may_come_in_both_of_dagsters_shapes() -> None:
+    key = dg.MultiPartitionKey({"prompt_set": "demo", "seed": "7"})
+    assert read_cell_key(key) == read_cell_key("demo|7") == ("demo", 7)
+
+
+def test_loading_needs_no_network_and_no_settings() -> None:
+    """A code server must come up before S3 does."""
+    program = """
+import socket
+def refuse(*args, **kwargs):
+    raise AssertionError("the network is touched at import")
+socket.socket.connect = refuse
+socket.getaddrinfo = refuse
+import dagster_project.definitions
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, env={"PATH": ""})
