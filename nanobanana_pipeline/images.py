@@ -5,7 +5,7 @@ as much and belongs to the features of pictures, not to getting them.
 """
 
 import io
-import struct
+import re
 import warnings
 from dataclasses import dataclass
 from typing import Final
@@ -19,8 +19,14 @@ __all__ = ["CONTENT_TYPES", "MAX_IMAGE_BYTES", "ImageFacts", "inspect"]
 MAX_IMAGE_BYTES: Final = 64 * 2**20
 MAX_PIXELS: Final = 64_000_000
 CONTENT_TYPES: Final = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
-EXTENSIONS: Final = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
-JPEG_END: Final = b"\xff\xd9"
+FORMATS: Final = ("PNG", "JPEG", "WEBP")
+EXTENSIONS: Final = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}
+"""By Pillow's names. MPO is a JPEG with more pictures behind it, such as a gain map for HDR."""
+PNG_END: Final = b"IEND\xaeB`\x82"
+JPEG_MARKER: Final = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
+"""Neither a stuffed zero nor a restart: those are part of the compressed pixels."""
+JPEG_END: Final = b"\xd9"
+JPEG_WITHOUT_LENGTH: Final = (b"\x01", b"\xd8")
 RIFF_HEADER_BYTES: Final = 8
 
 
@@ -51,7 +57,7 @@ def inspect(data: bytes, *, width: int | None = None, height: int | None = None)
         # The bomb warning is ours to give, as an error with figures.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=list(EXTENSIONS)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 facts = ImageFacts(EXTENSIONS[image.format or ""], *image.size)
                 _check_size(facts, width, height)
                 image.verify()
@@ -60,7 +66,9 @@ def inspect(data: bytes, *, width: int | None = None, height: int | None = None)
     except UnidentifiedImageError:
         start = data[:60].decode("utf-8", "replace")
         raise ImageBroken(f"not a PNG, JPEG or WebP picture; it starts with {start!r}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError) as error:
+    except ImageBroken:
+        raise
+    except Exception as error:  # a stranger's bytes may make a decoder raise anything
         raise ImageBroken(f"damaged: {error}") from error
     _check_end(facts.format, data)
     return facts
@@ -69,15 +77,34 @@ def inspect(data: bytes, *, width: int | None = None, height: int | None = None)
 def _check_size(facts: ImageFacts, width: int | None, height: int | None) -> None:
     if facts.width * facts.height > MAX_PIXELS:
         raise ImageBroken(f"{facts.width}×{facts.height} pixels are more than {MAX_PIXELS:,}")
-    if (width, height) not in {(None, None), (facts.width, facts.height)}:
-        raise ImageBroken(f"{facts.width}×{facts.height} pixels, not {width}×{height} as asked")
+    if (width or facts.width, height or facts.height) != (facts.width, facts.height):
+        raise ImageBroken(
+            f"{facts.width}×{facts.height} pixels, not {width or 'any'}×{height or 'any'} as asked"
+        )
 
 
 def _check_end(image_format: str, data: bytes) -> None:
-    """What Pillow's `verify` leaves open: JPEG and WebP that stop in the middle."""
-    if image_format == "jpg" and JPEG_END not in data[-64:]:
+    """What Pillow's `verify` leaves open: a PNG without its last bytes, half a JPEG or WebP.
+
+    What follows the end is let be: it belongs to the bytes as they came, and harms no picture.
+    """
+    if image_format == "png" and PNG_END not in data:
+        raise ImageBroken("a PNG without its end: cut off")
+    if image_format == "jpg" and not _has_jpeg_end(data):
         raise ImageBroken("a JPEG without its end: cut off")
     if image_format == "webp":
         declared = int.from_bytes(data[4:8], "little") + RIFF_HEADER_BYTES
         if len(data) < declared:
             raise ImageBroken(f"a WebP of {declared} bytes of which {len(data)} came: cut off")
+
+
+def _has_jpeg_end(data: bytes) -> bool:
+    """Whether the first picture comes to its end: a thumbnail within its header does not count."""
+    at = 0
+    while found := JPEG_MARKER.search(data, at):
+        if found[1] == JPEG_END:
+            return True
+        at = found.end()
+        if found[1] not in JPEG_WITHOUT_LENGTH:
+            at += int.from_bytes(data[at : at + 2])
+    return False

@@ -1,7 +1,7 @@
 """What lies where in the bucket, and whose bucket it is."""
 
 import json
-from typing import Final
+from typing import Any, Final
 
 from nanobanana_pipeline.errors import SettingsError
 from nanobanana_pipeline.storage import ObjectStore
@@ -84,7 +84,7 @@ def claim_bucket(store: ObjectStore, realm: str) -> None:
         if store.create(MARKER, body, content_type="application/json") is not None:
             return
         found = store.get(MARKER)
-    marker = json.loads(found.body) if found else {}
+    marker = _marker(store, found.body if found else b"")
     if marker.get("realm") != realm:
         raise SettingsError(
             f"{store.uri('')} holds pictures of realm {marker.get('realm')!r}, and these settings "
@@ -96,3 +96,16 @@ def claim_bucket(store: ObjectStore, realm: str) -> None:
             f"{store.uri(MARKER)} has layout {marker.get('layout')!r}; this version writes layout "
             f"{LAYOUT_VERSION}: upgrade nanobanana-pipeline"
         )
+
+
+def _marker(store: ObjectStore, body: bytes) -> dict[str, Any]:
+    try:
+        marker = json.loads(body)
+    except ValueError:
+        marker = None
+    if not isinstance(marker, dict):
+        raise SettingsError(
+            f"{store.uri(MARKER)} is not this package's marker: nobody can tell whose pictures lie "
+            "there; use another NANOBANANA_PREFIX or NANOBANANA_BUCKET"
+        )
+    return marker

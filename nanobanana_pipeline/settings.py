@@ -34,7 +34,9 @@ class Settings(BaseSettings):
     Use `Settings.load`, which checks everything at once.
     """
 
-    model_config = SettingsConfigDict(env_prefix="NANOBANANA_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="NANOBANANA_", extra="ignore", frozen=True, str_strip_whitespace=True
+    )
 
     api_key: SecretStr | None = Field(None, description="the provider's API key")
     base_url: str = Field(VENDOR_BASE_URL, description="where the provider answers")
@@ -59,7 +61,7 @@ class Settings(BaseSettings):
         except ValidationError as error:
             bad = {str(e["loc"][0]): e for e in error.errors(include_url=False)}
             problems = [
-                f"NANOBANANA_{name.upper()}={e['input']!r}: {e['msg']}" for name, e in bad.items()
+                f"NANOBANANA_{_quoted(name, e['input'])}: {e['msg']}" for name, e in bad.items()
             ]
             # Without the values that cannot be read, so that the rest is checked in the same go.
             settings = cls(**given | {name: cls.model_fields[name].default for name in bad})
@@ -70,8 +72,11 @@ class Settings(BaseSettings):
 
     @property
     def host(self) -> str:
-        """The provider's host name, in lower case."""
-        return (urlsplit(self.base_url).hostname or "").lower()
+        """The provider's host name, in lower case; "" if the base URL has none."""
+        try:
+            return (urlsplit(self.base_url).hostname or "").lower()
+        except ValueError:
+            return ""
 
     def problems(self) -> list[str]:
         """Everything that keeps these settings from being used, a sentence each."""
@@ -90,9 +95,9 @@ class Settings(BaseSettings):
 
     def _contradictions(self) -> list[str]:
         found = []
-        scheme = urlsplit(self.base_url).scheme
-        if scheme not in {"http", "https"} or not self.host:
-            return [f"NANOBANANA_BASE_URL={self.base_url!r} is not an http(s) URL"]
+        scheme, wrong = _read_base_url(self.base_url)
+        if wrong:
+            return [wrong]
         if scheme == "http" and not _is_loopback(self.host) and self.host not in self.allowed_hosts:
             found.append(
                 f"NANOBANANA_BASE_URL={self.base_url!r} would send the key in plain text: use "
@@ -104,9 +109,9 @@ class Settings(BaseSettings):
                 f"NANOBANANA_REALM is not set, and {self.host} is neither the vendor's host nor "
                 "the local emulator: export NANOBANANA_REALM=<a name for this provider>"
             )
-        if self.realm == VENDOR_REALM != own:
+        if (self.realm or "").lower() == VENDOR_REALM != own:
             found.append(
-                f"NANOBANANA_REALM={VENDOR_REALM} contradicts NANOBANANA_BASE_URL={self.base_url!r}"
+                f"NANOBANANA_REALM={self.realm} contradicts NANOBANANA_BASE_URL={self.base_url!r}"
                 f": pictures from {self.host} are not the vendor's; name another realm"
             )
         if own == VENDOR_REALM != (self.realm or VENDOR_REALM):
@@ -125,6 +130,27 @@ class Settings(BaseSettings):
         if self.host == VENDOR_HOST or self.host.endswith(f".{VENDOR_HOST}"):
             return VENDOR_REALM
         return EMULATOR_REALM if _is_loopback(self.host) else None
+
+
+def _read_base_url(url: str) -> tuple[str, str | None]:
+    """A base URL's scheme, and what is wrong with it."""
+    try:
+        parts = urlsplit(url)
+        readable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:
+        return "", f"NANOBANANA_BASE_URL={url!r} is not an http(s) URL"
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        # Not quoted: it may hold a password.
+        return parts.scheme, (
+            "NANOBANANA_BASE_URL must have no user, password, ? or #: the API key travels in the "
+            "body of each request, from NANOBANANA_API_KEY"
+        )
+    return parts.scheme, None if readable else f"NANOBANANA_BASE_URL={url!r} is not an http(s) URL"
+
+
+def _quoted(name: str, value: object) -> str:
+    secret = Settings.model_fields[name].annotation == SecretStr | None
+    return f"{name.upper()}={'***' if secret else repr(value)}"
 
 
 def _is_loopback(host: str) -> bool:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NoReturn
-from urllib.parse import urlsplit
 
 import boto3
 import tenacity
@@ -54,7 +53,7 @@ PASSING_CODES = frozenset(
         "IncompleteBody",
     }
 )
-SERVER_ERROR = 500
+SERVER_ERROR, NOT_IMPLEMENTED = 500, 501
 HINTS = {
     "NoSuchBucket": "create it, or correct NANOBANANA_BUCKET",
     "AccessDenied": "these credentials may not do this; check the bucket policy",
@@ -62,6 +61,7 @@ HINTS = {
     "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL_S3",
     "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY",
     "ExpiredToken": "renew the AWS session",
+    "NotImplemented": "this S3 server cannot do it; use AWS S3 or SeaweedFS 4",
 }
 
 _patient = tenacity.retry(
@@ -232,9 +232,9 @@ class ObjectStore:
     @_patient
     def open_url(self, url: str) -> bytes:
         """Read any ``s3://bucket/key`` with the same credentials."""
-        parts = urlsplit(url)
+        bucket, _, key = url.removeprefix("s3://").partition("/")
         try:
-            found = self._client.get_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"))
+            found = self._client.get_object(Bucket=bucket, Key=key)
             return _read(found).body
         except (BotoCoreError, ClientError) as error:
             self._raise(error, "read", url)
@@ -314,7 +314,7 @@ class ObjectStore:
         if isinstance(error, ClientError):
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             said = f"{code}: {error.response.get('Error', {}).get('Message', '')}"
-            if code in PASSING_CODES or status >= SERVER_ERROR:
+            if code in PASSING_CODES or (status >= SERVER_ERROR and status != NOT_IMPLEMENTED):
                 raise StorageUnavailable(f"could not {verb} {where}: {said}") from error
             hint = f"; {HINTS[code]}" if code in HINTS else ""
             raise StorageError(f"could not {verb} {where}: {said}{hint}") from error

@@ -31,12 +31,16 @@ __all__ = [
 
 MAX_RETRY_AFTER_SECONDS: Final = 300.0
 MAX_REASON_CHARACTERS: Final = 500
+MAX_ID_CHARACTERS: Final = 200
 
 MAX_DEPTH: Final = 4
 BAD_REQUEST: Final = 400
 BAD_REQUEST_STATUSES = frozenset({400, 413, 414, 415, 422})
 HALT_STATUSES = frozenset({401, 402, 403, 404, 405, 410})
+NO_SUCH_ADDRESS = frozenset({404, 410})
 REDIRECTS = range(300, 400)
+FAILED = frozenset({"error", "failed"})
+GOING_WELL = frozenset({"success", "processing"})
 SERVER_ERRORS = range(500, 600)
 RATE_LIMITED, UNAVAILABLE = 429, 503
 EPOCH_SECONDS_SINCE = 1_000_000_000
@@ -140,21 +144,21 @@ def parse_submit(status: int, headers: Mapping[str, str], body: bytes) -> Submit
     answer = _json_object(body)
     if answer is None:
         return _unreadable(status, headers, body)
-    said = str(answer.get("status", "")).strip().lower()
+    said = _said(answer)
     reason = _reason(answer) or f"HTTP {status}, status {said or 'missing'!r}"
-    provider_id = _provider_id(answer)
+    provider_id, output = _provider_id(answer), _output(answer)
     if _is_rate_limit(status, answer, reason, said):
         return RateLimited(_retry_after(headers, answer), reason)
     if status in SERVER_ERRORS:
         return Unknown(f"HTTP {status}: {reason}", provider_id)
-    output = _output(answer)
-    if said in {"success", "processing", ""} and (output or provider_id):
-        if said != "processing" and output:
-            return Done(provider_id, output, _seed(answer))
-        if provider_id:
-            return Queued(provider_id, _seconds(answer.get("eta")), _seed(answer))
-    if said in {"error", "failed"} or (said == "" and status in HALT_STATUSES):
+    if said in {"success", ""} and output:
+        return Done(provider_id, output, _seed(answer))
+    if provider_id and (said in GOING_WELL or (said == "" and status not in HALT_STATUSES)):
+        return Queued(provider_id, _seconds(answer.get("eta")), _seed(answer))
+    if said in FAILED or (said == "" and status in HALT_STATUSES | BAD_REQUEST_STATUSES):
         return _error(status, answer, reason)
+    if said == "" and status in REDIRECTS:
+        return Halted(f"{reason}; is NANOBANANA_BASE_URL right?")
     return Unknown(f"an answer that says neither done nor failed: {reason}", provider_id)
 
 
@@ -164,7 +168,7 @@ def parse_fetch(status: int, headers: Mapping[str, str], body: bytes) -> FetchOu
     if answer is None:
         outcome = _unreadable(status, headers, body)
         return outcome if isinstance(outcome, Halted | RateLimited) else Unknown(outcome.reason)
-    said = str(answer.get("status", "")).strip().lower()
+    said = _said(answer)
     reason = _reason(answer) or f"HTTP {status}, status {said or 'missing'!r}"
     if _is_rate_limit(status, answer, reason, said):
         return RateLimited(_retry_after(headers, answer), reason)
@@ -175,12 +179,12 @@ def parse_fetch(status: int, headers: Mapping[str, str], body: bytes) -> FetchOu
         return Done(_provider_id(answer), output, _seed(answer))
     if said == "processing":
         return Queued(_provider_id(answer), _seconds(answer.get("eta")), _seed(answer))
-    if said in {"error", "failed"}:
-        if "not found" in reason.lower():
-            return Missing(reason)
-        if status in HALT_STATUSES - {404, 410} or _ACCOUNT.search(reason):
-            return Halted(reason)
-        return Failed(reason)
+    if said in FAILED and "not found" in reason.lower():
+        return Missing(reason)
+    if said in FAILED | {""} and status in HALT_STATUSES - NO_SUCH_ADDRESS:
+        return Halted(reason)
+    if said in FAILED:
+        return Halted(reason) if _ACCOUNT.search(reason) else Failed(reason)
     return Unknown(f"an answer that says neither done nor failed: {reason}")
 
 
@@ -211,10 +215,14 @@ def _unreadable(
 
 
 def _is_rate_limit(status: int, answer: Mapping[str, Any], reason: str, said: str) -> bool:
-    if said in {"success", "processing"}:
+    if said in GOING_WELL:
         return False
+    # An answer that may be a purchase under another name is never taken for a refusal.
+    bought = said not in FAILED and bool(_provider_id(answer) or _output(answer))
     if status == RATE_LIMITED:
-        return True
+        return not bought or said == ""
+    if bought:
+        return False
     says_so = bool(_RATE.search(reason)) or "retry_after" in answer
     return says_so and (status not in SERVER_ERRORS or status == UNAVAILABLE)
 
@@ -227,13 +235,25 @@ def _json_object(body: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def _said(answer: Mapping[str, Any]) -> str:
+    said = answer.get("status")
+    return _clean(said).lower() if isinstance(said, str) else ""
+
+
+def _clean(text: str) -> str:
+    """The text as UTF-8 can hold it: a lone surrogate would break whatever is written down."""
+    if not text.isascii():
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text.strip()
+
+
 def _reason(answer: Mapping[str, Any]) -> str:
     said = (
         text
         for name in ("message", "messege", "errors", "error", "detail")
         for text in _texts(answer.get(name))
     )
-    return "; ".join(dict.fromkeys(said))[:MAX_REASON_CHARACTERS]
+    return _clean("; ".join(dict.fromkeys(said)))[:MAX_REASON_CHARACTERS]
 
 
 def _texts(value: object, depth: int = 0) -> Iterator[str]:
@@ -254,19 +274,21 @@ def _provider_id(answer: Mapping[str, Any]) -> str | None:
     for name in ("id", "request_id"):
         value = answer.get(name)
         if isinstance(value, int) and not isinstance(value, bool):
-            return _digits(value)
-        if isinstance(value, str) and value.strip():
+            value = str(value)
+        if isinstance(value, str) and _can_be_fetched(value.strip()):
             return value.strip()
     link = answer.get("fetch_result")
     found = _FETCH_ID.search(link) if isinstance(link, str) else None
-    return found.group(1) if found else None
+    return found[1] if found and _can_be_fetched(found[1]) else None
 
 
-def _digits(value: int) -> str | None:
-    try:
-        return str(value)
-    except ValueError:  # more digits than Python is willing to print
-        return None
+def _can_be_fetched(provider_id: str) -> bool:
+    """Whether it can be part of an address."""
+    return (
+        0 < len(provider_id) <= MAX_ID_CHARACTERS
+        and provider_id not in {".", ".."}
+        and _clean(provider_id) == provider_id
+    )
 
 
 def _output(answer: Mapping[str, Any]) -> tuple[str, ...]:
@@ -275,9 +297,9 @@ def _output(answer: Mapping[str, Any]) -> tuple[str, ...]:
         if isinstance(value, str):
             value = [value]
         elif isinstance(value, dict):
-            value = list(value.values())
+            value = [value[place] for place in sorted(value, key=lambda name: (len(name), name))]
         links = (
-            tuple(link for link in value if isinstance(link, str) and link.strip())
+            tuple(_clean(link) for link in value if isinstance(link, str) and link.strip())
             if isinstance(value, list)
             else ()
         )
@@ -288,7 +310,8 @@ def _output(answer: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _seed(answer: Mapping[str, Any]) -> int | None:
     meta = answer.get("meta")
-    value = meta.get("seed") if isinstance(meta, dict) else answer.get("seed")
+    value = meta.get("seed") if isinstance(meta, dict) else None
+    value = answer.get("seed") if value is None else value
     if isinstance(value, bool):
         return None
     if isinstance(value, int):

@@ -1,6 +1,7 @@
 """The provider's two calls that matter for generation. A POST is sent once, whatever happens."""
 
 import json
+from collections.abc import Iterator
 from typing import Final
 from urllib.parse import quote
 
@@ -86,7 +87,14 @@ class ProviderClient:
             max_bytes=MAX_ANSWER_BYTES,
         )
         # A provider that quotes the key in an error must not carry it into ledger and logs.
-        if secret.encode() in answer.body:
-            masked = answer.body.replace(secret.encode(), b"***")
-            return Answer(answer.status, answer.headers, masked)
-        return answer
+        masked = answer.body
+        for spelling in _spellings(secret):
+            masked = masked.replace(spelling, b"***")
+        return Answer(answer.status, answer.headers, masked)
+
+
+def _spellings(secret: str) -> Iterator[bytes]:
+    """How JSON may write the key: as it is, with escapes, with escaped slashes as PHP does."""
+    for text in (secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]):
+        yield text.encode()
+        yield text.replace("/", "\\/").encode()

@@ -11,7 +11,7 @@ from urllib.parse import urljoin, urlsplit
 
 from nanobanana_pipeline.errors import DownloadError, DownloadRefused, ImageBroken, ImageGone
 from nanobanana_pipeline.images import MAX_IMAGE_BYTES
-from nanobanana_pipeline.provider.http import Http, NoAnswer, NotSentError
+from nanobanana_pipeline.provider.http import Http, NoAnswer, NotSentError, TooLarge
 
 __all__ = ["Downloader"]
 
@@ -20,6 +20,8 @@ MAX_REDIRECTS: Final = 5
 OK: Final = 200
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 GONE_STATUSES = frozenset({403, 404, 410})
+IPV4_AT_THE_END = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
+"""IPv6 addresses that stand for an IPv4 address: NAT64, and the old compatible ones."""
 
 
 class Downloader:
@@ -39,7 +41,8 @@ class Downloader:
         """The bytes behind a URL, as they are.
 
         Raises:
-            DownloadRefused: the URL, or one that it redirects to, must not be followed.
+            DownloadRefused: the URL, or one that it redirects to, must not be followed, or there
+                are more bytes than an image may have.
             ImageGone: the server answers 403, 404 or 410.
             ImageBroken: the answer has no bytes.
             DownloadError: anything else that keeps the bytes away; may pass.
@@ -53,10 +56,12 @@ class Downloader:
                     deadline_seconds=DOWNLOAD_SECONDS,
                     max_bytes=MAX_IMAGE_BYTES,
                 )
+            except TooLarge as error:
+                raise DownloadRefused(f"{_public(url)}: {error}") from error
             except (NotSentError, NoAnswer) as error:
-                raise DownloadError(f"{_public(url)}: {error}") from error
+                raise DownloadError(f"{_public(url)}: {_without_query(str(error), url)}") from None
             if answer.status in REDIRECTS and "Location" in answer.headers:
-                url = urljoin(url, answer.headers["Location"])
+                url = _redirected(url, answer.headers["Location"])
                 continue
             if answer.status in GONE_STATUSES:
                 raise ImageGone(f"{_public(url)}: HTTP {answer.status}")
@@ -83,14 +88,42 @@ class Downloader:
     def _check_address(self, host: str, address: str) -> None:
         if host.lower().strip("[]") in self._allowed:
             return
-        ip = ipaddress.ip_address(address.partition("%")[0])
-        if not (getattr(ip, "ipv4_mapped", None) or ip).is_global:
+        if not _is_public(address):
             raise DownloadRefused(
                 f"{host} is at {address}, which is not a public address; allow it with "
                 f"NANOBANANA_ALLOWED_HOSTS={host}"
             )
 
 
+def _is_public(address: str) -> bool:
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        within = ip.ipv4_mapped or ip.sixtofour
+        if any(ip in network for network in IPV4_AT_THE_END):
+            within = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
+        ip = within or ip
+    return ip.is_global and not ip.is_multicast
+
+
+def _redirected(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise DownloadRefused(f"{_public(url)}: redirects to no URL: {error}") from None
+
+
 def _public(url: str) -> str:
-    """The URL without query and user: they may hold a signature or a password."""
-    return url.partition("?")[0].rpartition("@")[2][:300]
+    """The URL without query, fragment and user: they may hold a signature or a password."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "a malformed URL"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"[:300]
+
+
+def _without_query(text: str, url: str) -> str:
+    """An error's text, should it quote the URL."""
+    text = text.replace(url, _public(url))
+    for secret in (urlsplit(url).query, urlsplit(url).netloc.rpartition("@")[0]):
+        text = text.replace(secret, "…") if secret else text
+    return text

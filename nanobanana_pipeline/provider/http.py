@@ -9,9 +9,9 @@ import contextlib
 import socket
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Final
 
 import requests
@@ -19,13 +19,15 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-__all__ = ["AddressGuard", "Answer", "Http", "NoAnswer", "NotSentError"]
+__all__ = ["AddressGuard", "Answer", "Http", "NoAnswer", "NotSentError", "TooLarge"]
 
 CONNECT_SECONDS: Final = 10.0
 IDLE_SECONDS: Final = 2.0
 """A server may close a connection at any time after a few idle seconds. A POST that meets the
 closing end gets no answer, and nobody can tell whether it was read: so none is sent on one."""
 CHUNK_BYTES: Final = 65_536
+SHORTEST_WAIT_SECONDS: Final = 0.001
+_BOOT_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 AddressGuard = Callable[[str, str], None]
 """Called with host name and connected IP address before anything is sent; raises to refuse."""
@@ -39,6 +41,10 @@ class NoAnswer(Exception):  # noqa: N818
     """The call was sent, at least in part, and no whole answer came."""
 
 
+class TooLarge(NoAnswer):
+    """The answer has more bytes than it may have."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a server answered: body decoded from any transfer or content encoding."""
@@ -46,6 +52,11 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+
+def _now() -> float:
+    """Seconds, counting those that the machine slept: a suspended call must not go out late."""
+    return time.clock_gettime(_BOOT_CLOCK)
 
 
 @dataclass(eq=False)
@@ -58,16 +69,16 @@ class _Exchange:
     cut: bool = False
     sock: socket.socket | None = field(default=None, repr=False)
 
-    def check(self) -> None:
-        if time.monotonic() >= self.deadline:
-            raise TimeoutError("the deadline passed before anything was sent")
+    def left(self, most: float) -> float:
+        """Seconds until the deadline, `most` at most; always more than nothing."""
+        return max(SHORTEST_WAIT_SECONDS, min(most, self.deadline - _now()))
 
 
 class _Watchdog:
     """Cuts the sockets of exchanges whose deadline has passed; one daemon thread, made on use."""
 
     def __init__(self) -> None:
-        self._exchanges: weakref.WeakSet[_Exchange] = weakref.WeakSet()
+        self._exchanges: set[_Exchange] = set()
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -86,23 +97,39 @@ class _Watchdog:
             with self._lock:
                 self._exchanges.discard(exchange)
 
+    def hand_over(
+        self, before: _Exchange | None, exchange: _Exchange, sock: socket.socket | None
+    ) -> None:
+        """Give a connection's socket to its next exchange; the last one can cut it no more.
+
+        Raises:
+            ConnectionError: the last one has cut it already.
+            TimeoutError: the next one has no time left.
+        """
+        with self._lock:
+            if before is not None and before is not exchange:
+                before.sock = None
+                if before.cut:
+                    raise ConnectionError("the connection was cut before anything was sent")
+            if _now() >= exchange.deadline:
+                raise TimeoutError("the deadline passed before anything was sent")
+            exchange.sock = sock
+
     def _run(self) -> None:
         while True:
             self._wake.wait()
             with self._lock:
-                exchanges = list(self._exchanges)
-                if not exchanges:
+                if not self._exchanges:
                     self._wake.clear()
                     continue
-            now = time.monotonic()
-            for exchange in exchanges:
-                if now >= exchange.deadline and exchange.sock is not None:
-                    exchange.cut = True
-                    # The plain socket's method: that of a TLS socket changes state under the
-                    # thread that reads from it. A socket that is gone already needs no cutting.
-                    with contextlib.suppress(OSError):
-                        socket.socket.shutdown(exchange.sock, socket.SHUT_RDWR)
-            del exchanges
+                now = _now()
+                for exchange in self._exchanges:
+                    if now >= exchange.deadline and exchange.sock is not None:
+                        exchange.cut = True
+                        # The plain socket's method: that of a TLS socket changes state under the
+                        # thread that reads from it. A socket that is gone needs no cutting.
+                        with contextlib.suppress(OSError):
+                            socket.socket.shutdown(exchange.sock, socket.SHUT_RDWR)
             time.sleep(0.1)
 
 
@@ -114,9 +141,15 @@ class _Watched(HTTPConnection):
     """A connection that obeys the exchange of the thread that uses it."""
 
     _last_used = 0.0
+    _exchange: _Exchange | None = None
+
+    def is_idle(self) -> bool:
+        """Whether it has been open, unused, for longer than a POST may trust."""
+        return self.sock is not None and _now() - self._last_used > IDLE_SECONDS
 
     def _new_conn(self) -> socket.socket:
         exchange: _Exchange = _thread.exchange
+        self.timeout = exchange.left(CONNECT_SECONDS)
         sock = super()._new_conn()
         if exchange.guard is not None:
             try:
@@ -124,27 +157,29 @@ class _Watched(HTTPConnection):
             except BaseException:
                 sock.close()
                 raise
-        exchange.sock = sock
+        sock.settimeout(exchange.left(CONNECT_SECONDS))  # holds for a TLS handshake as a whole
         return sock
 
     def request(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         exchange: _Exchange = _thread.exchange
-        if self.sock is not None and time.monotonic() - self._last_used > IDLE_SECONDS:
-            self.close()
         if self.sock is None:
             self.connect()
-        exchange.sock = self.sock
-        exchange.check()
+        if self.is_idle():  # this process stood still just now
+            raise ConnectionError("the connection went idle before anything was sent")
+        # A TLS tunnel inside TLS is no socket, but has one.
+        _watchdog.hand_over(self._exchange, exchange, getattr(self.sock, "socket", self.sock))
+        self._exchange = exchange
         exchange.sent = True
         super().request(*args, **kwargs)
 
     def connect(self) -> None:
+        self._exchange = None
         super().connect()
-        self._last_used = time.monotonic()
+        self._last_used = _now()
 
     def getresponse(self) -> Any:  # noqa: ANN401 - urllib3's private type
         response = super().getresponse()
-        self._last_used = time.monotonic()
+        self._last_used = _now()
         return response
 
 
@@ -152,17 +187,42 @@ class _WatchedTls(_Watched, HTTPSConnection):
     """The same over TLS."""
 
 
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Watched
+
+    def _get_conn(self, timeout: float | None = None) -> Any:  # noqa: ANN401 - urllib3's private type
+        connection = super()._get_conn(timeout)
+        # Here, and not later: a closed connection forgets the proxy tunnel that it led through,
+        # which is only built again between this point and the request.
+        if isinstance(connection, _Watched) and connection.is_idle():
+            connection.close()
+        return connection
+
+
+class _TlsPool(_Pool, urllib3.HTTPSConnectionPool):
+    ConnectionCls = _WatchedTls
+
+
 class _Adapter(HTTPAdapter):
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
 
-        class Plain(urllib3.HTTPConnectionPool):
-            ConnectionCls = _Watched
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:  # noqa: ANN401
+        if proxy.lower().startswith("socks"):
+            raise requests.exceptions.InvalidSchema("SOCKS proxies are not supported")
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+        return manager
 
-        class Tls(urllib3.HTTPSConnectionPool):
-            ConnectionCls = _WatchedTls
 
-        self.poolmanager.pool_classes_by_scheme = {"http": Plain, "https": Tls}
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Give none, whatever the answer says.
+
+        Even when told not to follow it, requests reads the whole body of a redirect, however large,
+        and parses its address, which raises for some.
+        """
 
 
 class Http:
@@ -178,8 +238,9 @@ class Http:
         self, connections: int, *, guard: AddressGuard | None = None, proxies: bool = True
     ) -> None:
         self._guard = guard
-        self._session = requests.Session()
+        self._session = _Session()
         self._session.trust_env = proxies
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         adapter = _Adapter(pool_connections=8, pool_maxsize=connections, max_retries=0)
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, adapter)
@@ -198,9 +259,10 @@ class Http:
 
         Raises:
             NotSentError: nothing was sent.
-            NoAnswer: something was sent, and no whole answer came within the deadline and size.
+            NoAnswer: something was sent, and no whole answer came within the deadline.
+            TooLarge: more than `max_bytes` came.
         """
-        exchange = _Exchange(time.monotonic() + deadline_seconds, self._guard)
+        exchange = _Exchange(_now() + deadline_seconds, self._guard)
         _thread.exchange = exchange
         timeout = (min(CONNECT_SECONDS, deadline_seconds), deadline_seconds)
         try:
@@ -216,15 +278,25 @@ class Http:
                     allow_redirects=False,
                 ) as response,
             ):
-                return Answer(response.status_code, response.headers, _read(response, max_bytes))
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            if exchange.cut:
-                raise NoAnswer(f"no whole answer within {deadline_seconds:g} s") from error
-            if not exchange.sent:
-                raise NotSentError(_short(error)) from error
-            raise NoAnswer(_short(error)) from error
+                answer = Answer(response.status_code, response.headers, _read(response, max_bytes))
+        except NoAnswer:
+            raise
+        # Without the chain: requests quotes whole URLs there, with any signature in them.
+        except Exception as error:
+            if exchange.cut or (exchange.sent and isinstance(error, requests.Timeout)):
+                raise NoAnswer(f"no whole answer within {deadline_seconds:g} s") from None
+            if exchange.sent:
+                raise NoAnswer(_short(error)) from None
+            if isinstance(
+                error, requests.RequestException | urllib3.exceptions.HTTPError | OSError
+            ):
+                raise NotSentError(_short(error)) from None
+            raise
         finally:
             _thread.exchange = None
+        if exchange.cut:  # headers that stop in the middle look whole to Python's parser
+            raise NoAnswer(f"no whole answer within {deadline_seconds:g} s")
+        return answer
 
 
 def _read(response: requests.Response, max_bytes: int) -> bytes:
@@ -232,7 +304,7 @@ def _read(response: requests.Response, max_bytes: int) -> bytes:
     for chunk in response.iter_content(CHUNK_BYTES):
         size += len(chunk)
         if size > max_bytes:
-            raise NoAnswer(f"the answer is larger than {max_bytes:,} bytes")
+            raise TooLarge(f"the answer is larger than {max_bytes:,} bytes")
         chunks.append(chunk)
     return b"".join(chunks)
 
