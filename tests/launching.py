@@ -1,0 +1,133 @@
+"""Launching partitions against the emulator and real S3, and looking at what came of it."""
+
+import hashlib
+import json
+import tempfile
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import requests
+from pydantic import SecretStr
+
+from nanobanana_pipeline.emulator import EmulatorThread
+from nanobanana_pipeline.generation.engine import Report
+from nanobanana_pipeline.generation.launch import Launch, Plan, collect, plan, settle_shard
+from nanobanana_pipeline.generation.manifest import CurrentManifest, read_manifest
+from nanobanana_pipeline.layout import image_owner_key
+from nanobanana_pipeline.ledger import Entry, State
+from nanobanana_pipeline.prompts import prompt_set
+from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.validation import check_prompts
+from nanobanana_pipeline.provider.account import Account
+from nanobanana_pipeline.provider.client import ProviderClient
+from nanobanana_pipeline.request import PictureParameters
+from nanobanana_pipeline.storage import ObjectStore
+
+SMALL = PictureParameters(width=1024, height=1024)
+"""Drawn fast."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """One launch from plan to manifest."""
+
+    made: Plan
+    report: Report
+    current: CurrentManifest
+    rows: pd.DataFrame
+
+    @property
+    def states(self) -> dict[str, int]:
+        return dict(self.current.cells)
+
+
+def keep_prompts(store: ObjectStore, name: str, rows: Sequence[str | Mapping[str, Any]]) -> None:
+    """Make a prompt set of prompts, or of whole rows."""
+    lines = [json.dumps({"prompt": row} if isinstance(row, str) else row) for row in rows]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "prompts.jsonl")
+        path.write_text("\n".join(lines))
+        prompt_set.snapshot(store, name, check_prompts(read_table(path)))
+
+
+def prompts(count: int, word: str = "animal") -> list[str]:
+    return [f"{word} number {number}" for number in range(count)]
+
+
+def planned(
+    store: ObjectStore,
+    name: str = "set",
+    *,
+    seed: int = 1,
+    run_id: str | None = None,
+    parameters: PictureParameters = SMALL,
+    **more: Any,
+) -> Plan:
+    run_id = run_id or f"run-{uuid.uuid4().hex[:8]}"
+    return plan(store, "emulator", Launch(name, seed, run_id=run_id, parameters=parameters, **more))
+
+
+def launch(
+    store: ObjectStore,
+    account: Account,
+    name: str = "set",
+    **more: Any,
+) -> Launched:
+    made = planned(store, name, **more)
+    report = Report()
+    for shard in made.shards:
+        report += settle_shard(store, account, made.run_id, shard)
+    current = collect(store, account.realm, made, report)
+    return Launched(made, report, current, read_manifest(store, current.manifest))
+
+
+def hasty(account: Account, base_url: str, submit_seconds: float) -> Account:
+    """The same account with a shorter deadline for a POST."""
+    client = ProviderClient(base_url, SecretStr("any"), submit_seconds=submit_seconds)
+    return replace(account, client=client)
+
+
+def entries(store: ObjectStore) -> list[Entry]:
+    """The whole ledger."""
+    found = [(key, store.get(key)) for key in store.keys("ledger/")]
+    return [Entry.from_json(stored.body, key) for key, stored in found if stored is not None]
+
+
+def states(store: ObjectStore) -> dict[State, int]:
+    return dict(Counter(entry.state for entry in entries(store)))
+
+
+def admin(emulator: EmulatorThread, name: str) -> dict[str, Any]:
+    answer: dict[str, Any] = requests.get(f"{emulator.root_url}/admin/{name}", timeout=10).json()
+    return answer
+
+
+def tell(emulator: EmulatorThread, name: str, **words: object) -> None:
+    requests.post(f"{emulator.root_url}/admin/{name}", json=words, timeout=10).raise_for_status()
+
+
+def bought(emulator: EmulatorThread) -> int:
+    total: int = admin(emulator, "purchases")["total"]
+    return total
+
+
+def check_images(store: ObjectStore, rows: pd.DataFrame) -> None:
+    """Every picture of a manifest lies under its own hash and leads back to its request."""
+    for row in rows[rows["image_sha256"].notna()].to_dict("records"):
+        key = row["image_uri"].removeprefix(store.uri(""))
+        assert key == f"images/{row['image_sha256'][:2]}/{row['image_sha256']}.{row['format']}"
+        stored = store.get(key)
+        assert stored is not None
+        assert hashlib.sha256(stored.body).hexdigest() == row["image_sha256"]
+        assert len(stored.body) == row["bytes"]
+        owner = stored.metadata["request-key"]
+        assert (
+            owner == row["request_key"]
+            or store.head(image_owner_key(row["image_sha256"], row["request_key"])) is not None
+        )
+        assert stored.metadata["run-id"]
