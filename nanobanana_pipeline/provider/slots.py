@@ -14,7 +14,8 @@ __all__ = ["Slots"]
 DECREASE: Final = 0.8
 FIRST: Final = 4
 PROBE_SECONDS: Final = 30.0
-"""Right below a limit that answered 429, the next try for more waits this long."""
+"""Right below a limit that answered 429, the next try for more waits this long, and each further one
+half as long as the one before: a cap that was lifted, or left by another worker, is soon found."""
 POLL_SECONDS: Final = 0.25
 
 
@@ -37,6 +38,8 @@ class Slots:
         self._closed_until = 0.0
         self._latency = 1.0
         self._last_decrease = float("-inf")
+        self._last_probe = float("-inf")
+        self._probe_seconds = PROBE_SECONDS
         self.rate_limited = 0
 
     @property
@@ -74,9 +77,10 @@ class Slots:
                 self._limit += 1
             elif self._limit + 1 <= self._ceiling:
                 self._limit += 1 / self._limit
-            elif self._clock() - self._last_decrease > PROBE_SECONDS:
+            elif self._clock() - self._last_probe > self._probe_seconds:
                 self._ceiling += 1
-                self._last_decrease = self._clock()
+                self._last_probe = self._clock()
+                self._probe_seconds = max(self._latency, self._probe_seconds / 2)
             self._limit = min(self._limit, self.most)
             self._changed.notify()
 
@@ -91,5 +95,6 @@ class Slots:
                 taken = max(1.0, min(self._limit, float(self._in_use - 1)))
                 self._ceiling = min(float(self.most), taken + 1)
                 self._limit = max(1.0, taken * DECREASE)
-                self._last_decrease = now
+                self._last_decrease = self._last_probe = now
+                self._probe_seconds = PROBE_SECONDS
             self._slow_start = False

@@ -378,7 +378,7 @@ def test_a_failed_generation_is_failed(word: str, shape: str) -> None:
 def test_an_account_that_is_refused_halts_in_every_shape(
     status: int,
     text: str,
-    wrap: Any,  # noqa: ANN401 - a lambda
+    wrap: Any,
 ) -> None:
     assert isinstance(submit(wrap(text), status), Halted)
     assert isinstance(fetch(wrap(text), status), Halted)
