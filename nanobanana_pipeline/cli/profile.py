@@ -48,7 +48,7 @@ def demo(*, data: Data = Path(".nanobanana")) -> None:
         os.environ.update(profile.environment)
         command = [
             *(sys.executable, "-m", "dagster_project.materialize", DEMO_SET),
-            *("--table", str(sample_table())),
+            *("--table", str(shipped("prompts/sample.csv"))),
             *(part for seed in SEEDS for part in ("--seed", str(seed))),
         ]
         environment = {**os.environ, "DAGSTER_HOME": str(_dagster_home(data))}
@@ -87,12 +87,10 @@ def dev(
     home = _dagster_home(data)
     with local_profile(data, emulator=["--latency", latency]) as profile:
         url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
-        command += (
-            ["-w", "workspace.yaml"]
-            if Path("workspace.yaml").exists()
-            else ["-m", "dagster_project.definitions"]
-        )
+        command = [
+            *(sys.executable, "-m", "dagster", "dev", "-w", str(shipped("workspace.yaml"))),
+            *("-h", "127.0.0.1", "-p", str(port)),
+        ]
         with child(
             "Dagster",
             command,
@@ -107,10 +105,11 @@ def dev(
             console.print("stopping everything")
 
 
-def sample_table() -> Path:
-    """The sample prompts: in the wheel beside this package, in a checkout in ``prompts/``."""
-    packaged = Path(str(files("nanobanana_pipeline"))) / "sample_prompts" / "sample.csv"
-    return packaged if packaged.exists() else packaged.parents[2] / "prompts" / "sample.csv"
+def shipped(name: str) -> Path:
+    """A file of the project's root: in a wheel it lies beside this package."""
+    package = Path(str(files("nanobanana_pipeline")))
+    packaged = package / "shipped" / name
+    return packaged if packaged.exists() else package.parent / name
 
 
 def _dagster_home(data: Path) -> Path:
@@ -119,7 +118,7 @@ def _dagster_home(data: Path) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     settings = home / "dagster.yaml"
     if not settings.exists():
-        shutil.copy(Path(str(files("dagster_project"))) / "dagster.yaml", settings)
+        shutil.copy(shipped("dagster.yaml"), settings)
     return home
 
 
