@@ -143,7 +143,7 @@ class Buyer:
             except ForbiddenTransition:
                 log.info("request %s was answered meanwhile", held.entry.request_key)
             except StorageError as error:
-                # No stop waits for S3: whoever meets these claims next finds their lease run out.
+                # Whoever meets these claims next finds their lease run out.
                 log.warning("what was not answered stays marked as being sent: %s", error)
                 return
 

@@ -32,6 +32,7 @@ MOVERS: Final = 8
 HAND_OVER: Final = 64
 HAND_OVER_POLL_SECONDS: Final = 0.2
 GRACE_SECONDS: Final = 20.0
+DOUBT_SECONDS: Final = 10.0
 MAX_REASONS: Final = 20
 
 
@@ -127,7 +128,7 @@ class Engine:
         self._slots = slots
         self._on_progress = on_progress
         self._progress_seconds = progress_seconds
-        self._stop, self._give_up = threading.Event(), threading.Event()
+        self._stop, self._give_up = threading.Event(), transfer.give_up
         self._all_bought = threading.Event()
         self._buyer = Buyer(
             ledger,
@@ -206,7 +207,10 @@ class Engine:
         _join(buyers, deadline)
         if any(thread.is_alive() for thread in buyers):
             self._give_up.set()
-        self._buyer.doubt_unanswered()
+        # In a thread of its own: no stop waits long for a bucket that stays silent.
+        doubts: list[threading.Thread] = []
+        self._start(doubts, "doubts", 1, self._buyer.doubt_unanswered)
+        _join(doubts, time.monotonic() + DOUBT_SECONDS)
         self._all_bought.set()
         _join(movers, deadline)
         self._give_up.set()

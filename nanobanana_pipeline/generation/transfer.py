@@ -1,6 +1,7 @@
 """The engine's second stage: download → verify → hash → PUT → settle."""
 
 import hashlib
+import threading
 from dataclasses import dataclass
 
 import tenacity
@@ -41,7 +42,11 @@ class Transferred:
 
 
 class Transfer:
-    """Brings accepted requests' images into the bucket. Safe to share between threads."""
+    """Brings accepted requests' images into the bucket. Safe to share between threads.
+
+    Attributes:
+        give_up: once set, a silent bucket is waited for no longer; what was accepted stays so.
+    """
 
     def __init__(
         self,
@@ -59,6 +64,7 @@ class Transfer:
         self._downloader = downloader
         self._run_id = run_id
         self._download_seconds = download_seconds
+        self.give_up = threading.Event()
 
     def settle(self, held: Held, nonce: str, done: Done) -> Transferred:
         """Store every picture of an accepted attempt, then say so in the ledger.
@@ -122,7 +128,7 @@ class Transfer:
         digest = hashlib.sha256(data)
         sha256 = digest.hexdigest()
         key = image_key(sha256, facts.format)
-        self._store_once(held, key, data, digest.digest(), CONTENT_TYPES[facts.format])
+        self._store_patiently(held, key, data, digest.digest(), CONTENT_TYPES[facts.format])
         return StoredImage(
             sample=sample,
             sha256=sha256,
@@ -133,12 +139,21 @@ class Transfer:
             key=key,
         )
 
-    @tenacity.retry(
-        retry=tenacity.retry_if_exception_type(StorageUnavailable),
-        wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=10),
-        stop=tenacity.stop_after_delay(PAID_PATIENCE_SECONDS),
-        reraise=True,
-    )
+    def _store_patiently(
+        self, held: Held, key: str, data: bytes, digest: bytes, content_type: str
+    ) -> None:
+        """`_store_once`, however long S3 takes to come back, or until nobody waits any more."""
+        for attempt in tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(StorageUnavailable),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=10),
+            stop=tenacity.stop_after_delay(PAID_PATIENCE_SECONDS)
+            | tenacity.stop_when_event_set(self.give_up),
+            sleep=tenacity.sleep_using_event(self.give_up),
+            reraise=True,
+        ):
+            with attempt:
+                self._store_once(held, key, data, digest, content_type)
+
     def _store_once(
         self, held: Held, key: str, data: bytes, digest: bytes, content_type: str
     ) -> None:
