@@ -24,7 +24,7 @@ from nanobanana_pipeline.local import LocalProfile, child, local_profile
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["demo", "dev"]
+__all__ = ["dagster_home", "demo", "dev"]
 
 SEEDS = (1, 2)
 DEMO_SET = "sample"
@@ -51,7 +51,7 @@ def demo(*, data: Data = Path(".nanobanana")) -> None:
             *("--table", str(shipped("prompts/sample.csv"))),
             *(part for seed in SEEDS for part in ("--seed", str(seed))),
         ]
-        environment = {**os.environ, "DAGSTER_HOME": str(_dagster_home(data))}
+        environment = {**os.environ, "DAGSTER_HOME": str(dagster_home(data))}
         code = subprocess.run(command, env=environment, check=False).returncode  # noqa: S603
         store = open_bucket(Settings.load())
         found = [read_current(store, DEMO_SET, seed)[0] for seed in SEEDS]
@@ -84,7 +84,7 @@ def dev(
     """Keep the local servers and Dagster's UI up until Ctrl-C."""
     console = Console()
     data = data.resolve()
-    home = _dagster_home(data)
+    home = dagster_home(data)
     with local_profile(data, emulator=["--latency", latency]) as profile:
         url = f"http://127.0.0.1:{port}"
         command = [
@@ -112,7 +112,7 @@ def shipped(name: str) -> Path:
     return packaged if packaged.exists() else package.parent / name
 
 
-def _dagster_home(data: Path) -> Path:
+def dagster_home(data: Path) -> Path:
     """Dagster's own folder, with the instance settings that this project ships."""
     home = data / "dagster"
     home.mkdir(parents=True, exist_ok=True)

@@ -120,7 +120,9 @@ def test_a_prompt_set_and_a_seed_are_added_and_materialized(page: Page, dev: str
     page.goto(f"{dev}/asset-groups", wait_until="domcontentloaded")
     for group in ("prompts", "images"):
         expect(page.get_by_text(group, exact=True).first).to_be_visible()
-    page.wait_for_timeout(1500)
+    page.keyboard.press("Alt+e")
+    for asset in ("prompt_set", "generated_images"):
+        expect(page.get_by_text(asset, exact=True).first).to_be_visible()
     keep(page, "asset_graph")
 
     page.goto(f"{dev}/assets/generated_images", wait_until="domcontentloaded")
