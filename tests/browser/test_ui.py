@@ -123,6 +123,7 @@ def test_a_prompt_set_and_a_seed_are_added_and_materialized(page: Page, dev: str
     page.keyboard.press("Alt+e")
     for asset in ("prompt_set", "generated_images"):
         expect(page.get_by_text(asset, exact=True).first).to_be_visible()
+    expect(page.get_by_text("Loading…")).to_have_count(0)
     keep(page, "asset_graph")
 
     page.goto(f"{dev}/assets/generated_images", wait_until="domcontentloaded")
