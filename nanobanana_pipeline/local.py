@@ -28,7 +28,9 @@ from nanobanana_pipeline.errors import LocalServerError
 from nanobanana_pipeline.storage import s3_config
 
 __all__ = [
+    "API_KEY",
     "BUCKET",
+    "SECRET_KEY",
     "LocalProfile",
     "child",
     "free_port",
@@ -40,6 +42,7 @@ __all__ = [
 
 ACCESS_KEY: Final = "nanobanana"
 SECRET_KEY: Final = "local-profile-only"  # noqa: S105 - a loopback server's own
+API_KEY: Final = "local-emulator-key"
 BUCKET: Final = "nanobanana"
 READY_SECONDS: Final = 60
 PR_SET_PDEATHSIG: Final = 1
@@ -93,7 +96,7 @@ def local_profile(data: Path, *, emulator: Sequence[str] = ()) -> Iterator[Local
             s3_url,
             api,
             {
-                "NANOBANANA_API_KEY": "local-emulator-key",
+                "NANOBANANA_API_KEY": API_KEY,
                 "NANOBANANA_BASE_URL": api,
                 "NANOBANANA_BUCKET": BUCKET,
                 "NANOBANANA_PREFIX": "",

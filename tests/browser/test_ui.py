@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from tests.cli.test_profile import STOP_SECONDS, start_dev, wait_until_gone
+from nanobanana_pipeline import local
+from tests.cli.test_profile import STOP_SECONDS, files_with, start_dev, wait_until_gone
 
 CHROMIUM = shutil.which("chromium")
 ARTIFACTS = Path(__file__).parents[2] / "artifacts"
@@ -49,6 +50,8 @@ def dev(tmp_path: Path) -> Iterator[str]:
         process.terminate()
         process.wait(STOP_SECONDS)
         assert not wait_until_gone(data)
+    # What a run that the UI launched leaves behind: run config, events, compute logs.
+    assert files_with(data, local.API_KEY) == []
 
 
 @pytest.fixture

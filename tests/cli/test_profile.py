@@ -14,6 +14,7 @@ import pytest
 import requests
 from PIL import Image
 
+from nanobanana_pipeline import local
 from nanobanana_pipeline.local import free_port
 
 START_SECONDS = 120
@@ -48,6 +49,15 @@ def processes_of(data: Path) -> list[str]:
     return found
 
 
+def files_with(folder: Path, secret: str) -> list[Path]:
+    """Files that hold a secret: S3's volumes, Dagster's storage, logs, everything."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and secret.encode() in path.read_bytes()
+    ]
+
+
 def wait_until_gone(data: Path) -> list[str]:
     deadline = time.monotonic() + STOP_SECONDS
     while (left := processes_of(data)) and time.monotonic() < deadline:
@@ -72,6 +82,9 @@ def test_the_demo_makes_a_dataset_and_goes_on_where_it_ended(data: Path, tmp_pat
         assert str(data / "contact_sheet.png") in said
     with Image.open(data / "contact_sheet.png") as sheet:
         assert sheet.width > 1000
+    assert files_with(data, local.API_KEY) == []
+    # The S3 server must know its own secret; nobody else may write it down.
+    assert files_with(data, local.SECRET_KEY) == [data / "s3" / "s3.json"]
 
 
 def start_dev(data: Path, log: Path, **more: Any) -> tuple[subprocess.Popen[bytes], str]:
