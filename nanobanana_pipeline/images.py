@@ -22,7 +22,7 @@ CONTENT_TYPES: Final = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/
 FORMATS: Final = ("PNG", "JPEG", "WEBP")
 EXTENSIONS: Final = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}
 """By Pillow's names. MPO is a JPEG with more pictures behind it, such as a gain map for HDR."""
-PNG_END: Final = b"IEND\xaeB`\x82"
+PNG_END: Final = b"\0\0\0\0IEND\xaeB`\x82"
 JPEG_MARKER: Final = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
 """Neither a stuffed zero nor a restart: those are part of the compressed pixels."""
 JPEG_END: Final = b"\xd9"

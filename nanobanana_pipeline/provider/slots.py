@@ -14,8 +14,9 @@ __all__ = ["Slots"]
 DECREASE: Final = 0.8
 FIRST: Final = 4
 PROBE_SECONDS: Final = 30.0
-"""Right below a limit that answered 429, the next try for more waits this long, and each further one
-half as long as the one before: a cap that was lifted, or left by another worker, is soon found."""
+"""Right below a limit that answered 429, the next try for more waits this long, and each further
+one half as long as the one before: a cap that was lifted or left by another worker is soon found.
+"""
 POLL_SECONDS: Final = 0.25
 
 
