@@ -1,0 +1,239 @@
+"""Manifests: put together, published, read back."""
+
+import cProfile
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from nanobanana_pipeline.errors import StorageError
+from nanobanana_pipeline.generation.cells import Cells, draw_cells
+from nanobanana_pipeline.generation.engine import Report
+from nanobanana_pipeline.generation.launch import Launch, collect, plan
+from nanobanana_pipeline.generation.manifest import (
+    COLUMNS,
+    CurrentManifest,
+    count_cells,
+    count_images,
+    manifest_key,
+    manifest_table,
+    publish,
+    read_current,
+    read_manifest,
+)
+from nanobanana_pipeline.ledger import Entry, StoredImage
+from nanobanana_pipeline.prompts import prompt_set
+from nanobanana_pipeline.request import PictureParameters
+from nanobanana_pipeline.storage import ObjectStore, StoredObject
+from tests.launching import keep_prompts, prompts
+
+DEFAULTS = PictureParameters.defaults()
+MANY = 20_000
+
+
+def cells(count: int, *, samples: int = 1, limit: int | None = None) -> Cells:
+    rows = pd.DataFrame({"prompt_id": [f"row-{n}" for n in range(count)], "prompt": prompts(count)})
+    return draw_cells(
+        rows, seed=1, parameters={**DEFAULTS, "samples": samples}, realm="emulator", limit=limit
+    )
+
+
+def tried(cells: Cells) -> Iterator[Entry]:
+    """Each cell's entry, claimed."""
+    everyone = list(range(len(cells.frame)))
+    for key, request in zip(cells.frame["request_key"], cells.requests(everyone), strict=True):
+        yield Entry.new(request, key, realm="emulator").claim(
+            run_id="run", nonce="n1", lease_seconds=60
+        )
+
+
+def image(sample: int, mark: str) -> StoredImage:
+    return StoredImage(
+        sample=sample, sha256=mark, size=9, format="png", width=1024, height=1024, key=f"x/{mark}"
+    )
+
+
+def table(cells: Cells, entries: list[Entry], settled: pd.DataFrame | None = None) -> pa.Table:
+    return manifest_table(cells, "set", settled, entries, lambda key: f"s3://bucket/{key}")
+
+
+def pointer(manifest: str, **more: object) -> CurrentManifest:
+    blank = CurrentManifest(
+        prompt_set="set",
+        seed=1,
+        manifest=manifest,
+        fingerprint="f",
+        parameters=DEFAULTS,
+        limit=None,
+        cells={},
+        images=0,
+        size=0,
+        content="",
+        rows=0,
+        run_id="run",
+        created="now",
+    )
+    return replace(blank, **more)  # type: ignore[arg-type]
+
+
+STEPS: dict[str, Callable[[Entry], Entry]] = {
+    "pending": lambda entry: entry,
+    "in_doubt": lambda entry: entry.doubt("n1", "no answer"),
+    "refused": lambda entry: entry.refuse("n1", "blank"),
+    "failed": lambda entry: entry.fail("n1", "no luck"),
+    "lost": lambda entry: entry.accept("n1", "7").lose("n1", "broken", [image(1, "b")]),
+    "settled": lambda entry: entry.accept("n1", "7", (), 2**60).settle(
+        "n1", [image(0, "a"), image(1, "c")]
+    ),
+}
+
+
+def test_every_cell_has_its_state_and_a_row_for_each_sample() -> None:
+    asked = cells(len(STEPS) + 1, samples=2)
+    entries = [step(entry) for step, entry in zip(STEPS.values(), tried(asked), strict=False)]
+    made = table(asked, entries)
+    assert made.schema.names == list(COLUMNS)
+    rows = made.to_pandas()
+    assert len(rows) == 2 * (len(STEPS) + 1)
+    assert rows["state"].to_list() == [s for name in [*STEPS, "pending"] for s in (name, name)]
+    assert rows["sample"].to_list() == [0, 1] * (len(STEPS) + 1)
+    assert count_cells(made) == {
+        "failed": 1,
+        "in_doubt": 1,
+        "lost": 1,
+        "pending": 2,
+        "refused": 1,
+        "settled": 1,
+    }
+    lost = rows[rows["state"] == "lost"]
+    assert lost["image_sha256"].fillna("none").to_list() == ["none", "b"]
+    assert lost["reason"].to_list() == ["broken", "broken"]
+    assert count_images(made) == (3, 27)
+
+
+def test_rows_carried_on_from_an_earlier_manifest_are_the_same_to_the_bit(
+    store: ObjectStore,
+) -> None:
+    asked = cells(2, samples=2)
+    first, second = tried(asked)
+    before = table(asked, [STEPS["settled"](first)])
+    key = manifest_key("set", 1, "run")
+    assert publish(store, before, pointer(key), None)
+    read = read_manifest(store, key)
+    assert read["seed_reported"].dropna().to_list() == [2**60, 2**60]
+    assert str(read["seed_reported"].dtype) == "Int64"
+    after = table(asked, [STEPS["in_doubt"](second)], read[read["state"] == "settled"])
+    assert after.slice(0, 2).equals(before.slice(0, 2))
+    assert after.schema.equals(before.schema, check_metadata=True)
+
+
+def test_a_partition_of_nothing_tried_is_all_pending_or_not_requested() -> None:
+    made = table(cells(4, limit=1), [])
+    assert count_cells(made) == {"not_requested": 3, "pending": 1}
+    assert count_images(made) == (0, 0)
+
+
+def test_of_two_who_publish_at_once_one_is_told_to_start_over(store: ObjectStore) -> None:
+    made = table(cells(1), [])
+    one, two = (pointer(manifest_key("set", 1, run)) for run in ("one", "two"))
+    assert publish(store, made, one, None)
+    assert not publish(store, made, two, None)
+    current, etag = read_current(store, "set", 1)
+    assert current == one
+    assert publish(store, made, two, etag)
+    assert not publish(store, made, one, etag)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"{", "is damaged"),
+        (b"[]", "is damaged"),
+        (b'{"schema": 1}', "is damaged"),
+        (b'{"schema": 2, "new": true}', "has schema 2.*upgrade"),
+    ],
+)
+def test_a_pointer_that_cannot_be_read_is_named(
+    store: ObjectStore, body: bytes, reason: str
+) -> None:
+    store.put("manifests/set/seed=1/current.json", body)
+    with pytest.raises(StorageError, match=f"current.json {reason}"):
+        read_current(store, "set", 1)
+
+
+def test_a_manifest_that_is_missing_or_damaged_is_named(store: ObjectStore) -> None:
+    with pytest.raises(StorageError, match=r"x\.parquet is missing"):
+        read_manifest(store, "x.parquet")
+    store.put("x.parquet", b"PAR1")
+    with pytest.raises(StorageError, match=r"x\.parquet is damaged"):
+        read_manifest(store, "x.parquet")
+
+
+class CountingStore(ObjectStore):
+    """Counts what is read."""
+
+    reads = 0
+
+    def get(self, key: str) -> StoredObject | None:  # type: ignore[override]
+        self.reads += 1
+        return super().get(key)
+
+
+def settle_on_paper(store: ObjectStore, name: str, count: int) -> None:
+    """A prompt set whose manifest says that everything is settled."""
+    keep_prompts(store, name, prompts(count))
+    snapshot = prompt_set.current(store, name)
+    assert snapshot is not None
+    asked = draw_cells(
+        prompt_set.load(store, name, snapshot.fingerprint),
+        seed=1,
+        parameters=DEFAULTS,
+        realm="emulator",
+        limit=None,
+    )
+    done = [
+        entry.accept("n1", "7").settle("n1", [image(0, entry.request_key)])
+        for entry in tried(asked)
+    ]
+    key = manifest_key(name, 1, "run")
+    made = manifest_table(asked, name, None, done, store.uri)
+    current = pointer(key, prompt_set=name, fingerprint=snapshot.fingerprint)
+    assert publish(store, made, current, None)
+
+
+def test_a_large_partition_costs_in_proportion_and_reads_no_settled_entry(
+    store: ObjectStore,
+) -> None:
+    """Work is counted in Python calls, not in time."""
+    counting = CountingStore(store._client, store.bucket, store.prefix)
+    calls, reads = {}, {}
+    for count in (MANY // 10, MANY):
+        name = f"set-{count}"
+        settle_on_paper(store, name, count)
+        counting.reads = 0
+        profile = cProfile.Profile(subcalls=False, builtins=False)
+        profile.enable()
+        made = plan(counting, "emulator", Launch(name, 1, run_id=name))
+        current = collect(counting, "emulator", made, Report())
+        profile.disable()
+        assert (made.buy, made.shards, current.cells) == (0, (), {"settled": count})
+        calls[count] = sum(entry.callcount for entry in profile.getstats())
+        reads[count] = counting.reads
+    assert calls[MANY] < 12 * calls[MANY // 10]
+    assert reads[MANY] == reads[MANY // 10] < 10
+
+
+def test_the_pointer_on_s3_is_plain_json(store: ObjectStore) -> None:
+    key = manifest_key("set", 1, "run")
+    publish(store, table(cells(1), []), pointer(key), None)
+    stored = store.get("manifests/set/seed=1/current.json")
+    manifest = store.get(key)
+    assert stored is not None
+    assert manifest is not None
+    assert json.loads(stored.body)["schema"] == 1
+    assert pq.read_table(io.BytesIO(manifest.body)).num_rows == 1
