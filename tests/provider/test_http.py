@@ -133,8 +133,8 @@ def test_a_connection_that_the_server_closed_meanwhile_is_not_used() -> None:
 def test_the_deadline_holds_against_servers_that_are_never_late_for_a_socket(
     handle: Handler,
 ) -> None:
-    with serving(handle) as server, within(1.6), pytest.raises(NoAnswer, match="within 1 s"):
-        post(Http(4), server.url, deadline_seconds=1)
+    with serving(handle) as server, within(1.3), pytest.raises(NoAnswer, match="within 0.5 s"):
+        post(Http(4), server.url, deadline_seconds=0.5)
 
 
 def test_the_deadline_holds_against_a_body_that_dribbles_after_its_headers() -> None:
@@ -144,8 +144,8 @@ def test_the_deadline_holds_against_a_body_that_dribbles_after_its_headers() -> 
         while not server.stopping.wait(0.1):
             peer.sendall(b"1\r\nx\r\n")
 
-    with serving(handle) as server, within(1.6), pytest.raises(NoAnswer, match="within 1 s"):
-        post(Http(4), server.url, deadline_seconds=1)
+    with serving(handle) as server, within(1.3), pytest.raises(NoAnswer, match="within 0.5 s"):
+        post(Http(4), server.url, deadline_seconds=0.5)
 
 
 def test_the_deadline_holds_against_a_body_that_dribbles_over_tls(
@@ -155,16 +155,16 @@ def test_the_deadline_holds_against_a_body_that_dribbles_over_tls(
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(trusted))
     with (
         serving(dribbling(OK, 0.1), context) as server,
-        within(1.6),
-        pytest.raises(NoAnswer, match="within 1 s"),
+        within(1.3),
+        pytest.raises(NoAnswer, match="within 0.5 s"),
     ):
-        post(Http(4), server.url, deadline_seconds=1)
+        post(Http(4), server.url, deadline_seconds=0.5)
     assert len(server.requests) == 1
 
 
 def test_a_tls_handshake_that_never_ends_sent_nothing_and_meets_the_deadline() -> None:
-    with serving(mute) as server, within(1.6), pytest.raises(NotSentError):
-        post(Http(4), f"https://127.0.0.1:{server.port}/", deadline_seconds=1)
+    with serving(mute) as server, within(1.3), pytest.raises(NotSentError):
+        post(Http(4), f"https://127.0.0.1:{server.port}/", deadline_seconds=0.5)
 
 
 def test_a_tls_handshake_that_dribbles_sent_nothing_and_meets_the_deadline() -> None:
@@ -173,8 +173,8 @@ def test_a_tls_handshake_that_dribbles_sent_nothing_and_meets_the_deadline() -> 
         while not server.stopping.wait(0.1):
             peer.sendall(b"\x02")
 
-    with serving(handle) as server, within(1.6), pytest.raises(NotSentError):
-        post(Http(4), f"https://127.0.0.1:{server.port}/", deadline_seconds=1)
+    with serving(handle) as server, within(1.3), pytest.raises(NotSentError):
+        post(Http(4), f"https://127.0.0.1:{server.port}/", deadline_seconds=0.5)
 
 
 def test_a_connection_that_is_never_accepted_sent_nothing_and_meets_the_deadline() -> None:
@@ -185,8 +185,8 @@ def test_a_connection_that_is_never_accepted_sent_nothing_and_meets_the_deadline
             waiting = stack.enter_context(socket.socket())
             waiting.setblocking(False)  # noqa: FBT003 - the socket's own signature
             waiting.connect_ex(("127.0.0.1", port))
-        with within(1.6), pytest.raises(NotSentError):
-            post(Http(4), f"http://127.0.0.1:{port}/", deadline_seconds=1)
+        with within(1.3), pytest.raises(NotSentError):
+            post(Http(4), f"http://127.0.0.1:{port}/", deadline_seconds=0.5)
 
 
 def test_a_deadline_that_cuts_one_exchange_leaves_the_others_alone() -> None:
@@ -350,7 +350,7 @@ def test_what_a_proxy_swallowed_may_have_been_sent(
     with serving(handle) as proxy:
         proxied.setenv("http_proxy", proxy.url)
         with within(2), pytest.raises(NoAnswer):
-            post(Http(4), "http://provider.invalid/text2img", deadline_seconds=1)
+            post(Http(4), "http://provider.invalid/text2img", deadline_seconds=0.5)
     assert len(proxy.requests) == 1
 
 
