@@ -133,7 +133,7 @@ def test_a_connection_that_the_server_closed_meanwhile_is_not_used() -> None:
 def test_the_deadline_holds_against_servers_that_are_never_late_for_a_socket(
     handle: Handler,
 ) -> None:
-    with serving(handle) as server, within(1.3), pytest.raises(NoAnswer, match="within 0.5 s"):
+    with serving(handle) as server, within(1.3), pytest.raises(NoAnswer, match=r"within 0\.5 s"):
         post(Http(4), server.url, deadline_seconds=0.5)
 
 
@@ -144,7 +144,7 @@ def test_the_deadline_holds_against_a_body_that_dribbles_after_its_headers() -> 
         while not server.stopping.wait(0.1):
             peer.sendall(b"1\r\nx\r\n")
 
-    with serving(handle) as server, within(1.3), pytest.raises(NoAnswer, match="within 0.5 s"):
+    with serving(handle) as server, within(1.3), pytest.raises(NoAnswer, match=r"within 0\.5 s"):
         post(Http(4), server.url, deadline_seconds=0.5)
 
 
@@ -156,7 +156,7 @@ def test_the_deadline_holds_against_a_body_that_dribbles_over_tls(
     with (
         serving(dribbling(OK, 0.1), context) as server,
         within(1.3),
-        pytest.raises(NoAnswer, match="within 0.5 s"),
+        pytest.raises(NoAnswer, match=r"within 0\.5 s"),
     ):
         post(Http(4), server.url, deadline_seconds=0.5)
     assert len(server.requests) == 1
