@@ -129,7 +129,7 @@ class Engine:
         self._on_progress = on_progress
         self._progress_seconds = progress_seconds
         self._stop, self._give_up = threading.Event(), transfer.give_up
-        self._all_bought = threading.Event()
+        self._all_started, self._all_bought = threading.Event(), threading.Event()
         self._buyer = Buyer(
             ledger,
             provider,
@@ -162,11 +162,13 @@ class Engine:
             most = min(self._slots.most, len(work))
             self._start(buyers, "buyer", most, functools.partial(self._buy, todo))
             self._start(movers, "mover", min(MOVERS, len(work)), self._move)
+            self._all_started.set()
             self._watch(buyers, len(work), started)
             self._all_bought.set()
             self._watch(movers, len(work), started)
         except BaseException:
             self._stop.set()
+            self._all_started.set()
             log.warning("stopping: nothing more is sent; waiting for what is under way")
             self._end(buyers, movers, time.monotonic() + GRACE_SECONDS)
             raise
@@ -194,8 +196,8 @@ class Engine:
     def _watch(self, threads: list[threading.Thread], total: int, started: float) -> None:
         """Wait for threads in small steps, so that the calling thread can be interrupted."""
         due = time.monotonic() + self._progress_seconds
-        while any(thread.is_alive() for thread in threads):
-            next(t for t in threads if t.is_alive()).join(0.2)
+        while alive := [thread for thread in threads if thread.is_alive()]:
+            alive[0].join(0.2)
             if self._on_progress and time.monotonic() >= due:
                 due += self._progress_seconds
                 self._on_progress(self._progress(total, started))
@@ -216,6 +218,8 @@ class Engine:
         self._give_up.set()
 
     def _buy(self, todo: WorkList) -> None:
+        # Nothing is bought before every thread can be waited for, whatever interrupts their start.
+        self._all_started.wait()
         while (work := todo.take(self._stop)) is not None:
             try:
                 step = self._buyer.advance(work)

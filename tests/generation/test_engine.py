@@ -43,6 +43,7 @@ DAY = 24 * 3600
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buy, "FAILED_PAUSE_SECONDS", 0.05)
     monkeypatch.setattr(buy, "MAX_BACKOFF_SECONDS", 0.05)
+    monkeypatch.setattr(buy, "OTHERS_CLAIM_POLL_SECONDS", 0.3)
     monkeypatch.setattr(engine, "GRACE_SECONDS", 5.0)
 
 
@@ -323,7 +324,7 @@ def test_s3_that_goes_away_in_the_middle_and_comes_back_costs_nothing(
     def break_off() -> None:
         wait_until(lambda: bought(emulator) >= 4)
         proxy.go_down()
-        time.sleep(2)
+        time.sleep(1)
         proxy.come_back()
 
     breaking = threading.Thread(target=break_off)
@@ -443,7 +444,7 @@ def test_what_is_still_drawn_at_the_end_of_the_grace_is_resumed_by_the_next_laun
     store: ObjectStore, emulators: Emulators, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "GRACE_SECONDS", 0.5)
-    emulator = emulators(latency_seconds=(3, 3))
+    emulator = emulators(latency_seconds=(2, 2))
     account = account_for(emulator.base_url, store)
     keep_prompts(store, "set", prompts(8))
     interrupted(store, account, 8, emulator, after=4)
@@ -458,7 +459,7 @@ def test_what_is_not_answered_at_the_end_of_the_grace_is_in_doubt_until_its_answ
     store: ObjectStore, emulators: Emulators, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "GRACE_SECONDS", 0.5)
-    emulator = emulators(mode="sync", latency_seconds=(4, 4))
+    emulator = emulators(mode="sync", latency_seconds=(2, 2))
     account = account_for(emulator.base_url, store)
     keep_prompts(store, "set", prompts(6))
     interrupted(store, account, 6, emulator, after=4)
@@ -554,7 +555,8 @@ def test_ctrl_c_reaches_the_caller(store: ObjectStore, emulators: Emulators) -> 
     sold = bought(emulator)
     time.sleep(0.5)
     assert bought(emulator) == sold < 30
-    assert states(store)[State.SETTLED] == sold
+    left = states(store)
+    assert left.get(State.SETTLED) == sold, left
 
 
 # --- faults of our own ---
