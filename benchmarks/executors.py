@@ -76,14 +76,14 @@ def _measure(
         stderr=subprocess.DEVNULL,
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
         "executor": executor,
         "shards": shards,
         "ok": done.returncode == 0,
         "wall_seconds": round(time.monotonic() - start, 1),
-        "cpu_seconds": round(
-            after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1
-        ),
+        # A fork server's children are nobody's: the system does not add them to ours.
+        "cpu_seconds": None if executor == "forkserver" else round(cpu, 1),
     }
 
 
@@ -98,7 +98,7 @@ def _show(found: list[dict[str, Any]], rows: int) -> None:
             str(row["shards"]),
             f"{row['wall_seconds']:.1f}",
             f"{row['wall_seconds'] / floor:.2f}x",
-            f"{row['cpu_seconds']:.1f}",
+            "not seen" if row["cpu_seconds"] is None else f"{row['cpu_seconds']:.1f}",
             "yes" if row["ok"] else "no",
         )
     Console().print(table)
