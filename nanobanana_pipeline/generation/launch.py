@@ -319,9 +319,13 @@ def _known_rows(
 
 def _read_ledger(ledger: Ledger, keys: list[str]) -> dict[str, Held]:
     """The entries of those requests that were ever tried."""
-    with ThreadPoolExecutor(READERS) as readers:
+    readers = ThreadPoolExecutor(READERS)
+    try:
         found = readers.map(ledger.read, keys)
         return {key: held for key, held in zip(keys, found, strict=True) if held is not None}
+    finally:
+        # Whoever is interrupted here must not wait for a million reads.
+        readers.shutdown(cancel_futures=True)
 
 
 def _write_shards(
