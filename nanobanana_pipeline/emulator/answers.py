@@ -11,14 +11,6 @@ API = "/api/v1/enterprise/nano_banana/"
 OUTPUTS = "/outputs/"
 
 
-def output_links(purchase: Purchase, root: str) -> list[str]:
-    """List the addresses of a purchase's pictures; `root` is how the emulator was reached."""
-    return [
-        f"{root}{OUTPUTS}{purchase.output}-{sample}.{purchase.image_format}"
-        for sample in range(purchase.picture.samples)
-    ]
-
-
 def _meta(purchase: Purchase) -> dict[str, object]:
     picture = purchase.picture
     return {
@@ -37,8 +29,11 @@ def _meta(purchase: Purchase) -> dict[str, object]:
     }
 
 
-def queued(purchase: Purchase, root: str, now: float) -> JSONResponse:
-    """Answer a POST whose pictures are still to come."""
+def queued(purchase: Purchase, root: str, now: float, links: list[str]) -> JSONResponse:
+    """Answer a POST whose pictures are still to come.
+
+    `root` is how the emulator was reached, so that links lead back the same way.
+    """
     return JSONResponse(
         {
             "status": "processing",
@@ -47,28 +42,28 @@ def queued(purchase: Purchase, root: str, now: float) -> JSONResponse:
             "eta": math.ceil(max(0.0, purchase.ready_at - now)),
             "fetch_result": f"{root}{API}fetch/{purchase.id}",
             "output": [],
-            "future_links": output_links(purchase, root),
+            "future_links": links,
             "meta": _meta(purchase),
         }
     )
 
 
-def done(purchase: Purchase, root: str) -> JSONResponse:
+def done(purchase: Purchase, links: list[str]) -> JSONResponse:
     """Answer a POST with its pictures, as the synchronous mode does."""
     return JSONResponse(
         {
             "status": "success",
             "id": purchase.id,
             "generationTime": round(purchase.ready_at - purchase.bought_at, 3),
-            "output": output_links(purchase, root),
+            "output": links,
             "meta": _meta(purchase),
         }
     )
 
 
-def fetched_done(purchase: Purchase, root: str) -> JSONResponse:
+def fetched_done(links: list[str]) -> JSONResponse:
     """Answer a fetch of finished pictures: no id and no meta, as observed."""
-    return JSONResponse({"status": "success", "output": output_links(purchase, root)})
+    return JSONResponse({"status": "success", "output": links})
 
 
 def fetched_too_early() -> JSONResponse:
@@ -113,13 +108,24 @@ def no_credit() -> JSONResponse:
     return JSONResponse({"status": "error", "message": message}, 402)
 
 
+def plan_too_small() -> JSONResponse:
+    """Answer an account whose plan does not include the endpoint."""
+    message = "Your plan does not include this endpoint. Please upgrade your plan."
+    return JSONResponse({"status": "error", "message": message}, 403)
+
+
+def rate_limit_words(cap: int) -> str:
+    """Say that there are too many requests, in the provider's words."""
+    return f"Rate limit exceeded. Maximum {cap} queued requests allowed."
+
+
 def rate_limited(cap: int, retry_after_seconds: float) -> JSONResponse:
     """Answer one request too many; the time to wait is in the body, in seconds."""
     whole = int(retry_after_seconds)
     return JSONResponse(
         {
             "status": "error",
-            "message": f"Rate limit exceeded. Maximum {cap} queued requests allowed.",
+            "message": rate_limit_words(cap),
             "retry_after": whole if whole == retry_after_seconds else retry_after_seconds,
         },
         429,

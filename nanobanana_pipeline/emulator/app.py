@@ -1,14 +1,13 @@
 """The provider's endpoints over HTTP."""
 
 import json
-import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -16,18 +15,24 @@ from nanobanana_pipeline.emulator import answers
 from nanobanana_pipeline.emulator.admin import admin_routes
 from nanobanana_pipeline.emulator.clock import ClockStoppedError
 from nanobanana_pipeline.emulator.config import EmulatorConfig
+from nanobanana_pipeline.emulator.delivery import Delivery
 from nanobanana_pipeline.emulator.fields import Order
+from nanobanana_pipeline.emulator.gallery import Gallery
 from nanobanana_pipeline.emulator.meter import CallMeter
-from nanobanana_pipeline.emulator.misbehaviour import REFUSALS, SPOILERS, NoAnswer
+from nanobanana_pipeline.emulator.misbehaviour import (
+    FETCH_SPOILERS,
+    REFUSALS,
+    SPOILERS,
+    NoAnswer,
+)
 from nanobanana_pipeline.emulator.moods import Stage
 from nanobanana_pipeline.emulator.provider import Provider
 from nanobanana_pipeline.emulator.purchases import Purchase
+from nanobanana_pipeline.emulator.shapes import shaped
 from nanobanana_pipeline.emulator.studio import Studio
 from nanobanana_pipeline.emulator.validation import InvalidOrderError, read_order
 
 _Endpoint = Callable[[Request], Awaitable[Response]]
-
-_OUTPUT_NAME = re.compile(r"(?P<output>[0-9a-f-]{36})-(?P<sample>[0-3])\.(?P<format>png|jpg)")
 
 
 class EmulatorApp:
@@ -37,12 +42,14 @@ class EmulatorApp:
         self._config = config
         self._provider = Provider(config)
         self._studio = Studio()
+        self._delivery = Delivery(self._provider)
+        gallery = Gallery(self._provider, self._studio, self._delivery)
         routes = [
             Route(f"{answers.API}text2img", _or_no_answer(self._text2img), methods=["POST"]),
             Route(
                 f"{answers.API}fetch/{{purchase_id}}", _or_no_answer(self._fetch), methods=["POST"]
             ),
-            Route(f"{answers.OUTPUTS}{{name}}", self._output),
+            Route(f"{answers.OUTPUTS}{{name}}", gallery.show),
         ]
         starlette = Starlette(routes=routes, lifespan=self._lifespan)
         self._meter = CallMeter(starlette)
@@ -73,7 +80,7 @@ class EmulatorApp:
         provider = self._provider
         occasion = provider.moods.occasion(order.picture.digest())
         for mood in provider.moods.striking(Stage.REFUSAL, occasion):
-            return REFUSALS[mood](self._config)
+            return self._shaped(REFUSALS[mood](self._config), occasion)
         if not provider.queue.has_room(provider.clock.now()):
             return answers.rate_limited(self._config.cap, self._config.retry_after_seconds)
         return await self._sell(order, occasion, _root(request))
@@ -86,19 +93,23 @@ class EmulatorApp:
         provider = self._provider
         purchase = provider.buy(order, occasion)
         spoiling = provider.moods.striking(Stage.ANSWER, occasion)
-        answer: Response
-        if self._config.mode == "sync":
-            await provider.clock.wait_until(purchase.ready_at)
-            answer = _completed(purchase, root)
+        links = self._delivery.links(purchase, root)
+        if self._config.mode == "queued":
+            answer = answers.queued(purchase, root, purchase.bought_at, links)
         else:
-            answer = answers.queued(purchase, root, purchase.bought_at)
+            await provider.clock.wait_until(purchase.ready_at)
+            if purchase.fails:
+                answer = answers.generation_failed(purchase)
+            else:
+                answer = answers.done(purchase, links)
+        finished = self._shaped(answer, occasion)
         if "slow_answer" in spoiling:
             now = provider.clock.now()
             await provider.clock.wait_until(now + self._config.slow_answer_seconds)
         for mood in spoiling:
             if mood in SPOILERS:
-                return SPOILERS[mood](answer)
-        return answer
+                return SPOILERS[mood](finished)
+        return finished
 
     async def _fetch(self, request: Request) -> Response:
         body = await _read_json_object(request)
@@ -107,30 +118,24 @@ class EmulatorApp:
         purchase = self._provider.find(request.path_params["purchase_id"])
         if purchase is None:
             return answers.fetched_unknown()
+        answer = self._shaped(self._result(purchase, _root(request)), purchase.occasion)
+        moods = self._provider.moods
+        this_time = moods.occasion(f"fetch {purchase.occasion}")
+        for mood in moods.striking(Stage.FETCH, this_time):
+            return FETCH_SPOILERS[mood](answer)
+        return answer
+
+    def _result(self, purchase: Purchase, root: str) -> JSONResponse:
         if not self._provider.is_ready(purchase):
             return answers.fetched_too_early()
         if purchase.fails:
             return answers.generation_failed(purchase)
         # After the expiry the links are dead, but the provider goes on naming them.
-        return answers.fetched_done(purchase, _root(request))
+        return answers.fetched_done(self._delivery.links(purchase, root))
 
-    async def _output(self, request: Request) -> Response:
-        name = _OUTPUT_NAME.fullmatch(request.path_params["name"])
-        purchase = self._provider.book.by_output(name["output"]) if name else None
-        if name is None or purchase is None or name["format"] != purchase.image_format:
-            return answers.no_such_image()
-        sample = int(name["sample"])
-        if sample >= purchase.picture.samples or not self._provider.shows_images(purchase):
-            return answers.no_such_image()
-        moods = self._provider.moods
-        occasion = f"{purchase.occasion}:{sample}"
-        if moods.strikes_once("image_404", occasion):
-            return answers.no_such_image()
-        image = await self._studio.picture(purchase.picture, sample, purchase.image_format)
-        if moods.strikes_once("truncated_image", occasion):
-            image = image[: len(image) // 2]  # its Content-Length fits: only the bytes tell
-        media_type = "image/jpeg" if purchase.image_format == "jpg" else "image/png"
-        return Response(image, media_type=media_type)
+    def _shaped(self, answer: JSONResponse, occasion: str) -> Response:
+        shapes = self._provider.moods.striking(Stage.SHAPE, occasion)
+        return shaped(answer, shapes) if shapes else answer
 
     def _accepts_key(self, body: dict[str, object]) -> bool:
         key = body.get("key")
@@ -153,10 +158,6 @@ def _or_no_answer(endpoint: _Endpoint) -> _Endpoint:
             return NoAnswer()
 
     return answer
-
-
-def _completed(purchase: Purchase, root: str) -> Response:
-    return answers.generation_failed(purchase) if purchase.fails else answers.done(purchase, root)
 
 
 def _root(request: Request) -> str:

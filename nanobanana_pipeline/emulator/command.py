@@ -28,7 +28,7 @@ def emulator_command(  # noqa: PLR0913 - each argument is an option of the comma
         str, typer.Option(help="Seconds that a generation takes, shortest:longest.")
     ] = "1:3",
     image_format: Annotated[
-        Literal["png", "jpg"], typer.Option("--format", help="How pictures are encoded.")
+        Literal["png", "jpg", "webp"], typer.Option("--format", help="How pictures are encoded.")
     ] = "png",
     mood: Annotated[
         list[str] | None,

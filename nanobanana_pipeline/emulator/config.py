@@ -34,7 +34,7 @@ class EmulatorConfig(BaseModel):
     cap: Annotated[int, Field(ge=1)] = 10
     retry_after_seconds: _Seconds = 2
     latency_seconds: tuple[_Seconds, _Seconds] = (1.0, 3.0)
-    image_format: Literal["png", "jpg"] = "png"
+    image_format: Literal["png", "jpg", "webp"] = "png"
     expiry_seconds: _Seconds = 24 * 3600
     slow_answer_seconds: _Seconds = 5
     moods: dict[str, float] = Field(default_factory=dict)

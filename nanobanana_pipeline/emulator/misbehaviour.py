@@ -1,8 +1,10 @@
 """What the moods of a POST do to its answer."""
 
+import json
+import time
 from collections.abc import Callable, Mapping
 
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from nanobanana_pipeline.emulator import answers
@@ -26,18 +28,39 @@ class NoAnswer(Response):
             pass
 
 
-def _refuse_in_200(_: EmulatorConfig) -> Response:
+def _refuse_in_200(_: EmulatorConfig) -> JSONResponse:
     reason = InvalidOrderError({"prompt": ["prompt is not allowed"]})
     return answers.invalid(reason, status_code=200)
 
 
+def _limit_by_header(config: EmulatorConfig) -> JSONResponse:
+    body = {"status": "error", "message": answers.rate_limit_words(config.cap)}
+    reset = str(int(time.time() + config.retry_after_seconds))
+    return JSONResponse(body, 429, {"X-RateLimit-Reset": reset})
+
+
+def _limit_in_503(config: EmulatorConfig) -> JSONResponse:
+    answer = answers.rate_limited(config.cap, config.retry_after_seconds)
+    answer.status_code = 503
+    return answer
+
+
+def _refuse_with(errors: object) -> JSONResponse:
+    return JSONResponse({"status": "error", "errors": errors}, 400)
+
+
 # Each mood of Stage.REFUSAL: instead of a purchase.
-REFUSALS: Mapping[str, Callable[[EmulatorConfig], Response]] = {
+REFUSALS: Mapping[str, Callable[[EmulatorConfig], JSONResponse]] = {
     "http_500_before": lambda _: answers.server_error(),
     "error_200": _refuse_in_200,
     "rate_limited": lambda config: answers.rate_limited(config.cap, config.retry_after_seconds),
     "unauthorized": lambda _: answers.unauthorized(),
     "no_credit": lambda _: answers.no_credit(),
+    "plan_too_small": lambda _: answers.plan_too_small(),
+    "rate_limited_503": _limit_in_503,
+    "rate_limited_header": _limit_by_header,
+    "error_list": lambda _: _refuse_with(["prompt is not allowed"]),
+    "error_map": lambda _: _refuse_with({"prompt": ["prompt is not allowed"]}),
 }
 
 
@@ -51,10 +74,23 @@ def _cut_in_half(answer: Response) -> Response:
     return Response(body[: len(body) // 2], answer.status_code, media_type=answer.media_type)
 
 
+def _in_a_list(answer: Response) -> Response:
+    return JSONResponse([json.loads(bytes(answer.body))], answer.status_code)
+
+
 # Each mood of Stage.ANSWER that replaces the answer of a purchase. One of them at most is used.
 SPOILERS: Mapping[str, Callable[[Response], Response]] = {
     "http_500_after": lambda _: answers.server_error(),
     "lost_answer_after": lambda _: NoAnswer(),
     "html_answer": _as_html,
     "cut_json": _cut_in_half,
+    "empty_body": lambda answer: Response(b"", answer.status_code, media_type=answer.media_type),
+    "json_list": _in_a_list,
+}
+
+# Each mood of Stage.FETCH. One of them at most is used.
+FETCH_SPOILERS: Mapping[str, Callable[[Response], Response]] = {
+    "fetch_500": lambda _: answers.server_error(),
+    "fetch_html": _as_html,
+    "fetch_cut": _cut_in_half,
 }

@@ -4,8 +4,9 @@ Whether a mood strikes is a hash of the emulator's seed, the mood's name and the
 picture is asked for, and for which time since the start. So a rehearsal goes wrong in the same
 places each time, in whatever order its requests arrive, and a retry gets another chance.
 
-To add a mood, name it in `MOODS`; if it changes the answer to a POST, give `misbehaviour.py` that
-answer, else ask `Moods.strikes` where it happens.
+To add a mood, name it in `MOODS`. What it does stands in a table: in `misbehaviour.py` for answers
+that go wrong, in `shapes.py` for answers in another shape, in `darkroom.py` for pictures. What is
+in no table asks `Moods.strikes` where it happens.
 """
 
 import hashlib
@@ -21,7 +22,11 @@ class Stage(Enum):
     REFUSAL = "the POST is answered without anything being bought"
     ANSWER = "it is bought, but the answer goes wrong"
     GENERATION = "it is bought and answered well, and goes wrong later"
+    SHAPE = "its answers, to the POST and to every fetch, come in another shape"
+    FETCH = "one fetch goes wrong, and the next may go well"
+    BYTES = "the picture's bytes are not what they should be, however they are delivered"
     IMAGE = "the first GET of an image goes wrong"
+    LINK = "every GET of an image goes wrong"
 
 
 MOODS: Mapping[str, Stage] = {
@@ -30,15 +35,52 @@ MOODS: Mapping[str, Stage] = {
     "rate_limited": Stage.REFUSAL,
     "unauthorized": Stage.REFUSAL,
     "no_credit": Stage.REFUSAL,
+    "plan_too_small": Stage.REFUSAL,
+    "rate_limited_503": Stage.REFUSAL,
+    "rate_limited_header": Stage.REFUSAL,
+    "error_list": Stage.REFUSAL,
+    "error_map": Stage.REFUSAL,
     "http_500_after": Stage.ANSWER,
     "lost_answer_after": Stage.ANSWER,
     "html_answer": Stage.ANSWER,
     "cut_json": Stage.ANSWER,
+    "empty_body": Stage.ANSWER,
+    "json_list": Stage.ANSWER,
     "slow_answer": Stage.ANSWER,
+    "processing_400": Stage.SHAPE,
+    "messege": Stage.SHAPE,
+    "output_string": Stage.SHAPE,
+    "output_blank": Stage.SHAPE,
+    "output_null": Stage.SHAPE,
+    "proxy_links_list": Stage.SHAPE,
+    "proxy_links_map": Stage.SHAPE,
+    "extras": Stage.SHAPE,
+    "id_string": Stage.SHAPE,
+    "request_id": Stage.SHAPE,
+    "no_meta": Stage.SHAPE,
+    "eta_float": Stage.SHAPE,
+    "escaped_slashes": Stage.SHAPE,
+    "fetch_500": Stage.FETCH,
+    "fetch_html": Stage.FETCH,
+    "fetch_cut": Stage.FETCH,
     "failed": Stage.GENERATION,
     "forget": Stage.GENERATION,
+    "seed_ignored": Stage.GENERATION,
+    "webp": Stage.GENERATION,
+    "index_first": Stage.GENERATION,
+    "wrong_size": Stage.BYTES,
+    "lying_extension": Stage.BYTES,
+    "corrupt_chunk": Stage.BYTES,
+    "image_bomb": Stage.BYTES,
     "image_404": Stage.IMAGE,
+    "image_html": Stage.IMAGE,
+    "image_empty": Stage.IMAGE,
     "truncated_image": Stage.IMAGE,
+    "expired_link": Stage.LINK,
+    "image_redirect": Stage.LINK,
+    "image_redirect_private": Stage.LINK,
+    "oversized": Stage.LINK,
+    "text_plain": Stage.LINK,
 }
 
 

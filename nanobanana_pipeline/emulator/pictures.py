@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from nanobanana_pipeline.emulator.fields import PictureFields
 
 _Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
-ImageFormat: TypeAlias = Literal["png", "jpg"]
+ImageFormat: TypeAlias = Literal["png", "jpg", "webp"]
 
 _BLOCKS = 12  # per side; few enough to be fast, many enough that two seeds never look alike
 _LONGEST_PROMPT = 4000  # characters; more is neither legible nor fits a JPEG comment of 64 KB
@@ -28,7 +28,8 @@ def draw(fields: PictureFields, sample: int, image_format: ImageFormat) -> bytes
     """Draw one picture of a request and encode it.
 
     Equal arguments give equal bytes (under one version of Pillow). The prompt, seed, sample and
-    size are written across the picture, and as JSON into its metadata (PNG text, JPEG comment).
+    size are written across the picture, and as JSON into its metadata (PNG text, JPEG comment; WebP
+    has none).
 
     Args:
         fields: What to draw.
@@ -49,6 +50,8 @@ def draw(fields: PictureFields, sample: int, image_format: ImageFormat) -> bytes
     out = io.BytesIO()
     if image_format == "jpg":
         picture.save(out, "JPEG", quality=85, comment=label.encode())
+    elif image_format == "webp":
+        picture.save(out, "WEBP", quality=80, method=0)  # the fastest; its label would need EXIF
     else:
         text = PngImagePlugin.PngInfo()
         text.add_text(_TEXT_KEY, label)

@@ -56,7 +56,9 @@ class Provider:
                 ready_at=now + latency,
                 fails=self.moods.strikes("failed", occasion),
                 output=str(uuid.uuid4()),
-                image_format=self.config.image_format,
+                image_format=(
+                    "webp" if self.moods.strikes("webp", occasion) else self.config.image_format
+                ),
             )
         )
 

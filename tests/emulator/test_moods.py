@@ -10,6 +10,7 @@ from PIL import Image
 
 from nanobanana_pipeline.emulator import EmulatorConfig, running
 from nanobanana_pipeline.emulator.moods import MOODS, Moods
+from tests.emulator import image_proofs, shape_proofs
 from tests.emulator.account import Account
 from tests.emulator.conftest import LATENCY
 
@@ -128,6 +129,8 @@ _PROOFS: dict[str, Callable[[Account], None]] = {
     "forget": _forget,
     "image_404": _image_404,
     "truncated_image": _truncated_image,
+    **shape_proofs.PROOFS,
+    **image_proofs.PROOFS,
 }
 
 

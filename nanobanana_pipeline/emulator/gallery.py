@@ -1,0 +1,60 @@
+"""Shows the pictures to whoever has their address."""
+
+import asyncio
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from nanobanana_pipeline.emulator import answers
+from nanobanana_pipeline.emulator.darkroom import ALWAYS, ONCE, SPOILT
+from nanobanana_pipeline.emulator.delivery import Delivery
+from nanobanana_pipeline.emulator.moods import Moods, Stage
+from nanobanana_pipeline.emulator.provider import Provider
+from nanobanana_pipeline.emulator.purchases import Purchase
+from nanobanana_pipeline.emulator.studio import Studio
+
+_MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
+
+
+class Gallery:
+    """Draws what was bought, and answers the GETs of it."""
+
+    def __init__(self, provider: Provider, studio: Studio, delivery: Delivery) -> None:
+        self._provider = provider
+        self._studio = studio
+        self._delivery = delivery
+
+    async def show(self, request: Request) -> Response:
+        """Answer the GET of one output."""
+        found = self._delivery.find(request.path_params["name"])
+        if found is None:
+            return answers.no_such_image()
+        purchase, sample = found
+        image = await self.picture(purchase, sample)
+        answer = Response(image, media_type=_MEDIA_TYPES[purchase.image_format])
+        return _moody(answer, str(request.url), self._moods, _occasion(purchase, sample))
+
+    async def picture(self, purchase: Purchase, sample: int) -> bytes:
+        """Draw one picture, counted from 0, with what the moods do to its bytes."""
+        fields = self._delivery.drawn_from(purchase)
+        image = await self._studio.picture(fields, sample, purchase.image_format)
+        for mood in self._moods.striking(Stage.BYTES, _occasion(purchase, sample))[:1]:
+            image = await asyncio.to_thread(SPOILT[mood], image)
+        return image
+
+    @property
+    def _moods(self) -> Moods:
+        return self._provider.moods  # a reset gives new ones
+
+
+def _occasion(purchase: Purchase, sample: int) -> str:
+    return f"{purchase.occasion}:{sample}"
+
+
+def _moody(answer: Response, url: str, moods: Moods, occasion: str) -> Response:
+    for mood, spoil in ONCE.items():
+        if moods.strikes_once(mood, occasion):
+            return spoil(answer, url)
+    for mood in moods.striking(Stage.LINK, occasion)[:1]:
+        return ALWAYS[mood](answer, url)
+    return answer
