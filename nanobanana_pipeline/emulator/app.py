@@ -1,7 +1,5 @@
 """The provider's endpoints over HTTP."""
 
-import json
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -16,6 +14,7 @@ from nanobanana_pipeline.emulator.admin import admin_routes
 from nanobanana_pipeline.emulator.clock import ClockStoppedError
 from nanobanana_pipeline.emulator.config import EmulatorConfig
 from nanobanana_pipeline.emulator.delivery import Delivery
+from nanobanana_pipeline.emulator.door import Door
 from nanobanana_pipeline.emulator.fields import Order
 from nanobanana_pipeline.emulator.gallery import Gallery
 from nanobanana_pipeline.emulator.meter import CallMeter
@@ -26,6 +25,7 @@ from nanobanana_pipeline.emulator.misbehaviour import (
     NoAnswer,
 )
 from nanobanana_pipeline.emulator.moods import Stage
+from nanobanana_pipeline.emulator.operations import Operations
 from nanobanana_pipeline.emulator.provider import Provider
 from nanobanana_pipeline.emulator.purchases import Purchase
 from nanobanana_pipeline.emulator.shapes import shaped
@@ -43,13 +43,15 @@ class EmulatorApp:
         self._provider = Provider(config)
         self._studio = Studio()
         self._delivery = Delivery(self._provider)
-        gallery = Gallery(self._provider, self._studio, self._delivery)
+        self._gallery = Gallery(self._provider, self._studio, self._delivery)
+        self._door = Door(config)
         routes = [
             Route(f"{answers.API}text2img", _or_no_answer(self._text2img), methods=["POST"]),
             Route(
                 f"{answers.API}fetch/{{purchase_id}}", _or_no_answer(self._fetch), methods=["POST"]
             ),
-            Route(f"{answers.OUTPUTS}{{name}}", gallery.show),
+            Route(f"{answers.OUTPUTS}{{name:path}}", self._gallery.show),
+            *Operations(self._provider, self._studio, self._door).routes(),
         ]
         starlette = Starlette(routes=routes, lifespan=self._lifespan)
         self._meter = CallMeter(starlette)
@@ -70,8 +72,8 @@ class EmulatorApp:
         self._provider.close()
 
     async def _text2img(self, request: Request) -> Response:
-        body = await _read_json_object(request)
-        if not self._accepts_key(body):
+        body = await self._door.admit(request)
+        if body is None:
             return answers.unauthorized()
         try:
             order = read_order(body)
@@ -93,15 +95,15 @@ class EmulatorApp:
         provider = self._provider
         purchase = provider.buy(order, occasion)
         spoiling = provider.moods.striking(Stage.ANSWER, occasion)
-        links = self._delivery.links(purchase, root)
         if self._config.mode == "queued":
+            links = self._delivery.links(purchase, root)
             answer = answers.queued(purchase, root, purchase.bought_at, links)
         else:
             await provider.clock.wait_until(purchase.ready_at)
             if purchase.fails:
                 answer = answers.generation_failed(purchase)
             else:
-                answer = answers.done(purchase, links)
+                answer = answers.done(purchase, await self._gallery.outputs(purchase, root))
         finished = self._shaped(answer, occasion)
         if "slow_answer" in spoiling:
             now = provider.clock.now()
@@ -112,40 +114,29 @@ class EmulatorApp:
         return finished
 
     async def _fetch(self, request: Request) -> Response:
-        body = await _read_json_object(request)
-        if not self._accepts_key(body):
+        if await self._door.admit(request) is None:
             return answers.unauthorized()
         purchase = self._provider.find(request.path_params["purchase_id"])
         if purchase is None:
             return answers.fetched_unknown()
-        answer = self._shaped(self._result(purchase, _root(request)), purchase.occasion)
+        answer = self._shaped(await self._result(purchase, _root(request)), purchase.occasion)
         moods = self._provider.moods
         this_time = moods.occasion(f"fetch {purchase.occasion}")
         for mood in moods.striking(Stage.FETCH, this_time):
             return FETCH_SPOILERS[mood](answer)
         return answer
 
-    def _result(self, purchase: Purchase, root: str) -> JSONResponse:
+    async def _result(self, purchase: Purchase, root: str) -> JSONResponse:
         if not self._provider.is_ready(purchase):
             return answers.fetched_too_early()
         if purchase.fails:
             return answers.generation_failed(purchase)
         # After the expiry the links are dead, but the provider goes on naming them.
-        return answers.fetched_done(self._delivery.links(purchase, root))
+        return answers.fetched_done(await self._gallery.outputs(purchase, root))
 
     def _shaped(self, answer: JSONResponse, occasion: str) -> Response:
         shapes = self._provider.moods.striking(Stage.SHAPE, occasion)
         return shaped(answer, shapes) if shapes else answer
-
-    def _accepts_key(self, body: dict[str, object]) -> bool:
-        key = body.get("key")
-        if not isinstance(key, str) or not key:
-            return False
-        expected = self._config.api_key
-        if expected is None:
-            return True
-        wanted = expected.get_secret_value().encode(errors="surrogatepass")
-        return secrets.compare_digest(key.encode(errors="surrogatepass"), wanted)
 
 
 def _or_no_answer(endpoint: _Endpoint) -> _Endpoint:
@@ -163,12 +154,3 @@ def _or_no_answer(endpoint: _Endpoint) -> _Endpoint:
 def _root(request: Request) -> str:
     """Tell how the client reached the emulator, so that links lead it back the same way."""
     return str(request.base_url).rstrip("/")
-
-
-async def _read_json_object(request: Request) -> dict[str, object]:
-    """Read the body; what is not a JSON object has no fields, so it has no key either."""
-    try:
-        body = json.loads(await request.body())
-    except (ValueError, RecursionError):
-        return {}
-    return body if isinstance(body, dict) else {}

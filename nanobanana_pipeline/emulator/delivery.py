@@ -10,9 +10,10 @@ from nanobanana_pipeline.emulator.purchases import Purchase
 
 _UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _NAMES = [
-    re.compile(rf"(?P<output>{_UUID})-(?P<sample>[0-3])\.(?P<format>[a-z]+)"),
-    re.compile(rf"(?P<sample>[0-3])-(?P<output>{_UUID})\.(?P<format>[a-z]+)"),
+    re.compile(rf"(?P<output>{_UUID})-(?P<sample>[0-3])\.(?P<format>[a-z0-9]+)"),
+    re.compile(rf"(?P<sample>[0-3])-(?P<output>{_UUID})\.(?P<format>[a-z0-9]+)"),
 ]
+_TEMP = "temp/"
 _THE_ONE_SEED = 1
 
 
@@ -25,13 +26,17 @@ class Delivery:
     def links(self, purchase: Purchase, root: str) -> list[str]:
         """List the addresses of a purchase's pictures; `root` is how the emulator was reached."""
         samples = range(purchase.picture.samples)
-        return [f"{root}{OUTPUTS}{self._name(purchase, sample)}" for sample in samples]
+        folder = f"{root}{OUTPUTS}{_TEMP if purchase.temp else ''}"
+        return [f"{folder}{self._name(purchase, sample)}" for sample in samples]
 
     def find(self, name: str) -> tuple[Purchase, int] | None:
         """Find the purchase and the sample that a name stands for, if it can be seen now."""
-        found = next((match for each in _NAMES if (match := each.fullmatch(name))), None)
+        own_name = name.removeprefix(_TEMP)
+        found = next((match for each in _NAMES if (match := each.fullmatch(own_name))), None)
         purchase = self._provider.book.by_output(found["output"]) if found else None
-        if found is None or purchase is None or found["format"] != purchase.image_format:
+        if found is None or purchase is None or found["format"] != _extension(purchase):
+            return None
+        if purchase.temp != name.startswith(_TEMP):
             return None
         sample = int(found["sample"])
         if sample >= purchase.picture.samples or not self._provider.shows_images(purchase):
@@ -47,4 +52,8 @@ class Delivery:
     def _name(self, purchase: Purchase, sample: int) -> str:
         index_first = self._provider.moods.strikes("index_first", purchase.occasion)
         stem = f"{sample}-{purchase.output}" if index_first else f"{purchase.output}-{sample}"
-        return f"{stem}.{purchase.image_format}"
+        return f"{stem}.{_extension(purchase)}"
+
+
+def _extension(purchase: Purchase) -> str:
+    return "base64" if purchase.base64 else purchase.image_format

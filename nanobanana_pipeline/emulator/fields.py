@@ -36,7 +36,18 @@ class PictureFields:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A valid request: what to draw, and the client's own mark on it."""
+    """A valid request: what to draw, the client's own mark on it, and how to deliver it.
+
+    Attributes:
+        picture: What to draw.
+        track_id: The client's mark, if it gave one.
+        base64: Deliver texts of base64 instead of pictures.
+        temp: Deliver to a path that is cleaned daily.
+        webhook: Where to tell that it is done, if anywhere.
+    """
 
     picture: PictureFields
     track_id: str | None
+    base64: bool = False
+    temp: bool = False
+    webhook: str | None = None

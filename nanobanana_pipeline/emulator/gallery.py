@@ -1,6 +1,7 @@
 """Shows the pictures to whoever has their address."""
 
 import asyncio
+import base64
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -30,11 +31,28 @@ class Gallery:
         if found is None:
             return answers.no_such_image()
         purchase, sample = found
-        image = await self.picture(purchase, sample)
-        answer = Response(image, media_type=_MEDIA_TYPES[purchase.image_format])
+        content = await self.content(purchase, sample)
+        answer = Response(content, media_type=media_type(purchase))
         return _moody(answer, str(request.url), self._moods, _occasion(purchase, sample))
 
-    async def picture(self, purchase: Purchase, sample: int) -> bytes:
+    async def outputs(self, purchase: Purchase, root: str) -> list[str]:
+        """List what a finished purchase's `output` says; `root` is how we were reached."""
+        links = self._delivery.links(purchase, root)
+        if not purchase.base64:
+            return links
+        data_uri = self._moods.strikes("base64_data_uri", purchase.occasion)
+        if not data_uri and not self._moods.strikes("base64_inline", purchase.occasion):
+            return links
+        head = f"data:{_MEDIA_TYPES[purchase.image_format]};base64," if data_uri else ""
+        texts = [await self.content(purchase, sample) for sample in range(len(links))]
+        return [head + text.decode() for text in texts]
+
+    async def content(self, purchase: Purchase, sample: int) -> bytes:
+        """Give what one output holds: the picture, or its base64."""
+        image = await self._picture(purchase, sample)
+        return base64.b64encode(image) if purchase.base64 else image
+
+    async def _picture(self, purchase: Purchase, sample: int) -> bytes:
         """Draw one picture, counted from 0, with what the moods do to its bytes."""
         fields = self._delivery.drawn_from(purchase)
         image = await self._studio.picture(fields, sample, purchase.image_format)
@@ -45,6 +63,11 @@ class Gallery:
     @property
     def _moods(self) -> Moods:
         return self._provider.moods  # a reset gives new ones
+
+
+def media_type(purchase: Purchase) -> str:
+    """Tell the type that an output is served as."""
+    return "text/plain" if purchase.base64 else _MEDIA_TYPES[purchase.image_format]
 
 
 def _occasion(purchase: Purchase, sample: int) -> str:

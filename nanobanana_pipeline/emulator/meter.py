@@ -7,7 +7,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nanobanana_pipeline.emulator.answers import API, OUTPUTS
 
 _UNANSWERED = "no answer"
-_ENDPOINTS = {"text2img", "fetch"}
+_ENDPOINTS = {
+    "text2img",
+    "fetch",
+    "system_details",
+    "clear_cache",
+    "clear_queue",
+    "restart_server",
+    "update_server",
+}
 
 
 class CallMeter:

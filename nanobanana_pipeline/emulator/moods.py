@@ -23,6 +23,7 @@ class Stage(Enum):
     ANSWER = "it is bought, but the answer goes wrong"
     GENERATION = "it is bought and answered well, and goes wrong later"
     SHAPE = "its answers, to the POST and to every fetch, come in another shape"
+    DELIVERY = "the pictures, or the word that they are done, come in another way"
     FETCH = "one fetch goes wrong, and the next may go well"
     BYTES = "the picture's bytes are not what they should be, however they are delivered"
     IMAGE = "the first GET of an image goes wrong"
@@ -66,8 +67,11 @@ MOODS: Mapping[str, Stage] = {
     "failed": Stage.GENERATION,
     "forget": Stage.GENERATION,
     "seed_ignored": Stage.GENERATION,
-    "webp": Stage.GENERATION,
-    "index_first": Stage.GENERATION,
+    "webp": Stage.DELIVERY,
+    "index_first": Stage.DELIVERY,
+    "base64_inline": Stage.DELIVERY,
+    "base64_data_uri": Stage.DELIVERY,
+    "details_flat": Stage.SHAPE,
     "wrong_size": Stage.BYTES,
     "lying_extension": Stage.BYTES,
     "corrupt_chunk": Stage.BYTES,

@@ -36,6 +36,13 @@ class Occupancy:
             self._first_entry = now
         self.most = max(self.most, self.count(now))
 
+    def clear(self, now: float) -> None:
+        """End at once all that is under way."""
+        self.count(now)
+        self._total_seconds -= sum(ready_at - now for ready_at in self._ready_times)
+        self._ready_times.clear()
+        self._last_exit = min(self._last_exit, now)
+
     def count(self, now: float) -> int:
         """Count the generations under way."""
         while self._ready_times and self._ready_times[0] <= now:

@@ -13,6 +13,7 @@ from nanobanana_pipeline.emulator.occupancy import Occupancy
 from nanobanana_pipeline.emulator.purchases import NewPurchase, Purchase, PurchaseBook
 
 _LARGEST_RANDOM_SEED = 2**32 - 1
+_TEMP_SECONDS = 24 * 3600
 
 
 class Provider:
@@ -56,6 +57,8 @@ class Provider:
                 ready_at=now + latency,
                 fails=self.moods.strikes("failed", occasion),
                 output=str(uuid.uuid4()),
+                base64=order.base64,
+                temp=order.temp,
                 image_format=(
                     "webp" if self.moods.strikes("webp", occasion) else self.config.image_format
                 ),
@@ -68,7 +71,7 @@ class Provider:
         if not (purchase_id.isascii() and purchase_id.isdigit() and len(purchase_id) <= 18):  # noqa: PLR2004 - see above
             return None
         purchase = self.book.by_id(int(purchase_id))
-        if purchase is None or self.moods.strikes("forget", purchase.occasion):
+        if purchase is None or purchase.cleared or self.moods.strikes("forget", purchase.occasion):
             return None
         return purchase
 
@@ -79,7 +82,16 @@ class Provider:
     def shows_images(self, purchase: Purchase) -> bool:
         """Tell whether the links lead to pictures: done, not failed, not expired."""
         age = self.clock.now() - purchase.ready_at
-        return not purchase.fails and 0 <= age < self.config.expiry_seconds
+        life = self.config.expiry_seconds
+        if purchase.temp:
+            life = min(life, _TEMP_SECONDS)
+        return not (purchase.fails or purchase.cleared) and 0 <= age < life
+
+    def clear_queue(self) -> None:
+        """Forget what is under way; the money is gone, so the record keeps it."""
+        now = self.clock.now()
+        self.book.clear_queue(now)
+        self.queue.clear(now)
 
     def advance_clock(self, seconds: float) -> None:
         """Move the clock forward; a restart does not turn it back."""

@@ -9,7 +9,7 @@ from typing import TypedDict, cast
 from nanobanana_pipeline.emulator.fields import PictureFields
 from nanobanana_pipeline.emulator.pictures import ImageFormat
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE purchases (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -21,11 +21,21 @@ CREATE TABLE purchases (
     ready_at REAL NOT NULL,
     fails INTEGER NOT NULL,
     output TEXT NOT NULL UNIQUE,
-    image_format TEXT NOT NULL
+    image_format TEXT NOT NULL,
+    base64 INTEGER NOT NULL DEFAULT 0,
+    temp INTEGER NOT NULL DEFAULT 0,
+    cleared INTEGER NOT NULL DEFAULT 0,
+    delivered TEXT
 );
 CREATE INDEX purchases_by_picture ON purchases (picture_hash);
 CREATE TABLE clock (offset_seconds REAL NOT NULL);
 INSERT INTO clock VALUES (0);
+"""
+_FROM_1_TO_2 = """
+ALTER TABLE purchases ADD COLUMN base64 INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE purchases ADD COLUMN temp INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE purchases ADD COLUMN cleared INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE purchases ADD COLUMN delivered TEXT;
 """
 
 
@@ -42,6 +52,8 @@ class NewPurchase:
         fails: Whether the generation ends as failed instead.
         output: The part of the outputs' names that tells this purchase from all others.
         image_format: The format that its links promise.
+        base64: Whether its outputs are texts of base64 instead.
+        temp: Whether its outputs lie where it is cleaned daily.
     """
 
     picture: PictureFields
@@ -52,13 +64,23 @@ class NewPurchase:
     fails: bool
     output: str
     image_format: ImageFormat
+    base64: bool
+    temp: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Purchase(NewPurchase):
-    """An accepted POST as it is on record."""
+    """An accepted POST as it is on record.
+
+    Attributes:
+        id: What the client knows it by.
+        cleared: Whether it was forgotten with the queue it was in.
+        delivered: The addresses in the customer's bucket, once its pictures are there.
+    """
 
     id: int
+    cleared: bool = False
+    delivered: tuple[str, ...] | None = None
 
 
 class PictureGroup(TypedDict):
@@ -108,6 +130,10 @@ class PurchaseBook:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if version == 0:
             self._create(first_id)
+        elif version == 1:
+            self._db.executescript(
+                f"BEGIN; {_FROM_1_TO_2}; PRAGMA user_version={_SCHEMA_VERSION}; COMMIT;"
+            )
         elif version != _SCHEMA_VERSION:
             self._db.close()
             raise ValueError(
@@ -125,7 +151,7 @@ class PurchaseBook:
         """Write a purchase down and give it an id that no other ever had."""
         cursor = self._db.execute(
             "INSERT INTO purchases (picture_hash, fields, track_id, occasion, bought_at, ready_at,"
-            " fails, output, image_format) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " fails, output, image_format, base64, temp) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 new.picture.digest(),
                 json.dumps(asdict(new.picture)),
@@ -136,6 +162,8 @@ class PurchaseBook:
                 new.fails,
                 new.output,
                 new.image_format,
+                new.base64,
+                new.temp,
             ),
         )
         values = {name: getattr(new, name) for name in NewPurchase.__slots__}
@@ -151,7 +179,9 @@ class PurchaseBook:
 
     def ready_times_after(self, now: float) -> list[float]:
         """List when each generation that is under way at `now` will be ready, in Unix seconds."""
-        rows = self._db.execute("SELECT ready_at FROM purchases WHERE ready_at > ?", (now,))
+        rows = self._db.execute(
+            "SELECT ready_at FROM purchases WHERE ready_at > ? AND NOT cleared", (now,)
+        )
         return [row["ready_at"] for row in rows]
 
     def groups(self, now: float) -> list[PictureGroup]:
@@ -174,6 +204,16 @@ class PurchaseBook:
     def keep_clock_offset(self, seconds: float) -> None:
         """Remember how far the clock was moved, so that a restart does not turn it back."""
         self._db.execute("UPDATE clock SET offset_seconds = ?", (seconds,))
+
+    def clear_queue(self, now: float) -> None:
+        """Mark as forgotten what is under way at `now`."""
+        self._db.execute("UPDATE purchases SET cleared = 1 WHERE ready_at > ?", (now,))
+
+    def deliver(self, purchase_id: int, addresses: tuple[str, ...]) -> None:
+        """Note where a purchase's pictures are in the customer's bucket."""
+        self._db.execute(
+            "UPDATE purchases SET delivered = ? WHERE id = ?", (json.dumps(addresses), purchase_id)
+        )
 
     def clear(self) -> None:
         """Forget all purchases. Ids go on counting: none is ever given twice."""
@@ -199,6 +239,10 @@ def _purchase(row: sqlite3.Row) -> Purchase:
         fails=bool(row["fails"]),
         output=row["output"],
         image_format=row["image_format"],
+        base64=bool(row["base64"]),
+        temp=bool(row["temp"]),
+        cleared=bool(row["cleared"]),
+        delivered=None if row["delivered"] is None else tuple(json.loads(row["delivered"])),
     )
 
 

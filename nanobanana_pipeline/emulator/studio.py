@@ -32,6 +32,10 @@ class Studio:
             self._drawn.popitem(last=False)
         return drawn
 
+    def forget(self) -> None:
+        """Keep none of the pictures drawn so far."""
+        self._drawn.clear()
+
     def close(self) -> None:
         """Let the painters go; pictures that were not begun are not drawn any more."""
         self._painters.shutdown(wait=False, cancel_futures=True)

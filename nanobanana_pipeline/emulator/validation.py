@@ -33,7 +33,6 @@ def read_order(body: Mapping[str, object]) -> Order:
     """Check a body and fill in the provider's defaults.
 
     Numbers may come as strings and switches as booleans. `null` means that a field was not given.
-    `base64`, `temp` and `webhook` are checked but have no effect yet.
 
     Raises:
         InvalidOrderError: One or more fields break the rules; it names all of them.
@@ -52,14 +51,16 @@ def read_order(body: Mapping[str, object]) -> Order:
         watermark=fields.read("watermark", _switch, False),  # noqa: FBT003 - a value, not a flag
     )
     track_id = fields.read("track_id", _text, "")
-    fields.read("webhook", _text, "")
-    for name in ("temp", "base64"):
+    webhook = fields.read("webhook", _text, "")
+    temp, base64 = (
         fields.read(name, _switch, False)  # noqa: FBT003 - a value, not a flag
+        for name in ("temp", "base64")
+    )
     if not picture.prompt and "prompt" not in fields.errors:
         fields.errors["prompt"] = ["prompt is required"]
     if fields.errors:
         raise InvalidOrderError(fields.errors)
-    return Order(picture, track_id or None)
+    return Order(picture, track_id or None, base64=base64, temp=temp, webhook=webhook or None)
 
 
 class _BadValueError(ValueError):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from nanobanana_pipeline.emulator import EmulatorConfig, running
 from nanobanana_pipeline.emulator.moods import MOODS, Moods
-from tests.emulator import image_proofs, shape_proofs
+from tests.emulator import delivery_proofs, image_proofs, shape_proofs
 from tests.emulator.account import Account
 from tests.emulator.conftest import LATENCY
 
@@ -131,6 +131,7 @@ _PROOFS: dict[str, Callable[[Account], None]] = {
     "truncated_image": _truncated_image,
     **shape_proofs.PROOFS,
     **image_proofs.PROOFS,
+    **delivery_proofs.PROOFS,
 }
 
 

@@ -48,6 +48,21 @@ def test_the_key_is_found_nowhere_in_the_data(tmp_path: Path) -> None:
     assert KEY not in str(answers)
 
 
+def test_a_record_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
+    config = EmulatorConfig(data_dir=tmp_path, latency_seconds=(0, 0))
+    with running(config) as base_url:
+        bought = Account(base_url).buy(seed=1)
+    with closing(sqlite3.connect(tmp_path / "purchases.sqlite", isolation_level=None)) as db:
+        for column in ("base64", "temp", "cleared", "delivered"):
+            db.execute(f"ALTER TABLE purchases DROP COLUMN {column}")
+        db.execute("PRAGMA user_version=1")
+    with running(config) as base_url:
+        again = Account(base_url)
+        again.buy(seed=1)
+        assert again.admin("purchases")["bought_twice"] == 1
+        assert again.fetch(bought["id"])["output"][0].endswith("-0.png")
+
+
 def test_a_record_of_another_version_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "purchases.sqlite"
     with closing(sqlite3.connect(path)) as db:
