@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from nanobanana_pipeline.emulator.answers import GENERATIONS
 from nanobanana_pipeline.emulator.meter import CallMeter
 from nanobanana_pipeline.emulator.moods import MoodError
 from nanobanana_pipeline.emulator.provider import Provider
@@ -77,7 +78,7 @@ class _AdminDesk:
         return JSONResponse(
             {
                 "calls": calls,
-                "rate_limited": calls.get("text2img", {}).get("429", 0),
+                "rate_limited": sum(calls.get(each, {}).get("429", 0) for each in GENERATIONS),
                 "cap": queue.cap,
                 "in_flight": queue.count(now),
                 "max_in_flight": queue.most,

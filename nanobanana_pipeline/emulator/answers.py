@@ -8,6 +8,7 @@ from nanobanana_pipeline.emulator.purchases import Purchase
 from nanobanana_pipeline.emulator.validation import InvalidOrderError
 
 API = "/api/v1/enterprise/nano_banana/"
+GENERATIONS = ("text2img", "img2img", "multi_ref")
 OUTPUTS = "/outputs/"
 
 

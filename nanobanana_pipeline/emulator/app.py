@@ -1,5 +1,6 @@
 """The provider's endpoints over HTTP."""
 
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -28,6 +29,7 @@ from nanobanana_pipeline.emulator.moods import Stage
 from nanobanana_pipeline.emulator.operations import Operations
 from nanobanana_pipeline.emulator.provider import Provider
 from nanobanana_pipeline.emulator.purchases import Purchase
+from nanobanana_pipeline.emulator.references import read_references
 from nanobanana_pipeline.emulator.shapes import shaped
 from nanobanana_pipeline.emulator.studio import Studio
 from nanobanana_pipeline.emulator.validation import InvalidOrderError, read_order
@@ -46,7 +48,14 @@ class EmulatorApp:
         self._gallery = Gallery(self._provider, self._studio, self._delivery)
         self._door = Door(config)
         routes = [
-            Route(f"{answers.API}text2img", _or_no_answer(self._text2img), methods=["POST"]),
+            *(
+                Route(
+                    f"{answers.API}{endpoint}",
+                    _or_no_answer(functools.partial(self._generate, endpoint)),
+                    methods=["POST"],
+                )
+                for endpoint in answers.GENERATIONS
+            ),
             Route(
                 f"{answers.API}fetch/{{purchase_id}}", _or_no_answer(self._fetch), methods=["POST"]
             ),
@@ -71,12 +80,12 @@ class EmulatorApp:
         self._studio.close()
         self._provider.close()
 
-    async def _text2img(self, request: Request) -> Response:
+    async def _generate(self, endpoint: str, request: Request) -> Response:
         body = await self._door.admit(request)
         if body is None:
             return answers.unauthorized()
         try:
-            order = read_order(body)
+            order = await _read(body, endpoint)
         except InvalidOrderError as error:
             return answers.invalid(error)
         provider = self._provider
@@ -137,6 +146,14 @@ class EmulatorApp:
     def _shaped(self, answer: JSONResponse, occasion: str) -> Response:
         shapes = self._provider.moods.striking(Stage.SHAPE, occasion)
         return shaped(answer, shapes) if shapes else answer
+
+
+async def _read(body: dict[str, object], endpoint: str) -> Order:
+    if endpoint == "text2img":
+        return read_order(body)
+    references = await read_references(body, endpoint)
+    hashes = [each.sha256 for each in references]
+    return read_order(body, endpoint, hashes, references[0].size)
 
 
 def _or_no_answer(endpoint: _Endpoint) -> _Endpoint:

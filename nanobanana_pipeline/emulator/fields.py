@@ -3,13 +3,15 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
+from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
 class PictureFields:
     """The fields of a request that change its pictures, and none that do not.
 
-    Width and height are pixels; `samples` is how many pictures one request makes.
+    Width and height are pixels; `samples` is how many pictures one request makes; `references` are
+    SHA-256 of what it starts from, in their order, and empty for `text2img`.
     """
 
     prompt: str
@@ -22,11 +24,22 @@ class PictureFields:
     noise_scale_end: float
     noise_clip_std: float
     watermark: bool
+    endpoint: str = "text2img"
+    references: tuple[str, ...] = ()
 
     def digest(self) -> str:
         """Hash the fields: equal for requests that ask for the same pictures, else different."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        fields = asdict(self)
+        if not self.references:  # hashes of pictures without them are older than these fields
+            del fields["endpoint"], fields["references"]
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `json.dumps(asdict(fields))` wrote."""
+        fields = json.loads(text)
+        return cls(**fields | {"references": tuple(fields.get("references", ()))})
 
     def sample_digest(self, sample: int) -> bytes:
         """Hash one picture of the request, counted from 0; more samples leave the first alone."""

@@ -4,11 +4,11 @@ from collections import Counter, defaultdict
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nanobanana_pipeline.emulator.answers import API, OUTPUTS
+from nanobanana_pipeline.emulator.answers import API, GENERATIONS, OUTPUTS
 
 _UNANSWERED = "no answer"
 _ENDPOINTS = {
-    "text2img",
+    *GENERATIONS,
     "fetch",
     "system_details",
     "clear_cache",

@@ -20,6 +20,7 @@ ImageFormat: TypeAlias = Literal["png", "jpg", "webp"]
 
 _BLOCKS = 12  # per side; few enough to be fast, many enough that two seeds never look alike
 _LONGEST_PROMPT = 4000  # characters; more is neither legible nor fits a JPEG comment of 64 KB
+_NAMED_REFERENCES = 3
 _TEXT_KEY = "emulator"
 _INK, _PAPER = (16, 16, 16), (245, 245, 240)
 
@@ -38,15 +39,16 @@ def draw(fields: PictureFields, sample: int, image_format: ImageFormat) -> bytes
     """
     picture = _blocks(fields, sample)
     _write_caption(picture, fields, sample)
-    label = json.dumps(
-        {
-            "prompt": fields.prompt[:_LONGEST_PROMPT],
-            "seed": fields.seed,
-            "sample": sample,
-            "width": fields.width,
-            "height": fields.height,
-        }
-    )
+    facts: dict[str, object] = {
+        "prompt": fields.prompt[:_LONGEST_PROMPT],
+        "seed": fields.seed,
+        "sample": sample,
+        "width": fields.width,
+        "height": fields.height,
+    }
+    if fields.references:
+        facts["references"] = fields.references
+    label = json.dumps(facts)
     out = io.BytesIO()
     if image_format == "jpg":
         picture.save(out, "JPEG", quality=85, comment=label.encode())
@@ -74,6 +76,8 @@ def _write_caption(picture: Image.Image, fields: PictureFields, sample: int) -> 
     rows = int((picture.height - 4 * margin) / (size * 1.3)) - 2
     lines = _wrap(fields.prompt, font, picture.width - 4 * margin, rows) or ["(blank)"]
     facts = f"sample {sample + 1}/{fields.samples}   {fields.width}x{fields.height}"
+    if fields.references:
+        facts += "\nfrom " + " ".join(each[:8] for each in fields.references[:_NAMED_REFERENCES])
     caption = "\n".join([*lines, "", f"seed {fields.seed}", facts])
     pen = ImageDraw.Draw(picture)
     corner = (2 * margin, 2 * margin)

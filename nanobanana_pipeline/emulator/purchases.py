@@ -94,8 +94,10 @@ class PictureGroup(TypedDict):
     count: int
     failed: int
     samples: int
+    endpoint: str
     prompt: str
     seed: int
+    references: tuple[str, ...]
     ids: list[int]
     track_ids: list[str | None]
     times: list[float]
@@ -231,7 +233,7 @@ class PurchaseBook:
 def _purchase(row: sqlite3.Row) -> Purchase:
     return Purchase(
         id=row["id"],
-        picture=PictureFields(**json.loads(row["fields"])),
+        picture=PictureFields.from_json(row["fields"]),
         track_id=row["track_id"],
         occasion=row["occasion"],
         bought_at=row["bought_at"],
@@ -247,14 +249,16 @@ def _purchase(row: sqlite3.Row) -> Purchase:
 
 
 def _group(row: sqlite3.Row) -> PictureGroup:
-    fields = PictureFields(**json.loads(row["fields"]))
+    fields = PictureFields.from_json(row["fields"])
     return {
         "picture_hash": row["picture_hash"],
         "count": row["count"],
         "failed": row["failed"],
         "samples": fields.samples * row["count"],
+        "endpoint": fields.endpoint,
         "prompt": fields.prompt,
         "seed": fields.seed,
+        "references": fields.references,
         "ids": json.loads(row["ids"]),
         "track_ids": json.loads(row["track_ids"]),
         "times": json.loads(row["times"]),

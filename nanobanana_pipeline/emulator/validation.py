@@ -1,8 +1,8 @@
-"""The provider's rules for a `text2img` body, as its contract states them."""
+"""The provider's rules for the body of a generation, as its contract states them."""
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from nanobanana_pipeline.emulator.fields import Order, PictureFields
@@ -29,26 +29,45 @@ class InvalidOrderError(ValueError):
         self.errors = errors
 
 
-def read_order(body: Mapping[str, object]) -> Order:
+def read_order(
+    body: Mapping[str, object],
+    endpoint: str = "text2img",
+    references: Sequence[str] = (),
+    original_size: tuple[int, int] | None = None,
+) -> Order:
     """Check a body and fill in the provider's defaults.
 
     Numbers may come as strings and switches as booleans. `null` means that a field was not given.
+
+    Args:
+        body: What the client sent.
+        endpoint: Where it sent it.
+        references: The SHA-256 of what the pictures start from.
+        original_size: Width and height of the first of them, if known.
 
     Raises:
         InvalidOrderError: One or more fields break the rules; it names all of them.
     """
     fields = _Fields(body)
+    original_width, original_height = original_size or (_LARGEST_SIDE, _LARGEST_SIDE)
+    width = fields.read("width", _side, _nearest_side(original_width))
+    height = fields.read("height", _side, _nearest_side(original_height))
+    if fields.read("keep_original_aspect", _switch, False) and original_size:  # noqa: FBT003 - a value, not a flag
+        longest = max(width, height) / max(original_size)
+        width, height = (_nearest_side(side * longest) for side in original_size)
     picture = PictureFields(
         prompt=fields.read("prompt", _prompt, ""),
         negative_prompt=fields.read("negative_prompt", _text, ""),
-        width=fields.read("width", _side, _LARGEST_SIDE),
-        height=fields.read("height", _side, _LARGEST_SIDE),
+        width=width,
+        height=height,
         seed=fields.read("seed", _seed, 0),
         samples=fields.read("samples", _samples, 1),
         noise_scale_start=fields.read("noise_scale_start", _number, 7.5),
         noise_scale_end=fields.read("noise_scale_end", _number, 7.5),
         noise_clip_std=fields.read("noise_clip_std", _number, 2.5),
         watermark=fields.read("watermark", _switch, False),  # noqa: FBT003 - a value, not a flag
+        endpoint=endpoint,
+        references=tuple(references),
     )
     track_id = fields.read("track_id", _text, "")
     webhook = fields.read("webhook", _text, "")
@@ -136,6 +155,12 @@ def _side(raw: object) -> int:
     if side % _SIDE_STEP:
         raise _BadValueError(f"must be divisible by {_SIDE_STEP}")
     return side
+
+
+def _nearest_side(pixels: float) -> int:
+    """Find the side that the rules allow and that is nearest."""
+    steps = round(pixels / _SIDE_STEP)
+    return min(max(steps * _SIDE_STEP, _SMALLEST_SIDE), _LARGEST_SIDE)
 
 
 def _samples(raw: object) -> int:
