@@ -26,6 +26,7 @@ from nanobanana_pipeline.provider.answers import (
     Unknown,
 )
 from nanobanana_pipeline.provider.client import ProviderClient
+from nanobanana_pipeline.provider.delivery import is_url
 from nanobanana_pipeline.provider.slots import Slots
 
 __all__ = ["Bought", "Buyer", "Ended", "Later", "Step"]
@@ -227,6 +228,8 @@ class Buyer:
         with self._lock:
             self.accepted += 1
         output = outcome.output if isinstance(outcome, Done) else ()
+        if provider_id is not None and not all(map(is_url, output)):
+            output = ()  # pictures sent inline are too large to note; the id brings them again
         return self._ledger.record(
             held, lambda e: e.accept(nonce, provider_id, output, outcome.seed)
         )

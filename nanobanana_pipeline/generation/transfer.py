@@ -18,6 +18,7 @@ from nanobanana_pipeline.layout import image_key, image_owner_key
 from nanobanana_pipeline.ledger import PAID_PATIENCE_SECONDS, Held, Ledger, StoredImage
 from nanobanana_pipeline.provider.answers import Done, Failed, Missing
 from nanobanana_pipeline.provider.client import ProviderClient
+from nanobanana_pipeline.provider.delivery import receive
 from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.storage import ObjectStore
 
@@ -123,7 +124,7 @@ class Transfer:
             reraise=True,
         ):
             with attempt:
-                data = self._downloader.download(url)
+                data = receive(self._downloader, url)
                 facts = inspect(data, width=request.width, height=request.height)
         digest = hashlib.sha256(data)
         sha256 = digest.hexdigest()
