@@ -9,6 +9,7 @@ from nanobanana_pipeline.emulator.validation import InvalidOrderError
 
 API = "/api/v1/enterprise/nano_banana/"
 GENERATIONS = ("text2img", "img2img", "multi_ref")
+_FAILED = "Image generation failed, please try again"
 OUTPUTS = "/outputs/"
 
 
@@ -85,10 +86,32 @@ def generation_failed(purchase: Purchase) -> JSONResponse:
         {
             "status": "failed",
             "id": purchase.id,
-            "message": "Image generation failed, please try again",
+            "message": _FAILED,
             "output": "",
         }
     )
+
+
+def told_done(purchase: Purchase, output: list[str]) -> dict[str, object]:
+    """Make the payload of a webhook for finished pictures."""
+    return {
+        "status": "success",
+        "id": purchase.id,
+        "output": output,
+        "generationTime": round(purchase.ready_at - purchase.bought_at, 3),
+        "track_id": purchase.track_id,
+        "meta": _meta(purchase),
+    }
+
+
+def told_failed(purchase: Purchase) -> dict[str, object]:
+    """Make the payload of a webhook for pictures that will never come."""
+    return {
+        "status": "failed",
+        "id": purchase.id,
+        "message": _FAILED,
+        "track_id": purchase.track_id,
+    }
 
 
 def invalid(error: InvalidOrderError, status_code: int = 400) -> JSONResponse:

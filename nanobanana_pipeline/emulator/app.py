@@ -11,8 +11,10 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from nanobanana_pipeline.emulator import answers
+from nanobanana_pipeline.emulator.accounts import AccountDesk
 from nanobanana_pipeline.emulator.admin import admin_routes
 from nanobanana_pipeline.emulator.clock import ClockStoppedError
+from nanobanana_pipeline.emulator.completion import Completion
 from nanobanana_pipeline.emulator.config import EmulatorConfig
 from nanobanana_pipeline.emulator.delivery import Delivery
 from nanobanana_pipeline.emulator.door import Door
@@ -46,6 +48,7 @@ class EmulatorApp:
         self._studio = Studio()
         self._delivery = Delivery(self._provider)
         self._gallery = Gallery(self._provider, self._studio, self._delivery)
+        self._completion = Completion(self._provider, self._gallery, self._delivery)
         self._door = Door(config)
         routes = [
             *(
@@ -60,6 +63,7 @@ class EmulatorApp:
                 f"{answers.API}fetch/{{purchase_id}}", _or_no_answer(self._fetch), methods=["POST"]
             ),
             Route(f"{answers.OUTPUTS}{{name:path}}", self._gallery.show),
+            *AccountDesk(self._provider, self._door).routes(),
             *Operations(self._provider, self._studio, self._door).routes(),
         ]
         starlette = Starlette(routes=routes, lifespan=self._lifespan)
@@ -77,6 +81,7 @@ class EmulatorApp:
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         yield
+        self._completion.stop()
         self._studio.close()
         self._provider.close()
 
@@ -103,16 +108,14 @@ class EmulatorApp:
         """
         provider = self._provider
         purchase = provider.buy(order, occasion)
+        self._completion.look_after(purchase, order.webhook, root)
         spoiling = provider.moods.striking(Stage.ANSWER, occasion)
         if self._config.mode == "queued":
-            links = self._delivery.links(purchase, root)
+            links = self._delivery.future_links(purchase, root)
             answer = answers.queued(purchase, root, purchase.bought_at, links)
         else:
-            await provider.clock.wait_until(purchase.ready_at)
-            if purchase.fails:
-                answer = answers.generation_failed(purchase)
-            else:
-                answer = answers.done(purchase, await self._gallery.outputs(purchase, root))
+            await self._completion.wait_for(purchase)
+            answer = await self._completed(purchase.id, root)
         finished = self._shaped(answer, occasion)
         if "slow_answer" in spoiling:
             now = provider.clock.now()
@@ -121,6 +124,14 @@ class EmulatorApp:
             if mood in SPOILERS:
                 return SPOILERS[mood](finished)
         return finished
+
+    async def _completed(self, purchase_id: int, root: str) -> JSONResponse:
+        purchase = self._provider.book.by_id(purchase_id)  # as it is by now
+        if purchase is None or purchase.cleared:
+            return answers.fetched_unknown()
+        if purchase.fails:
+            return answers.generation_failed(purchase)
+        return answers.done(purchase, await self._gallery.outputs(purchase, root))
 
     async def _fetch(self, request: Request) -> Response:
         if await self._door.admit(request) is None:
@@ -136,7 +147,7 @@ class EmulatorApp:
         return answer
 
     async def _result(self, purchase: Purchase, root: str) -> JSONResponse:
-        if not self._provider.is_ready(purchase):
+        if not self._completion.is_done(purchase):
             return answers.fetched_too_early()
         if purchase.fails:
             return answers.generation_failed(purchase)

@@ -42,6 +42,9 @@ def emulator_command(  # noqa: PLR0913 - each argument is an option of the comma
     slow_answer: Annotated[
         float, typer.Option(min=0, help="Seconds that the mood slow_answer adds.")
     ] = 5,
+    late_webhook: Annotated[
+        float, typer.Option(min=0, help="Seconds that the mood webhook_late adds.")
+    ] = 60,
     keep_alive: Annotated[
         int, typer.Option(min=0, help="Seconds that an idle connection is kept open.")
     ] = 5,
@@ -56,6 +59,7 @@ def emulator_command(  # noqa: PLR0913 - each argument is an option of the comma
             image_format=image_format,
             expiry_seconds=expiry,
             slow_answer_seconds=slow_answer,
+            late_webhook_seconds=late_webhook,
             moods=dict(_read_mood(each) for each in mood or []),
             seed=seed,
             data_dir=data,

@@ -21,6 +21,7 @@ class EmulatorConfig(BaseModel):
         image_format: How pictures are encoded.
         expiry_seconds: How long outputs live after completion; the provider says 24 hours.
         slow_answer_seconds: The delay that the mood `slow_answer` adds.
+        late_webhook_seconds: The delay that the mood `webhook_late` adds.
         moods: Rate of each misbehaviour, 0 to 1; those not named never happen.
         seed: Makes latencies and misbehaviours repeatable.
         api_key: The one key that is accepted; None accepts any that is not empty.
@@ -37,6 +38,7 @@ class EmulatorConfig(BaseModel):
     image_format: Literal["png", "jpg", "webp"] = "png"
     expiry_seconds: _Seconds = 24 * 3600
     slow_answer_seconds: _Seconds = 5
+    late_webhook_seconds: _Seconds = 60
     moods: dict[str, float] = Field(default_factory=dict)
     seed: int = 0
     api_key: SecretStr | None = None

@@ -1,9 +1,11 @@
 """Where the pictures of a purchase are found: the names of its outputs, and the way back."""
 
 import re
+import uuid
 from dataclasses import replace
 
 from nanobanana_pipeline.emulator.answers import OUTPUTS
+from nanobanana_pipeline.emulator.bucket import Bucket
 from nanobanana_pipeline.emulator.fields import PictureFields
 from nanobanana_pipeline.emulator.provider import Provider
 from nanobanana_pipeline.emulator.purchases import Purchase
@@ -25,9 +27,28 @@ class Delivery:
 
     def links(self, purchase: Purchase, root: str) -> list[str]:
         """List the addresses of a purchase's pictures; `root` is how the emulator was reached."""
-        samples = range(purchase.picture.samples)
+        if purchase.delivered is not None:
+            return list(purchase.delivered)
         folder = f"{root}{OUTPUTS}{_TEMP if purchase.temp else ''}"
-        return [f"{folder}{self._name(purchase, sample)}" for sample in samples]
+        return [f"{folder}{name}" for name in self.names(purchase)]
+
+    def future_links(self, purchase: Purchase, root: str) -> list[str]:
+        """List where the pictures will be, if all goes well."""
+        bucket = None if purchase.temp else self._provider.bucket
+        return self.addresses(purchase, bucket) if bucket else self.links(purchase, root)
+
+    def wrong_links(self, purchase: Purchase, root: str) -> list[str]:
+        """List addresses that look right and lead nowhere."""
+        return self.links(replace(purchase, output=str(uuid.uuid4()), delivered=None), root)
+
+    def addresses(self, purchase: Purchase, bucket: Bucket) -> list[str]:
+        """List the addresses in the customer's bucket."""
+        naive = self._provider.moods.strikes("double_slash", purchase.occasion)
+        return [bucket.address(name, naive=naive) for name in self.names(purchase)]
+
+    def names(self, purchase: Purchase) -> list[str]:
+        """Name the outputs, in the order of their samples."""
+        return [self._name(purchase, sample) for sample in range(purchase.picture.samples)]
 
     def find(self, name: str) -> tuple[Purchase, int] | None:
         """Find the purchase and the sample that a name stands for, if it can be seen now."""

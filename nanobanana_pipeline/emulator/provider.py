@@ -4,6 +4,7 @@ import secrets
 import time
 import uuid
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from nanobanana_pipeline.emulator.clock import Clock
 from nanobanana_pipeline.emulator.config import EmulatorConfig
@@ -11,6 +12,9 @@ from nanobanana_pipeline.emulator.fields import Order
 from nanobanana_pipeline.emulator.moods import Moods
 from nanobanana_pipeline.emulator.occupancy import Occupancy
 from nanobanana_pipeline.emulator.purchases import NewPurchase, Purchase, PurchaseBook
+
+if TYPE_CHECKING:
+    from nanobanana_pipeline.emulator.bucket import Bucket
 
 _LARGEST_RANDOM_SEED = 2**32 - 1
 _TEMP_SECONDS = 24 * 3600
@@ -29,6 +33,7 @@ class Provider:
         # clients would take another purchase's pictures for theirs: ids begin at the time, in µs,
         # which no server sells fast enough to overtake.
         self.book = PurchaseBook(config.data_dir, first_id=time.time_ns() // 1000)
+        self.bucket: Bucket | None = None  # the customer's own, once it is registered
         self.clock = Clock(self.book.clock_offset())
         self._begin()
 
@@ -99,11 +104,12 @@ class Provider:
         self.book.keep_clock_offset(self.clock.offset_seconds)
 
     def reset(self) -> None:
-        """Forget all purchases and figures, and go back to the moods of the start.
+        """Forget all purchases, figures and S3 details, and go back to the moods of the start.
 
         The clock keeps its time and ids go on counting.
         """
         self.book.clear()
+        self.bucket = None
         self._begin()
 
     def close(self) -> None:

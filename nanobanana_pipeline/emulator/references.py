@@ -4,19 +4,18 @@ A reference counts by its bytes wherever they can be had: given as base64, or ly
 Other addresses are never called; such a reference counts by its address, and its size is unknown.
 """
 
-import asyncio
 import base64
+import functools
 import hashlib
 import io
-import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import requests
 from PIL import Image
 
+from nanobanana_pipeline.emulator.errands import is_loopback, run_errand
 from nanobanana_pipeline.emulator.validation import InvalidOrderError
 
 _FIELD = "ref_image"
@@ -49,14 +48,14 @@ async def read_references(body: Mapping[str, object], endpoint: str) -> list[Ref
         raise _wrong("must be an array of URLs or base64")
     if len(raw) > _MOST:
         raise _wrong(f"must not name more than {_MOST} images")
-    return [await asyncio.to_thread(_read, each) for each in raw]
+    return [await run_errand(functools.partial(_read, each)) for each in raw]
 
 
 def _read(raw: str) -> Reference:
     try:
         if not raw.startswith(("http://", "https://")):
             return _of_bytes(base64.b64decode(_DATA_URI.sub("", raw, count=1), validate=True))
-        if _is_loopback(raw):
+        if is_loopback(raw):
             return _of_bytes(_download(raw))
         return Reference(hashlib.sha256(raw.encode()).hexdigest(), None)
     except ValueError as error:
@@ -68,14 +67,6 @@ def _read(raw: str) -> Reference:
 def _of_bytes(image: bytes) -> Reference:
     with Image.open(io.BytesIO(image)) as picture:
         return Reference(hashlib.sha256(image).hexdigest(), picture.size)
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _download(url: str) -> bytes:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from nanobanana_pipeline.emulator import EmulatorConfig, running
 from nanobanana_pipeline.emulator.moods import MOODS, Moods
-from tests.emulator import delivery_proofs, image_proofs, shape_proofs
+from tests.emulator import delivery_proofs, image_proofs, shape_proofs, webhook_proofs
 from tests.emulator.account import Account
 from tests.emulator.conftest import LATENCY
 
@@ -132,6 +132,7 @@ _PROOFS: dict[str, Callable[[Account], None]] = {
     **shape_proofs.PROOFS,
     **image_proofs.PROOFS,
     **delivery_proofs.PROOFS,
+    **webhook_proofs.PROOFS,
 }
 
 
