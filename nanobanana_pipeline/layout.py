@@ -8,6 +8,7 @@ from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = [
     "LAYOUT_VERSION",
+    "check_bucket",
     "claim_bucket",
     "image_key",
     "image_owner_key",
@@ -76,15 +77,25 @@ def claim_bucket(store: ObjectStore, realm: str) -> None:
         SettingsError: the prefix holds another realm's pictures, or a newer layout.
         StorageError: the bucket is unusable.
     """
+    if check_bucket(store, realm):
+        return
+    store.probe()
+    body = json.dumps({"layout": LAYOUT_VERSION, "realm": realm}).encode()
+    if store.create(MARKER, body, content_type="application/json") is None:
+        check_bucket(store, realm)
+
+
+def check_bucket(store: ObjectStore, realm: str) -> bool:
+    """Whether the prefix belongs to `realm` already; False if to nobody. Writes nothing.
+
+    Raises:
+        SettingsError: the prefix holds another realm's pictures, or a newer layout.
+        StorageError: the bucket is unusable.
+    """
     found = store.get(MARKER)
     if found is None:
-        store.probe()
-        marker = {"layout": LAYOUT_VERSION, "realm": realm}
-        body = json.dumps(marker).encode()
-        if store.create(MARKER, body, content_type="application/json") is not None:
-            return
-        found = store.get(MARKER)
-    marker = _marker(store, found.body if found else b"")
+        return False
+    marker = _marker(store, found.body)
     if marker.get("realm") != realm:
         raise SettingsError(
             f"{store.uri('')} holds pictures of realm {marker.get('realm')!r}, and these settings "
@@ -96,6 +107,7 @@ def claim_bucket(store: ObjectStore, realm: str) -> None:
             f"{store.uri(MARKER)} has layout {marker.get('layout')!r}; this version writes layout "
             f"{LAYOUT_VERSION}: upgrade nanobanana-pipeline"
         )
+    return True
 
 
 def _marker(store: ObjectStore, body: bytes) -> dict[str, Any]:

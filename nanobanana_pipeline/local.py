@@ -6,6 +6,7 @@ kernel also ends them when this process dies without a word.
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import shutil
@@ -32,6 +33,7 @@ __all__ = [
     "BUCKET",
     "SECRET_KEY",
     "LocalProfile",
+    "check_port",
     "child",
     "free_port",
     "local_profile",
@@ -74,8 +76,14 @@ def local_profile(data: Path, *, emulator: Sequence[str] = ()) -> Iterator[Local
         emulator: further command-line options of the emulator.
 
     Raises:
-        LocalServerError: a server did not come up; the text names its log.
+        LocalServerError: a server did not come up (the text names its log), or the folder is in
+            use.
     """
+    with _sole_user(data):
+        yield from _both_servers(data, emulator)
+
+
+def _both_servers(data: Path, emulator: Sequence[str]) -> Iterator[LocalProfile]:
     ports = _ports(data / "ports.json", ["emulator", *S3_PORTS])
     base_url = f"http://127.0.0.1:{ports['emulator']}"
     with (
@@ -105,6 +113,21 @@ def local_profile(data: Path, *, emulator: Sequence[str] = ()) -> Iterator[Local
                 **s3_environment(s3_url),
             },
         )
+
+
+@contextlib.contextmanager
+def _sole_user(data: Path) -> Iterator[None]:
+    """Two sets of servers on one folder would damage it."""
+    data.mkdir(parents=True, exist_ok=True)
+    with (data / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LocalServerError(
+                f"{data} is in use by another nanobanana: end that one, or choose another folder "
+                "with --data"
+            ) from None
+        yield
 
 
 S3_PORTS = ("s3", "master", "volume", "filer", "admin")
@@ -206,6 +229,16 @@ def s3_environment(url: str) -> dict[str, str]:
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
         "AWS_DEFAULT_REGION": "us-east-1",
     }
+
+
+def check_port(port: int) -> None:
+    """Make sure that a port can be listened on.
+
+    Raises:
+        LocalServerError: somebody else does.
+    """
+    if not _is_free(port):
+        raise LocalServerError(f"port {port} is in use: choose another with --port")
 
 
 def free_port() -> int:

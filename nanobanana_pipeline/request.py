@@ -10,7 +10,14 @@ import re
 from typing import Annotated, Any, Final, Literal
 
 import rfc8785
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 __all__ = [
     "KEY_VERSION",
@@ -23,6 +30,7 @@ __all__ = [
     "ImageRequest",
     "PictureParameters",
     "canonical_json",
+    "parameter_faults",
     "request_key",
 ]
 
@@ -151,6 +159,17 @@ class PictureParameters(BaseModel):
     def defaults(cls) -> dict[str, Any]:
         """The provider's own values, all of them."""
         return {name: ImageRequest.model_fields[name].default for name in cls.model_fields}
+
+
+def parameter_faults(error: ValidationError) -> str:
+    """What is wrong with picture parameters, in a sentence a fault."""
+    return "; ".join(
+        f"{fault['loc'][0]} {fault['input']!r}: " + fault["msg"].removeprefix("Value error, ")
+        if fault["type"] != "extra_forbidden"
+        else f"{fault['loc'][0]!r} is no picture parameter; there are "
+        + ", ".join(PictureParameters.model_fields)
+        for fault in error.errors(include_url=False)
+    )
 
 
 def canonical_json(

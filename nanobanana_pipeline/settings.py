@@ -94,6 +94,14 @@ class Settings(BaseSettings):
         return found
 
     def _contradictions(self) -> list[str]:
+        found = self._contradictions_of_the_base_url()
+        if "//" in self.prefix or self.prefix.startswith("/"):
+            found.append(
+                f"NANOBANANA_PREFIX={self.prefix!r} starts with a slash or has an empty part"
+            )
+        return found
+
+    def _contradictions_of_the_base_url(self) -> list[str]:
         found = []
         scheme, wrong = _read_base_url(self.base_url)
         if wrong:
@@ -118,10 +126,6 @@ class Settings(BaseSettings):
             found.append(
                 f"NANOBANANA_REALM={self.realm} contradicts NANOBANANA_BASE_URL={self.base_url!r}: "
                 f"leave it unset or set it to {VENDOR_REALM}"
-            )
-        if "//" in self.prefix or self.prefix.startswith("/"):
-            found.append(
-                f"NANOBANANA_PREFIX={self.prefix!r} starts with a slash or has an empty part"
             )
         return found
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import dagster as dg
 import pandas as pd
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 
+from dagster_project.failures import plain_failures
 from dagster_project.metadata import column_schema, sample_table
 from dagster_project.partitions import grid, read_cell_key
 from dagster_project.resources import NanobananaResource
-from nanobanana_pipeline.errors import NanobananaError
+from nanobanana_pipeline.errors import NanobananaError, PlanError
 from nanobanana_pipeline.generation import launch
 from nanobanana_pipeline.generation.engine import Progress, Report
 from nanobanana_pipeline.generation.launch import Launch, Plan
@@ -24,9 +25,10 @@ from nanobanana_pipeline.generation.manifest import (
     COLUMNS,
     CellState,
     CurrentManifest,
+    advice,
     read_manifest,
 )
-from nanobanana_pipeline.request import PictureParameters
+from nanobanana_pipeline.request import PictureParameters, parameter_faults
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["GenerationConfig", "generated_images"]
@@ -73,7 +75,6 @@ class GenerationConfig(dg.Config):
     )
     limit: int | None = Field(
         None,
-        ge=1,
         description=(
             "A pilot: buy so many rows of the prompt set only, always the same ones; a larger "
             "limit adds to a smaller one. The rest is not_requested."
@@ -81,13 +82,10 @@ class GenerationConfig(dg.Config):
     )
     slots: int | None = Field(
         None,
-        ge=1,
-        le=1000,
         description="Most requests at the provider at once. Default: NANOBANANA_SLOTS.",
     )
     shard_size: int | None = Field(
         None,
-        ge=1,
         description=(
             "Most requests a step. Left out, all go through one step: best on one machine, where "
             "steps cost more than they bring. Several machines share a partition by its shards."
@@ -104,22 +102,21 @@ def plan(
     context: dg.OpExecutionContext, config: GenerationConfig, nanobanana: NanobananaResource
 ) -> Iterator[Any]:
     """Write run files for what is missing."""
-    name, seed = read_cell_key(context.partition_key)
-    made = launch.plan(
-        nanobanana.store(),
-        nanobanana.account().realm,
-        Launch(
-            prompt_set=name,
-            seed=seed,
-            run_id=context.run_id,
-            parameters=PictureParameters(
-                **config.model_dump(include=set(PictureParameters.model_fields))
+    with plain_failures():
+        name, seed = read_cell_key(context.partition_key)
+        made = launch.plan(
+            nanobanana.store(),
+            nanobanana.account().realm,
+            Launch(
+                prompt_set=name,
+                seed=seed,
+                run_id=context.run_id,
+                parameters=_parameters(config),
+                change_parameters=config.change_parameters,
+                limit=config.limit,
+                shard_size=config.shard_size,
             ),
-            change_parameters=config.change_parameters,
-            limit=config.limit,
-            shard_size=config.shard_size,
-        ),
-    )
+        )
     if made.buy or made.resume:
         context.log.info(
             f"{made.buy:,} requests to buy for {made.buy_images:,} images at an unknown price, "
@@ -189,10 +186,11 @@ def collect(
     report = Report()
     for summary in summaries:
         report += _REPORT.validate_python(summary)
-    store = nanobanana.store()
-    plan_made = _PLAN.validate_python(made)
-    current = launch.collect(store, nanobanana.account().realm, plan_made, report)
-    metadata = _metadata(store, current, report)
+    with plain_failures():
+        store = nanobanana.store()
+        plan_made = _PLAN.validate_python(made)
+        current = launch.collect(store, nanobanana.account().realm, plan_made, report)
+        metadata = _metadata(store, current, report)
     refused = current.cells.get(CellState.REFUSED, 0)
     check = dg.AssetCheckResult(
         asset_key=dg.AssetKey("generated_images"),
@@ -218,8 +216,6 @@ def collect(
 @dg.config_mapping
 def generation_config(config: GenerationConfig) -> dict[str, Any]:
     """One block in the launchpad for both ops that read it."""
-    # Through the model, so that a bad value is refused where it is typed.
-    PictureParameters(**config.model_dump(include=set(PictureParameters.model_fields)))
     blocks = dg.RunConfig(ops={"plan": config, "generate": config}).to_config_dict()  # type: ignore[no-untyped-call]
     ops: dict[str, Any] = blocks["ops"]
     return ops
@@ -253,6 +249,19 @@ def generated_images(prompts: Any) -> dict[str, Any]:  # noqa: ANN401 - a graph 
     shards, made = plan(prompts)
     finished = collect(made, shards.map(generate).collect())
     return {"result": finished.result, "generated_images_cells": finished.cells}
+
+
+def _parameters(config: GenerationConfig) -> PictureParameters:
+    """The picture parameters that a launch names.
+
+    Raises:
+        PlanError: one breaks the provider's rules. Dagster's config types know no such rules, and
+            a config mapping that raises shows the launchpad an internal error instead.
+    """
+    try:
+        return PictureParameters(**config.model_dump(include=set(PictureParameters.model_fields)))
+    except ValidationError as error:
+        raise PlanError(parameter_faults(error)) from None
 
 
 def _progress_log(context: dg.OpExecutionContext, shard: str) -> Callable[[Progress], None]:
@@ -296,14 +305,5 @@ def _metadata(store: ObjectStore, current: CurrentManifest, report: Report) -> d
 
 def _what_now(current: CurrentManifest, report: Report) -> str:
     states = ", ".join(f"{n:,} {state}" for state, n in current.cells.items())
-    advice = {
-        CellState.PENDING: "launch the partition again to buy or resume the pending ones",
-        CellState.FAILED: "the provider failed the failed ones three times",
-        CellState.IN_DOUBT: (
-            "nobody knows whether those in doubt were bought: they are held, and not bought again"
-        ),
-        CellState.LOST: "the lost ones were paid for and could not be had: they are held",
-    }
-    said = [text for state, text in advice.items() if current.cells.get(state)]
-    halted = f" Stopped early: {report.halted}." if report.halted else ""
-    return f"cells: {states}.{halted} {'; '.join(said).capitalize()}."
+    halted = [f"Stopped early: {report.halted}"] if report.halted else []
+    return "\n".join([f"Cells: {states}", *halted, *advice(current)])

@@ -5,6 +5,7 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
+from dagster_project.failures import plain_failures
 from dagster_project.metadata import sample_table
 from dagster_project.partitions import prompt_sets
 from dagster_project.resources import NanobananaResource
@@ -12,7 +13,7 @@ from nanobanana_pipeline.errors import PromptTableError
 from nanobanana_pipeline.layout import prompt_set_key
 from nanobanana_pipeline.prompts.prompt_set import snapshot, valid_name
 from nanobanana_pipeline.prompts.table import read_table
-from nanobanana_pipeline.prompts.validation import check_prompts
+from nanobanana_pipeline.prompts.validation import attributes_of, check_prompts
 
 __all__ = ["PromptTableConfig", "prompt_set"]
 
@@ -48,10 +49,14 @@ def prompt_set(
     context: dg.AssetExecutionContext, config: PromptTableConfig, nanobanana: NanobananaResource
 ) -> dg.MaterializeResult[None]:
     """Read, check and store one prompt table."""
-    name = valid_name(context.partition_key)
-    store = nanobanana.store()
-    checked = check_prompts(read_table(config.table or find_table(name), store))
-    made = snapshot(store, name, checked)
+    with plain_failures():
+        name = valid_name(context.partition_key)
+        store = nanobanana.store()
+        checked = check_prompts(read_table(config.table or find_table(name), store))
+        made = snapshot(store, name, checked)
+    carried = attributes_of(checked.prompts)
+    if carried:
+        context.log.info(f"carried along, not sent to the provider: {', '.join(carried)}")
     if made.quarantined:
         context.log.warning(
             f"{made.quarantined:,} rows are in quarantine, {made.rows:,} go on: see the metadata"
@@ -73,6 +78,7 @@ def prompt_set(
             "quarantine file": store.uri(
                 prompt_set_key(name, f"{made.fingerprint}.quarantine.parquet")
             ),
+            "carried along": ", ".join(carried) or "nothing",
             "fingerprint": made.fingerprint,
             "source": made.source,
         },

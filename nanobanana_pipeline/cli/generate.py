@@ -10,23 +10,24 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from nanobanana_pipeline.cli.show import partitions_table
+from nanobanana_pipeline.cli.show import make_console, partitions_table, print_carried
 from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled, open_bucket
 from nanobanana_pipeline.generation import engine
 from nanobanana_pipeline.generation.cells import check_seed
-from nanobanana_pipeline.generation.launch import Launch, collect, plan, settle_shard
-from nanobanana_pipeline.generation.manifest import CurrentManifest
+from nanobanana_pipeline.generation.launch import Launch, Plan, collect, plan, settle_shard
+from nanobanana_pipeline.generation.manifest import CurrentManifest, advice
 from nanobanana_pipeline.prompts.prompt_set import snapshot, valid_name
 from nanobanana_pipeline.prompts.table import read_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.account import Account
-from nanobanana_pipeline.request import PictureParameters
+from nanobanana_pipeline.request import PictureParameters, parameter_faults
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["generate", "parse_seeds"]
 
 MAX_SEEDS = 10_000
+PLAIN_PROGRESS_SECONDS = 10
 
 
 def generate(
@@ -52,12 +53,14 @@ def generate(
     parameters = _parameters(param or [])
     settings = Settings.load()
     account, store = Account.open(settings), open_bucket(settings)
-    console = Console()
+    console = make_console()
     set_name = valid_name(name or PurePosixPath(file).name.partition(".")[0])
-    prompts = snapshot(store, set_name, check_prompts(read_table(file, store)))
+    checked = check_prompts(read_table(file, store))
+    prompts = snapshot(store, set_name, checked)
     console.print(
         f"prompt set {prompts.name}: {prompts.rows:,} rows, {prompts.quarantined:,} in quarantine"
     )
+    print_carried(console, checked)
     manifests = []
     for seed in chosen:
         launch = Launch(
@@ -96,33 +99,60 @@ def _parameters(given: list[str]) -> PictureParameters:
     try:
         return PictureParameters.model_validate(pairs)
     except ValidationError as error:
-        said = "; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())
-        raise typer.BadParameter(f"--param {said}") from None
+        raise typer.BadParameter(f"--param {parameter_faults(error)}") from None
 
 
 def _launch(
     console: Console, store: ObjectStore, account: Account, launch: Launch
 ) -> CurrentManifest:
     made = plan(store, account.realm, launch)
-    console.print(
-        f"{launch.prompt_set}, seed {launch.seed}: {made.buy:,} requests to buy for "
-        f"{made.buy_images:,} images at an unknown price, {made.resume:,} to resume"
-    )
+    partition = f"{launch.prompt_set}, seed {launch.seed}"
+    if made.shards:
+        console.print(
+            f"{partition}: {made.buy:,} requests to buy for {made.buy_images:,} images at an "
+            f"unknown price, {made.resume:,} to resume"
+        )
+    else:
+        console.print(f"{partition}: nothing to buy")
+    report = engine.Report()
+    try:
+        report = _settle(console, store, account, made)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from here", style="yellow")
+        _summary(console, collect(store, account.realm, made, report), report)
+        raise
+    current = collect(store, account.realm, made, report)
+    _summary(console, current, report)
+    return current
+
+
+def _settle(console: Console, store: ObjectStore, account: Account, made: Plan) -> engine.Report:
     report = engine.Report()
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task("", total=made.buy + made.resume)
         for shard in made.shards:
             report += settle_shard(
                 store,
                 account,
-                launch.run_id,
+                made.run_id,
                 shard,
-                on_progress=lambda p: bar.update(task, completed=p.finished, description=str(p)),
-                progress_seconds=1,
+                on_progress=lambda p: (
+                    bar.update(task, completed=p.finished, description=str(p))
+                    if console.is_terminal
+                    else console.print(str(p), highlight=False)
+                ),
+                progress_seconds=1 if console.is_terminal else PLAIN_PROGRESS_SECONDS,
             )
+    return report
+
+
+def _summary(console: Console, current: CurrentManifest, report: engine.Report) -> None:
     for reason, count in report.reasons.items():
-        console.print(f"  {count:,} × {reason}", style="yellow", markup=False)
+        console.print(f"  {count:,} requests: {reason}", style="yellow", markup=False)
     if report.halted:
         console.print(f"stopped early: {report.halted}", style="bold red", markup=False)
-    return collect(store, account.realm, made, report)
+    for sentence in advice(current):
+        console.print(f"  {sentence}", markup=False, highlight=False)

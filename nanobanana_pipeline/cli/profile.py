@@ -16,11 +16,11 @@ import requests
 import typer
 from rich.console import Console
 
-from nanobanana_pipeline.cli.show import partitions_table
+from nanobanana_pipeline.cli.show import make_console, partitions_table
 from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled, open_bucket
 from nanobanana_pipeline.contact_sheet import contact_sheet
 from nanobanana_pipeline.generation.manifest import CurrentManifest, read_current, read_manifest
-from nanobanana_pipeline.local import LocalProfile, child, local_profile
+from nanobanana_pipeline.local import LocalProfile, check_port, child, local_profile
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 
@@ -39,7 +39,7 @@ Data = Annotated[
 
 def demo(*, data: Data = Path(".nanobanana")) -> None:
     """Make a small dataset on this machine: real S3 server, emulated provider, real Dagster."""
-    console = Console()
+    console = make_console()
     data = data.resolve()
     with console.status("starting the S3 server and the provider emulator"):
         stack = contextlib.ExitStack()
@@ -62,9 +62,7 @@ def demo(*, data: Data = Path(".nanobanana")) -> None:
             sheet.write_bytes(_sheet(store, manifests))
             console.print(f"contact sheet   {sheet}", highlight=False, soft_wrap=True)
         console.print(
-            f"images on disk  under {profile.s3_url} while it runs, kept in {data}\n"
-            "open the UI     "
-            f"nanobanana dev --data {data}",
+            f"kept in         {data}\nopen the UI     uv run nanobanana dev --data {data}",
             highlight=False,
             soft_wrap=True,
         )
@@ -82,7 +80,8 @@ def dev(
     ] = "1:3",
 ) -> None:
     """Keep the local servers and Dagster's UI up until Ctrl-C."""
-    console = Console()
+    console = make_console()
+    check_port(port)
     data = data.resolve()
     home = dagster_home(data)
     with local_profile(data, emulator=["--latency", latency]) as profile:
@@ -135,8 +134,10 @@ def _explain(console: Console, url: str, data: Path, profile: LocalProfile) -> N
     console.print(f"provider emulator  {profile.base_url}", highlight=False)
     console.print(f"data and logs      {data}", highlight=False, soft_wrap=True)
     console.print(
-        "Add a prompt set and a seed as partitions of generated_images, put the table into "
-        "prompts/<prompt set>.csv, press Materialize. Ctrl-C ends everything."
+        f"Put a table into {Path('prompts').resolve()}/<prompt set>.csv, materialize prompt_set "
+        "with that name as its partition, then generated_images with it and a seed. "
+        "Ctrl-C ends everything.",
+        soft_wrap=True,
     )
 
 

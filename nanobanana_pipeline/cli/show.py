@@ -1,15 +1,35 @@
 """Tables on the terminal."""
 
+import difflib
 from collections.abc import Iterable
 
 import pandas as pd
 from rich import box
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from nanobanana_pipeline.generation.manifest import CurrentManifest
+from nanobanana_pipeline.prompts.validation import CheckedPrompts, attributes_of
+from nanobanana_pipeline.request import REQUEST_FIELDS
 
-__all__ = ["partitions_table", "size_text", "table_of"]
+__all__ = ["make_console", "partitions_table", "print_carried", "size_text", "table_of"]
+
+WIDE = 160
+
+
+def make_console() -> Console:
+    """The terminal, or a page wide enough for tables where the output goes elsewhere."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(WIDE, console.width))
+
+
+def print_carried(console: Console, checked: CheckedPrompts) -> None:
+    """Name the columns that are not sent: a misspelt field costs money where nobody sees it."""
+    for name in attributes_of(checked.prompts):
+        near = difflib.get_close_matches(name, REQUEST_FIELDS, n=1, cutoff=0.8)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        console.print(f"column {name} is carried along, not sent{hint}", markup=False)
 
 
 def table_of(frame: pd.DataFrame, title: str) -> Table:
@@ -25,8 +45,9 @@ def table_of(frame: pd.DataFrame, title: str) -> Table:
 def partitions_table(manifests: Iterable[CurrentManifest], base_uri: str) -> Table:
     """What was made: a row a partition."""
     table = Table(title=f"in {base_uri}", box=box.SIMPLE_HEAD, title_justify="left")
-    for name in ("prompt set", "seed", "cells", "images", "size", "cost", "manifest"):
-        table.add_column(name, justify="right" if name in {"seed", "images", "size"} else "left")
+    for name in ("prompt set", "seed", "cells", "images", "size", "cost"):
+        figures = name in {"seed", "images", "size"}
+        table.add_column(name, justify="right" if figures else "left", overflow="fold")
     for current in manifests:
         table.add_row(
             current.prompt_set,
@@ -35,7 +56,6 @@ def partitions_table(manifests: Iterable[CurrentManifest], base_uri: str) -> Tab
             f"{current.images:,}",
             size_text(current.size),
             "unknown",
-            current.manifest,
         )
     return table
 

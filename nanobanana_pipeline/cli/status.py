@@ -5,11 +5,10 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from nanobanana_pipeline.cli.show import partitions_table
+from nanobanana_pipeline.cli.show import make_console, partitions_table
 from nanobanana_pipeline.generation.manifest import CellState, CurrentManifest, read_all_current
-from nanobanana_pipeline.layout import claim_bucket
+from nanobanana_pipeline.layout import check_bucket, claim_bucket
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 
@@ -23,14 +22,16 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
     """Show what is settled, and what is not, in every partition of the bucket."""
-    store = open_bucket(Settings.load())
+    settings = Settings.load()
+    store = ObjectStore(s3_client(), str(settings.bucket), settings.prefix)
+    check_bucket(store, str(settings.realm))
     manifests = list(read_all_current(store))
     if as_json:
         typer.echo(json.dumps([asdict(current) for current in manifests], indent=1))
     elif manifests:
-        Console().print(partitions_table(manifests, store.uri("")))
+        make_console().print(partitions_table(manifests, store.uri("")))
     else:
-        Console().print(f"no partition has a manifest yet in {store.uri('')}")
+        make_console().print(f"no partition has a manifest yet in {store.uri('')}")
     if not all_settled(manifests):
         raise typer.Exit(NOT_SETTLED)
 

@@ -110,6 +110,7 @@ class Buyer:
         self._lease_seconds = provider.submit_seconds + 2 * LEASE_MARGIN_SECONDS
         self._lock = threading.Lock()
         self._sending: dict[str, Held] = {}  # by nonce
+        self._waiting_told = False
         self.accepted = 0
         self.provider_seconds = 0.0
 
@@ -313,6 +314,15 @@ class Buyer:
             return Later(0)
         if self._stop.is_set():
             return Ended(State.SUBMITTING, "stopped while another run was sending it")
+        with self._lock:
+            if not self._waiting_told:
+                self._waiting_told = True
+                log.warning(
+                    "another run is sending, or died while it was sending, request %s: waiting for "
+                    "it, at most %.0f s; others may follow",
+                    held.entry.request_key,
+                    held.lease_left,
+                )
         return Later(min(OTHERS_CLAIM_POLL_SECONDS, max(0.2, held.lease_left + 0.2)))
 
     def _note_served(self, sent: float) -> None:

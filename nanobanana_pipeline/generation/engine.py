@@ -257,6 +257,9 @@ class Engine:
                     self._report.images += result.images
                     self._report.size += result.size
                 self._count(result.held.entry.state, result.reason)
+                if result.refused and not self._report.images:
+                    # The rules will not let the next picture through either: buy no more of them.
+                    self._halt(str(result.reason))
 
     def _next_bought(self) -> Bought | None:
         while not self._give_up.is_set():

@@ -190,9 +190,12 @@ def settle_shard(
         progress_seconds: how often.
 
     Raises:
+        PlanError: fewer than one slot.
         StorageError: S3 refuses, or the run file is missing.
         BaseException: what interrupted this thread, after what is under way has had its grace.
     """
+    if slots is not None and slots < 1:
+        raise PlanError(f"slots {slots} is out of range: use 1 or more, or leave it out")
     ledger = Ledger(store)
     engine = Engine(
         ledger,

@@ -28,6 +28,7 @@ __all__ = [
     "GAPS",
     "CellState",
     "CurrentManifest",
+    "advice",
     "manifest_table",
     "publish",
     "read_all_current",
@@ -59,6 +60,17 @@ GAPS: Final = frozenset(CellState) - {
     CellState.NOT_REQUESTED,
 }
 """States in which a cell that was asked for is missing and may still come."""
+
+ADVICE: Final = {
+    CellState.PENDING: "pending: launch again, to buy or resume them",
+    CellState.FAILED: "failed: the provider drew nothing, three times",
+    CellState.IN_DOUBT: (
+        "in doubt: nobody knows whether they were bought. They are held, and never bought again by "
+        "themselves"
+    ),
+    CellState.LOST: "lost: they were paid for, and their pictures cannot be had. They are held",
+    CellState.REFUSED: "refused: the provider will not draw them as they are; change the prompt",
+}
 
 CELL_OF: Final = {
     State.OPEN: CellState.PENDING,
@@ -142,6 +154,11 @@ class CurrentManifest:
     def gaps(self) -> int:
         """Cells that were asked for, are missing and may still come."""
         return sum(n for state, n in self.cells.items() if state in GAPS)
+
+
+def advice(current: CurrentManifest) -> list[str]:
+    """What the cells that are missing mean, and what can be done; a sentence a state."""
+    return [f"{n:,} {ADVICE[CellState(s)]}" for s, n in current.cells.items() if s in ADVICE]
 
 
 def read_current(

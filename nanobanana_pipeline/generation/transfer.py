@@ -34,12 +34,14 @@ class Transferred:
         images: pictures stored.
         size: their bytes.
         reason: why it is not settled.
+        refused: our own rules forbid to download from there.
     """
 
     held: Held
     images: int
     size: int
     reason: str | None = None
+    refused: bool = False
 
 
 class Transfer:
@@ -79,12 +81,13 @@ class Transfer:
         request = held.entry.request
         images: list[StoredImage] = []
         problems: list[str] = []
-        passing = False
+        passing = refused = False
         for sample, url in enumerate(done.output):
             try:
                 images.append(self._bring_or_ask_again(held, nonce, sample, url))
             except DownloadError as error:
                 passing = passing or not isinstance(error, ImageGone | ImageBroken)
+                refused = refused or isinstance(error, DownloadRefused)
                 problems.append(f"sample {sample}: {error}")
         missing = request.samples - len(done.output)
         if missing > 0:
@@ -95,7 +98,7 @@ class Transfer:
             held = self._ledger.record(held, lambda entry: entry.settle(nonce, images, done.seed))
         elif not passing:
             held = self._ledger.record(held, lambda entry: entry.lose(nonce, reason, images))
-        return Transferred(held, len(images), size, reason)
+        return Transferred(held, len(images), size, reason, refused)
 
     def _bring_or_ask_again(self, held: Held, nonce: str, sample: int, url: str) -> StoredImage:
         """`_bring`; where the bytes are gone or broken, once more from a URL asked for anew."""

@@ -24,7 +24,7 @@ from nanobanana_pipeline.prompts.intake import CHUNK_ROWS, TEXT, Fault, shortene
 from nanobanana_pipeline.prompts.table import PromptTable
 from nanobanana_pipeline.request import REQUEST_FIELDS, ImageRequest
 
-__all__ = ["CheckedPrompts", "as_frame", "check_prompts", "fingerprint"]
+__all__ = ["CheckedPrompts", "as_frame", "attributes_of", "check_prompts", "fingerprint"]
 
 FINGERPRINT_SCHEMA: Final = 1
 FINGERPRINT_ROWS: Final = 65_536
@@ -97,6 +97,12 @@ def check_prompts(table: PromptTable) -> CheckedPrompts:
         name: rows[name] for name in sorted(set(rows.column_names) - {id_column, *fields})
     }
     return CheckedPrompts(table.source, _taken(columns, attributes, ordered), faults.frame())
+
+
+def attributes_of(prompts: pd.DataFrame) -> list[str]:
+    """The columns that are carried along and not sent: a misspelt field is among them."""
+    known = {"prompt_id", *REQUEST_FIELDS}
+    return [str(name) for name in prompts.columns if name not in known]
 
 
 def fingerprint(prompts: pd.DataFrame) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import dagster as dg
+import pytest
 import requests
 
 from dagster_project.resources import S3, NanobananaResource
@@ -84,7 +85,7 @@ def test_cells_that_may_still_come_fail_the_partition_after_its_manifest(
     observations = [e for e in result.all_events if e.is_asset_observation]
     assert observations
     failure = next(e for e in result.all_events if e.is_step_failure)
-    assert "held, and not bought again" in str(failure.event_specific_data)
+    assert "held, and never bought again" in str(failure.event_specific_data)
     requests.post(
         f"{here.emulator.root_url}/admin/moods", json={"lost_answer_after": 0}, timeout=10
     )
@@ -157,6 +158,25 @@ def test_seed_0_is_refused_with_the_reason(project: Projects) -> None:
     assert not result.success
     failure = next(e for e in result.all_events if e.is_step_failure)
     assert "random seed" in str(failure.event_specific_data)
+    assert bought(here)["total"] == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"width": 1000}, "divisible by 32"),
+        ({"samples": 9}, "samples 9"),
+        ({"limit": 0}, "limit 0"),
+    ],
+)
+def test_a_parameter_out_of_range_is_refused_in_a_sentence(
+    project: Projects, config: dict[str, int], said: str
+) -> None:
+    here = project()
+    here.make_prompt_set()
+    result = here.generate(config=config)
+    failure = next(e for e in result.all_events if e.is_step_failure)
+    assert said in str(failure.event_specific_data)
     assert bought(here)["total"] == 0
 
 
