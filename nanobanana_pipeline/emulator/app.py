@@ -98,7 +98,8 @@ class EmulatorApp:
         for mood in provider.moods.striking(Stage.REFUSAL, occasion):
             return self._shaped(REFUSALS[mood](self._config), occasion)
         if not provider.queue.has_room(provider.clock.now()):
-            return answers.rate_limited(self._config.cap, self._config.retry_after_seconds)
+            refusal = answers.rate_limited(self._config.cap, self._config.retry_after_seconds)
+            return self._shaped(refusal, occasion)
         return await self._sell(order, occasion, _root(request))
 
     async def _sell(self, order: Order, occasion: str, root: str) -> Response:

@@ -86,7 +86,7 @@ def read_bucket(body: Mapping[str, object]) -> Bucket:
     values: dict[str, str] = {}
     for name in _REQUIRED:
         value = body.get(name)
-        if isinstance(value, str) and value.strip():
+        if isinstance(value, str) and value.strip() and value.isprintable():
             values[name] = value.strip()
         else:
             errors[name] = [f"{name} is required"]

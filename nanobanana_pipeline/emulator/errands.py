@@ -22,7 +22,13 @@ def is_loopback(url: str) -> bool:
 
 def may_be_called(url: str) -> bool:
     """Tell whether the emulator calls an address that a client gave it: HTTPS, or loopback."""
-    return url.startswith("https://") or (url.startswith("http://") and is_loopback(url))
+    try:
+        url.encode()
+        parts = urlsplit(url)
+        named = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return named and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(url)))
 
 
 async def run_errand(errand: Callable[[], _T]) -> _T:

@@ -66,6 +66,8 @@ def _read(raw: str) -> Reference:
 
 def _of_bytes(image: bytes) -> Reference:
     with Image.open(io.BytesIO(image)) as picture:
+        if not all(picture.size):
+            raise OSError("an image without pixels")
         return Reference(hashlib.sha256(image).hexdigest(), picture.size)
 
 
@@ -75,9 +77,11 @@ def _download(url: str) -> bytes:
         with session.get(url, timeout=_SECONDS, stream=True, allow_redirects=False) as answer:
             if answer.status_code != requests.codes.ok:
                 raise OSError(f"{answer.status_code} instead of an image")
-            content = answer.raw.read(_MOST_BYTES + 1, decode_content=True)
-    if len(content) > _MOST_BYTES:
-        raise OSError("larger than a reference may be")
+            content = bytearray()
+            for piece in answer.iter_content(2**16):
+                content += piece
+                if len(content) > _MOST_BYTES:
+                    raise OSError("larger than a reference may be")
     return bytes(content)
 
 

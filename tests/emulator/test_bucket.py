@@ -113,6 +113,8 @@ def test_details_are_checked_and_those_of_other_deployments_change_nothing(
     assert missing["errors"] == {"image_directory": ["image_directory is required"]}
     plain = told(account, "update_s3", **own | {"endpoint_url": "http://s3.test"})
     assert plain["errors"] == {"endpoint_url": ["endpoint_url must be an HTTPS URL"]}
+    for unreadable in ("https://[", "https://\ud800.test/", "https://x.test:port/"):
+        assert told(account, "update_s3", **own | {"public_url": unreadable})["status"] == "error"
     other = told(account, "update_s3", **own, deploy_type="text_to_image")
     assert other["status"] == "success"
     assert finished(account)[0].startswith(account.root_url)

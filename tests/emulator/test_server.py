@@ -61,6 +61,22 @@ def test_a_signal_stops_it_promptly_whatever_is_under_way(
         assert complaints == ""
 
 
+def test_a_webhook_that_hangs_does_not_hold_up_the_end() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as hanging,
+        emulator("--latency=0") as (process, account),
+    ):
+        hanging.settimeout(5)
+        account.buy(webhook=f"http://127.0.0.1:{hanging.getsockname()[1]}/")
+        connection, _ = hanging.accept()
+        with connection:
+            begun = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            _, complaints = process.communicate(timeout=10)
+            assert time.monotonic() - begun < 3
+            assert complaints == ""
+
+
 def test_kill_9_loses_no_purchase(tmp_path: Path) -> None:
     options = ("--data", str(tmp_path), "--latency", "60")
     with emulator(*options) as (process, account):

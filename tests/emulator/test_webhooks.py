@@ -48,6 +48,6 @@ def test_what_is_cleared_tells_nobody_and_a_dead_receiver_harms_nobody(account: 
 
 def test_only_https_and_loopback_are_called() -> None:
     called = ("https://x.test/", "http://127.0.0.1:8/x", "http://localhost/", "http://[::1]:9/")
-    left_alone = ("http://x.test/", "http://169.254.169.254/", "file:///etc/passwd", "http://[")
+    left_alone = ("http://x.test/", "http://169.254.169.254/", "file:///etc/passwd", "https://[")
     assert [may_be_called(url) for url in called] == [True] * 4
     assert [may_be_called(url) for url in left_alone] == [False] * 4
