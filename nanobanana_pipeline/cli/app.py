@@ -33,7 +33,9 @@ class _Commands(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except NanobananaError as error:
-            Console(stderr=True).print(f"[bold red]error[/] {_plain(error)}", highlight=False)
+            Console(stderr=True).print(
+                f"[bold red]error[/] {_plain(error)}", highlight=False, soft_wrap=True
+            )
             raise typer.Exit(WRONG_USE) from None
         except KeyboardInterrupt:
             Console(stderr=True).print("stopped")

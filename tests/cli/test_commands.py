@@ -1,6 +1,8 @@
 """The commands in this process, against a real bucket and an emulator."""
 
+import fcntl
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,3 +165,61 @@ def test_seeds_are_ranges_and_lists() -> None:
     assert parse_seeds("7, 1,7,9-10") == [7, 1, 9, 10]
     with pytest.raises(PlanError):
         parse_seeds("0-2")
+
+
+def test_a_column_that_is_not_sent_is_named_with_what_was_meant(
+    nanobanana: Command, tmp_path: Path
+) -> None:
+    table = tmp_path / "typo.csv"
+    table.write_text("prompt,heigth,mood\na fox,1024,calm\n")
+    result = nanobanana("prompts", "check", table)
+    assert "column heigth is carried along, not sent; did you mean height?" in result.output
+    assert "column mood is carried along, not sent\n" in result.output
+
+
+def test_status_claims_no_bucket(nanobanana: Command, store: ObjectStore) -> None:
+    assert nanobanana("status").exit_code == 0
+    assert list(store.keys("")) == []
+
+
+def test_buying_stops_where_no_picture_may_be_downloaded(
+    nanobanana: Command,
+    tmp_path: Path,
+    emulator: EmulatorThread,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = tmp_path / "many.csv"
+    table.write_text(
+        "prompt,width,height\n" + "".join(f"number {n},1024,1024\n" for n in range(80))
+    )
+    monkeypatch.setenv("NANOBANANA_ALLOWED_HOSTS", "")
+    result = nanobanana("generate", table, "--seeds", "1")
+    assert result.exit_code == 1
+    assert "stopped early" in result.output
+    assert "NANOBANANA_ALLOWED_HOSTS=127.0.0.1" in result.output
+    bought = requests.get(f"{emulator.root_url}/admin/purchases", timeout=10).json()["total"]
+    assert 0 < bought < 80
+    monkeypatch.setenv("NANOBANANA_ALLOWED_HOSTS", "127.0.0.1")
+    assert nanobanana("generate", table, "--seeds", "1").exit_code == 0
+    bought = requests.get(f"{emulator.root_url}/admin/purchases", timeout=10).json()
+    assert (bought["total"], bought["bought_twice"]) == (80, 0)
+
+
+def test_dev_does_not_take_another_ones_port_for_its_own(
+    nanobanana: Command, tmp_path: Path
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = nanobanana("dev", "--data", tmp_path, "--port", port)
+    assert result.exit_code == 2
+    assert f"port {port} is in use" in result.output
+
+
+def test_two_sets_of_servers_never_share_a_folder(nanobanana: Command, tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = nanobanana("demo", "--data", tmp_path)
+    assert result.exit_code == 2
+    assert "in use by another nanobanana" in result.output

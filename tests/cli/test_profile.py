@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,19 @@ import requests
 from PIL import Image
 
 from nanobanana_pipeline import local
+from nanobanana_pipeline.emulator import EmulatorThread
+from nanobanana_pipeline.generation.manifest import read_current
 from nanobanana_pipeline.local import free_port
+from nanobanana_pipeline.storage import ObjectStore
+from tests.conftest import API_KEY, Emulators
 
 START_SECONDS = 120
 STOP_SECONDS = 60
 
 
-def nanobanana(*args: object, log: Path, **more: Any) -> subprocess.Popen[bytes]:
+def nanobanana(
+    *args: object, log: Path, more_env: Mapping[str, str] | None = None, **more: Any
+) -> subprocess.Popen[bytes]:
     """Start the command with its output in a file."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "NANOBANANA"))}
     with log.open("wb") as output:
@@ -30,7 +36,7 @@ def nanobanana(*args: object, log: Path, **more: Any) -> subprocess.Popen[bytes]
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env={**environment, "COLUMNS": "200"},
+            env={**environment, "COLUMNS": "200", **(more_env or {})},
             **more,
         )
 
@@ -122,3 +128,43 @@ def test_children_follow_a_parent_that_was_killed(data: Path, tmp_path: Path) ->
     process.kill()
     process.wait()
     assert not wait_until_gone(data)
+
+
+def test_an_interrupted_generate_accounts_for_what_it_did_and_goes_on(
+    tmp_path: Path, store: ObjectStore, emulators: Emulators
+) -> None:
+    emulator = emulators(latency_seconds=(0.5, 1.0))
+    table = tmp_path / "many.csv"
+    rows = "".join(f"number {n},1024,1024\n" for n in range(60))
+    table.write_text(f"prompt,width,height\n{rows}")
+    environment = {
+        "NANOBANANA_API_KEY": API_KEY,
+        "NANOBANANA_BASE_URL": emulator.base_url,
+        "NANOBANANA_BUCKET": store.bucket,
+        "NANOBANANA_PREFIX": store.prefix.rstrip("/"),
+        "NANOBANANA_ALLOWED_HOSTS": "127.0.0.1",
+    } | {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    log = tmp_path / "generate.log"
+    for how, code in ((signal.SIGINT, 130), (signal.SIGTERM, 130), (None, 0)):
+        process = nanobanana("generate", table, "--seeds", "1", log=log, more_env=environment)
+        if how is not None:
+            wait_for_purchases(emulator, 10 if how is signal.SIGINT else 25)
+            process.send_signal(how)
+        assert process.wait(START_SECONDS) == code, log.read_text()
+        if how is not None:
+            assert "the same command goes on from here" in log.read_text()
+            current, _ = read_current(store, "many", 1)
+            assert current is not None
+            assert current.cells["settled"] > 0
+    record = requests.get(f"{emulator.root_url}/admin/purchases", timeout=10).json()
+    assert (record["total"], record["bought_twice"]) == (60, 0)
+
+
+def wait_for_purchases(emulator: EmulatorThread, count: int) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        record = requests.get(f"{emulator.root_url}/admin/purchases", timeout=10).json()
+        if record["total"] >= count:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"{count} purchases never came")
