@@ -15,6 +15,7 @@ OVERSIZED_BYTES = 96 * 2**20
 _WRONG_SIZE = (512, 512)
 _BOMB_SIDE = 40_000
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_AFTER_HEADER = len(_SIGNATURE) + 25  # the chunk IHDR
 _PIECE = bytes(2**20)
 
 
@@ -56,11 +57,24 @@ def _bomb() -> bytes:
     return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
 
 
+def _marked(image: bytes) -> bytes:
+    """Put in a mark of provenance, where C2PA has its own; what it says is not C2PA's."""
+    mark = b"jumb-of-the-emulator"
+    if image.startswith(_SIGNATURE):
+        return image[:_AFTER_HEADER] + _chunk(b"caBX", mark) + image[_AFTER_HEADER:]
+    if image.startswith(b"\xff\xd8"):
+        segment = b"JP" + mark
+        length = struct.pack(">H", len(segment) + 2)
+        return image[:2] + b"\xff\xeb" + length + segment + image[2:]
+    return image
+
+
 # Each mood of Stage.BYTES: however the picture is delivered, its bytes are these.
 SPOILT: Mapping[str, Callable[[bytes], bytes]] = {
     "wrong_size": _wrong_size,
     "lying_extension": _lie,
     "corrupt_chunk": _corrupt,
+    "provenance": _marked,
     "image_bomb": lambda _: _bomb(),
 }
 

@@ -82,6 +82,7 @@ MOODS: Mapping[str, Stage] = {
     "lying_extension": Stage.BYTES,
     "corrupt_chunk": Stage.BYTES,
     "image_bomb": Stage.BYTES,
+    "provenance": Stage.BYTES,
     "image_404": Stage.IMAGE,
     "image_html": Stage.IMAGE,
     "image_empty": Stage.IMAGE,

@@ -7,6 +7,7 @@ import pytest
 import requests
 from PIL import Image
 
+from nanobanana_pipeline.emulator.darkroom import SPOILT
 from tests.emulator.account import Account
 from tests.emulator.conftest import LATENCY
 
@@ -69,6 +70,17 @@ def _image_bomb(account: Account) -> None:
         Image.open(io.BytesIO(image))
 
 
+def _provenance(account: Account) -> None:
+    image = account.get(_link(account)).content
+    assert image[37:41] == b"caBX"
+    Image.open(io.BytesIO(image)).verify()
+    out = io.BytesIO()
+    Image.open(io.BytesIO(image)).save(out, "JPEG")
+    marked = SPOILT["provenance"](out.getvalue())
+    assert marked[2:4] == b"\xff\xeb"
+    Image.open(io.BytesIO(marked)).load()
+
+
 def _image_html(account: Account) -> None:
     link = _link(account)
     first, second = account.get(link), account.get(link)
@@ -121,6 +133,7 @@ PROOFS: dict[str, Callable[[Account], None]] = {
         _lying_extension,
         _corrupt_chunk,
         _image_bomb,
+        _provenance,
         _image_html,
         _image_empty,
         _expired_link,
