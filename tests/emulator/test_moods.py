@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import requests
@@ -13,6 +14,8 @@ from nanobanana_pipeline.emulator.moods import MOODS, Moods
 from tests.emulator import delivery_proofs, image_proofs, shape_proofs, webhook_proofs
 from tests.emulator.account import Account
 from tests.emulator.conftest import LATENCY
+
+DOCS = Path(__file__).parents[2] / "docs" / "emulator.md"
 
 
 def _http_500_before(account: Account) -> None:
@@ -148,6 +151,12 @@ def test_a_mood_does_what_it_says(moody: Account, mood: str) -> None:
     moody.tell("reset")
     assert moody.tell("moods", **{mood: 1}).json()[mood] == 1
     _PROOFS[mood](moody)
+
+
+def test_every_mood_is_documented_with_its_standing() -> None:
+    rows = [line for line in DOCS.read_text().splitlines() if line.startswith("| `")]
+    with_standing = "\n".join(row for row in rows if row.endswith(("D |", "V |", "O |", "I |")))
+    assert [name for name in MOODS if f"`{name}`" not in with_standing] == []
 
 
 def test_moods_strike_at_their_rate_and_in_the_same_places_whatever_the_order() -> None:
