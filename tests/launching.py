@@ -117,7 +117,7 @@ def bought(emulator: EmulatorThread) -> int:
 
 
 def check_images(store: ObjectStore, rows: pd.DataFrame) -> None:
-    """Every picture of a manifest lies under its own hash and leads back to its request."""
+    """Every picture of a manifest, and of the ledger, lies under its own hash."""
     for row in rows[rows["image_sha256"].notna()].to_dict("records"):
         key = row["image_uri"].removeprefix(store.uri(""))
         assert key == f"images/{row['image_sha256'][:2]}/{row['image_sha256']}.{row['format']}"
@@ -131,3 +131,10 @@ def check_images(store: ObjectStore, rows: pd.DataFrame) -> None:
             or store.head(image_owner_key(row["image_sha256"], row["request_key"])) is not None
         )
         assert stored.metadata["run-id"]
+    for entry in entries(store):
+        assert (entry.state is State.SETTLED) == (len(entry.images) == entry.request.samples)
+        for image in entry.images:
+            stored = store.get(image.key)
+            assert stored is not None
+            assert hashlib.sha256(stored.body).hexdigest() == image.sha256
+            assert len(stored.body) == image.size
