@@ -36,8 +36,7 @@ from nanobanana_pipeline.generation.manifest import (
 from nanobanana_pipeline.generation.transfer import Transfer
 from nanobanana_pipeline.generation.work import PlannedRequest
 from nanobanana_pipeline.layout import run_done_key, run_plan_key, run_shard_key
-from nanobanana_pipeline.ledger import Entry, Held, Ledger, State
-from nanobanana_pipeline.ledger.entry import now_iso
+from nanobanana_pipeline.ledger import Entry, Held, Ledger, State, now_iso
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.slots import Slots

@@ -1,14 +1,7 @@
 """What happened to every request that was ever made, one small object each."""
 
-from nanobanana_pipeline.ledger.entry import (
-    MAX_FAILURES,
-    Attempt,
-    Entry,
-    Outcome,
-    State,
-    StoredImage,
-    new_nonce,
-)
+from nanobanana_pipeline.ledger.attempt import Attempt, Outcome, StoredImage, new_nonce, now_iso
+from nanobanana_pipeline.ledger.entry import MAX_FAILURES, Entry, State
 from nanobanana_pipeline.ledger.ledger import PAID_PATIENCE_SECONDS, Held, Ledger, boot_clock
 
 __all__ = [
@@ -23,4 +16,5 @@ __all__ = [
     "StoredImage",
     "boot_clock",
     "new_nonce",
+    "now_iso",
 ]

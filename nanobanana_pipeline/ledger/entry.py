@@ -12,26 +12,27 @@ entry's state. Invariant: while one attempt is submitting, accepted, in doubt, l
 is no new one, unless a re-buy was chosen.
 """
 
-import uuid
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from nanobanana_pipeline.errors import ForbiddenTransition, StorageError
+from nanobanana_pipeline.ledger.attempt import (
+    Attempt,
+    Outcome,
+    StoredImage,
+    new_nonce,
+    now_iso,
+)
 from nanobanana_pipeline.request import ImageRequest
 
 __all__ = [
     "MAX_FAILURES",
     "SCHEMA",
-    "Attempt",
     "Entry",
-    "Outcome",
     "State",
-    "StoredImage",
-    "new_nonce",
 ]
 
 SCHEMA: Final = 1
@@ -52,19 +53,6 @@ class State(StrEnum):
     LOST = "lost"
 
 
-class Outcome(StrEnum):
-    """What became of one attempt; all but `NOT_SENT` are states of the entry too."""
-
-    NOT_SENT = "not_sent"
-    SUBMITTING = "submitting"
-    ACCEPTED = "accepted"
-    SETTLED = "settled"
-    IN_DOUBT = "in_doubt"
-    FAILED = "failed"
-    REFUSED = "refused"
-    LOST = "lost"
-
-
 _WEIGHT: Final = {
     Outcome.SETTLED: 5,
     Outcome.SUBMITTING: 4,
@@ -75,61 +63,6 @@ _WEIGHT: Final = {
     Outcome.REFUSED: 1,
 }
 """Of several attempts the heaviest speaks for the request; of equals the last."""
-
-
-class StoredImage(BaseModel):
-    """One picture in the bucket.
-
-    Attributes:
-        sample: which of the request's samples, from 0.
-        sha256: of the bytes, 64 hexadecimal digits.
-        size: bytes.
-        format: ``png``, ``jpg`` or ``webp``, as the bytes themselves say.
-        width, height: pixels.
-        key: where it lies, below the prefix.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    sample: int
-    sha256: str
-    size: int
-    format: str
-    width: int
-    height: int
-    key: str
-
-
-class Attempt(BaseModel):
-    """One try at buying a request.
-
-    Attributes:
-        nonce: its own, also the end of the `track_id` that was sent.
-        run_id: which run made it.
-        started: when, by the worker's own clock (UTC, ISO 8601); for people, not for leases.
-        lease_seconds: a claim older than this by the S3 server's clock has lost its owner.
-        outcome: what became of it.
-        rebuy: it was made although an earlier attempt may have been paid for.
-        provider_id: the provider's own id, once it is known.
-        accepted: when the provider's id was learnt (UTC, ISO 8601): its 24 hours run from here.
-        output: the output URLs, if the provider's answer named them already.
-        seed_reported: the seed that the provider says it used; None if it said none.
-        reason: the provider's or our own words for an outcome that is no picture.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    nonce: str
-    run_id: str
-    started: str
-    lease_seconds: float
-    outcome: Outcome = Outcome.SUBMITTING
-    rebuy: bool = False
-    provider_id: str | None = None
-    accepted: str | None = None
-    output: tuple[str, ...] = ()
-    seed_reported: int | None = None
-    reason: str | None = None
 
 
 class Entry(BaseModel):
@@ -398,13 +331,3 @@ def _encodable(value: Any) -> Any:  # noqa: ANN401 - fields of an attempt
     if isinstance(value, tuple):
         return tuple(_encodable(item) for item in value)
     return value
-
-
-def new_nonce() -> str:
-    """16 hexadecimal digits that no other write will ever bear."""
-    return uuid.uuid4().hex[:16]
-
-
-def now_iso() -> str:
-    """The worker's clock: UTC, ISO 8601, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

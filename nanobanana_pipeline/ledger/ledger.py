@@ -15,7 +15,8 @@ import tenacity
 
 from nanobanana_pipeline.errors import ForbiddenTransition, StorageError, StorageUnavailable
 from nanobanana_pipeline.layout import ledger_key
-from nanobanana_pipeline.ledger.entry import Entry, Outcome
+from nanobanana_pipeline.ledger.attempt import Outcome
+from nanobanana_pipeline.ledger.entry import Entry
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["PAID_PATIENCE_SECONDS", "Held", "Ledger", "boot_clock"]
