@@ -34,6 +34,7 @@ HAND_OVER_POLL_SECONDS: Final = 0.2
 GRACE_SECONDS: Final = 20.0
 DOUBT_SECONDS: Final = 10.0
 MAX_REASONS: Final = 20
+HOPELESS_REFUSALS: Final = 8
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ class Engine:
         self._handed_over: queue.Queue[Bought] = queue.Queue(HAND_OVER)
         self._lock = threading.Lock()
         self._report = Report()
+        self._refused = 0
         self._fault: BaseException | None = None
 
     def settle(self, planned: Iterable[PlannedRequest]) -> Report:
@@ -257,9 +259,16 @@ class Engine:
                     self._report.images += result.images
                     self._report.size += result.size
                 self._count(result.held.entry.state, result.reason)
-                if result.refused and not self._report.images:
-                    # The rules will not let the next picture through either: buy no more of them.
-                    self._halt(str(result.reason))
+                if result.refused:
+                    self._note_refused(str(result.reason))
+
+    def _note_refused(self, reason: str) -> None:
+        """Buy no more where our own rules let no picture through; a single odd one stops nobody."""
+        with self._lock:
+            self._refused += 1
+            hopeless = self._refused >= HOPELESS_REFUSALS and not self._report.images
+        if hopeless:
+            self._halt(reason)
 
     def _next_bought(self) -> Bought | None:
         while not self._give_up.is_set():
