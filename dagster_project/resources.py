@@ -1,6 +1,5 @@
 """The bucket and the provider as Dagster resources. Secrets are named here, never held."""
 
-import functools
 import json
 import os
 from typing import TYPE_CHECKING, Any
@@ -119,7 +118,6 @@ def _from_environment(name: str) -> Any:  # noqa: ANN401 - dg.EnvVar stands in f
     return dg.EnvVar(name) if os.environ.get(name) else None
 
 
-@functools.cache
 def resources() -> dict[str, Any]:
     """The resources of every job, from the environment's variables by name."""
     slots = "NANOBANANA_SLOTS"

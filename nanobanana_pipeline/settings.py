@@ -5,6 +5,8 @@ which boto3 reads.
 """
 
 import ipaddress
+import os
+from pathlib import Path
 from typing import Annotated, Any, Final, Self
 from urllib.parse import urlsplit
 
@@ -19,6 +21,13 @@ VENDOR_BASE_URL: Final = "https://modelslab.com/api/v1/enterprise/nano_banana/"
 VENDOR_HOST: Final = "modelslab.com"
 VENDOR_REALM: Final = "modelslab"
 EMULATOR_REALM: Final = "emulator"
+AWS_CREDENTIALS: Final = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_PROFILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+)
 
 
 def split_hosts(value: object) -> object:
@@ -91,6 +100,12 @@ class Settings(BaseSettings):
             )
         if not self.bucket:
             found.append("NANOBANANA_BUCKET is not set: export NANOBANANA_BUCKET=<your S3 bucket>")
+        # Where nothing else is missing S3 itself says so: a machine may have a role of its own.
+        if found and not _has_aws_credentials():
+            found.append(
+                "no AWS credentials are set: export AWS_ACCESS_KEY_ID=… and "
+                "AWS_SECRET_ACCESS_KEY=…, or AWS_PROFILE; not needed where the machine has a role"
+            )
         return found
 
     def _contradictions(self) -> list[str]:
@@ -164,6 +179,12 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _has_aws_credentials() -> bool:
+    """Whether the environment or AWS's own files name any; no network is asked."""
+    named = any(os.environ.get(name) for name in AWS_CREDENTIALS)
+    return named or (Path.home() / ".aws" / "credentials").exists()
 
 
 def _listed(problems: list[str]) -> str:

@@ -1,5 +1,7 @@
 """Settings are checked whole, and every problem is named at once, with the way out."""
 
+from pathlib import Path
+
 import pytest
 
 from nanobanana_pipeline.errors import SettingsError
@@ -14,6 +16,23 @@ def problems(**given: object) -> list[str]:
     with pytest.raises(SettingsError) as refused:
         Settings.load(**given)
     return [line.removeprefix("  - ") for line in str(refused.value).splitlines()[1:]]
+
+
+@pytest.fixture(autouse=True)
+def _aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "some")
+
+
+def test_missing_aws_credentials_are_named_with_the_rest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = problems()
+    assert len(found) == 3
+    assert "export AWS_ACCESS_KEY_ID" in found[-1]
+    # Alone they are S3's to miss: the machine may have a role.
+    assert Settings.load(**REQUIRED).bucket == "pictures"
 
 
 def test_a_key_and_a_bucket_are_enough_for_the_vendor() -> None:

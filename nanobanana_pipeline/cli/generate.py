@@ -71,9 +71,12 @@ def generate(
             change_parameters=change_parameters,
             limit=limit,
         )
-        manifests.append(_launch(console, store, account, launch))
+        current, halted = _launch(console, store, account, launch)
+        manifests.append(current)
+        if halted:
+            break  # the next seed would be refused as this one was
     console.print(partitions_table(manifests, store.uri("")))
-    if not all_settled(manifests):
+    if len(manifests) < len(chosen) or not all_settled(manifests):
         raise typer.Exit(NOT_SETTLED)
 
 
@@ -104,7 +107,7 @@ def _parameters(given: list[str]) -> PictureParameters:
 
 def _launch(
     console: Console, store: ObjectStore, account: Account, launch: Launch
-) -> CurrentManifest:
+) -> tuple[CurrentManifest, bool]:
     made = plan(store, account.realm, launch)
     partition = f"{launch.prompt_set}, seed {launch.seed}"
     if made.shards:
@@ -123,7 +126,7 @@ def _launch(
         raise
     current = collect(store, account.realm, made, report)
     _summary(console, current, report)
-    return current
+    return current, report.halted is not None
 
 
 def _settle(console: Console, store: ObjectStore, account: Account, made: Plan) -> engine.Report:

@@ -223,3 +223,14 @@ def test_two_sets_of_servers_never_share_a_folder(nanobanana: Command, tmp_path:
         result = nanobanana("demo", "--data", tmp_path)
     assert result.exit_code == 2
     assert "in use by another nanobanana" in result.output
+
+
+def test_a_refused_account_is_not_asked_again_for_the_next_seed(
+    nanobanana: Command, table: Path, emulator: EmulatorThread
+) -> None:
+    moods = f"{emulator.root_url}/admin/moods"
+    requests.post(moods, json={"unauthorized": 1.0}, timeout=10)
+    result = nanobanana("generate", table, "--seeds", "1-50")
+    assert result.exit_code == 1
+    stats = requests.get(f"{emulator.root_url}/admin/stats", timeout=10).json()
+    assert sum(stats["calls"]["text2img"].values()) <= 2
