@@ -14,7 +14,9 @@ from pydantic import ValidationError
 from nanobanana_pipeline.request import (
     MAX_SEED,
     NOT_IN_THE_PICTURE,
+    ONLY_WITH_REFERENCES,
     REQUEST_FIELDS,
+    DeliveryParameters,
     ImageRequest,
     PictureParameters,
     canonical_json,
@@ -58,6 +60,9 @@ def key(request: ImageRequest) -> str:
     return request_key(request, realm="emulator")
 
 
+A, B = "a" * 64, "b" * 64
+
+
 def made(**fields: object) -> ImageRequest:
     return ImageRequest.model_validate({"prompt": "a cat", "seed": 1, **fields})
 
@@ -86,7 +91,9 @@ def test_golden_vectors_that_are_the_same_picture_share_a_key_and_no_others_do()
 def test_every_field_is_sorted_into_the_picture_or_out_of_it() -> None:
     canonical = json.loads(canonical_json(made(), realm="emulator"))
     decided = set(canonical) - {"key_version", "realm", "endpoint", "variant"}
-    assert decided == set(REQUEST_FIELDS) - NOT_IN_THE_PICTURE == set(OTHER)
+    assert decided == set(REQUEST_FIELDS) - NOT_IN_THE_PICTURE - ONLY_WITH_REFERENCES == set(OTHER)
+    referring = json.loads(canonical_json(made(ref_sha256=[A]), realm="emulator"))
+    assert set(referring) == set(canonical) | ONLY_WITH_REFERENCES
 
 
 # --- what the key ignores ------------------------------------------------------------------------
@@ -94,7 +101,7 @@ def test_every_field_is_sorted_into_the_picture_or_out_of_it() -> None:
 
 @given(
     requests,
-    st.none() | texts,
+    st.none() | texts.map(lambda text: f"https://example.org/{text}"),
     st.none() | texts,
     st.sampled_from(["yes", "no"]),
     st.sampled_from(["yes", "no"]),
@@ -173,7 +180,27 @@ def test_the_key_changes_with_realm_endpoint_and_variant(
 ) -> None:
     usual = {"realm": "emulator", "endpoint": "text2img", "variant": ""}
     assume(value != usual[what])
+    assume(value or what != "endpoint")  # none named means the request's own
     assert request_key(request, **{**usual, what: value}) != request_key(request, **usual)
+
+
+def test_references_and_their_order_are_part_of_the_key_and_pick_the_endpoint() -> None:
+    alone, both, swapped = made(ref_sha256=[A]), made(ref_sha256=[A, B]), made(ref_sha256=[B, A])
+    assert len({key(made()), key(alone), key(both), key(swapped)}) == 4
+    assert [made().endpoint, alone.endpoint, both.endpoint] == ["text2img", "img2img", "multi_ref"]
+    kept = made(ref_sha256=[A], keep_original_aspect=True)
+    assert key(kept) != key(alone)
+    assert [r.size_is_asked for r in (made(keep_original_aspect=True), alone, kept)] == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_an_aspect_without_a_reference_changes_nothing() -> None:
+    request = made(keep_original_aspect="yes")
+    assert key(request) == key(made())
+    assert "keep_original_aspect" not in request.fields()
 
 
 @given(prompts, st.integers(0, 20), st.characters(exclude_categories=["Cs"]))
@@ -278,3 +305,11 @@ def test_picture_parameters_keep_what_was_named_only() -> None:
     assert named.given() == {"width": 1024, "watermark": "yes"}
     with pytest.raises(ValidationError):
         PictureParameters.model_validate({"seed": 1})
+
+
+def test_a_webhook_goes_over_https_or_stays_on_this_machine() -> None:
+    for good in ("https://hooks.example.org/a", "http://127.0.0.1:8080/x", "http://localhost/y"):
+        assert DeliveryParameters(webhook=good).given() == {"webhook": good}
+    for bad in ("http://hooks.example.org/a", "ftp://a.b", "hooks.example.org", "https://[", ""):
+        with pytest.raises(ValidationError):
+            DeliveryParameters(webhook=bad)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.request import (
-    REQUEST_FIELDS,
+    TABLE_FIELDS,
     ImageRequest,
     PictureParameters,
     request_key,
@@ -96,7 +96,7 @@ def draw_cells(
 def _requests(
     prompts: pd.DataFrame, seed: int, parameters: Mapping[str, Any]
 ) -> Iterator[ImageRequest]:
-    named = [name for name in REQUEST_FIELDS if name in prompts.columns]
+    named = [name for name in TABLE_FIELDS if name in prompts.columns]
     base = {name: parameters[name] for name in PictureParameters.model_fields}
     columns = [prompts[name].astype(object).where(prompts[name].notna(), None) for name in named]
     for values in zip(*columns, strict=True):

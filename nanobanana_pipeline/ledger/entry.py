@@ -94,14 +94,13 @@ class Entry(BaseModel):
         request_key: str,
         *,
         realm: str,
-        endpoint: str = "text2img",
         variant: str = "",
     ) -> Self:
         """An entry nobody has tried yet."""
         return cls(
             request_key=request_key,
             realm=realm,
-            endpoint=endpoint,
+            endpoint=request.endpoint,
             variant=variant,
             request=request,
             revision=new_nonce(),

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from nanobanana_pipeline.prompts.attributes import typed_attribute
 from nanobanana_pipeline.prompts.intake import CHUNK_ROWS, TEXT, Fault, shortened
 from nanobanana_pipeline.prompts.table import PromptTable
-from nanobanana_pipeline.request import REQUEST_FIELDS, ImageRequest
+from nanobanana_pipeline.request import TABLE_FIELDS, ImageRequest
 
 __all__ = ["CheckedPrompts", "as_frame", "attributes_of", "check_prompts", "fingerprint"]
 
@@ -35,7 +35,7 @@ ID_DIGITS: Final = 16
 _LAWS: Final = {
     name: TypeAdapter[Any](hint)
     for name, hint in typing.get_type_hints(ImageRequest, include_extras=True).items()
-    if name in REQUEST_FIELDS
+    if name in TABLE_FIELDS
 }
 _NUMBERS: Final[dict[Any, Any]] = {int: pa.int64(), float: pa.float64()}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -80,7 +80,7 @@ def check_prompts(table: PromptTable) -> CheckedPrompts:
     numbers: RowNumbers = table.numbers.to_numpy()
     faults = _Faults(table.broken)
     id_column = next((name for name in ("prompt_id", "id") if name in rows.column_names), None)
-    fields = [name for name in REQUEST_FIELDS if name in rows.column_names]
+    fields = [name for name in TABLE_FIELDS if name in rows.column_names]
 
     columns = {name: _judged(name, rows[name], numbers, faults) for name in fields}
     if id_column:
@@ -101,7 +101,7 @@ def check_prompts(table: PromptTable) -> CheckedPrompts:
 
 def attributes_of(prompts: pd.DataFrame) -> list[str]:
     """The columns that are carried along and not sent: a misspelt field is among them."""
-    known = {"prompt_id", *REQUEST_FIELDS}
+    known = {"prompt_id", *TABLE_FIELDS}
     return [str(name) for name in prompts.columns if name not in known]
 
 
@@ -258,7 +258,7 @@ def _content_id(row: dict[str, Any]) -> str:
 
 def _taken(columns: dict[str, Any], attributes: dict[str, Any], order: RowNumbers) -> pd.DataFrame:
     """These rows in this order; optional columns in which nothing stands are left out."""
-    names = ("prompt_id", *REQUEST_FIELDS)
+    names = ("prompt_id", *TABLE_FIELDS)
     taken = {name: columns[name].take(order) for name in names if name in columns}
     taken |= {name: typed_attribute(column.take(order)) for name, column in attributes.items()}
     kept = {

@@ -55,9 +55,8 @@ class ProviderClient:
 
     def submit(self, request: ImageRequest) -> SubmitOutcome:
         """Ask for pictures, once; never raises for what the provider or the network does."""
-        fields = request.model_dump()
         try:
-            answer = self._post("text2img", fields, self.submit_seconds)
+            answer = self._post(request.endpoint, request.fields(), self.submit_seconds)
         except NotSentError as error:
             return NotSent(str(error))
         except NoAnswer as error:

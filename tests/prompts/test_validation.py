@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from nanobanana_pipeline.prompts.table import read_table
 from nanobanana_pipeline.prompts.validation import check_prompts, fingerprint
-from nanobanana_pipeline.request import REQUEST_FIELDS, ImageRequest
+from nanobanana_pipeline.request import TABLE_FIELDS, ImageRequest
 from tests.prompts.conftest import Check, jsonl
 
 SAMPLE = Path(__file__).parents[2] / "prompts" / "sample.csv"
@@ -32,7 +32,7 @@ _CELLS: st.SearchStrategy[Any] = (
 )
 _ROWS = st.fixed_dictionaries(
     {"prompt": st.just("a cat") | _CELLS},
-    optional={name: _CELLS for name in REQUEST_FIELDS if name != "prompt"},
+    optional={name: _CELLS for name in TABLE_FIELDS if name != "prompt"},
 )
 
 
