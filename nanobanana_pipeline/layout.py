@@ -15,6 +15,7 @@ __all__ = [
     "ledger_key",
     "manifest_prefix",
     "prompt_set_key",
+    "reference_key",
     "run_done_key",
     "run_plan_key",
     "run_shard_key",
@@ -43,6 +44,11 @@ def image_key(sha256: str, extension: str) -> str:
 def image_owner_key(sha256: str, request_key: str) -> str:
     """The empty object that says that another request made the very same bytes."""
     return f"images/{sha256[:2]}/{sha256}.refs/{request_key}"
+
+
+def reference_key(sha256: str) -> str:
+    """Where a reference picture of a prompt table lies, byte for byte as it was read."""
+    return f"references/{sha256[:2]}/{sha256}"
 
 
 def manifest_prefix(prompt_set: str, seed: int) -> str:

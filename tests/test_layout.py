@@ -23,6 +23,7 @@ def test_everything_lies_where_the_design_says() -> None:
     assert layout.ledger_key(KEY) == f"ledger/ab/{KEY}.json"
     assert layout.image_key(KEY, "png") == f"images/ab/{KEY}.png"
     assert layout.image_owner_key(KEY, "cd") == f"images/ab/{KEY}.refs/cd"
+    assert layout.reference_key(KEY) == f"references/ab/{KEY}"
     assert layout.manifest_prefix("parti", 7) == "manifests/parti/seed=7/"
     assert layout.run_shard_key("r1", "0003") == "runs/r1/0003.parquet"
     assert layout.run_plan_key("r1") == "runs/r1/plan.json"
