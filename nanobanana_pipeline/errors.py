@@ -10,9 +10,9 @@ NanobananaError
 ├── ForbiddenTransition   a ledger entry may not go from its state to the one asked for
 ├── ProviderHalt          the provider refuses the account: more requests would be refused too
 └── DownloadError         an output URL did not give its image
-    ├── DownloadRefused       the URL itself is not acceptable (scheme, address, too many bytes)
+    ├── DownloadRefused       the URL itself must not be followed (scheme, address)
     ├── ImageGone             404, 403 or 410: not there yet, or not any more
-    └── ImageBroken           bytes came, and they are not the image that was asked for
+    └── ImageBroken           no image: other bytes, too many, or a redirect that leads astray
 
 Messages say what happened, where, and how to mend it.
 """
@@ -75,7 +75,7 @@ class DownloadError(NanobananaError):
 
 
 class DownloadRefused(DownloadError):  # noqa: N818
-    """An output URL that must not be followed; trying again does not help."""
+    """A URL that must not be followed itself; trying again does not help, other settings may."""
 
 
 class ImageGone(DownloadError):  # noqa: N818
@@ -83,4 +83,4 @@ class ImageGone(DownloadError):  # noqa: N818
 
 
 class ImageBroken(DownloadError):  # noqa: N818
-    """The bytes that came are not the image that was asked for."""
+    """What the server gave is not the image that was asked for: damaged, too large, led astray."""

@@ -2,6 +2,8 @@
 
 Only https, or http to hosts allowed by configuration; no private, loopback or link-local address
 unless allowed, checked on the address that is really connected to, after every redirect too.
+Where the named URL itself breaks a rule, settings can mend it; a server that leads astray or sends
+too much has given a broken image.
 """
 
 import ipaddress
@@ -11,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 
 from nanobanana_pipeline.errors import DownloadError, DownloadRefused, ImageBroken, ImageGone
 from nanobanana_pipeline.images import MAX_IMAGE_BYTES
-from nanobanana_pipeline.provider.http import Http, NoAnswer, NotSentError, TooLarge
+from nanobanana_pipeline.provider.http import Answer, Http, NoAnswer, NotSentError, TooLarge
 
 __all__ = ["Downloader"]
 
@@ -41,36 +43,42 @@ class Downloader:
         """The bytes behind a URL, as they are.
 
         Raises:
-            DownloadRefused: the URL, or one that it redirects to, must not be followed, or there
-                are more bytes than an image may have.
+            DownloadRefused: the URL itself must not be followed.
             ImageGone: the server answers 403, 404 or 410.
-            ImageBroken: the answer has no bytes.
+            ImageBroken: no bytes, more than an image may have, redirects without end, or one to
+                where no URL may lead.
             DownloadError: anything else that keeps the bytes away; may pass.
         """
-        for _ in range(MAX_REDIRECTS + 1):
-            self._check_url(url)
+        place = url
+        for redirects in range(MAX_REDIRECTS + 1):
             try:
-                answer = self._http.call(
-                    "GET",
-                    url,
-                    deadline_seconds=DOWNLOAD_SECONDS,
-                    max_bytes=MAX_IMAGE_BYTES,
-                )
-            except TooLarge as error:
-                raise DownloadRefused(f"{_public(url)}: {error}") from error
-            except (NotSentError, NoAnswer) as error:
-                raise DownloadError(f"{_public(url)}: {_without_query(str(error), url)}") from None
+                answer = self._get(place)
+            except DownloadRefused as error:
+                if not redirects:
+                    raise
+                raise ImageBroken(f"{_public(url)}: redirects astray: {error}") from error
             if answer.status in REDIRECTS and "Location" in answer.headers:
-                url = _redirected(url, answer.headers["Location"])
+                place = _redirected(place, answer.headers["Location"])
                 continue
             if answer.status in GONE_STATUSES:
-                raise ImageGone(f"{_public(url)}: HTTP {answer.status}")
+                raise ImageGone(f"{_public(place)}: HTTP {answer.status}")
             if answer.status != OK:
-                raise DownloadError(f"{_public(url)}: HTTP {answer.status}")
+                raise DownloadError(f"{_public(place)}: HTTP {answer.status}")
             if not answer.body:
-                raise ImageBroken(f"{_public(url)}: no bytes")
+                raise ImageBroken(f"{_public(place)}: no bytes")
             return answer.body
-        raise DownloadRefused(f"{_public(url)}: more than {MAX_REDIRECTS} redirects")
+        raise ImageBroken(f"{_public(url)}: more than {MAX_REDIRECTS} redirects")
+
+    def _get(self, url: str) -> Answer:
+        self._check_url(url)
+        try:
+            return self._http.call(
+                "GET", url, deadline_seconds=DOWNLOAD_SECONDS, max_bytes=MAX_IMAGE_BYTES
+            )
+        except TooLarge as error:
+            raise ImageBroken(f"{_public(url)}: {error}") from error
+        except (NotSentError, NoAnswer) as error:
+            raise DownloadError(f"{_public(url)}: {_without_query(str(error), url)}") from None
 
     def _check_url(self, url: str) -> None:
         try:
@@ -109,7 +117,7 @@ def _redirected(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError as error:
-        raise DownloadRefused(f"{_public(url)}: redirects to no URL: {error}") from None
+        raise ImageBroken(f"{_public(url)}: redirects to no URL: {error}") from None
 
 
 def _public(url: str) -> str:
