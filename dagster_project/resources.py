@@ -56,6 +56,13 @@ class NanobananaResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     allowed_hosts: str | None = Field(
         default=None, description="Hosts whose output URLs may be plain http, private or loopback."
     )
+    webhook_url: str | None = Field(
+        default=None, description="Where the provider reaches `nanobanana webhooks serve`."
+    )
+    webhook_secret: str | None = Field(
+        default=None,
+        description="What webhooks' addresses are signed with; NANOBANANA_WEBHOOK_SECRET.",
+    )
 
     def settings(self) -> Settings:
         """The settings, checked whole.
@@ -130,6 +137,8 @@ def resources() -> dict[str, Any]:
         prefix=_from_environment("NANOBANANA_PREFIX"),
         realm=_from_environment("NANOBANANA_REALM"),
         allowed_hosts=_from_environment("NANOBANANA_ALLOWED_HOSTS"),
+        webhook_url=_from_environment("NANOBANANA_WEBHOOK_URL"),
+        webhook_secret=_from_environment("NANOBANANA_WEBHOOK_SECRET"),
         slots=dg.EnvVar.int(slots) if os.environ.get(slots) else None,
     )
     return {

@@ -20,6 +20,8 @@ __all__ = [
     "run_plan_key",
     "run_shard_key",
     "run_value_key",
+    "webhook_key",
+    "webhook_prefix",
 ]
 
 LAYOUT_VERSION: Final = 1
@@ -74,6 +76,16 @@ def run_value_key(run_id: str, *parts: str) -> str:
 def run_done_key(run_id: str) -> str:
     """Its presence says that a run came to its end and left nothing to rescue."""
     return f"runs/{run_id}/done.json"
+
+
+def webhook_prefix(attempt_id: str) -> str:
+    """The folder of the webhooks that came for one attempt."""
+    return f"webhooks/{attempt_id}/"
+
+
+def webhook_key(attempt_id: str, sha256: str) -> str:
+    """Where a webhook's body lies, under its own hash."""
+    return f"{webhook_prefix(attempt_id)}{sha256}.json"
 
 
 def claim_bucket(store: ObjectStore, realm: str) -> None:

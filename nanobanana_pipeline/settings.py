@@ -21,6 +21,7 @@ VENDOR_BASE_URL: Final = "https://modelslab.com/api/v1/enterprise/nano_banana/"
 VENDOR_HOST: Final = "modelslab.com"
 VENDOR_REALM: Final = "modelslab"
 EMULATOR_REALM: Final = "emulator"
+MIN_SECRET_CHARACTERS: Final = 16
 AWS_CREDENTIALS: Final = (
     "AWS_ACCESS_KEY_ID",
     "AWS_PROFILE",
@@ -56,10 +57,20 @@ class Settings(BaseSettings):
     allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_hosts)] = Field(
         (), description="hosts whose output URLs may be plain http, private or loopback"
     )
+    webhook_url: str | None = Field(
+        None, description="where the provider reaches `nanobanana webhooks serve`, for webhooks"
+    )
+    webhook_secret: SecretStr | None = Field(
+        None, description="what the addresses of webhooks are signed with"
+    )
 
     @classmethod
-    def load(cls, **given: Any) -> Self:  # noqa: ANN401 - any setting, checked by pydantic
+    def load(cls, *, buying: bool = True, **given: Any) -> Self:  # noqa: ANN401 - any setting
         """Read the environment, overridden by `given`, and check it whole.
+
+        Args:
+            buying: False for what never speaks to the provider, and so does without its key.
+            given: any settings, checked by pydantic.
 
         Raises:
             SettingsError: names everything that is missing or contradictory, and how to set it.
@@ -74,7 +85,7 @@ class Settings(BaseSettings):
             ]
             # Without the values that cannot be read, so that the rest is checked in the same go.
             settings = cls(**given | {name: cls.model_fields[name].default for name in bad})
-        problems += settings.problems()
+        problems += settings.problems(buying=buying)
         if problems:
             raise SettingsError(_listed(problems))
         return settings.model_copy(update={"realm": settings.realm or settings._own_realm()})
@@ -87,13 +98,13 @@ class Settings(BaseSettings):
         except ValueError:
             return ""
 
-    def problems(self) -> list[str]:
+    def problems(self, *, buying: bool = True) -> list[str]:
         """Everything that keeps these settings from being used, a sentence each."""
-        return [*self._missing(), *self._contradictions()]
+        return [*self._missing(buying=buying), *self._contradictions()]
 
-    def _missing(self) -> list[str]:
+    def _missing(self, *, buying: bool) -> list[str]:
         found = []
-        if self.api_key is None or not self.api_key.get_secret_value().strip():
+        if buying and (self.api_key is None or not self.api_key.get_secret_value().strip()):
             found.append(
                 "NANOBANANA_API_KEY is not set: export NANOBANANA_API_KEY=<your ModelsLab key>, or "
                 "try without an account: nanobanana demo"
@@ -109,7 +120,7 @@ class Settings(BaseSettings):
         return found
 
     def _contradictions(self) -> list[str]:
-        found = self._contradictions_of_the_base_url()
+        found = [*self._contradictions_of_the_base_url(), *self._contradictions_of_webhooks()]
         if "//" in self.prefix or self.prefix.startswith("/"):
             found.append(
                 f"NANOBANANA_PREFIX={self.prefix!r} starts with a slash or has an empty part"
@@ -118,7 +129,8 @@ class Settings(BaseSettings):
 
     def _contradictions_of_the_base_url(self) -> list[str]:
         found = []
-        scheme, wrong = _read_base_url(self.base_url)
+        why = "the API key travels in the body of each request, from NANOBANANA_API_KEY"
+        scheme, wrong = _read_url("NANOBANANA_BASE_URL", self.base_url, why)
         if wrong:
             return [wrong]
         if scheme == "http" and not _is_loopback(self.host) and self.host not in self.allowed_hosts:
@@ -144,6 +156,30 @@ class Settings(BaseSettings):
             )
         return found
 
+    def _contradictions_of_webhooks(self) -> list[str]:
+        url, secret = self.webhook_url, self.webhook_secret
+        found = []
+        if url and (wrong := _what_is_wrong_with_webhooks_at(url, self.host)):
+            found.append(wrong)
+        if url and not secret:
+            found.append(
+                "NANOBANANA_WEBHOOK_URL is set and NANOBANANA_WEBHOOK_SECRET is not: export "
+                "NANOBANANA_WEBHOOK_SECRET=$(openssl rand -hex 32), the same for everything that "
+                "buys or receives; or unset NANOBANANA_WEBHOOK_URL"
+            )
+        if secret and not url:
+            found.append(
+                "NANOBANANA_WEBHOOK_SECRET is set and NANOBANANA_WEBHOOK_URL is not: export "
+                "NANOBANANA_WEBHOOK_URL=<the https address where the provider reaches `nanobanana "
+                "webhooks serve`>; or unset NANOBANANA_WEBHOOK_SECRET"
+            )
+        if secret and len(secret) < MIN_SECRET_CHARACTERS:
+            found.append(
+                f"NANOBANANA_WEBHOOK_SECRET has fewer than {MIN_SECRET_CHARACTERS} characters: "
+                "export NANOBANANA_WEBHOOK_SECRET=$(openssl rand -hex 32)"
+            )
+        return found
+
     def _own_realm(self) -> str | None:
         """The realm that the base URL itself stands for, where it stands for one."""
         if self.host == VENDOR_HOST or self.host.endswith(f".{VENDOR_HOST}"):
@@ -151,20 +187,34 @@ class Settings(BaseSettings):
         return EMULATOR_REALM if _is_loopback(self.host) else None
 
 
-def _read_base_url(url: str) -> tuple[str, str | None]:
-    """A base URL's scheme, and what is wrong with it."""
+def _read_url(variable: str, url: str, why_bare: str) -> tuple[str, str | None]:
+    """A URL's scheme, and what is wrong with it; `why_bare` says why nothing may hang on to it."""
+    unreadable = f"{variable}={url!r} is not an http(s) URL"
     try:
         parts = urlsplit(url)
         readable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
     except ValueError:
-        return "", f"NANOBANANA_BASE_URL={url!r} is not an http(s) URL"
+        return "", unreadable
     if "@" in parts.netloc or parts.query or parts.fragment:
         # Not quoted: it may hold a password.
-        return parts.scheme, (
-            "NANOBANANA_BASE_URL must have no user, password, ? or #: the API key travels in the "
-            "body of each request, from NANOBANANA_API_KEY"
+        return parts.scheme, f"{variable} must have no user, password, ? or #: {why_bare}"
+    return parts.scheme, None if readable else unreadable
+
+
+def _what_is_wrong_with_webhooks_at(url: str, provider_host: str) -> str | None:
+    variable = "NANOBANANA_WEBHOOK_URL"
+    scheme, wrong = _read_url(variable, url, "the path of each webhook is put behind it")
+    if wrong:
+        return wrong
+    loopback = _is_loopback((urlsplit(url).hostname or "").lower())
+    if loopback and not _is_loopback(provider_host):
+        return (
+            f"{variable}={url!r} is on this machine, where {provider_host} cannot reach it: give "
+            "the public https address of `nanobanana webhooks serve`"
         )
-    return parts.scheme, None if readable else f"NANOBANANA_BASE_URL={url!r} is not an http(s) URL"
+    if scheme == "http" and not loopback:
+        return f"{variable}={url!r} would show its tokens in plain text: use https"
+    return None
 
 
 def _quoted(name: str, value: object) -> str:

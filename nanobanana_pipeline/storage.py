@@ -218,8 +218,17 @@ class ObjectStore:
         except (BotoCoreError, ClientError) as error:
             self._raise(error, "delete", key)
 
-    def keys(self, prefix: str) -> Iterator[str]:
-        """The keys under `prefix`, in order, a page at a time."""
+    def keys(self, prefix: str, *, limit: int | None = None) -> Iterator[str]:
+        """The keys under `prefix`, in order, a page at a time.
+
+        Args:
+            prefix: what they begin with, to the letter.
+            limit: the first so many (1 to 1,000) only, in one call; None gives all.
+        """
+        if limit is not None:
+            for found in self._page(prefix, {"MaxKeys": limit}).get("Contents", []):
+                yield found["Key"].removeprefix(self.prefix)
+            return
         token: dict[str, Any] = {}
         while True:
             page = self._page(prefix, token)

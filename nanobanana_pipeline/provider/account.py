@@ -7,6 +7,7 @@ from nanobanana_pipeline.errors import SettingsError
 from nanobanana_pipeline.provider.client import ProviderClient
 from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.settings import Settings
+from nanobanana_pipeline.webhooks.inbox import Webhooks
 
 __all__ = ["Account"]
 
@@ -20,12 +21,14 @@ class Account:
         client: generates and fetches.
         downloader: gets the images.
         slots: most requests at once.
+        webhooks: where the provider may tell that a picture is done; None if nowhere.
     """
 
     realm: str
     client: ProviderClient
     downloader: Downloader
     slots: int
+    webhooks: Webhooks | None = None
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
@@ -41,4 +44,5 @@ class Account:
             ProviderClient(settings.base_url, settings.api_key, connections=2 * settings.slots + 8),
             Downloader(settings.allowed_hosts),
             settings.slots,
+            Webhooks.from_settings(settings),
         )
