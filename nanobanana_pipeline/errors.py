@@ -6,9 +6,12 @@ NanobananaError
 ├── PlanError             a launch that must not start: seed 0, changed parameters, …
 ├── LocalServerError      a child process of the local profile did not come up
 ├── StorageError          S3 answered, and the answer is no
-│   └── StorageUnavailable    S3 did not answer, or asked to come back later: try again
+│   ├── StorageUnavailable    S3 did not answer, or asked to come back later: try again
+│   └── ObjectTooLarge        an object of strangers has more bytes than it may have
 ├── ForbiddenTransition   a ledger entry may not go from its state to the one asked for
 ├── ProviderHalt          the provider refuses the account: more requests would be refused too
+├── OperationFailed       the provider did not do what was asked of its server or the account
+│   └── OperationInDoubt      it was asked, and no answer tells whether it was done
 └── DownloadError         an output URL did not give its image
     ├── DownloadRefused       the URL itself must not be followed (scheme, address)
     ├── ImageGone             404, 403 or 410: not there yet, or not any more
@@ -25,6 +28,9 @@ __all__ = [
     "ImageGone",
     "LocalServerError",
     "NanobananaError",
+    "ObjectTooLarge",
+    "OperationFailed",
+    "OperationInDoubt",
     "PlanError",
     "PromptTableError",
     "ProviderHalt",
@@ -62,12 +68,24 @@ class StorageUnavailable(StorageError):  # noqa: N818 - the name says the state,
     """S3 gave no answer, or asked to come back later; a write may or may not have been applied."""
 
 
+class ObjectTooLarge(StorageError):  # noqa: N818
+    """An object that somebody else wrote has more bytes than are read into memory."""
+
+
 class ForbiddenTransition(NanobananaError):  # noqa: N818
     """A ledger entry may not take the step that was asked of it."""
 
 
 class ProviderHalt(NanobananaError):  # noqa: N818
     """The provider refuses this account or this address; asking again would be refused too."""
+
+
+class OperationFailed(NanobananaError):  # noqa: N818
+    """The provider did not do what was asked of its server or of the account."""
+
+
+class OperationInDoubt(OperationFailed):
+    """The provider was asked, and nobody can tell from the answer whether it did it."""
 
 
 class DownloadError(NanobananaError):

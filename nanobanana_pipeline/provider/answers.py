@@ -14,18 +14,21 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 __all__ = [
+    "Answered",
     "Done",
     "Failed",
     "FetchOutcome",
     "Halted",
     "Missing",
     "NotSent",
+    "OperationOutcome",
     "Queued",
     "RateLimited",
     "Refused",
     "SubmitOutcome",
     "Unknown",
     "parse_fetch",
+    "parse_operation",
     "parse_submit",
 ]
 
@@ -40,6 +43,7 @@ HALT_STATUSES = frozenset({401, 402, 403, 404, 405, 410})
 NO_SUCH_ADDRESS = frozenset({404, 410})
 REDIRECTS = range(300, 400)
 FAILED = frozenset({"error", "failed"})
+WELL_DONE = frozenset({"success", "ok"})
 GOING_WELL = frozenset({"success", "processing"})
 SERVER_ERRORS = range(500, 600)
 RATE_LIMITED, UNAVAILABLE = 429, 503
@@ -133,8 +137,16 @@ SubmitOutcome = Done | Queued | Refused | Halted | RateLimited | Failed | Unknow
 FetchOutcome = Done | Queued | Failed | Missing | Halted | RateLimited | Unknown
 
 
+@dataclass(frozen=True)
+class Answered:
+    """An operation on the server or the account was done; `fields` is the whole answer."""
+
+    fields: Mapping[str, Any]
+
+
 def parse_submit(status: int, headers: Mapping[str, str], body: bytes) -> SubmitOutcome:
     """Read the answer to a generation call.
+OperationOutcome = Answered | Failed | Unknown
 
     Args:
         status: the HTTP status.
@@ -192,6 +204,23 @@ def _error(status: int, answer: Mapping[str, Any], reason: str) -> SubmitOutcome
     if status in HALT_STATUSES or _ACCOUNT.search(reason):
         return Halted(reason)
     if (
+def parse_operation(status: int, headers: Mapping[str, str], body: bytes) -> OperationOutcome:
+    """Read the answer to a call that concerns the server or the account, and draws nothing."""
+    answer = _json_object(body)
+    if answer is None:
+        outcome = _unreadable(status, headers, body)
+        return outcome if isinstance(outcome, Unknown) else Failed(outcome.reason)
+    said = _said(answer)
+    reason = _reason(answer) or f"HTTP {status}, status {said or 'missing'!r}"
+    if status in SERVER_ERRORS:
+        return Unknown(f"HTTP {status}: {reason}")
+    if said in WELL_DONE:
+        return Answered(answer)
+    if said in FAILED or status in HALT_STATUSES | BAD_REQUEST_STATUSES | {RATE_LIMITED}:
+        return Failed(reason)
+    return Unknown(f"an answer that says neither done nor failed: {reason}")
+
+
         status in BAD_REQUEST_STATUSES
         or isinstance(answer.get("errors"), dict)
         or _VALIDATION.search(reason)

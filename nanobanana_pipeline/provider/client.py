@@ -18,7 +18,7 @@ from nanobanana_pipeline.provider.answers import (
 from nanobanana_pipeline.provider.http import Answer, Http, NoAnswer, NotSentError
 from nanobanana_pipeline.request import ImageRequest
 
-__all__ = ["SUBMIT_SECONDS", "ProviderClient"]
+__all__ = ["SUBMIT_SECONDS", "ProviderClient", "mask"]
 
 SUBMIT_SECONDS: Final = 90.0
 """A server that draws before it answers needs this long for four pictures of 2048²."""
@@ -85,15 +85,19 @@ class ProviderClient:
             deadline_seconds=deadline_seconds,
             max_bytes=MAX_ANSWER_BYTES,
         )
-        # A provider that quotes the key in an error must not carry it into ledger and logs.
-        masked = answer.body
+        return Answer(answer.status, answer.headers, mask(answer.body, secret))
+
+
+def mask(body: bytes, *secrets: str) -> bytes:
+    """Strike secrets out of an answer: one that quotes them must not carry them into any log."""
+    for secret in secrets:
         for spelling in _spellings(secret):
-            masked = masked.replace(spelling, b"***")
-        return Answer(answer.status, answer.headers, masked)
+            body = body.replace(spelling, b"***")
+    return body
 
 
 def _spellings(secret: str) -> Iterator[bytes]:
-    """How JSON may write the key: as it is, with escapes, with escaped slashes as PHP does."""
+    """How JSON may write a secret: as it is, with escapes, with escaped slashes as PHP does."""
     for text in (secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]):
         yield text.encode()
         yield text.replace("/", "\\/").encode()

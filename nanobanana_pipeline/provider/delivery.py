@@ -8,7 +8,7 @@ from typing import Final
 from nanobanana_pipeline.errors import ImageBroken
 from nanobanana_pipeline.provider.downloads import Downloader
 
-__all__ = ["is_url", "receive"]
+__all__ = ["is_url", "receive", "unwrap"]
 
 DATA_URI: Final = b"data:"
 LOOKED_AT: Final = 256
@@ -30,13 +30,22 @@ def receive(downloader: Downloader, output: str) -> bytes:
         DownloadError: as `Downloader.download`.
     """
     output = output.strip()
-    data = downloader.download(output) if is_url(output) else output.encode()
+    if is_url(output):
+        return unwrap(downloader.download(output))
+    text = output.encode()
+    return unwrap(text) if text.startswith(DATA_URI) else _decoded(text)
+
+
+def unwrap(data: bytes) -> bytes:
+    """The picture in a file: the very same bytes, or what they say in base64 or as a data URI.
+
+    Raises:
+        ImageBroken: base64 that is none.
+    """
     if data.startswith(DATA_URI):
         return _decoded(data.partition(b",")[2])
     # No picture format begins with a row of letters: magic numbers hold bytes that base64 does not.
-    if not is_url(output) or _BASE64.fullmatch(data[:LOOKED_AT]):
-        return _decoded(data)
-    return data
+    return _decoded(data) if _BASE64.fullmatch(data[:LOOKED_AT]) else data
 
 
 def _decoded(text: bytes) -> bytes:
