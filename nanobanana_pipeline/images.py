@@ -5,14 +5,15 @@ as much and belongs to the features of pictures, not to getting them.
 """
 
 import io
-import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from PIL import Image, UnidentifiedImageError
 
+from nanobanana_pipeline.containers import JPEG_END, jpeg_segments
 from nanobanana_pipeline.errors import ImageBroken
+from nanobanana_pipeline.provenance import provenance_marks
 
 __all__ = ["CONTENT_TYPES", "MAX_IMAGE_BYTES", "ImageFacts", "inspect"]
 
@@ -23,20 +24,23 @@ FORMATS: Final = ("PNG", "JPEG", "WEBP")
 EXTENSIONS: Final = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}
 """By Pillow's names. MPO is a JPEG with more pictures behind it, such as a gain map for HDR."""
 PNG_END: Final = b"\0\0\0\0IEND\xaeB`\x82"
-JPEG_MARKER: Final = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
-"""Neither a stuffed zero nor a restart: those are part of the compressed pixels."""
-JPEG_END: Final = b"\xd9"
-JPEG_WITHOUT_LENGTH: Final = (b"\x01", b"\xd8")
 RIFF_HEADER_BYTES: Final = 8
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What the bytes say of themselves: format (``png``, ``jpg``, ``webp``) and pixels."""
+    """What the bytes say of themselves.
+
+    Attributes:
+        format: ``png``, ``jpg`` or ``webp``.
+        width, height: pixels.
+        marks: of provenance, sorted; see `provenance`.
+    """
 
     format: str
     width: int
     height: int
+    marks: tuple[str, ...] = ()
 
 
 def inspect(data: bytes, *, width: int | None = None, height: int | None = None) -> ImageFacts:
@@ -71,7 +75,7 @@ def inspect(data: bytes, *, width: int | None = None, height: int | None = None)
     except Exception as error:  # a stranger's bytes may make a decoder raise anything
         raise ImageBroken(f"damaged: {error}") from error
     _check_end(facts.format, data)
-    return facts
+    return replace(facts, marks=provenance_marks(facts.format, data))
 
 
 def _check_size(facts: ImageFacts, width: int | None, height: int | None) -> None:
@@ -100,11 +104,4 @@ def _check_end(image_format: str, data: bytes) -> None:
 
 def _has_jpeg_end(data: bytes) -> bool:
     """Whether the first picture comes to its end: a thumbnail within its header does not count."""
-    at = 0
-    while found := JPEG_MARKER.search(data, at):
-        if found[1] == JPEG_END:
-            return True
-        at = found.end()
-        if found[1] not in JPEG_WITHOUT_LENGTH:
-            at += int.from_bytes(data[at : at + 2])
-    return False
+    return any(marker == JPEG_END for marker, _ in jpeg_segments(data))

@@ -32,6 +32,7 @@ class StoredImage(BaseModel):
         format: ``png``, ``jpg`` or ``webp``, as the bytes themselves say.
         width, height: pixels.
         key: where it lies, below the prefix.
+        marks: of provenance, as `images.ImageFacts` has them.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,6 +44,7 @@ class StoredImage(BaseModel):
     width: int
     height: int
     key: str
+    marks: tuple[str, ...] = ()
 
 
 class Attempt(BaseModel):
