@@ -63,6 +63,9 @@ GAPS: Final = frozenset(CellState) - {
 
 ADVICE: Final = {
     CellState.PENDING: "pending: launch again, to buy or resume them",
+    CellState.OVER_BUDGET: (
+        "over budget: a cap was reached. Launch again when there is room, or raise the cap"
+    ),
     CellState.FAILED: "failed: the provider drew nothing, three times",
     CellState.IN_DOUBT: (
         "in doubt: nobody knows whether they were bought. They are held, and never bought again by "
@@ -73,7 +76,6 @@ ADVICE: Final = {
 }
 
 CELL_OF: Final = {
-    State.OPEN: CellState.PENDING,
     State.SUBMITTING: CellState.PENDING,
     State.ACCEPTED: CellState.PENDING,
     State.SETTLED: CellState.SETTLED,
@@ -93,6 +95,7 @@ OUTCOME_COLUMNS: Final = {
     "width": (pa.int32(), "pixels"),
     "height": (pa.int32(), "pixels"),
     "bytes": (pa.int64(), "size of the image"),
+    "provenance": (pa.string(), "marks that the image bears, joined by a space; null if none"),
     "provider_id": (pa.string(), "the provider's id of the request"),
     "attempts": (pa.int32(), "how often it was tried"),
     "run_id": (pa.string(), "the run that bought it"),
@@ -197,7 +200,7 @@ def read_all_current(store: ObjectStore) -> Iterator[CurrentManifest]:
 
 
 def read_manifest(store: ObjectStore, key: str, columns: list[str] | None = None) -> pd.DataFrame:
-    """A manifest's rows.
+    """A manifest's rows; a column that its version did not know yet is there, and empty.
 
     Raises:
         StorageError: there is none, or it is damaged.
@@ -206,11 +209,16 @@ def read_manifest(store: ObjectStore, key: str, columns: list[str] | None = None
     if found is None:
         raise StorageError(f"{store.uri(key)} is missing though current.json names it")
     try:
-        table = pq.read_table(io.BytesIO(found.body), columns=columns)
+        file = pq.ParquetFile(io.BytesIO(found.body))
+        wanted = columns or list(dict.fromkeys([*COLUMNS, *file.schema_arrow.names]))
+        known = [name for name in wanted if name in file.schema_arrow.names]
+        table = file.read(known)
     except pa.ArrowException as error:
         raise StorageError(f"{store.uri(key)} is damaged: {error}") from error
+    for name in set(wanted) - set(known):
+        table = table.append_column(name, pa.nulls(len(table), COLUMNS[name][0]))
     # Whole numbers stay whole where some are missing: a seed does not fit a float.
-    frame: pd.DataFrame = table.to_pandas(types_mapper=NULLABLE.get)
+    frame: pd.DataFrame = table.select(wanted).to_pandas(types_mapper=NULLABLE.get)
     return frame
 
 
@@ -220,6 +228,7 @@ def manifest_table(
     settled: pd.DataFrame | None,
     entries: Iterable[Entry],
     uri: Callable[[str], str],
+    missing: CellState = CellState.PENDING,
 ) -> pa.Table:
     """Put a manifest together.
 
@@ -229,11 +238,12 @@ def manifest_table(
         settled: rows of an earlier manifest for requests that were settled by then.
         entries: the ledger's entries of the other requests that were ever tried.
         uri: gives an image's address for its key (`ObjectStore.uri`).
+        missing: the state of cells that were asked for and are open.
 
     Returns:
         A table as `COLUMNS` says.
     """
-    fresh = pd.DataFrame([row for entry in entries for row in _outcome_rows(entry, uri)])
+    fresh = pd.DataFrame([row for entry in entries for row in _outcome_rows(entry, uri, missing)])
     known = [frame for frame in (settled, fresh) if frame is not None and len(frame)]
     wanted = ["request_key", "sample", *OUTCOME_COLUMNS]
     outcome = (
@@ -245,7 +255,7 @@ def manifest_table(
     )
     frame = cells.frame.merge(outcome, on="request_key", how="left")
     untried = frame["state"].isna()
-    state = frame["requested"].map({True: CellState.PENDING, False: CellState.NOT_REQUESTED})
+    state = frame["requested"].map({True: missing, False: CellState.NOT_REQUESTED})
     frame["state"] = frame["state"].astype(object).where(~untried, state.astype(str))
     # A cell whose request was never tried still has a row for each picture that was asked for.
     repeats = frame["samples"].where(untried, 1)
@@ -306,13 +316,15 @@ def content_hash(table: pa.Table) -> str:
     return hashlib.sha256(body.encode()).hexdigest()
 
 
-def _outcome_rows(entry: Entry, uri: Callable[[str], str]) -> Iterable[dict[str, Any]]:
+def _outcome_rows(
+    entry: Entry, uri: Callable[[str], str], missing: CellState
+) -> Iterable[dict[str, Any]]:
     """One row a picture of an entry; of one that has none, one row a picture asked for."""
     attempt = entry.deciding
     seed = attempt.seed_reported if attempt else None
     row = {
         "request_key": entry.request_key,
-        "state": CELL_OF[entry.state].value,
+        "state": (missing if entry.state is State.OPEN else CELL_OF[entry.state]).value,
         "reason": entry.reason,
         "seed_reported": seed if seed is not None and 0 <= seed <= MAX_SEED_REPORTED else None,
         "provider_id": attempt.provider_id if attempt else None,
@@ -332,4 +344,5 @@ def _outcome_rows(entry: Entry, uri: Callable[[str], str]) -> Iterable[dict[str,
             "width": image.width if image else None,
             "height": image.height if image else None,
             "bytes": image.size if image else None,
+            "provenance": " ".join(image.marks) or None if image else None,
         }

@@ -28,7 +28,7 @@ from nanobanana_pipeline.generation.manifest import (
 )
 from nanobanana_pipeline.ledger import Entry, StoredImage
 from nanobanana_pipeline.prompts import prompt_set
-from nanobanana_pipeline.request import PictureParameters
+from nanobanana_pipeline.request import DeliveryParameters, PictureParameters
 from nanobanana_pipeline.storage import ObjectStore, StoredObject
 from tests.launching import keep_prompts, prompts
 
@@ -46,7 +46,9 @@ def cells(count: int, *, samples: int = 1, limit: int | None = None) -> Cells:
 def tried(cells: Cells) -> Iterator[Entry]:
     """Each cell's entry, claimed."""
     everyone = list(range(len(cells.frame)))
-    for key, request in zip(cells.frame["request_key"], cells.requests(everyone), strict=True):
+    for key, request in zip(
+        cells.frame["request_key"], cells.requests(everyone, DeliveryParameters()), strict=True
+    ):
         yield Entry.new(request, key, realm="emulator").claim(
             run_id="run", nonce="n1", lease_seconds=60
         )
@@ -130,6 +132,39 @@ def test_rows_carried_on_from_an_earlier_manifest_are_the_same_to_the_bit(
     after = table(asked, [STEPS["in_doubt"](second)], read[read["state"] == "settled"])
     assert after.slice(0, 2).equals(before.slice(0, 2))
     assert after.schema.equals(before.schema, check_metadata=True)
+
+
+def test_marks_of_provenance_are_in_the_manifest_and_null_where_there_are_none() -> None:
+    asked = cells(1, samples=2)
+    marked = image(0, "a").model_copy(update={"marks": ("c2pa", "xmp")})
+    done = [entry.accept("n1", "7").settle("n1", [marked, image(1, "b")]) for entry in tried(asked)]
+    assert table(asked, done)["provenance"].to_pylist() == ["c2pa xmp", None]
+
+
+def test_an_older_manifest_is_read_and_carried_on_without_the_newer_columns(
+    store: ObjectStore,
+) -> None:
+    asked = cells(2)
+    first, second = tried(asked)
+    settled = first.accept("n1", "7").settle("n1", [image(0, "a")])
+    before = table(asked, [settled])
+    key = manifest_key("set", 1, "run")
+    publish(store, before.drop_columns(["provenance"]), pointer(key), None)
+    read = read_manifest(store, key)
+    assert list(read.columns) == list(COLUMNS)
+    assert read["provenance"].isna().all()
+    after = table(asked, [STEPS["in_doubt"](second)], read[read["state"] == "settled"])
+    assert after.slice(0, 1).equals(before.slice(0, 1))
+    some = read_manifest(store, key, ["provenance", "prompt_id"])
+    assert list(some.columns) == ["provenance", "prompt_id"]
+
+
+def test_an_older_entry_is_read_without_marks() -> None:
+    done = [STEPS["settled"](entry) for entry in tried(cells(1, samples=2))]
+    older = json.loads(done[0].to_json())
+    for stored in older["images"]:
+        assert stored.pop("marks") == []
+    assert Entry.from_json(json.dumps(older).encode(), "x").images == done[0].images
 
 
 def test_a_partition_of_nothing_tried_is_all_pending_or_not_requested() -> None:
