@@ -65,16 +65,25 @@ class Settings(BaseSettings):
     )
 
     @classmethod
-    def load(cls, *, buying: bool = True, **given: Any) -> Self:  # noqa: ANN401 - any setting
+    def load(cls, **given: Any) -> Self:  # noqa: ANN401 - any setting, checked by pydantic
         """Read the environment, overridden by `given`, and check it whole.
-
-        Args:
-            buying: False for what never speaks to the provider, and so does without its key.
-            given: any settings, checked by pydantic.
 
         Raises:
             SettingsError: names everything that is missing or contradictory, and how to set it.
         """
+        return cls._load(given, buying=True)
+
+    @classmethod
+    def load_without_key(cls, **given: Any) -> Self:  # noqa: ANN401
+        """The same for what never speaks to the provider, and so does not need its key.
+
+        Raises:
+            SettingsError: as `load`.
+        """
+        return cls._load(given, buying=False)
+
+    @classmethod
+    def _load(cls, given: dict[str, Any], *, buying: bool) -> Self:
         problems = []
         try:
             settings = cls(**given)

@@ -187,15 +187,90 @@ def test_a_prefix_with_empty_parts_is_refused(prefix: str) -> None:
     assert "NANOBANANA_PREFIX" in problem
 
 
+# --- webhooks ------------------------------------------------------------------------------------
+
+SECRET = "hook-secret-0123456789"
+HOOKS = {"webhook_url": "https://hooks.example/in", "webhook_secret": SECRET}
+
+
+def test_webhooks_are_off_unless_both_settings_say_so() -> None:
+    settings = Settings.load(**REQUIRED)
+    assert (settings.webhook_url, settings.webhook_secret) == (None, None)
+    settings = Settings.load(**REQUIRED, **HOOKS)
+    assert settings.webhook_url == "https://hooks.example/in"
+    assert settings.webhook_secret is not None
+    assert settings.webhook_secret.get_secret_value() == SECRET
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({"webhook_url": HOOKS["webhook_url"]}, "NANOBANANA_WEBHOOK_SECRET"),
+        ({"webhook_url": HOOKS["webhook_url"], "webhook_secret": " "}, "NANOBANANA_WEBHOOK_SECRET"),
+        ({"webhook_secret": SECRET}, "NANOBANANA_WEBHOOK_URL"),
+        ({"webhook_secret": SECRET, "webhook_url": ""}, "NANOBANANA_WEBHOOK_URL"),
+    ],
+)
+def test_one_half_of_webhooks_is_told_of_the_other(given: dict[str, str], missing: str) -> None:
+    (problem,) = problems(**REQUIRED, **given)
+    assert f"{missing} is not: export {missing}=" in problem
+    assert SECRET not in problem
+
+
+@pytest.mark.parametrize("secret", ["s3cret", "fifteen-letters"])
+def test_a_webhook_secret_that_can_be_guessed_is_refused(secret: str) -> None:
+    (problem,) = problems(**REQUIRED, **HOOKS | {"webhook_secret": secret})
+    assert "NANOBANANA_WEBHOOK_SECRET has fewer than 16 characters" in problem
+    assert secret not in problem
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("hooks.example", "is not an http(s) URL"),
+        ("ftp://hooks.example/", "is not an http(s) URL"),
+        ("https://[bad/", "is not an http(s) URL"),
+        ("http://hooks.example/", "use https"),
+        ("http://127.0.0.1.evil.example/", "use https"),
+        ("http://127.0.0.1:8098", "modelslab.com cannot reach it"),
+        ("https://localhost:8098", "modelslab.com cannot reach it"),
+        (f"https://user:{KEY}@hooks.example/", "must have no user"),
+        (f"https://hooks.example/?token={KEY}", "must have no user"),
+    ],
+)
+def test_webhooks_arrive_over_https_from_where_the_provider_is(url: str, said: str) -> None:
+    (problem,) = problems(**REQUIRED, **HOOKS | {"webhook_url": url})
+    assert problem.startswith("NANOBANANA_WEBHOOK_URL")
+    assert said in problem
+    assert KEY not in problem
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8098", "http://localhost:8098/", "http://[::1]"])
+def test_a_local_provider_may_call_a_local_receiver(url: str) -> None:
+    local = {"base_url": "http://127.0.0.1:8000/api/", "webhook_url": url}
+    assert Settings.load(**REQUIRED, **HOOKS | local).webhook_url == url
+
+
+def test_what_does_not_buy_needs_no_key() -> None:
+    assert Settings.load_without_key(bucket="pictures", **HOOKS).api_key is None
+    with pytest.raises(SettingsError) as refused:
+        Settings.load_without_key(**HOOKS, slots="x")
+    assert "NANOBANANA_API_KEY" not in str(refused.value)
+    assert "NANOBANANA_BUCKET is not set" in str(refused.value)
+    assert "NANOBANANA_SLOTS='x'" in str(refused.value)
+
+
 # --- secrets -------------------------------------------------------------------------------------
 
 
-def test_the_key_is_in_no_repr_and_no_dump() -> None:
-    settings = Settings.load(**REQUIRED)
+def test_secrets_are_in_no_repr_and_no_dump() -> None:
+    settings = Settings.load(**REQUIRED, **HOOKS)
     account = Account.open(settings)
     for text in (repr(settings), str(settings), str(settings.model_dump()), repr(account)):
         assert KEY not in text
+        assert SECRET not in text
     assert KEY not in settings.model_dump_json()
+    assert SECRET not in settings.model_dump_json()
 
 
 @pytest.mark.parametrize("key", [5318008, [KEY], {"key": KEY}])

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from nanobanana_pipeline.cli import generate, profile, prompts, status
+from nanobanana_pipeline.cli import generate, profile, prompts, status, webhooks
 from nanobanana_pipeline.emulator.command import emulator_command
 from nanobanana_pipeline.errors import NanobananaError
 
@@ -73,6 +73,9 @@ def version() -> None:
 prompt_commands = typer.Typer(no_args_is_help=True, help="Look at prompt tables.")
 prompt_commands.command("check")(prompts.check)
 app.add_typer(prompt_commands, name="prompts")
+webhook_commands = typer.Typer(no_args_is_help=True, help="Hear of pictures that are done.")
+webhook_commands.command("serve")(webhooks.serve)
+app.add_typer(webhook_commands, name="webhooks")
 app.command("generate")(generate.generate)
 app.command("status")(status.status)
 app.command("demo")(profile.demo)
