@@ -1,20 +1,57 @@
 """The provider's rules for the body of a generation, as its contract states them."""
 
-import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from nanobanana_pipeline.emulator.fields import Order, PictureFields
+from nanobanana_pipeline.emulator.rules import (
+    BadValueError,
+    Rule,
+    number,
+    required_text,
+    switch,
+    text,
+    whole,
+)
 
 _T = TypeVar("_T")
 
-_NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
-_WHOLE = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
-_LONGEST_NUMBER = 64  # characters; far more than a 64-bit number needs
 _SMALLEST_SIDE, _LARGEST_SIDE, _SIDE_STEP = 1024, 2048, 32
-_MOST_SAMPLES = 4
-_LARGEST_SEED = 2**64 - 1
+
+_PROMPT = required_text("prompt")
+_NEGATIVE_PROMPT = text("negative_prompt")
+_WIDTH = whole("width", _LARGEST_SIDE, _SMALLEST_SIDE, _LARGEST_SIDE, _SIDE_STEP)
+_HEIGHT = whole("height", _LARGEST_SIDE, _SMALLEST_SIDE, _LARGEST_SIDE, _SIDE_STEP)
+_SEED = whole("seed", 0, 0, 2**64 - 1)
+_SAMPLES = whole("samples", 1, 1, 4)
+_NOISE_SCALE_START = number("noise_scale_start", 7.5)
+_NOISE_SCALE_END = number("noise_scale_end", 7.5)
+_NOISE_CLIP_STD = number("noise_clip_std", 2.5)
+_WATERMARK = switch("watermark")
+_TEMP = switch("temp")
+_BASE64 = switch("base64")
+_WEBHOOK = text("webhook", "Told once at completion if it is HTTPS, or on loopback.")
+_TRACK_ID = text("track_id", "Echoed in the webhook; a second order with it is bought again.")
+_KEEP_ORIGINAL_ASPECT = switch("keep_original_aspect")
+
+ORDER_RULES: tuple[Rule[Any], ...] = (
+    _PROMPT,
+    _NEGATIVE_PROMPT,
+    _WIDTH,
+    _HEIGHT,
+    _SEED,
+    _SAMPLES,
+    _NOISE_SCALE_START,
+    _NOISE_SCALE_END,
+    _NOISE_CLIP_STD,
+    _WATERMARK,
+    _TEMP,
+    _BASE64,
+    _WEBHOOK,
+    _TRACK_ID,
+    _KEEP_ORIGINAL_ASPECT,
+)
+"""The rule of every field of a generation but `key` and `ref_image`."""
 
 
 class InvalidOrderError(ValueError):
@@ -50,40 +87,30 @@ def read_order(
     """
     fields = _Fields(body)
     original_width, original_height = original_size or (_LARGEST_SIDE, _LARGEST_SIDE)
-    width = fields.read("width", _side, _nearest_side(original_width))
-    height = fields.read("height", _side, _nearest_side(original_height))
-    if fields.read("keep_original_aspect", _switch, False) and original_size:  # noqa: FBT003 - a value, not a flag
+    width = fields.read(_WIDTH, _nearest_side(original_width))
+    height = fields.read(_HEIGHT, _nearest_side(original_height))
+    if fields.read(_KEEP_ORIGINAL_ASPECT) and original_size:
         longest = max(width, height) / max(original_size)
         width, height = (_nearest_side(side * longest) for side in original_size)
     picture = PictureFields(
-        prompt=fields.read("prompt", _prompt, ""),
-        negative_prompt=fields.read("negative_prompt", _text, ""),
+        prompt=fields.read(_PROMPT),
+        negative_prompt=fields.read(_NEGATIVE_PROMPT),
         width=width,
         height=height,
-        seed=fields.read("seed", _seed, 0),
-        samples=fields.read("samples", _samples, 1),
-        noise_scale_start=fields.read("noise_scale_start", _number, 7.5),
-        noise_scale_end=fields.read("noise_scale_end", _number, 7.5),
-        noise_clip_std=fields.read("noise_clip_std", _number, 2.5),
-        watermark=fields.read("watermark", _switch, False),  # noqa: FBT003 - a value, not a flag
+        seed=fields.read(_SEED),
+        samples=fields.read(_SAMPLES),
+        noise_scale_start=fields.read(_NOISE_SCALE_START),
+        noise_scale_end=fields.read(_NOISE_SCALE_END),
+        noise_clip_std=fields.read(_NOISE_CLIP_STD),
+        watermark=fields.read(_WATERMARK),
         endpoint=endpoint,
         references=tuple(references),
     )
-    track_id = fields.read("track_id", _text, "")
-    webhook = fields.read("webhook", _text, "")
-    temp, base64 = (
-        fields.read(name, _switch, False)  # noqa: FBT003 - a value, not a flag
-        for name in ("temp", "base64")
-    )
-    if not picture.prompt and "prompt" not in fields.errors:
-        fields.errors["prompt"] = ["prompt is required"]
+    track_id, webhook = fields.read(_TRACK_ID), fields.read(_WEBHOOK)
+    temp, base64 = fields.read(_TEMP), fields.read(_BASE64)
     if fields.errors:
         raise InvalidOrderError(fields.errors)
     return Order(picture, track_id or None, base64=base64, temp=temp, webhook=webhook or None)
-
-
-class _BadValueError(ValueError):
-    """What is wrong with one value, as the end of a sentence that begins with the field's name."""
 
 
 class _Fields:
@@ -93,93 +120,22 @@ class _Fields:
         self._body = body
         self.errors: dict[str, list[str]] = {}
 
-    def read(self, name: str, parse: Callable[[object], _T], default: _T) -> _T:
-        """Parse a field; when it is missing or wrong, go on with `default`."""
-        raw = self._body.get(name)
+    def read(self, rule: Rule[_T], default: _T | None = None) -> _T:
+        """Read a field; when it is missing or wrong, go on with `default`, or the rule's own."""
+        instead = rule.default if default is None else default
+        raw = self._body.get(rule.name)
         if raw is None:
-            return default
+            if rule.required:
+                self.errors[rule.name] = [f"{rule.name} is required"]
+            return instead
         try:
-            return parse(raw)
-        except _BadValueError as error:
-            self.errors[name] = [f"{name} {error}"]
-            return default
-
-
-def _text(raw: object) -> str:
-    if not isinstance(raw, str):
-        raise _BadValueError("must be a string")
-    try:
-        raw.encode()
-    except UnicodeEncodeError:
-        raise _BadValueError("must not contain lone surrogates") from None
-    return raw
-
-
-def _prompt(raw: object) -> str:
-    prompt = _text(raw)
-    if not prompt.strip():
-        raise _BadValueError("is required")
-    return prompt
-
-
-def _number(raw: object) -> float:
-    if isinstance(raw, str) and len(raw) <= _LONGEST_NUMBER and _NUMBER.fullmatch(raw):
-        raw = float(raw)
-    if isinstance(raw, bool) or not isinstance(raw, (int, float)):
-        raise _BadValueError("must be a number")
-    try:
-        number = float(raw)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise _BadValueError("must be a finite number")
-    return number + 0.0  # -0.0 draws the same picture as 0.0
-
-
-def _whole(raw: object) -> int:
-    # Whole numbers never pass through a float, which would round seeds beyond 2^53.
-    if isinstance(raw, int) and not isinstance(raw, bool):
-        return raw
-    if isinstance(raw, str) and len(raw) <= _LONGEST_NUMBER and _WHOLE.fullmatch(raw):
-        return int(raw)
-    number = _number(raw)
-    if not number.is_integer():
-        raise _BadValueError("must be a whole number")
-    return int(number)
-
-
-def _side(raw: object) -> int:
-    side = _whole(raw)
-    if not _SMALLEST_SIDE <= side <= _LARGEST_SIDE:
-        raise _BadValueError(f"must be between {_SMALLEST_SIDE} and {_LARGEST_SIDE}")
-    if side % _SIDE_STEP:
-        raise _BadValueError(f"must be divisible by {_SIDE_STEP}")
-    return side
+            return rule.parse(raw)
+        except BadValueError as error:
+            self.errors[rule.name] = [f"{rule.name} {error}"]
+            return instead
 
 
 def _nearest_side(pixels: float) -> int:
     """Find the side that the rules allow and that is nearest."""
     steps = round(pixels / _SIDE_STEP)
     return min(max(steps * _SIDE_STEP, _SMALLEST_SIDE), _LARGEST_SIDE)
-
-
-def _samples(raw: object) -> int:
-    samples = _whole(raw)
-    if not 1 <= samples <= _MOST_SAMPLES:
-        raise _BadValueError(f"must be between 1 and {_MOST_SAMPLES}")
-    return samples
-
-
-def _seed(raw: object) -> int:
-    seed = _whole(raw)
-    if not 0 <= seed <= _LARGEST_SEED:
-        raise _BadValueError(f"must be between 0 and {_LARGEST_SEED}")
-    return seed
-
-
-def _switch(raw: object) -> bool:
-    if isinstance(raw, bool):
-        return raw
-    if isinstance(raw, str) and raw.strip().lower() in {"yes", "no"}:
-        return raw.strip().lower() == "yes"
-    raise _BadValueError('must be "yes" or "no"')
