@@ -5,7 +5,6 @@ Answers to loopback clients only, and without a key: it never sees one.
 
 import ipaddress
 import json
-import math
 from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
@@ -16,6 +15,9 @@ from nanobanana_pipeline.emulator.answers import GENERATIONS
 from nanobanana_pipeline.emulator.meter import CallMeter
 from nanobanana_pipeline.emulator.moods import MoodError
 from nanobanana_pipeline.emulator.provider import Provider
+
+LONGEST_ADVANCE = 10**9
+"""Seconds that the clock may be moved at once: some thirty years, so its figures stay finite."""
 
 _Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -97,9 +99,9 @@ class _AdminDesk:
             seconds = (await _json_object(request)).get("advance")
             if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
                 raise _BadCommandError('send {"advance": SECONDS}, a number')
-            if not (math.isfinite(seconds) and seconds >= 0):
+            if not 0 <= seconds <= LONGEST_ADVANCE:
                 raise _BadCommandError(
-                    f"the clock only goes forward: 0 or more seconds, not {seconds}"
+                    f"the clock only goes forward: 0 to {LONGEST_ADVANCE} seconds, not {seconds}"
                 )
             self._provider.advance_clock(seconds)
         return JSONResponse({"now": self._provider.clock.now()})

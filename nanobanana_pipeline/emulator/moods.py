@@ -10,7 +10,6 @@ in no table asks `Moods.strikes` where it happens.
 """
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Mapping
 from enum import Enum
@@ -111,7 +110,7 @@ def check_rates(rates: Mapping[str, object]) -> dict[str, float]:
             raise MoodError(f"{name!r} is not a mood; there are {', '.join(MOODS)}")
         if isinstance(rate, bool) or not isinstance(rate, (int, float)):
             raise MoodError(f"the rate of {name} must be a number, not {rate!r}")
-        if not (math.isfinite(rate) and 0 <= rate <= 1):
+        if not 0 <= rate <= 1:
             raise MoodError(f"the rate of {name} must be between 0 and 1, not {rate}")
         checked[name] = float(rate)
     return checked
