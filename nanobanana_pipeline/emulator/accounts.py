@@ -10,7 +10,6 @@ from nanobanana_pipeline.emulator.door import Door
 from nanobanana_pipeline.emulator.provider import Provider
 from nanobanana_pipeline.emulator.validation import InvalidOrderError
 
-_ACCOUNT = "/api/v1/enterprise/"
 _OURS = "nano_banana"
 
 
@@ -24,8 +23,8 @@ class AccountDesk:
     def routes(self) -> list[Route]:
         """Build the routes of both calls."""
         return [
-            Route(f"{_ACCOUNT}update_s3", self._update, methods=["POST"]),
-            Route(f"{_ACCOUNT}reset_s3", self._reset, methods=["POST"]),
+            Route(f"{answers.ACCOUNT}update_s3", self._update, methods=["POST"]),
+            Route(f"{answers.ACCOUNT}reset_s3", self._reset, methods=["POST"]),
         ]
 
     async def _update(self, request: Request) -> Response:

@@ -7,8 +7,10 @@ from starlette.responses import HTMLResponse, JSONResponse
 from nanobanana_pipeline.emulator.purchases import Purchase
 from nanobanana_pipeline.emulator.validation import InvalidOrderError
 
-API = "/api/v1/enterprise/nano_banana/"
+ACCOUNT = "/api/v1/enterprise/"
+API = f"{ACCOUNT}nano_banana/"
 GENERATIONS = ("text2img", "img2img", "multi_ref")
+OPERATIONS = ("system_details", "clear_cache", "clear_queue", "restart_server", "update_server")
 _FAILED = "Image generation failed, please try again"
 OUTPUTS = "/outputs/"
 
@@ -161,6 +163,6 @@ def server_error() -> JSONResponse:
     return JSONResponse({"status": "error", "message": "Server Error"}, 500)
 
 
-def no_such_image() -> HTMLResponse:
-    """Answer the GET of an image that is not there (any more, or yet) with a page."""
+def not_found() -> HTMLResponse:
+    """Answer with a page that an image is not there (any more, or yet), or an address unknown."""
     return HTMLResponse("<!DOCTYPE html><html><body><h1>404 Not Found</h1></body></html>", 404)

@@ -28,6 +28,7 @@ from nanobanana_pipeline.emulator.misbehaviour import (
     NoAnswer,
 )
 from nanobanana_pipeline.emulator.moods import Stage
+from nanobanana_pipeline.emulator.openapi import openapi_route
 from nanobanana_pipeline.emulator.operations import Operations
 from nanobanana_pipeline.emulator.provider import Provider
 from nanobanana_pipeline.emulator.purchases import Purchase
@@ -65,8 +66,11 @@ class EmulatorApp:
             Route(f"{answers.OUTPUTS}{{name:path}}", self._gallery.show),
             *AccountDesk(self._provider, self._door).routes(),
             *Operations(self._provider, self._studio, self._door).routes(),
+            openapi_route(),
         ]
-        starlette = Starlette(routes=routes, lifespan=self._lifespan)
+        starlette = Starlette(
+            routes=routes, lifespan=self._lifespan, exception_handlers={404: _no_such_address}
+        )
         self._meter = CallMeter(starlette)
         starlette.router.routes.extend(admin_routes(self._provider, self._meter))
 
@@ -178,6 +182,10 @@ def _or_no_answer(endpoint: _Endpoint) -> _Endpoint:
             return NoAnswer()
 
     return answer
+
+
+async def _no_such_address(_: Request, __: Exception) -> Response:
+    return answers.not_found()
 
 
 def _root(request: Request) -> str:

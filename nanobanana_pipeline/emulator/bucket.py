@@ -12,15 +12,20 @@ from botocore.config import Config
 from pydantic import SecretStr
 
 from nanobanana_pipeline.emulator.errands import may_be_called
+from nanobanana_pipeline.emulator.rules import Schema
 from nanobanana_pipeline.emulator.validation import InvalidOrderError
 
+_URLS = ("endpoint_url", "public_url")
 _REQUIRED = (
-    "public_url",
+    *_URLS,
     "region_name",
-    "endpoint_url",
     "aws_access_key_id",
     "aws_secret_access_key",
     "image_directory",
+)
+_PLAIN_URL = (  # surely taken; what else is, reading tells
+    r"^(https://[0-9A-Za-z.-]+|http://(127\.0\.0\.1|localhost))"
+    r"(:([1-9][0-9]{0,3}|[1-5][0-9]{4}))?(/[!-~]*)?$"
 )
 _PATIENCE = Config(
     connect_timeout=5,
@@ -76,6 +81,13 @@ class Bucket:
         s3.put_object(Bucket=self.name, Key=key, Body=content, ContentType=media_type)
 
 
+def bucket_schema() -> dict[str, Schema]:
+    """Tell what each required field of `update_s3` takes, as a JSON Schema."""
+    words: Schema = {"type": "string", "pattern": "^[ -~]*[!-~][ -~]*$"}
+    url = {"type": "string", "pattern": _PLAIN_URL, "description": "HTTPS, or on loopback."}
+    return {name: url if name in _URLS else words for name in _REQUIRED}
+
+
 def read_bucket(body: Mapping[str, object]) -> Bucket:
     """Read the body of `update_s3`.
 
@@ -93,7 +105,7 @@ def read_bucket(body: Mapping[str, object]) -> Bucket:
     if errors:
         raise InvalidOrderError(errors)
     endpoint_url, public_url = values["endpoint_url"], values["public_url"]
-    for name in ("endpoint_url", "public_url"):
+    for name in _URLS:
         if not may_be_called(values[name]):
             errors[name] = [f"{name} must be an HTTPS URL"]
     if errors:

@@ -90,7 +90,7 @@ def _half(answer: Response, _: str) -> Response:
 
 # Each mood of Stage.IMAGE: the first GET of a picture is answered so, and the next ones well.
 ONCE: Mapping[str, Callable[[Response, str], Response]] = {
-    "image_404": lambda _, __: answers.no_such_image(),
+    "image_404": lambda _, __: answers.not_found(),
     "image_html": _placeholder,
     "image_empty": lambda answer, _: Response(b"", media_type=answer.media_type),
     "truncated_image": _half,
@@ -110,7 +110,7 @@ def _oversized(answer: Response, _: str) -> Response:
 
 # Each mood of Stage.LINK: every GET of a picture is answered so.
 ALWAYS: Mapping[str, Callable[[Response, str], Response]] = {
-    "expired_link": lambda _, __: answers.no_such_image(),
+    "expired_link": lambda _, __: answers.not_found(),
     "image_redirect_private": lambda _, __: RedirectResponse("http://169.254.169.254/latest/", 302),
     "image_redirect": lambda answer, url: (
         answer if url.endswith("?moved") else RedirectResponse(f"{url}?moved", 302)

@@ -14,7 +14,7 @@ from nanobanana_pipeline.emulator.provider import Provider
 from nanobanana_pipeline.emulator.purchases import Purchase
 from nanobanana_pipeline.emulator.studio import Studio
 
-_MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
+MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 
 
 class Gallery:
@@ -29,7 +29,7 @@ class Gallery:
         """Answer the GET of one output."""
         found = self._delivery.find(request.path_params["name"])
         if found is None:
-            return answers.no_such_image()
+            return answers.not_found()
         purchase, sample = found
         content = await self.content(purchase, sample)
         answer = Response(content, media_type=media_type(purchase))
@@ -43,7 +43,7 @@ class Gallery:
         data_uri = self._moods.strikes("base64_data_uri", purchase.occasion)
         if not data_uri and not self._moods.strikes("base64_inline", purchase.occasion):
             return links
-        head = f"data:{_MEDIA_TYPES[purchase.image_format]};base64," if data_uri else ""
+        head = f"data:{MEDIA_TYPES[purchase.image_format]};base64," if data_uri else ""
         texts = [await self.content(purchase, sample) for sample in range(len(links))]
         return [head + text.decode() for text in texts]
 
@@ -67,7 +67,7 @@ class Gallery:
 
 def media_type(purchase: Purchase) -> str:
     """Tell the type that an output is served as."""
-    return "text/plain" if purchase.base64 else _MEDIA_TYPES[purchase.image_format]
+    return "text/plain" if purchase.base64 else MEDIA_TYPES[purchase.image_format]
 
 
 def _occasion(purchase: Purchase, sample: int) -> str:

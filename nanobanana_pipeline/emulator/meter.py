@@ -4,18 +4,10 @@ from collections import Counter, defaultdict
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nanobanana_pipeline.emulator.answers import API, GENERATIONS, OUTPUTS
+from nanobanana_pipeline.emulator.answers import API, GENERATIONS, OPERATIONS, OUTPUTS
 
 _UNANSWERED = "no answer"
-_ENDPOINTS = {
-    *GENERATIONS,
-    "fetch",
-    "system_details",
-    "clear_cache",
-    "clear_queue",
-    "restart_server",
-    "update_server",
-}
+_ENDPOINTS = {*GENERATIONS, "fetch", *OPERATIONS}
 
 
 class CallMeter:

@@ -16,12 +16,16 @@ import requests
 from PIL import Image
 
 from nanobanana_pipeline.emulator.errands import is_loopback, run_errand
+from nanobanana_pipeline.emulator.rules import Schema
 from nanobanana_pipeline.emulator.validation import InvalidOrderError
 
-_FIELD = "ref_image"
+REF_IMAGE = "ref_image"
 _MOST = 16
 _MOST_BYTES = 64 * 2**20
 _SECONDS = 10
+_A_PIXEL = (  # a PNG
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNgAAAAAgAB5Sfe/AAAAABJRU5ErkJggg=="
+)
 _DATA_URI = re.compile(r"data:[\w/+.-]*;base64,")
 
 
@@ -33,13 +37,25 @@ class Reference:
     size: tuple[int, int] | None
 
 
+def reference_schema(endpoint: str) -> Schema:
+    """Tell what `ref_image` takes, as a JSON Schema; whether it is an image, only reading tells."""
+    one = {
+        "type": "string",
+        "minLength": 1,
+        "description": "An HTTP(S) URL, or an image in base64, bare or as a `data:` URI.",
+        "examples": [_A_PIXEL],
+    }
+    several = {"type": "array", "items": one, "minItems": 1, "maxItems": _MOST}
+    return {"anyOf": [one, several]} if endpoint == "img2img" else several
+
+
 async def read_references(body: Mapping[str, object], endpoint: str) -> list[Reference]:
     """Read `ref_image`: one string or an array for `img2img`, an array for `multi_ref`.
 
     Raises:
         InvalidOrderError: It is missing, or one of its references is no picture.
     """
-    raw = body.get(_FIELD)
+    raw = body.get(REF_IMAGE)
     if raw is None or raw in ("", []):
         raise _wrong("is required")
     if isinstance(raw, str) and endpoint == "img2img":
@@ -86,4 +102,4 @@ def _download(url: str) -> bytes:
 
 
 def _wrong(words: str) -> InvalidOrderError:
-    return InvalidOrderError({_FIELD: [f"{_FIELD} {words}"]})
+    return InvalidOrderError({REF_IMAGE: [f"{REF_IMAGE} {words}"]})
