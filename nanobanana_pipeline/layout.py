@@ -10,6 +10,7 @@ __all__ = [
     "LAYOUT_VERSION",
     "check_bucket",
     "claim_bucket",
+    "delivery_key",
     "image_key",
     "image_owner_key",
     "ledger_key",
@@ -86,6 +87,11 @@ def webhook_prefix(attempt_id: str) -> str:
 def webhook_key(attempt_id: str, sha256: str) -> str:
     """Where a webhook's body lies, under its own hash."""
     return f"{webhook_prefix(attempt_id)}{sha256}.json"
+
+
+def delivery_key() -> str:
+    """Where it is written down which buckets of its customer the provider writes into."""
+    return "delivery.json"
 
 
 def claim_bucket(store: ObjectStore, realm: str) -> None:

@@ -1,9 +1,9 @@
 """The bucket, seen through the few verbs the domain needs.
 
-`create` and `update` are S3's conditional writes (``If-None-Match: *`` and ``If-Match``). They are
-sent once: if the answer is lost, only the caller can tell from a fresh read whether its own write
-was applied, so `StorageUnavailable` is raised and nothing is sent again. All other calls repeat
-safely and are retried here, and nowhere else.
+`create`, `update` and `adopt` are S3's conditional writes (``If-None-Match: *``, ``If-Match`` and
+``x-amz-copy-source-if-match``). They are sent once: if the answer is lost, only the caller can tell
+from a fresh read whether its own write was applied, so `StorageUnavailable` is raised and nothing
+is sent again. All other calls repeat safely and are retried here, and nowhere else.
 """
 
 import base64
@@ -27,7 +27,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from nanobanana_pipeline.errors import StorageError, StorageUnavailable
+from nanobanana_pipeline.errors import ObjectTooLarge, StorageError, StorageUnavailable
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -210,6 +210,48 @@ class ObjectStore:
             key, body, sha256=None, content_type=content_type, condition={"IfMatch": etag}
         )
 
+    def adopt(
+        self,
+        bucket: str,
+        source: str,
+        etag: str,
+        key: str,
+        *,
+        content_type: str,
+        metadata: Mapping[str, str],
+    ) -> bool:
+        """Copy any object here, inside S3, once, without retries; the original stays.
+
+        Args:
+            bucket: where it lies.
+            source: its whole key there.
+            etag: as it was read; another object is not copied.
+            key: where to.
+            content_type: the MIME type that the copy gets.
+            metadata: user metadata (ASCII) that the copy gets, instead of the original's.
+
+        Returns:
+            False if something is there already, or if the original has changed or is gone; `head`
+            tells which.
+        """
+        try:
+            self._client.copy_object(
+                Bucket=self.bucket,
+                Key=self.prefix + key,
+                CopySource={"Bucket": bucket, "Key": source},
+                CopySourceIfMatch=etag,
+                IfNoneMatch="*",
+                MetadataDirective="REPLACE",
+                ContentType=content_type,
+                Metadata=dict(metadata),
+                ChecksumAlgorithm="SHA256",
+            )
+        except (BotoCoreError, ClientError) as error:
+            if _code(error) in LOST_RACE_CODES:
+                return False
+            self._raise(error, f"copy s3://{bucket}/{source} to", key)
+        return True
+
     @_patient
     def delete(self, key: str) -> None:
         """Remove an object; it is no error if there is none."""
@@ -247,6 +289,31 @@ class ObjectStore:
             return _read(found).body
         except (BotoCoreError, ClientError) as error:
             self._raise(error, "read", url)
+
+    @_patient
+    def read_object(self, bucket: str, key: str, max_bytes: int) -> StoredObject | None:
+        """Read an object of any bucket with the same credentials; None if there is none.
+
+        Args:
+            bucket: its name.
+            key: the whole key; no prefix is put before it.
+            max_bytes: a larger object is not read at all.
+
+        Raises:
+            ObjectTooLarge: it has more bytes.
+        """
+        where = f"s3://{bucket}/{key}"
+        try:
+            answer = self._client.get_object(Bucket=bucket, Key=key)
+            size = answer["ContentLength"]
+            if size > max_bytes:
+                answer["Body"].close()
+                raise ObjectTooLarge(f"{where} has {size:,} bytes, more than {max_bytes:,}")
+            return _read(answer)
+        except (BotoCoreError, ClientError) as error:
+            if _code(error) in MISSING_CODES:
+                return None
+            self._raise(error, "read", where)
 
     @_patient
     def probe(self) -> None:

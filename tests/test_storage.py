@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import socket
 import threading
 import time
 import traceback
@@ -16,9 +17,9 @@ import boto3
 import pytest
 
 from nanobanana_pipeline import local
-from nanobanana_pipeline.errors import StorageError, StorageUnavailable
+from nanobanana_pipeline.errors import ObjectTooLarge, StorageError, StorageUnavailable
 from nanobanana_pipeline.storage import ObjectStore, s3_client, s3_config
-from tests.provider.servers import closing, free_port, serving
+from tests.provider.servers import Server, answer, closing, free_port, serving
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -405,3 +406,94 @@ def test_conditional_writes_are_never_repeated_here(status: int) -> None:
         with pytest.raises(StorageUnavailable):
             store.update("a", b"1", '"e"')
         assert server.seen == ["PUT"] * 2
+
+
+# --- objects that others wrote -------------------------------------------------------------------
+
+
+def adopted(store: ObjectStore, etag: str, to: str = "copy") -> bool:
+    return store.adopt(
+        store.bucket,
+        store.prefix + "theirs/a b+%20.bin",
+        etag,
+        to,
+        content_type="image/png",
+        metadata={"request-key": "k"},
+    )
+
+
+@pytest.fixture
+def theirs(store: ObjectStore) -> str:
+    return store.put("theirs/a b+%20.bin", b"their bytes", content_type="text/plain")
+
+
+def test_an_object_is_copied_with_type_and_metadata_of_our_own(
+    store: ObjectStore, theirs: str
+) -> None:
+    assert adopted(store, theirs)
+    found = store._client.get_object(Bucket=store.bucket, Key=store.prefix + "copy")
+    assert found["Body"].read() == b"their bytes"
+    assert (found["ContentType"], found["Metadata"]) == ("image/png", {"request-key": "k"})
+    assert body_of(store, "theirs/a b+%20.bin") == b"their bytes"
+
+
+def test_an_object_that_has_changed_since_it_was_read_is_not_copied(
+    store: ObjectStore, theirs: str
+) -> None:
+    store.put("theirs/a b+%20.bin", b"other bytes")
+    assert not adopted(store, theirs)
+    assert store.get("copy") is None
+    store.delete("theirs/a b+%20.bin")
+    assert not adopted(store, theirs)
+    assert store.get("copy") is None
+
+
+def test_nothing_is_copied_over_what_is_there(store: ObjectStore, theirs: str) -> None:
+    store.put("copy", b"ours")
+    assert not adopted(store, theirs)
+    assert body_of(store, "copy") == b"ours"
+
+
+def test_of_many_copies_at_once_one_is_made(store: ObjectStore, theirs: str) -> None:
+    with ThreadPoolExecutor(8) as everybody:
+        made = list(everybody.map(lambda _: adopted(store, theirs), range(16)))
+    assert made.count(True) == 1
+    assert body_of(store, "copy") == b"their bytes"
+
+
+def test_a_copy_from_a_bucket_that_is_not_there_is_an_error(store: ObjectStore) -> None:
+    with pytest.raises(StorageError, match=r"copy s3://no-such-bucket/a to .*NoSuchBucket"):
+        store.adopt("no-such-bucket", "a", '"e"', "copy", content_type="x/y", metadata={})
+
+
+def test_a_copy_whose_answer_is_lost_is_sent_once() -> None:
+    with serving(closing) as server:
+        store = ObjectStore(client_at(server.url), "b")
+        with pytest.raises(StorageUnavailable):
+            store.adopt("b", "a", '"e"', "copy", content_type="x/y", metadata={})
+    assert server.connections == 1
+
+
+def test_any_object_is_read_up_to_a_bound(store: ObjectStore, theirs: str) -> None:
+    key = store.prefix + "theirs/a b+%20.bin"
+    found = store.read_object(store.bucket, key, 11)
+    assert found is not None
+    assert (found.body, found.etag) == (b"their bytes", theirs)
+    assert store.read_object(store.bucket, key + "x", 11) is None
+    with pytest.raises(ObjectTooLarge, match="has 11 bytes, more than 10"):
+        store.read_object(store.bucket, key, 10)
+    with pytest.raises(StorageError, match="NoSuchBucket"):
+        store.read_object("no-such-bucket", key, 11)
+
+
+def test_a_body_above_the_bound_is_not_read() -> None:
+    """The server says how much it would send, and sends nothing: whoever reads would wait."""
+
+    def huge(server: Server, peer: socket.socket) -> None:
+        server.read(peer)
+        head = {"ETag": '"e"', "Last-Modified": formatdate(usegmt=True)}
+        peer.sendall(answer(b"", headers={**head, "Content-Length": str(10**12)}))
+        server.stopping.wait(30)
+
+    with serving(huge) as server, pytest.raises(ObjectTooLarge):
+        ObjectStore(client_at(server.url), "b").read_object("b", "a", 2**20)
