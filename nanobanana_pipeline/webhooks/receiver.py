@@ -24,7 +24,7 @@ from nanobanana_pipeline.errors import StorageError
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.webhooks.inbox import Inbox, Webhooks, is_attempt_id
 
-__all__ = ["MAX_BODY_BYTES", "receiver_app", "receiver_server"]
+__all__ = ["MAX_BODY_BYTES", "document", "receiver_app", "receiver_server"]
 
 MAX_BODY_BYTES: Final = 64 * 1024
 BODY_SECONDS: Final = 10.0
@@ -169,7 +169,7 @@ async def _healthy(_: Request) -> Response:
 
 
 async def _describe(_: Request) -> Response:
-    return JSONResponse(_openapi())
+    return JSONResponse(document())
 
 
 def _refused(status: int) -> Response:
@@ -186,7 +186,8 @@ REFUSALS: Final = {
 }
 
 
-def _openapi() -> dict[str, Any]:
+def document() -> dict[str, Any]:
+    """What the receiver takes and answers, as OpenAPI 3.1."""
     text = {"text/plain": {"schema": {"type": "string"}}}
     path = [
         _in_path("attempt_id", "^[0-9a-f]{64}\\.[0-9a-f]{16}$", "<request key>.<attempt nonce>"),
