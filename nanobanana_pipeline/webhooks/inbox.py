@@ -147,7 +147,7 @@ class Inbox:
         return any(self._store.keys(webhook_prefix(attempt_id), limit=1))
 
     def read(self, attempt_id: str) -> list[Payload]:
-        """Everything that came for this attempt, in the order in which it was stored."""
+        """Everything that came for this attempt, by when it was stored (S3 tells whole seconds)."""
         found = [self._store.get(key) for key in self._store.keys(webhook_prefix(attempt_id))]
         payloads = [Payload.read(each.body, each.last_modified) for each in found if each]
         return sorted(payloads, key=lambda payload: payload.received)
