@@ -12,6 +12,7 @@ from dagster_project.resources import NanobananaResource
 from nanobanana_pipeline.errors import PromptTableError
 from nanobanana_pipeline.layout import prompt_set_key
 from nanobanana_pipeline.prompts.prompt_set import snapshot, valid_name
+from nanobanana_pipeline.prompts.references import References
 from nanobanana_pipeline.prompts.table import read_table
 from nanobanana_pipeline.prompts.validation import attributes_of, check_prompts
 
@@ -41,8 +42,9 @@ class PromptTableConfig(dg.Config):
     code_version="1",
     description=(
         "A prompt table, checked and frozen. Good rows become a snapshot under their fingerprint; "
-        "every bad row goes to a quarantine table with row, column, value and reason. The same "
-        "content gives the same fingerprint whatever the file format. **Costs nothing.**"
+        "every bad row goes to a quarantine table with row, column, value and reason; reference "
+        "pictures are kept under their hashes. The same content gives the same fingerprint "
+        "whatever the file format. **Costs nothing.**"
     ),
 )
 def prompt_set(
@@ -52,7 +54,8 @@ def prompt_set(
     with plain_failures():
         name = valid_name(context.partition_key)
         store = nanobanana.store()
-        checked = check_prompts(read_table(config.table or find_table(name), store))
+        references = References(nanobanana.account().downloader, store, keep=True)
+        checked = check_prompts(read_table(config.table or find_table(name), store), references)
         made = snapshot(store, name, checked)
     carried = attributes_of(checked.prompts)
     if carried:

@@ -1,12 +1,16 @@
 """`nanobanana prompts`: what would become of a table."""
 
-from typing import Annotated
+import os
+from typing import Annotated, cast
 
 import typer
 
 from nanobanana_pipeline.cli.show import make_console, print_carried, table_of
+from nanobanana_pipeline.prompts.references import References
 from nanobanana_pipeline.prompts.table import read_table
-from nanobanana_pipeline.prompts.validation import check_prompts, fingerprint
+from nanobanana_pipeline.prompts.validation import REFERENCE, check_prompts, fingerprint
+from nanobanana_pipeline.provider.downloads import Downloader
+from nanobanana_pipeline.settings import split_hosts
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 
 __all__ = ["check"]
@@ -18,9 +22,19 @@ NOT_ALL_GOOD = 1
 def check(
     file: Annotated[str, typer.Argument(help="CSV, TSV, JSONL or Parquet; a path or s3:// URL.")],
 ) -> None:
-    """Say which rows of a table would be quarantined, and why. Touches nothing."""
+    """Say which rows of a table would be quarantined, and why. Writes nothing.
+
+    Reference pictures are read too: files, https URLs (and what NANOBANANA_ALLOWED_HOSTS allows),
+    and s3:// URLs with AWS's own variables. No other setting is needed.
+    """
     store = ObjectStore(s3_client(), "") if file.startswith("s3://") else None
-    checked = check_prompts(read_table(file, store))
+    table = read_table(file, store)
+    if REFERENCE in table.rows.column_names:
+        hosts = cast("tuple[str, ...]", split_hosts(os.environ.get("NANOBANANA_ALLOWED_HOSTS", "")))
+        store = store or ObjectStore(s3_client(), "")
+        checked = check_prompts(table, References(Downloader(hosts), store, keep=False))
+    else:
+        checked = check_prompts(table)
     console = make_console()
     if len(checked.quarantine):
         bad = checked.quarantine["row"].nunique()

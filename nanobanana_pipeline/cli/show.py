@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from nanobanana_pipeline.generation.manifest import CurrentManifest
-from nanobanana_pipeline.prompts.validation import CheckedPrompts, attributes_of
+from nanobanana_pipeline.prompts.validation import REFERENCE, CheckedPrompts, attributes_of
 from nanobanana_pipeline.request import TABLE_FIELDS
 
 __all__ = ["make_console", "partitions_table", "print_carried", "size_text", "table_of"]
@@ -27,7 +27,7 @@ def make_console() -> Console:
 def print_carried(console: Console, checked: CheckedPrompts) -> None:
     """Name the columns that are not sent: a misspelt field costs money where nobody sees it."""
     for name in attributes_of(checked.prompts):
-        near = difflib.get_close_matches(name, TABLE_FIELDS, n=1, cutoff=0.8)
+        near = difflib.get_close_matches(name, (*TABLE_FIELDS, REFERENCE), n=1, cutoff=0.8)
         hint = f"; did you mean {near[0]}?" if near else ""
         console.print(f"column {name} is carried along, not sent{hint}", markup=False)
 

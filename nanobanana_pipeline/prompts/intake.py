@@ -15,6 +15,7 @@ CHUNK_ROWS: Final = 65_536
 CHUNK_CELLS: Final = 1 << 20
 MAX_COLUMNS: Final = 1_000
 MAX_VALUE: Final = 200
+RESERVED: Final = "ref_sha256"
 TEXT: Final = pa.large_string()
 """64-bit offsets: a million long prompts do not fit the 2 GiB of a plain Arrow string column."""
 
@@ -91,7 +92,8 @@ class Intake:
         """Take a column in; gives its normalised name, ``column_<n>`` if it has none.
 
         Raises:
-            PromptTableError: another column means the same, or there are too many.
+            PromptTableError: another column means the same, the name is taken, or there are too
+                many.
         """
         if "\0" in raw:
             raise self.refusal(
@@ -104,6 +106,11 @@ class Intake:
                 "has two columns that mean the same, "
                 f"{shortened(self.columns[name])!r} and {shortened(raw)!r}: "
                 "rename or remove one of them"
+            )
+        if name == RESERVED:
+            raise self.refusal(
+                f"has a column {shortened(raw)!r}, which is where the hashes of its reference "
+                "pictures will stand: rename or remove it, and name the pictures in 'ref_image'"
             )
         if len(self.columns) >= MAX_COLUMNS:
             raise self.refusal(

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tenacity
 from pydantic import TypeAdapter, ValidationError
 
 from nanobanana_pipeline.errors import PromptTableError, StorageUnavailable
 from nanobanana_pipeline.prompts.validation import CheckedPrompts, as_frame, fingerprint
+from nanobanana_pipeline.prompts.writes import create, patient
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.storage import ObjectStore, StoredObject
@@ -29,15 +29,6 @@ SCHEMA: Final = 1
 SCHEMA_KEY: Final = b"nanobanana.schema"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-# Both writes may be sent again after a lost answer: a snapshot's bytes say the same whoever wrote
-# them, and of two pointers to a current snapshot the later one counts.
-_patient = tenacity.retry(
-    retry=tenacity.retry_if_exception_type(StorageUnavailable),
-    wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
-    stop=tenacity.stop_after_delay(60),
-    reraise=True,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +96,7 @@ def snapshot(store: "ObjectStore", name: str, checked: CheckedPrompts) -> Prompt
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     key = _key(name, found.fingerprint)
-    _create(store, f"{key}.parquet", _parquet(checked.prompts))
+    create(store, f"{key}.parquet", _parquet(checked.prompts))
     store.put(f"{key}.quarantine.parquet", _parquet(checked.quarantine))
     _publish(store, found)
     return found
@@ -154,13 +145,8 @@ def _key(name: str, leaf: str) -> str:
     return f"prompt_sets/{name}/{leaf}"
 
 
-@_patient
-def _create(store: "ObjectStore", key: str, body: bytes) -> None:
-    # None would mean that the same content is there already.
-    store.create(key, body)
-
-
-@_patient
+# Of two pointers to a current snapshot the later one counts: the write may be sent again.
+@patient
 def _publish(store: "ObjectStore", found: PromptSet) -> None:
     key = _key(found.name, "current.json")
     record = {"schema": SCHEMA, **dataclasses.asdict(found)}

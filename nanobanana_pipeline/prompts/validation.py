@@ -21,14 +21,25 @@ from pydantic import TypeAdapter, ValidationError
 
 from nanobanana_pipeline.prompts.attributes import typed_attribute
 from nanobanana_pipeline.prompts.intake import CHUNK_ROWS, TEXT, Fault, shortened
+from nanobanana_pipeline.prompts.references import References, fitted_size, without_secrets
 from nanobanana_pipeline.prompts.table import PromptTable
 from nanobanana_pipeline.request import TABLE_FIELDS, ImageRequest
 
-__all__ = ["CheckedPrompts", "as_frame", "attributes_of", "check_prompts", "fingerprint"]
+__all__ = [
+    "REFERENCE",
+    "CheckedPrompts",
+    "as_frame",
+    "attributes_of",
+    "check_prompts",
+    "fingerprint",
+]
 
 FINGERPRINT_SCHEMA: Final = 1
 FINGERPRINT_ROWS: Final = 65_536
 """Rows hashed at a time. Part of the fingerprint's definition: never change it alone."""
+REFERENCE: Final = "ref_image"
+"""The column that names reference pictures."""
+REFERENCE_HASHES: Final = "ref_sha256"
 ID_MAX: Final = 200
 ID_DIGITS: Final = 16
 
@@ -61,7 +72,9 @@ class CheckedPrompts:
         source: path or URL of the table.
         prompts: the good rows in the order of their ids: ``prompt_id`` and ``prompt`` (str), the
             request fields that some row gives (Int64, Float64 or str; missing where the default
-            holds), then the attributes by name (Int64, Float64, boolean or str).
+            holds), ``ref_image`` as written and ``ref_sha256`` (str: the hashes of the reference
+            pictures, joined by one space) if some row has references, then the attributes by name
+            (Int64, Float64, boolean or str).
         quarantine: what is wrong with the others, one row a fault: ``row`` (int64, counted from 1),
             ``column`` ("" for the row as a whole), ``value`` (shortened), ``reason`` (str).
     """
@@ -71,10 +84,19 @@ class CheckedPrompts:
     quarantine: pd.DataFrame
 
 
-def check_prompts(table: PromptTable) -> CheckedPrompts:
+def check_prompts(table: PromptTable, references: References | None = None) -> CheckedPrompts:
     """Validate a prompt table, normalise its values and give every row an id.
 
-    A row with several faults has an entry for each. Of rows with the same id the first stays.
+    A row with several faults has an entry for each. Of rows with the same id the first stays. A row
+    with references that names no size gets that of its first one, as near as the provider allows.
+
+    Args:
+        table: as `table.read_table` gives it.
+        references: reads its reference pictures; needed where it has a column ``ref_image``.
+
+    Raises:
+        ValueError: the table has references, and nobody to read them.
+        StorageError: as `References.resolve`.
     """
     rows = table.rows
     numbers: RowNumbers = table.numbers.to_numpy()
@@ -83,25 +105,32 @@ def check_prompts(table: PromptTable) -> CheckedPrompts:
     fields = [name for name in TABLE_FIELDS if name in rows.column_names]
 
     columns = {name: _judged(name, rows[name], numbers, faults) for name in fields}
+    if REFERENCE in rows.column_names:
+        if references is None:
+            raise ValueError(f"{table.source} names references: pass References to read them")
+        columns |= _referenced(table, references, columns, faults)
     if id_column:
         columns["prompt_id"] = _judged(id_column, rows[id_column], numbers, faults)
         faults.add_repeats(id_column, columns["prompt_id"], numbers, "duplicate of row {}")
     else:
-        ids = _content_ids(pa.table(columns), faults.spared(numbers))
+        # A reference counts by its bytes, whatever it is called.
+        deciding = {name: column for name, column in columns.items() if name != REFERENCE}
+        ids = _content_ids(pa.table(deciding), faults.spared(numbers))
         repeat = "same prompt and parameters as row {}; add an id column to keep both"
         faults.add_repeats("prompt", ids, numbers, repeat, values=columns["prompt"])
         columns["prompt_id"] = ids
     good = np.flatnonzero(faults.spared(numbers))
     ordered = good[pc.sort_indices(columns["prompt_id"].take(good)).to_numpy()]
     attributes = {
-        name: rows[name] for name in sorted(set(rows.column_names) - {id_column, *fields})
+        name: rows[name]
+        for name in sorted(set(rows.column_names) - {id_column, REFERENCE, *fields})
     }
     return CheckedPrompts(table.source, _taken(columns, attributes, ordered), faults.frame())
 
 
 def attributes_of(prompts: pd.DataFrame) -> list[str]:
     """The columns that are carried along and not sent: a misspelt field is among them."""
-    known = {"prompt_id", *TABLE_FIELDS}
+    known = {"prompt_id", *TABLE_FIELDS, REFERENCE, REFERENCE_HASHES}
     return [str(name) for name in prompts.columns if name not in known]
 
 
@@ -205,6 +234,39 @@ def _judged(name: str, column: Any, numbers: RowNumbers, faults: _Faults) -> Any
     return pa.chunked_array(parts, kind)
 
 
+def _referenced(
+    table: PromptTable,
+    references: References,
+    columns: dict[str, Any],
+    faults: _Faults,
+) -> dict[str, Any]:
+    """The columns that references decide: themselves, their hashes, and the sizes they lend."""
+    cells = table.rows[REFERENCE].combine_chunks()
+    encoded = cells.dictionary_encode()
+    texts = encoded.dictionary.to_pylist()
+    found = references.resolve(table.source, texts)
+
+    def spread(values: Iterable[object], kind: Any) -> Any:  # noqa: ANN401 - pyarrow is untyped
+        return pa.array(list(values), kind).take(encoded.indices)
+
+    why = spread((each.fault for each in found), TEXT)
+    bad = np.flatnonzero(why.is_valid())
+    shown = spread(map(without_secrets, texts), TEXT)
+    faults.add(REFERENCE, table.numbers.to_numpy()[bad], shown.take(bad), why.take(bad).to_pylist())
+    hashes = spread((each.sha256 for each in found), TEXT)
+    sizes = [
+        fitted_size(each.width, each.height) if each.width and each.height else (None, None)
+        for each in found
+    ]
+    none = pa.nulls(len(cells), pa.int64())
+    own = {side: columns.get(side, none) for side in ("width", "height")}
+    unsized = pc.and_(pc.is_null(own["width"]), pc.is_null(own["height"]))
+    return {
+        side: pc.if_else(unsized, spread(lent, pa.int64()), own[side])
+        for side, lent in zip(own, zip(*sizes, strict=True), strict=False)
+    } | {REFERENCE: pc.if_else(hashes.is_valid(), cells, None), REFERENCE_HASHES: hashes}
+
+
 def _judge(name: str) -> Callable[[str], Any]:
     """What turns a cell of this column into its value, or raises ValueError with the reason."""
     if name == "seed":
@@ -258,7 +320,7 @@ def _content_id(row: dict[str, Any]) -> str:
 
 def _taken(columns: dict[str, Any], attributes: dict[str, Any], order: RowNumbers) -> pd.DataFrame:
     """These rows in this order; optional columns in which nothing stands are left out."""
-    names = ("prompt_id", *TABLE_FIELDS)
+    names = ("prompt_id", *TABLE_FIELDS, REFERENCE, REFERENCE_HASHES)
     taken = {name: columns[name].take(order) for name in names if name in columns}
     taken |= {name: typed_attribute(column.take(order)) for name, column in attributes.items()}
     kept = {

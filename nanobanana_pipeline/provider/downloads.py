@@ -15,7 +15,7 @@ from nanobanana_pipeline.errors import DownloadError, DownloadRefused, ImageBrok
 from nanobanana_pipeline.images import MAX_IMAGE_BYTES
 from nanobanana_pipeline.provider.http import Answer, Http, NoAnswer, NotSentError, TooLarge
 
-__all__ = ["Downloader"]
+__all__ = ["Downloader", "public_url"]
 
 DOWNLOAD_SECONDS: Final = 120.0
 MAX_REDIRECTS: Final = 5
@@ -56,18 +56,18 @@ class Downloader:
             except DownloadRefused as error:
                 if not redirects:
                     raise
-                raise ImageBroken(f"{_public(url)}: redirects astray: {error}") from error
+                raise ImageBroken(f"{public_url(url)}: redirects astray: {error}") from error
             if answer.status in REDIRECTS and "Location" in answer.headers:
                 place = _redirected(place, answer.headers["Location"])
                 continue
             if answer.status in GONE_STATUSES:
-                raise ImageGone(f"{_public(place)}: HTTP {answer.status}")
+                raise ImageGone(f"{public_url(place)}: HTTP {answer.status}")
             if answer.status != OK:
-                raise DownloadError(f"{_public(place)}: HTTP {answer.status}")
+                raise DownloadError(f"{public_url(place)}: HTTP {answer.status}")
             if not answer.body:
-                raise ImageBroken(f"{_public(place)}: no bytes")
+                raise ImageBroken(f"{public_url(place)}: no bytes")
             return answer.body
-        raise ImageBroken(f"{_public(url)}: more than {MAX_REDIRECTS} redirects")
+        raise ImageBroken(f"{public_url(url)}: more than {MAX_REDIRECTS} redirects")
 
     def _get(self, url: str) -> Answer:
         self._check_url(url)
@@ -76,9 +76,9 @@ class Downloader:
                 "GET", url, deadline_seconds=DOWNLOAD_SECONDS, max_bytes=MAX_IMAGE_BYTES
             )
         except TooLarge as error:
-            raise ImageBroken(f"{_public(url)}: {error}") from error
+            raise ImageBroken(f"{public_url(url)}: {error}") from error
         except (NotSentError, NoAnswer) as error:
-            raise DownloadError(f"{_public(url)}: {_without_query(str(error), url)}") from None
+            raise DownloadError(f"{public_url(url)}: {_without_query(str(error), url)}") from None
 
     def _check_url(self, url: str) -> None:
         try:
@@ -87,10 +87,10 @@ class Downloader:
         except ValueError as error:
             raise DownloadRefused(f"not a URL: {error}") from error
         if not host or parts.scheme not in {"http", "https"}:
-            raise DownloadRefused(f"{_public(url)}: not an https URL")
+            raise DownloadRefused(f"{public_url(url)}: not an https URL")
         if parts.scheme == "http" and host not in self._allowed:
             raise DownloadRefused(
-                f"{_public(url)}: plain http; allow it with NANOBANANA_ALLOWED_HOSTS={host}"
+                f"{public_url(url)}: plain http; allow it with NANOBANANA_ALLOWED_HOSTS={host}"
             )
 
     def _check_address(self, host: str, address: str) -> None:
@@ -117,10 +117,10 @@ def _redirected(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError as error:
-        raise ImageBroken(f"{_public(url)}: redirects to no URL: {error}") from None
+        raise ImageBroken(f"{public_url(url)}: redirects to no URL: {error}") from None
 
 
-def _public(url: str) -> str:
+def public_url(url: str) -> str:
     """The URL without query, fragment and user: they may hold a signature or a password."""
     try:
         parts = urlsplit(url)
@@ -131,7 +131,7 @@ def _public(url: str) -> str:
 
 def _without_query(text: str, url: str) -> str:
     """An error's text, should it quote the URL."""
-    text = text.replace(url, _public(url))
+    text = text.replace(url, public_url(url))
     for secret in (urlsplit(url).query, urlsplit(url).netloc.rpartition("@")[0]):
         text = text.replace(secret, "…") if secret else text
     return text

@@ -1,0 +1,257 @@
+"""The reference pictures that a table names: each read once, looked at, hashed, and kept.
+
+A cell of the column ``ref_image`` holds one name or a JSON list of names. A name is an https URL,
+an ``s3://bucket/key`` or a path; paths are relative to the table, on S3 too.
+"""
+
+import hashlib
+import json
+import posixpath
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import tenacity
+
+from nanobanana_pipeline.errors import (
+    DownloadError,
+    DownloadRefused,
+    ImageBroken,
+    ImageGone,
+    StorageError,
+    StorageUnavailable,
+)
+from nanobanana_pipeline.images import CONTENT_TYPES, MAX_IMAGE_BYTES, inspect
+from nanobanana_pipeline.layout import reference_key
+from nanobanana_pipeline.prompts.intake import shortened
+from nanobanana_pipeline.prompts.writes import create
+from nanobanana_pipeline.provider.downloads import public_url
+from nanobanana_pipeline.request import MAX_REFERENCES, SIDE_MAX, SIDE_MIN, SIDE_STEP
+
+if TYPE_CHECKING:
+    from nanobanana_pipeline.provider.downloads import Downloader
+    from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["Referenced", "References", "fitted_size", "without_secrets"]
+
+READERS: Final = 8
+"""Pictures in memory at once, each of `MAX_IMAGE_BYTES` at most."""
+DOWNLOADS: Final = 3
+"""Times that an address is asked whose trouble may pass."""
+S3: Final = "s3://"
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_USER = re.compile(r"(?<=://)[^\s/?#\"]*@")
+_QUERY = re.compile(r"(https?://[^\s?#\"]*)[?#][^\"]*", re.IGNORECASE)
+
+
+class Referenced(NamedTuple):
+    """What one reference, or a cell of several, stands for.
+
+    Attributes:
+        sha256: of the bytes; in a cell of several, in their order, joined by one space. None where
+            there is no reference, or a fault.
+        width, height: pixels of the (first) picture.
+        fault: why it cannot be read; None if it can.
+    """
+
+    sha256: str | None = None
+    width: int | None = None
+    height: int | None = None
+    fault: str | None = None
+
+
+class References:
+    """Reads the references of prompt tables.
+
+    Args:
+        downloader: gets those with an https URL, by its own rules.
+        store: reads those on S3, with its own credentials.
+        keep: whether each is stored too, under its hash, so that it outlives its name.
+    """
+
+    def __init__(self, downloader: "Downloader", store: "ObjectStore", *, keep: bool) -> None:
+        self._downloader = downloader
+        self._store = store
+        self._keep = keep
+
+    def resolve(self, source: str, cells: Sequence[str]) -> list[Referenced]:
+        """Read what these cells name; equal names only once, several at a time.
+
+        Args:
+            source: path or URL of the table, which relative names start from.
+            cells: of its column ``ref_image``; ``[]`` names nothing.
+
+        Returns:
+            For each cell what it stands for.
+
+        Raises:
+            StorageUnavailable: S3 gave no answer, so nothing is known of what lies there.
+            StorageError: the bucket refuses to keep one.
+        """
+        parsed = [_parsed(cell, source) for cell in cells]
+        places = list(dict.fromkeys(place for named in parsed for place in named.places))
+        readers = ThreadPoolExecutor(READERS)
+        try:
+            found = dict(zip(places, readers.map(self._read, places), strict=True))
+        finally:
+            readers.shutdown(cancel_futures=True)
+        return [_joined(named, found) for named in parsed]
+
+    def _read(self, place: str) -> Referenced:
+        try:
+            data = self._bytes(place)
+        except StorageUnavailable:
+            raise
+        except (DownloadError, StorageError, _UnreadableError) as error:
+            return Referenced(fault=str(error))
+        except OSError as error:
+            return Referenced(fault=f"{shortened(place)}: {error.strerror or error}")
+        try:
+            facts = inspect(data)
+        except ImageBroken as error:
+            # Without the bytes that it quotes: a file may be anything, somebody's password too.
+            return Referenced(fault=f"{_shown(place)}: {str(error).partition('; it starts')[0]}")
+        digest = hashlib.sha256(data)
+        sha256 = digest.hexdigest()
+        if self._keep:
+            create(
+                self._store,
+                reference_key(sha256),
+                data,
+                content_type=CONTENT_TYPES[facts.format],
+                sha256=digest.digest(),
+            )
+        return Referenced(sha256, facts.width, facts.height)
+
+    def _bytes(self, place: str) -> bytes:
+        if _is_web(place):
+            return self._download(place)
+        if place.startswith(S3):
+            bucket, _, key = place.removeprefix(S3).partition("/")
+            found = self._store.read_object(bucket, key, MAX_IMAGE_BYTES)
+            if found is None:
+                raise _UnreadableError(f"{shortened(place)} does not exist: check the URL")
+            return found.body
+        path = Path(place)
+        if not path.is_file():  # a pipe or a device may never end
+            raise _UnreadableError(f"{shortened(place)} is no file: check the path")
+        with path.open("rb") as file:
+            data = file.read(MAX_IMAGE_BYTES + 1)
+        if len(data) > MAX_IMAGE_BYTES:
+            raise _UnreadableError(f"{shortened(place)} has more than {MAX_IMAGE_BYTES:,} bytes")
+        return data
+
+    @tenacity.retry(
+        retry=tenacity.retry_if_exception(
+            lambda e: (
+                isinstance(e, DownloadError)
+                and not isinstance(e, DownloadRefused | ImageGone | ImageBroken)
+            )
+        ),
+        wait=tenacity.wait_exponential_jitter(multiplier=0.3, max=5),
+        stop=tenacity.stop_after_attempt(DOWNLOADS),
+        reraise=True,
+    )
+    def _download(self, url: str) -> bytes:
+        return self._downloader.download(url)
+
+
+def fitted_size(width: int, height: int) -> tuple[int, int]:
+    """The size to ask for where a picture shall be as its reference is.
+
+    Both sides are brought within what the provider allows, with the aspect kept as far as that
+    goes: a small reference grows, a large one shrinks, and a long one is cut short.
+    """
+    scale = max(1.0, SIDE_MIN / min(width, height))
+    scale = min(scale, SIDE_MAX / max(width, height))
+
+    def fitted(side: int) -> int:
+        return min(max(round(side * scale / SIDE_STEP) * SIDE_STEP, SIDE_MIN), SIDE_MAX)
+
+    return fitted(width), fitted(height)
+
+
+def without_secrets(cell: str) -> str:
+    """A cell for people to see: what follows the path of a URL may be a signature."""
+    return _QUERY.sub(r"\1?…", _USER.sub("", cell))
+
+
+class _UnreadableError(Exception):
+    """A reference cannot be read; the text says which, and why."""
+
+
+class _Named(NamedTuple):
+    """A cell taken apart: where its references lie, or what is wrong with it."""
+
+    places: tuple[str, ...] = ()
+    fault: str | None = None
+
+
+def _parsed(cell: str, source: str) -> _Named:
+    names: list[object] = [cell]
+    if cell.lstrip().startswith("["):
+        try:
+            names = json.loads(cell)
+        except (ValueError, RecursionError):
+            return _Named(fault='is not a JSON list of references: write ["a.png", "b.png"]')
+    if len(names) > MAX_REFERENCES:
+        return _Named(
+            fault=f"names {len(names)} references, and a request has at most {MAX_REFERENCES}"
+        )
+    try:
+        return _Named(tuple(_place(name, source) for name in names))
+    except _UnreadableError as error:
+        return _Named(fault=str(error))
+
+
+def _place(name: object, source: str) -> str:
+    """Where a reference lies: an http(s) or s3 URL, or a path from the working directory."""
+    if not isinstance(name, str):
+        raise _UnreadableError("holds something that is no text: name each reference in quotes")
+    name = name.strip()
+    if not name:
+        raise _UnreadableError("holds a blank name: leave the cell empty for no reference")
+    scheme, separator, rest = name.partition("://")
+    if separator and _SCHEME.match(name):
+        scheme = scheme.lower()
+        if scheme not in {"http", "https", "s3"}:
+            raise _UnreadableError(f"{scheme}:// is not read: use https, s3 or a file")
+        return f"{scheme}://{rest}"
+    if name.lower().startswith("data:"):
+        raise _UnreadableError("holds a picture itself: name the file or URL that has it")
+    if not source.startswith(S3):
+        return str(Path(source).parent / name)
+    if name.startswith("/"):
+        raise _UnreadableError(
+            "names a file of this machine, and the table lies on S3: name it relative to the "
+            "table, or by its URL"
+        )
+    bucket, _, key = source.removeprefix(S3).partition("/")
+    key = posixpath.normpath(posixpath.join(posixpath.dirname(key), name))
+    if key.startswith("../") or key == "..":
+        raise _UnreadableError("leads out of the table's bucket: name it by its URL")
+    return f"{S3}{bucket}/{key}"
+
+
+def _joined(named: _Named, found: Mapping[str, Referenced]) -> Referenced:
+    pictures = [found[place] for place in named.places]
+    fault = named.fault or _listed(picture.fault for picture in pictures)
+    if fault or not pictures:
+        return Referenced(fault=fault)
+    hashes = " ".join(str(picture.sha256) for picture in pictures)
+    return pictures[0]._replace(sha256=hashes)
+
+
+def _listed(faults: Iterable[str | None]) -> str | None:
+    return "; ".join(dict.fromkeys(fault for fault in faults if fault)) or None
+
+
+def _is_web(place: str) -> bool:
+    return place.startswith(("http://", "https://"))
+
+
+def _shown(place: str) -> str:
+    return public_url(place) if _is_web(place) else shortened(place)
