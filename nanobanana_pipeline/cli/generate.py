@@ -17,6 +17,7 @@ from nanobanana_pipeline.generation.cells import check_seed
 from nanobanana_pipeline.generation.launch import Launch, Plan, collect, plan, settle_shard
 from nanobanana_pipeline.generation.manifest import CurrentManifest, advice
 from nanobanana_pipeline.prompts.prompt_set import snapshot, valid_name
+from nanobanana_pipeline.prompts.references import References
 from nanobanana_pipeline.prompts.table import read_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.account import Account
@@ -55,7 +56,8 @@ def generate(
     account, store = Account.open(settings), open_bucket(settings)
     console = make_console()
     set_name = valid_name(name or PurePosixPath(file).name.partition(".")[0])
-    checked = check_prompts(read_table(file, store))
+    references = References(account.downloader, store, keep=True)
+    checked = check_prompts(read_table(file, store), references)
     prompts = snapshot(store, set_name, checked)
     console.print(
         f"prompt set {prompts.name}: {prompts.rows:,} rows, {prompts.quarantined:,} in quarantine"
