@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from nanobanana_pipeline.cli import generate, profile, prompts, status, webhooks
+from nanobanana_pipeline.cli.provider import provider_commands
 from nanobanana_pipeline.emulator.command import emulator_command
 from nanobanana_pipeline.errors import NanobananaError
 
@@ -76,6 +77,7 @@ app.add_typer(prompt_commands, name="prompts")
 webhook_commands = typer.Typer(no_args_is_help=True, help="Hear of pictures that are done.")
 webhook_commands.command("serve")(webhooks.serve)
 app.add_typer(webhook_commands, name="webhooks")
+app.add_typer(provider_commands, name="provider")
 app.command("generate")(generate.generate)
 app.command("status")(status.status)
 app.command("demo")(profile.demo)

@@ -1,8 +1,15 @@
-"""The engine's second stage: download → verify → hash → PUT → settle."""
+"""The engine's second stage: read → verify → hash → store → settle.
+
+A picture is read by download, and stored by PUT. One that the provider wrote into the customer's
+own bucket is read with S3's credentials, and stored by a copy inside S3.
+"""
 
 import hashlib
+import logging
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 import tenacity
 
@@ -11,18 +18,50 @@ from nanobanana_pipeline.errors import (
     DownloadRefused,
     ImageBroken,
     ImageGone,
+    ObjectTooLarge,
+    StorageError,
     StorageUnavailable,
 )
-from nanobanana_pipeline.images import CONTENT_TYPES, inspect
+from nanobanana_pipeline.images import CONTENT_TYPES, MAX_IMAGE_BYTES, inspect
 from nanobanana_pipeline.layout import image_key, image_owner_key
 from nanobanana_pipeline.ledger import PAID_PATIENCE_SECONDS, Held, Ledger, StoredImage
 from nanobanana_pipeline.provider.answers import Done, Failed, Missing
 from nanobanana_pipeline.provider.client import ProviderClient
-from nanobanana_pipeline.provider.delivery import receive
+from nanobanana_pipeline.provider.delivery import is_url, receive, unwrap
 from nanobanana_pipeline.provider.downloads import Downloader
+from nanobanana_pipeline.provider.own_bucket import OwnBucket
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["Transfer", "Transferred"]
+
+log = logging.getLogger(__name__)
+
+EXPIRY: Final = timedelta(hours=24)
+"""The provider deletes its own pictures after so long."""
+
+
+class _Expired(ImageGone):
+    """The provider has deleted a picture by its own rule: it will not come back."""
+
+
+@dataclass(frozen=True)
+class _Original:
+    """A picture's own object in the customer's bucket, as it was read."""
+
+    bucket: str
+    key: str
+    etag: str
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A verified picture on its way to its place; `original` is an object of just these bytes."""
+
+    key: str
+    data: bytes = field(repr=False)
+    digest: bytes
+    content_type: str
+    original: _Original | None
 
 
 @dataclass(frozen=True)
@@ -65,6 +104,7 @@ class Transfer:
         self._ledger = ledger
         self._provider = provider
         self._downloader = downloader
+        self._own_bucket = OwnBucket(store)
         self._run_id = run_id
         self._download_seconds = download_seconds
         self.give_up = threading.Event()
@@ -82,7 +122,7 @@ class Transfer:
         images: list[StoredImage] = []
         problems: list[str] = []
         passing = refused = False
-        for sample, url in enumerate(done.output):
+        for sample, url in enumerate(done.output[: request.samples]):
             try:
                 images.append(self._bring_or_ask_again(held, nonce, sample, url))
             except DownloadError as error:
@@ -90,6 +130,13 @@ class Transfer:
                 refused = refused or isinstance(error, DownloadRefused)
                 problems.append(f"sample {sample}: {error}")
         missing = request.samples - len(done.output)
+        if missing < 0:
+            log.warning(
+                "request %s: %d pictures for %d samples; the rest is left where it is",
+                held.entry.request_key,
+                len(done.output),
+                request.samples,
+            )
         if missing > 0:
             problems.append(f"{missing} of {request.samples} samples never came")
         size = sum(image.size for image in images)
@@ -103,36 +150,45 @@ class Transfer:
     def _bring_or_ask_again(self, held: Held, nonce: str, sample: int, url: str) -> StoredImage:
         """`_bring`; where the bytes are gone or broken, once more from a URL asked for anew."""
         try:
-            return self._bring(held, sample, url)
+            return self._bring(held, nonce, sample, url)
         except (ImageGone, ImageBroken):
             fresh = self._fresh_url(held, nonce, sample, url)
-            if fresh is None:
+            if not self._is_ours_by_now(fresh or url) and fresh is None:
                 raise
-        return self._bring(held, sample, fresh)
+        return self._bring(held, nonce, sample, fresh or url)
 
-    def _bring(self, held: Held, sample: int, url: str) -> StoredImage:
-        """Download, verify and store one picture.
+    def _bring(self, held: Held, nonce: str, sample: int, url: str) -> StoredImage:
+        """Read, verify and store one picture.
 
         Raises:
             DownloadError: as the last try said.
             StorageUnavailable: S3 stayed silent.
         """
-        request = held.entry.request
         for attempt in tenacity.Retrying(
             retry=tenacity.retry_if_exception(
-                lambda e: isinstance(e, DownloadError) and not isinstance(e, DownloadRefused)
+                lambda e: (
+                    isinstance(e, DownloadError) and not isinstance(e, DownloadRefused | _Expired)
+                )
             ),
             wait=tenacity.wait_exponential_jitter(multiplier=0.3, max=10),
             stop=tenacity.stop_after_delay(self._download_seconds) | tenacity.stop_after_attempt(6),
             reraise=True,
         ):
             with attempt:
-                data = receive(self._downloader, url)
-                facts = inspect(data, width=request.width, height=request.height)
+                return self._bring_once(held, nonce, sample, url)
+        raise AssertionError  # tenacity gives a result or raises
+
+    def _bring_once(self, held: Held, nonce: str, sample: int, url: str) -> StoredImage:
+        request = held.entry.request
+        data, original = self._read(held, nonce, url)
+        asked = (request.width, request.height) if request.size_is_asked else (None, None)
+        facts = inspect(data, width=asked[0], height=asked[1])
         digest = hashlib.sha256(data)
         sha256 = digest.hexdigest()
         key = image_key(sha256, facts.format)
-        self._store_patiently(held, key, data, digest.digest(), CONTENT_TYPES[facts.format])
+        content_type = CONTENT_TYPES[facts.format]
+        picture = _Picture(key, data, digest.digest(), content_type, original)
+        self._store_patiently(held, picture)
         return StoredImage(
             sample=sample,
             sha256=sha256,
@@ -141,11 +197,50 @@ class Transfer:
             width=facts.width,
             height=facts.height,
             key=key,
+            marks=facts.marks,
         )
 
-    def _store_patiently(
-        self, held: Held, key: str, data: bytes, digest: bytes, content_type: str
-    ) -> None:
+    def _read(self, held: Held, nonce: str, url: str) -> tuple[bytes, _Original | None]:
+        """A picture's bytes; with the object that they are the whole of, if it is the customer's.
+
+        Raises:
+            DownloadError: they cannot be had.
+        """
+        place = self._own_bucket.locate(url) if is_url(url) else None
+        if place is not None:
+            return self._read_own(*place)
+        try:
+            return receive(self._downloader, url), None
+        except ImageGone as error:
+            raise _gone(error, held.entry.attempt(nonce).accepted) from None
+
+    def _read_own(self, bucket: str, key: str) -> tuple[bytes, _Original | None]:
+        """Read what the provider wrote into the customer's bucket; never by its public URL."""
+        where = f"s3://{bucket}/{key}"
+        try:
+            found = self._store.read_object(bucket, key, MAX_IMAGE_BYTES)
+        except StorageUnavailable:
+            raise
+        except ObjectTooLarge as error:
+            raise ImageBroken(str(error)) from None
+        except StorageError as error:
+            raise DownloadRefused(
+                f"{error}. The provider delivers there, so these credentials need s3:GetObject and "
+                f"s3:ListBucket on s3://{bucket}; then launch again"
+            ) from None
+        if found is None:
+            raise ImageGone(f"{where}: there is no such object")
+        data = unwrap(found.body)
+        return data, _Original(bucket, key, found.etag) if data is found.body else None
+
+    def _is_ours_by_now(self, url: str) -> bool:
+        """Whether a URL that nobody knew when this run began is in the customer's bucket."""
+        if not is_url(url) or self._own_bucket.locate(url) is not None:
+            return False
+        self._own_bucket.look_again()
+        return self._own_bucket.locate(url) is not None
+
+    def _store_patiently(self, held: Held, picture: _Picture) -> None:
         """`_store_once`, however long S3 takes to come back, or until nobody waits any more."""
         for attempt in tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(StorageUnavailable),
@@ -156,27 +251,58 @@ class Transfer:
             reraise=True,
         ):
             with attempt:
-                self._store_once(held, key, data, digest, content_type)
+                self._store_once(held, picture)
 
-    def _store_once(
-        self, held: Held, key: str, data: bytes, digest: bytes, content_type: str
-    ) -> None:
-        """Create the image, or record a second owner where the same bytes lie already."""
-        request_key = held.entry.request_key
-        created = self._store.create(
-            key,
-            data,
-            sha256=digest,
-            content_type=content_type,
-            metadata={"request-key": request_key, "run-id": self._run_id},
-        )
-        if created is not None:
+    def _store_once(self, held: Held, picture: _Picture) -> None:
+        """Create the image, or record a second owner where the same bytes lie already.
+
+        Raises:
+            ImageBroken: the original is not any more what was read from it.
+        """
+        request_key, original = held.entry.request_key, picture.original
+        metadata = {"request-key": request_key, "run-id": self._run_id}
+        if original is None:
+            created = self._upload(picture, metadata)
+        else:
+            created = self._adopt(picture, original, metadata)
+        if created:
             return
-        metadata = self._store.head(key)
-        if metadata is None:
-            raise StorageUnavailable(f"{self._store.uri(key)} is there and is not: write it again")
-        if metadata.get("request-key") != request_key:
-            self._store.put(image_owner_key(digest.hex(), request_key), b"")
+        stored = self._store.head(picture.key)
+        if stored is None and original is not None:
+            raise ImageBroken(f"s3://{original.bucket}/{original.key} changed while it was copied")
+        if stored is None:
+            raise StorageUnavailable(
+                f"{self._store.uri(picture.key)} is there and is not: write it again"
+            )
+        if stored.get("request-key") != request_key:
+            self._store.put(image_owner_key(picture.digest.hex(), request_key), b"")
+
+    def _adopt(self, picture: _Picture, original: _Original, metadata: dict[str, str]) -> bool:
+        """Copy inside S3; where that is not allowed, upload the bytes that are here anyway."""
+        try:
+            return self._store.adopt(
+                original.bucket,
+                original.key,
+                original.etag,
+                picture.key,
+                content_type=picture.content_type,
+                metadata=metadata,
+            )
+        except StorageUnavailable:
+            raise
+        except StorageError as error:
+            log.info("uploading what S3 does not copy: %s", error)
+            return self._upload(picture, metadata)
+
+    def _upload(self, picture: _Picture, metadata: dict[str, str]) -> bool:
+        etag = self._store.create(
+            picture.key,
+            picture.data,
+            sha256=picture.digest,
+            content_type=picture.content_type,
+            metadata=metadata,
+        )
+        return etag is not None
 
     def _fresh_url(self, held: Held, nonce: str, sample: int, url: str) -> str | None:
         """Another URL for the same picture, if the provider names one now.
@@ -193,3 +319,17 @@ class Transfer:
         if isinstance(outcome, Done | Failed | Missing):
             return None
         raise DownloadError(f"there are no good bytes yet, and the provider says: {outcome}")
+
+
+def _gone(error: ImageGone, accepted: str | None) -> ImageGone:
+    """Why a picture that the provider keeps is gone: whether its time was over, and its age."""
+    if accepted is None:
+        return error
+    age = datetime.now(UTC) - datetime.fromisoformat(accepted)
+    if age >= EXPIRY:
+        return _Expired(
+            f"expired: the provider deletes pictures after 24 hours; accepted at {accepted} "
+            f"({error})"
+        )
+    minutes = int(age.total_seconds() // 60)
+    return ImageGone(f"{error}, {minutes // 60} h {minutes % 60} min after it was accepted")
