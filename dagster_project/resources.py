@@ -63,6 +63,21 @@ class NanobananaResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         default=None,
         description="What webhooks' addresses are signed with; NANOBANANA_WEBHOOK_SECRET.",
     )
+    price_per_image: str | None = Field(
+        default=None, description="What an image costs, in your currency; unknown if left out."
+    )
+    max_images_per_day: str | None = Field(
+        default=None, description="Cap on the images of a UTC day, over all runs and machines."
+    )
+    max_cost_per_day: str | None = Field(default=None, description="The same in money.")
+    max_images_per_partition: str | None = Field(
+        default=None, description="Cap on the images ever bought for a partition."
+    )
+    max_cost_per_partition: str | None = Field(default=None, description="The same in money.")
+    max_images_per_run: str | None = Field(
+        default=None, description="Cap on the images of one run."
+    )
+    max_cost_per_run: str | None = Field(default=None, description="The same in money.")
 
     def settings(self) -> Settings:
         """The settings, checked whole.
@@ -127,19 +142,15 @@ def _from_environment(name: str) -> Any:  # noqa: ANN401 - dg.EnvVar stands in f
 
 def resources() -> dict[str, Any]:
     """The resources of every job, from the environment's variables by name."""
-    slots = "NANOBANANA_SLOTS"
     s3 = S3()
+    texts = {
+        name: _from_environment(f"NANOBANANA_{name.upper()}")
+        for name in Settings.model_fields
+        if name != "slots"
+    }
+    slots = "NANOBANANA_SLOTS"
     nanobanana = NanobananaResource(
-        s3=s3,
-        api_key=_from_environment("NANOBANANA_API_KEY"),
-        base_url=_from_environment("NANOBANANA_BASE_URL"),
-        bucket=_from_environment("NANOBANANA_BUCKET"),
-        prefix=_from_environment("NANOBANANA_PREFIX"),
-        realm=_from_environment("NANOBANANA_REALM"),
-        allowed_hosts=_from_environment("NANOBANANA_ALLOWED_HOSTS"),
-        webhook_url=_from_environment("NANOBANANA_WEBHOOK_URL"),
-        webhook_secret=_from_environment("NANOBANANA_WEBHOOK_SECRET"),
-        slots=dg.EnvVar.int(slots) if os.environ.get(slots) else None,
+        s3=s3, **texts, slots=dg.EnvVar.int(slots) if os.environ.get(slots) else None
     )
     return {
         "s3": s3,

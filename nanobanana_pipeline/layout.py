@@ -10,13 +10,17 @@ __all__ = [
     "LAYOUT_VERSION",
     "check_bucket",
     "claim_bucket",
+    "day_budget_key",
     "delivery_key",
     "image_key",
     "image_owner_key",
     "ledger_key",
     "manifest_prefix",
+    "partition_budget_key",
     "prompt_set_key",
     "reference_key",
+    "run_alive_key",
+    "run_budget_key",
     "run_done_key",
     "run_plan_key",
     "run_shard_key",
@@ -72,6 +76,26 @@ def run_plan_key(run_id: str) -> str:
 def run_value_key(run_id: str, *parts: str) -> str:
     """A small value that one step of a run hands to another."""
     return f"runs/{run_id}/values/{'/'.join(parts)}.json"
+
+
+def run_alive_key(run_id: str, shard: str) -> str:
+    """Written anew now and then while a shard buys: its age says whether the shard lives."""
+    return f"runs/{run_id}/{shard}.alive"
+
+
+def run_budget_key(run_id: str) -> str:
+    """The counter of what a run with a cap of its own has spent."""
+    return f"runs/{run_id}/budget.json"
+
+
+def day_budget_key(day: str) -> str:
+    """The counter of what was spent on a UTC day (ISO date)."""
+    return f"budget/days/{day}.json"
+
+
+def partition_budget_key(prompt_set: str, seed: int) -> str:
+    """The counter of what was ever spent on a partition."""
+    return f"budget/partitions/{prompt_set}/seed={seed}.json"
 
 
 def run_done_key(run_id: str) -> str:

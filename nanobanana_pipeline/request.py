@@ -8,6 +8,7 @@ key is the SHA-256 of the RFC 8785 canonical JSON of every field that changes th
 
 import hashlib
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -36,6 +37,7 @@ __all__ = [
     "PictureParameters",
     "canonical_json",
     "parameter_faults",
+    "read_parameters",
     "request_key",
 ]
 
@@ -231,6 +233,17 @@ class DeliveryParameters(BaseModel):
     def given(self) -> dict[str, Any]:
         """The parameters that were named."""
         return self.model_dump(exclude_none=True)
+
+
+def read_parameters(given: Mapping[str, Any]) -> tuple[PictureParameters, DeliveryParameters]:
+    """Part a launch's parameters into those of the picture and those of its delivery.
+
+    Raises:
+        pydantic.ValidationError: a field breaks the provider's rules, or there is no such field.
+    """
+    delivery = {n: value for n, value in given.items() if n in DeliveryParameters.model_fields}
+    picture = {n: value for n, value in given.items() if n not in delivery}
+    return PictureParameters(**picture), DeliveryParameters(**delivery)
 
 
 def parameter_faults(error: ValidationError) -> str:

@@ -6,6 +6,7 @@ which boto3 reads.
 
 import ipaddress
 import os
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from nanobanana_pipeline.errors import SettingsError
+from nanobanana_pipeline.money import Budget, Cap
 
 __all__ = ["EMULATOR_REALM", "VENDOR_BASE_URL", "VENDOR_REALM", "Settings", "split_hosts"]
 
@@ -36,6 +38,10 @@ def split_hosts(value: object) -> object:
     if isinstance(value, str):
         return tuple(host.strip().lower() for host in value.split(",") if host.strip())
     return value
+
+
+Money = Annotated[Decimal, Field(gt=0, allow_inf_nan=False)]
+Images = Annotated[int, Field(ge=0)]
 
 
 class Settings(BaseSettings):
@@ -63,6 +69,19 @@ class Settings(BaseSettings):
     webhook_secret: SecretStr | None = Field(
         None, description="what the addresses of webhooks are signed with"
     )
+    price_per_image: Money | None = Field(
+        None, description="what an image costs, in your currency; unknown if not set"
+    )
+    max_images_per_day: Images | None = Field(
+        None, description="cap on the images of a UTC day, over all runs and machines"
+    )
+    max_cost_per_day: Money | None = Field(None, description="the same in money")
+    max_images_per_partition: Images | None = Field(
+        None, description="cap on the images ever bought for one prompt set under one seed"
+    )
+    max_cost_per_partition: Money | None = Field(None, description="the same in money")
+    max_images_per_run: Images | None = Field(None, description="cap on the images of one run")
+    max_cost_per_run: Money | None = Field(None, description="the same in money")
 
     @classmethod
     def load(cls, **given: Any) -> Self:  # noqa: ANN401 - any setting, checked by pydantic
@@ -100,6 +119,16 @@ class Settings(BaseSettings):
         return settings.model_copy(update={"realm": settings.realm or settings._own_realm()})
 
     @property
+    def budget(self) -> Budget:
+        """The price and the caps."""
+        return Budget(
+            self.price_per_image,
+            day=Cap(self.max_images_per_day, self.max_cost_per_day),
+            partition=Cap(self.max_images_per_partition, self.max_cost_per_partition),
+            run=Cap(self.max_images_per_run, self.max_cost_per_run),
+        )
+
+    @property
     def host(self) -> str:
         """The provider's host name, in lower case; "" if the base URL has none."""
         try:
@@ -134,6 +163,14 @@ class Settings(BaseSettings):
             found.append(
                 f"NANOBANANA_PREFIX={self.prefix!r} starts with a slash or has an empty part"
             )
+        capped = [name for name in type(self).model_fields if name.startswith("max_cost_")]
+        found += [
+            f"NANOBANANA_{name.upper()} is set and NANOBANANA_PRICE_PER_IMAGE is not: a cap on "
+            "money cannot be kept while the price is unknown; set the price, or "
+            f"NANOBANANA_{name.upper().replace('COST', 'IMAGES')}"
+            for name in capped
+            if self.price_per_image is None and getattr(self, name) is not None
+        ]
         return found
 
     def _contradictions_of_the_base_url(self) -> list[str]:

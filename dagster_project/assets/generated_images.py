@@ -6,7 +6,7 @@ downstream assets run. Pictures that can never be drawn only warn.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import dagster as dg
@@ -28,7 +28,12 @@ from nanobanana_pipeline.generation.manifest import (
     advice,
     read_manifest,
 )
-from nanobanana_pipeline.request import PictureParameters, parameter_faults
+from nanobanana_pipeline.request import (
+    DeliveryParameters,
+    PictureParameters,
+    parameter_faults,
+    read_parameters,
+)
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["GenerationConfig", "generated_images"]
@@ -66,6 +71,25 @@ class GenerationConfig(dg.Config):
     watermark: bool | None = Field(
         None, description="Whether the provider puts its watermark in. Default no."
     )
+    keep_original_aspect: bool | None = Field(
+        None, description="For rows with a reference picture: keep its aspect. Default no."
+    )
+    base64: bool | None = Field(
+        None, description="Have pictures sent as text of base64 instead of files. Default no."
+    )
+    temp: bool | None = Field(
+        None, description="Have pictures kept in the provider's folder cleaned daily. Default no."
+    )
+    webhook: str | None = Field(
+        None,
+        description=(
+            "An https URL of your own that is told of each completion. Default: this project's "
+            "receiver, where NANOBANANA_WEBHOOK_URL names one."
+        ),
+    )
+    track_id: str | None = Field(
+        None, description="A label of your own, sent behind each attempt's id as its track_id."
+    )
     change_parameters: bool = Field(
         default=False,
         description=(
@@ -78,6 +102,23 @@ class GenerationConfig(dg.Config):
         description=(
             "A pilot: buy so many rows of the prompt set only, always the same ones; a larger "
             "limit adds to a smaller one. The rest is not_requested."
+        ),
+    )
+    max_images: int | None = Field(
+        None, description="Buy at most so many images in this run; the rest is over budget."
+    )
+    max_cost: str | None = Field(
+        None,
+        description=(
+            "Spend at most so much money in this run, in the currency of "
+            "NANOBANANA_PRICE_PER_IMAGE; the rest is over budget."
+        ),
+    )
+    rebuy: bool = Field(
+        default=False,
+        description=(
+            "Buy again what is in doubt or lost, where no evidence settles it: may be paid for "
+            "twice. Requests in doubt wait until 15 minutes after their claim has run out."
         ),
     )
     slots: int | None = Field(
@@ -104,32 +145,20 @@ def plan(
     """Write run files for what is missing."""
     with plain_failures():
         name, seed = read_cell_key(context.partition_key)
+        account = nanobanana.account()
         made = launch.plan(
             nanobanana.store(),
-            nanobanana.account().realm,
-            Launch(
-                prompt_set=name,
-                seed=seed,
-                run_id=context.run_id,
-                parameters=_parameters(config),
-                change_parameters=config.change_parameters,
-                limit=config.limit,
-                shard_size=config.shard_size,
-            ),
+            account.realm,
+            _launch_of(config, name, seed, context.run_id),
+            account.budget,
         )
-    if made.buy or made.resume:
-        context.log.info(
-            f"{made.buy:,} requests to buy for {made.buy_images:,} images at an unknown price, "
-            f"{made.resume:,} to resume, of {made.cells:,} cells: {made.states}"
-        )
-    else:
-        context.log.info(f"nothing to buy: {made.states} of {made.cells:,} cells")
+    context.log.info(f"{made}; {made.cells:,} cells: {made.states}")
     for shard in made.shards:
         key = shard.replace("-", "_")
         yield dg.DynamicOutput(
             {"run_id": made.run_id, "shard": shard}, output_name="shards", mapping_key=key
         )
-    yield dg.Output(asdict(made), output_name="made")
+    yield dg.Output(_PLAN.dump_python(made, mode="json"), output_name="made")
 
 
 @dg.op(
@@ -251,17 +280,35 @@ def generated_images(prompts: Any) -> dict[str, Any]:  # noqa: ANN401 - a graph 
     return {"result": finished.result, "generated_images_cells": finished.cells}
 
 
-def _parameters(config: GenerationConfig) -> PictureParameters:
-    """The picture parameters that a launch names.
+def _launch_of(config: GenerationConfig, name: str, seed: int, run_id: str) -> Launch:
+    """What a launch's config asks for.
 
     Raises:
-        PlanError: one breaks the provider's rules. Dagster's config types know no such rules, and
-            a config mapping that raises shows the launchpad an internal error instead.
+        PlanError: a value breaks the provider's rules. Dagster's config types know no such rules,
+            and a config mapping that raises shows the launchpad an internal error instead.
     """
+    named = {*PictureParameters.model_fields, *DeliveryParameters.model_fields}
     try:
-        return PictureParameters(**config.model_dump(include=set(PictureParameters.model_fields)))
+        picture, delivery = read_parameters(config.model_dump(include=named))
     except ValidationError as error:
         raise PlanError(parameter_faults(error)) from None
+    try:
+        max_cost = None if config.max_cost is None else Decimal(config.max_cost)
+    except InvalidOperation:
+        raise PlanError(f"max_cost {config.max_cost!r} is no amount of money") from None
+    return Launch(
+        prompt_set=name,
+        seed=seed,
+        run_id=run_id,
+        parameters=picture,
+        delivery=delivery,
+        change_parameters=config.change_parameters,
+        limit=config.limit,
+        shard_size=config.shard_size,
+        rebuy=config.rebuy,
+        max_images=config.max_images,
+        max_cost=max_cost,
+    )
 
 
 def _progress_log(context: dg.OpExecutionContext, shard: str) -> Callable[[Progress], None]:

@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from decimal import Decimal, InvalidOperation
 from pathlib import PurePosixPath
 from typing import Annotated
 
@@ -16,12 +17,18 @@ from nanobanana_pipeline.generation import engine
 from nanobanana_pipeline.generation.cells import check_seed
 from nanobanana_pipeline.generation.launch import Launch, Plan, collect, plan, settle_shard
 from nanobanana_pipeline.generation.manifest import CurrentManifest, advice
+from nanobanana_pipeline.money import Cap
 from nanobanana_pipeline.prompts.prompt_set import snapshot, valid_name
 from nanobanana_pipeline.prompts.references import References
 from nanobanana_pipeline.prompts.table import read_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.account import Account
-from nanobanana_pipeline.request import PictureParameters, parameter_faults
+from nanobanana_pipeline.request import (
+    DeliveryParameters,
+    PictureParameters,
+    parameter_faults,
+    read_parameters,
+)
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 
@@ -43,15 +50,28 @@ def generate(
     ] = None,
     param: Annotated[
         list[str] | None,
-        typer.Option(help="A picture parameter for rows that have none: width=1024. Repeatable."),
+        typer.Option(
+            help="A parameter for rows that have none: width=1024, base64=yes. Repeatable."
+        ),
     ] = None,
     change_parameters: Annotated[
         bool, typer.Option(help="Buy anew what was made with other parameters.")
     ] = False,
+    max_images: Annotated[
+        int | None, typer.Option(min=1, help="Buy at most so many images, over all seeds.")
+    ] = None,
+    max_cost: Annotated[
+        str | None, typer.Option(help="Spend at most so much money, over all seeds.")
+    ] = None,
+    rebuy: Annotated[
+        bool,
+        typer.Option(help="Buy again what is in doubt or lost, where no evidence settles it."),
+    ] = False,
 ) -> None:
     """Buy what is missing of a prompt table under some seeds, and store it on S3."""
     chosen = parse_seeds(seeds)
-    parameters = _parameters(param or [])
+    parameters, delivery = _parameters(param or [])
+    cap = Cap(max_images, _money(max_cost))
     settings = Settings.load()
     account, store = Account.open(settings), open_bucket(settings)
     console = make_console()
@@ -70,12 +90,17 @@ def generate(
             seed=seed,
             run_id=uuid.uuid4().hex,
             parameters=parameters,
+            delivery=delivery,
             change_parameters=change_parameters,
             limit=limit,
+            rebuy=rebuy,
+            max_images=cap.images,
+            max_cost=cap.cost,
         )
-        current, halted = _launch(console, store, account, launch)
+        current, report = _launch(console, store, account, launch)
         manifests.append(current)
-        if halted:
+        cap = cap.less(report.spent, account.budget.price)
+        if report.halted or cap.is_reached:
             break  # the next seed would be refused as this one was
     console.print(partitions_table(manifests, store.uri("")))
     if len(manifests) < len(chosen) or not all_settled(manifests):
@@ -99,26 +124,28 @@ def parse_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(chosen))
 
 
-def _parameters(given: list[str]) -> PictureParameters:
-    pairs = dict(pair.partition("=")[::2] for pair in given)
+def _money(text: str | None) -> Decimal | None:
     try:
-        return PictureParameters.model_validate(pairs)
+        cost = None if text is None else Decimal(text)
+    except InvalidOperation:
+        cost = Decimal(-1)
+    if cost is not None and not (cost.is_finite() and cost > 0):
+        raise typer.BadParameter(f"--max-cost wants an amount of money above 0, not {text!r}")
+    return cost
+
+
+def _parameters(given: list[str]) -> tuple[PictureParameters, DeliveryParameters]:
+    try:
+        return read_parameters(dict(pair.partition("=")[::2] for pair in given))
     except ValidationError as error:
         raise typer.BadParameter(f"--param {parameter_faults(error)}") from None
 
 
 def _launch(
     console: Console, store: ObjectStore, account: Account, launch: Launch
-) -> tuple[CurrentManifest, bool]:
-    made = plan(store, account.realm, launch)
-    partition = f"{launch.prompt_set}, seed {launch.seed}"
-    if made.shards:
-        console.print(
-            f"{partition}: {made.buy:,} requests to buy for {made.buy_images:,} images at an "
-            f"unknown price, {made.resume:,} to resume"
-        )
-    else:
-        console.print(f"{partition}: nothing to buy")
+) -> tuple[CurrentManifest, engine.Report]:
+    made = plan(store, account.realm, launch, account.budget)
+    console.print(f"{launch.prompt_set}, seed {launch.seed}: {made}")
     report = engine.Report()
     try:
         report = _settle(console, store, account, made)
@@ -128,7 +155,7 @@ def _launch(
         raise
     current = collect(store, account.realm, made, report)
     _summary(console, current, report)
-    return current, report.halted is not None
+    return current, report
 
 
 def _settle(console: Console, store: ObjectStore, account: Account, made: Plan) -> engine.Report:
@@ -137,7 +164,7 @@ def _settle(console: Console, store: ObjectStore, account: Account, made: Plan) 
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
-        task = bar.add_task("", total=made.buy + made.resume)
+        task = bar.add_task("", total=made.buy + made.resume + made.look)
         for shard in made.shards:
             report += settle_shard(
                 store,

@@ -7,12 +7,34 @@ two lines here, the ledger tells the next worker what may be done.
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from nanobanana_pipeline.errors import ForbiddenTransition, ProviderHalt, StorageError
-from nanobanana_pipeline.generation.work import Work
-from nanobanana_pipeline.ledger import Entry, Held, Ledger, Outcome, State, boot_clock, new_nonce
+from nanobanana_pipeline.generation.budget import Purse
+from nanobanana_pipeline.generation.evidence import Evidence
+from nanobanana_pipeline.generation.references import References
+from nanobanana_pipeline.generation.wait import Waiter
+from nanobanana_pipeline.generation.work import (
+    Bought,
+    Ended,
+    Later,
+    PlannedRequest,
+    Step,
+    Work,
+    ended,
+)
+from nanobanana_pipeline.ledger import (
+    COSTING,
+    UNSURE,
+    Entry,
+    Held,
+    Ledger,
+    Outcome,
+    State,
+    boot_clock,
+    new_nonce,
+)
+from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.answers import (
     Done,
     Failed,
@@ -25,89 +47,65 @@ from nanobanana_pipeline.provider.answers import (
     SubmitOutcome,
     Unknown,
 )
-from nanobanana_pipeline.provider.client import ProviderClient
 from nanobanana_pipeline.provider.delivery import is_url
 from nanobanana_pipeline.provider.slots import Slots
+from nanobanana_pipeline.request import ImageRequest
+from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.webhooks.inbox import Inbox, attempt_id
 
-__all__ = ["Bought", "Buyer", "Ended", "Later", "Step"]
+__all__ = ["Buyer"]
 
 log = logging.getLogger(__name__)
 
 LEASE_MARGIN_SECONDS: Final = 30.0
-FIRST_POLL_SECONDS: Final = 0.1
-POLL_SHARE: Final = 0.08
-"""Each wait is this share of the time since sending: noticed within 8 %, whatever the latency."""
-MAX_POLL_SECONDS: Final = 5.0
-POLL_UNTIL_SECONDS: Final = 1800.0
+REBUY_AFTER_LEASE_SECONDS: Final = 900.0
 FAILED_PAUSE_SECONDS: Final = 1.0
-MISSING_TRIES: Final = 3
 UNSENT_TRIES: Final = 6
 MAX_BACKOFF_SECONDS: Final = 10.0
 OTHERS_CLAIM_POLL_SECONDS: Final = 3.0
-
-
-@dataclass(frozen=True)
-class Bought:
-    """The pictures of an accepted attempt are ready."""
-
-    held: Held
-    nonce: str
-    done: Done
-
-
-@dataclass(frozen=True)
-class Later:
-    """Look again in so many seconds."""
-
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Ended:
-    """Nothing more to do in this run. `state` is the entry's; open if it was never tried."""
-
-    state: State
-    reason: str | None = None
-
-
-Step = Bought | Later | Ended
 
 
 class Buyer:
     """Takes requests through claim, send, and wait. Safe to share between threads.
 
     Args:
-        ledger: where every step is written before the next is taken.
-        provider: the account.
-        slots: how many requests may be there at once.
-        realm: whose pictures these are.
+        store: the bucket; its ledger has every step before the next is taken.
+        account: who buys.
+        slots: how many requests may be at the provider at once.
         run_id: written into every attempt.
-        rebuy: send requests in doubt or lost again.
+        purse: what may be spent.
         stop: once set, nothing new is sent.
         give_up: once set, nothing is waited for.
+        rebuy: send requests in doubt or lost again.
     """
 
     def __init__(
         self,
-        ledger: Ledger,
-        provider: ProviderClient,
+        store: ObjectStore,
+        account: Account,
         slots: Slots,
         *,
-        realm: str,
         run_id: str,
+        purse: Purse,
         stop: threading.Event,
         give_up: threading.Event,
         rebuy: bool = False,
     ) -> None:
-        self._ledger = ledger
-        self._provider = provider
+        self._ledger = Ledger(store)
+        self._references = References(store)
+        self._provider = account.client
+        self._webhooks = account.webhooks
         self._slots = slots
-        self._realm = realm
+        self._purse = purse
+        self._realm = account.realm
         self._run_id = run_id
         self._rebuy = rebuy
         self._stop = stop
         self._give_up = give_up
-        self._lease_seconds = provider.submit_seconds + 2 * LEASE_MARGIN_SECONDS
+        inbox = Inbox(store)
+        self._evidence = Evidence(self._ledger, account.client, inbox)
+        self._waiter = Waiter(account.client, inbox, slots, give_up=give_up)
+        self._lease_seconds = account.client.submit_seconds + 2 * LEASE_MARGIN_SECONDS
         self._lock = threading.Lock()
         self._sending: dict[str, Held] = {}  # by nonce
         self._waiting_told = False
@@ -126,8 +124,20 @@ class Buyer:
             return self._await_other(work)
         if held is not None and held.entry.state is State.ACCEPTED:
             return self._resume(work, held)
+        if held is not None and held.entry.state in UNSURE and not work.looked:
+            work.looked = True
+            step = self._evidence.look(held)
+            if not isinstance(step, Ended):
+                work.held = self._ledger.read(work.planned.request_key)
+                return step
         if held is not None and not held.entry.may_claim(rebuy=self._rebuy):
-            return _ended(held)
+            return ended(held)
+        if held is not None and (wait := _rebuy_wait(held)) > 0:
+            return Ended(
+                held.entry.state,
+                f"{held.entry.reason}; a late answer may still come: it may be bought again in "
+                f"{wait / 60:.0f} min",
+            )
         if not self._slots.acquire(self._stop):
             return Ended(State.OPEN, "stopped before it was sent")
         try:
@@ -150,25 +160,37 @@ class Buyer:
                 return
 
     def _buy(self, work: Work) -> Step:
-        planned, nonce = work.planned, new_nonce()
-        held = self._ledger.claim(
-            work.held,
-            Entry.new(planned.request, planned.request_key, realm=self._realm),
-            run_id=self._run_id,
-            nonce=nonce,
-            lease_seconds=self._lease_seconds,
-            rebuy=self._rebuy,
-        )
-        if held is None:
-            work.held = self._ledger.read(planned.request_key)
-            return Later(0)
-        work.held = held
-        with self._lock:
-            self._sending[nonce] = held
+        """Claim a request and send it, as far as the budget goes."""
+        planned = work.planned
+        missing = [s for s in planned.request.ref_sha256 if self._references.read(s) is None]
+        if missing:
+            return Ended(State.OPEN, f"reference {missing[0]} is gone: make the prompt set again")
+        images = planned.request.samples
+        if not self._purse.take(images):
+            return Ended(work.state, self._purse.reason, over_budget=True)
+        nonce = new_nonce()
         try:
-            return self._send(work, held, nonce)
+            held = self._ledger.claim(
+                work.held,
+                Entry.new(planned.request, planned.request_key, realm=self._realm),
+                run_id=self._run_id,
+                nonce=nonce,
+                lease_seconds=self._lease_seconds,
+                rebuy=self._rebuy,
+            )
+            if held is None:
+                work.held = self._ledger.read(planned.request_key)
+                return Later(0)
+            work.held = held
+            with self._lock:
+                self._sending[nonce] = held
+            try:
+                return self._send(work, held, nonce)
+            finally:
+                self._answer_is_written(nonce)
         finally:
-            self._answer_is_written(nonce)
+            if not _may_have_cost(work.held, nonce):
+                self._purse.give_back(images)
 
     def _send(self, work: Work, held: Held, nonce: str) -> Step:
         """Send a claimed request, if the claim will outlast the answer."""
@@ -182,10 +204,19 @@ class Buyer:
             reason = "stopped" if self._stop.is_set() else "S3 was too slow for the claim"
             work.held = self._ledger.record(held, lambda entry: entry.not_sent(nonce, reason))
             return Later(0)
-        track_id = f"{work.planned.request_key}.{nonce}"
-        request = work.planned.request.model_copy(update={"track_id": track_id})
+        request = self._addressed(work.planned, nonce)
+        references = [self._references.read(sha256) or b"" for sha256 in request.ref_sha256]
         sent = boot_clock()
-        return self._answered(work, held, nonce, sent, self._provider.submit(request))
+        return self._answered(work, held, nonce, sent, self._provider.submit(request, references))
+
+    def _addressed(self, planned: PlannedRequest, nonce: str) -> ImageRequest:
+        """The request with what tells this attempt from any other."""
+        name, label = attempt_id(planned.request_key, nonce), planned.request.track_id
+        webhook = planned.request.webhook
+        if webhook is None and self._webhooks is not None:
+            webhook = self._webhooks.address(name)
+        track_id = f"{name}.{label}" if label else name
+        return planned.request.model_copy(update={"track_id": track_id, "webhook": webhook})
 
     def _answered(
         self, work: Work, held: Held, nonce: str, sent: float, outcome: SubmitOutcome
@@ -197,17 +228,17 @@ class Buyer:
                 work.held = held = self._accept(held, nonce, outcome)
                 self._answer_is_written(nonce)
                 if held.entry.attempt(nonce).outcome is not Outcome.ACCEPTED:
-                    return _ended(held)
+                    return ended(held)
                 if isinstance(outcome, Queued):
                     return self._wait(work, held, nonce, sent)
                 self._note_served(sent)
                 return Bought(held, nonce, outcome)
             case Unknown(reason, provider_id):
                 work.held = self._ledger.record(held, lambda e: e.doubt(nonce, reason, provider_id))
-                return _ended(work.held)
+                return ended(work.held)
             case Refused(reason):
                 work.held = self._ledger.record(held, lambda e: e.refuse(nonce, reason))
-                return _ended(work.held)
+                return ended(work.held)
             case Failed(reason):
                 return self._failed(work, held, nonce, reason)
             case RateLimited(retry_after, reason):
@@ -248,14 +279,14 @@ class Buyer:
             done = Done(attempt.provider_id, attempt.output, attempt.seed_reported)
             return Bought(held, attempt.nonce, done)
         if not self._slots.acquire(self._give_up):
-            return _ended(held)
+            return ended(held)
         try:
             return self._wait(work, held, attempt.nonce, None)
         finally:
             self._slots.release()
 
     def _wait(self, work: Work, held: Held, nonce: str, sent: float | None) -> Step:
-        """Ask until the provider is done.
+        """Wait until the provider is done with an accepted attempt.
 
         Args:
             work: whose request it is.
@@ -266,40 +297,29 @@ class Buyer:
         provider_id = held.entry.attempt(nonce).provider_id
         if provider_id is None:
             return self._lost(work, held, nonce, "the provider gave it no id")
-        began = sent or boot_clock()
-        missing, pause = 0, 0.0 if sent is None else FIRST_POLL_SECONDS
-        while not self._give_up.wait(pause):
-            outcome = self._provider.fetch(provider_id)
-            elapsed = boot_clock() - began
-            pause = min(max(FIRST_POLL_SECONDS, POLL_SHARE * elapsed), MAX_POLL_SECONDS)
-            missing = missing + 1 if isinstance(outcome, Missing) else 0
-            match outcome:
-                case Done():
-                    if sent is not None:
-                        self._note_served(sent)
-                    return Bought(held, nonce, outcome)
-                case Failed(reason):
-                    return self._failed(work, held, nonce, reason)
-                case Missing(reason) if missing >= MISSING_TRIES:
-                    return self._lost(work, held, nonce, reason)
-                case Halted(reason):
-                    raise ProviderHalt(reason)
-                case RateLimited(retry_after, _):
-                    pause = max(pause, retry_after or 1.0)
-                case Missing() | Unknown():
-                    pause = max(pause, 1.0)
-            if elapsed > POLL_UNTIL_SECONDS:
-                return Ended(State.ACCEPTED, f"not ready after {elapsed:.0f} s")
-        return Ended(State.ACCEPTED, "stopped while it was being drawn")
+        is_told = sent and self._webhooks and work.planned.request.webhook is None
+        mail = attempt_id(held.entry.request_key, nonce) if is_told else None
+        ready = self._waiter.wait_for(provider_id, sent=sent, mail=mail)
+        if isinstance(ready, Ended):
+            return ready
+        match ready.outcome:
+            case Done() as done:
+                if sent is not None:
+                    self._note_served(sent)
+                return Bought(held, nonce, done)
+            case Failed(reason):
+                return self._failed(work, held, nonce, reason)
+            case Missing(reason):
+                return self._lost(work, held, nonce, reason)
 
     def _failed(self, work: Work, held: Held, nonce: str, reason: str) -> Step:
         """The provider drew nothing, and says so: try again a few times."""
         work.held = held = self._ledger.record(held, lambda entry: entry.fail(nonce, reason))
-        return Later(FAILED_PAUSE_SECONDS) if held.entry.may_claim() else _ended(held)
+        return Later(FAILED_PAUSE_SECONDS) if held.entry.may_claim() else ended(held)
 
     def _lost(self, work: Work, held: Held, nonce: str, reason: str) -> Ended:
         work.held = held = self._ledger.record(held, lambda entry: entry.lose(nonce, reason))
-        return _ended(held)
+        return ended(held)
 
     def _await_other(self, work: Work) -> Step:
         """Somebody else is sending this request: wait for the outcome, without a slot.
@@ -336,5 +356,15 @@ def _doubt_of(nonce: str) -> Callable[[Entry], Entry]:
     return lambda entry: entry.doubt(nonce, "stopped before an answer came")
 
 
-def _ended(held: Held) -> Ended:
-    return Ended(held.entry.state, held.entry.reason)
+def _rebuy_wait(held: Held) -> float:
+    """Seconds until a request in doubt may be sent again: its first answer may be on the way."""
+    if held.entry.state is not State.IN_DOUBT:
+        return 0.0
+    return REBUY_AFTER_LEASE_SECONDS + held.lease_left
+
+
+def _may_have_cost(held: Held | None, nonce: str) -> bool:
+    """Whether an attempt counts as spent: all do that did not surely buy nothing."""
+    if held is None:
+        return False
+    return any(a.nonce == nonce and a.outcome in COSTING for a in held.entry.attempts)

@@ -9,9 +9,9 @@ import pandas as pd
 
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.request import (
-    TABLE_FIELDS,
+    REQUEST_FIELDS,
+    DeliveryParameters,
     ImageRequest,
-    PictureParameters,
     request_key,
 )
 
@@ -38,9 +38,12 @@ class Cells:
     seed: int
     parameters: Mapping[str, Any]
 
-    def requests(self, positions: list[int]) -> Iterator[ImageRequest]:
-        """The requests of the cells at these positions of `frame`."""
-        return _requests(self.prompts.iloc[positions], self.seed, self.parameters)
+    def requests(
+        self, positions: list[int], delivery: DeliveryParameters | None = None
+    ) -> Iterator[ImageRequest]:
+        """The requests of the cells at these positions of `frame`, delivered as a launch says."""
+        chosen = {**self.parameters, **(delivery.given() if delivery else {})}
+        return _requests(self.prompts.iloc[positions], self.seed, chosen)
 
 
 def check_seed(seed: int) -> int:
@@ -96,12 +99,13 @@ def draw_cells(
 def _requests(
     prompts: pd.DataFrame, seed: int, parameters: Mapping[str, Any]
 ) -> Iterator[ImageRequest]:
-    named = [name for name in TABLE_FIELDS if name in prompts.columns]
-    base = {name: parameters[name] for name in PictureParameters.model_fields}
+    named = [name for name in REQUEST_FIELDS if name in prompts.columns]
     columns = [prompts[name].astype(object).where(prompts[name].notna(), None) for name in named]
     for values in zip(*columns, strict=True):
         own = {name: value for name, value in zip(named, values, strict=True) if value is not None}
-        yield ImageRequest(**{"seed": seed, **base, **own})
+        if "ref_sha256" in own:
+            own["ref_sha256"] = own["ref_sha256"].split()
+        yield ImageRequest(**{"seed": seed, **parameters, **own})
 
 
 def _pilot(prompt_ids: pd.Series, limit: int | None) -> pd.Series:

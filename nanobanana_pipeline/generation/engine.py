@@ -17,12 +17,21 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 
 from nanobanana_pipeline.errors import ProviderHalt, StorageUnavailable
-from nanobanana_pipeline.generation.buy import Bought, Buyer, Ended, Later
+from nanobanana_pipeline.generation.budget import Purse
+from nanobanana_pipeline.generation.buy import Buyer
 from nanobanana_pipeline.generation.transfer import Transfer
-from nanobanana_pipeline.generation.work import PlannedRequest, Work, WorkList
+from nanobanana_pipeline.generation.work import (
+    Bought,
+    Ended,
+    Later,
+    PlannedRequest,
+    Work,
+    WorkList,
+)
 from nanobanana_pipeline.ledger import Ledger, State
-from nanobanana_pipeline.provider.client import ProviderClient
+from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.slots import Slots
+from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["Engine", "Progress", "Report"]
 
@@ -70,6 +79,8 @@ class Report:
         seconds: wall time.
         provider_seconds: summed over requests, from sending to noticing that it is done.
         rate_limited: answers that said 429.
+        spent: images that count as bought: all that were not surely not.
+        over_budget: requests that a cap kept from being bought.
         reasons: why requests are not settled, with how often; the first 20 different ones.
         halted: why buying stopped early, if it did.
     """
@@ -81,6 +92,8 @@ class Report:
     seconds: float = 0.0
     provider_seconds: float = 0.0
     rate_limited: int = 0
+    spent: int = 0
+    over_budget: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     halted: str | None = None
 
@@ -92,6 +105,8 @@ class Report:
         self.seconds += other.seconds
         self.provider_seconds += other.provider_seconds
         self.rate_limited += other.rate_limited
+        self.spent += other.spent
+        self.over_budget += other.over_budget
         self.reasons += other.reasons
         self.halted = self.halted or other.halted
         return self
@@ -101,11 +116,10 @@ class Engine:
     """Settles one shard of requests; made anew for each.
 
     Args:
-        ledger: where every step is written before the next is taken.
-        provider: the account.
-        transfer: the second stage.
+        store: the bucket.
+        account: who buys.
         slots: how many requests may be at the provider at once.
-        realm: whose pictures these are.
+        purse: what may be spent.
         run_id: written into every attempt.
         rebuy: send requests in doubt or lost again.
         on_progress: called every `progress_seconds` from the calling thread.
@@ -114,28 +128,31 @@ class Engine:
 
     def __init__(
         self,
-        ledger: Ledger,
-        provider: ProviderClient,
-        transfer: Transfer,
+        store: ObjectStore,
+        account: Account,
         slots: Slots,
+        purse: Purse,
         *,
-        realm: str,
         run_id: str,
         rebuy: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
         progress_seconds: float = 10.0,
     ) -> None:
-        self._transfer = transfer
+        ledger = Ledger(store)
+        self._transfer = transfer = Transfer(
+            store, ledger, account.client, account.downloader, run_id=run_id
+        )
         self._slots = slots
+        self._purse = purse
         self._on_progress = on_progress
         self._progress_seconds = progress_seconds
         self._stop, self._give_up = threading.Event(), transfer.give_up
         self._all_started, self._all_bought = threading.Event(), threading.Event()
         self._buyer = Buyer(
-            ledger,
-            provider,
+            store,
+            account,
             slots,
-            realm=realm,
+            purse=purse,
             run_id=run_id,
             rebuy=rebuy,
             stop=self._stop,
@@ -180,6 +197,7 @@ class Engine:
         report.seconds = time.monotonic() - started
         report.bought = self._buyer.accepted
         report.provider_seconds = self._buyer.provider_seconds
+        report.spent = self._purse.spent
         report.rate_limited = self._slots.rate_limited
         report.states[State.OPEN] += len(work) - report.states.total()
         report.states = +report.states
@@ -200,9 +218,17 @@ class Engine:
         due = time.monotonic() + self._progress_seconds
         while alive := [thread for thread in threads if thread.is_alive()]:
             alive[0].join(0.2)
+            self._renew()
             if self._on_progress and time.monotonic() >= due:
                 due += self._progress_seconds
                 self._on_progress(self._progress(total, started))
+
+    def _renew(self) -> None:
+        """Say that this shard lives; while S3 is silent nothing can be bought anyway."""
+        try:
+            self._purse.renew()
+        except StorageUnavailable as error:
+            log.warning("this shard's sign of life could not be written: %s", error)
 
     def _end(
         self, buyers: list[threading.Thread], movers: list[threading.Thread], deadline: float
@@ -241,9 +267,12 @@ class Engine:
                 case Bought():
                     todo.finish()
                     self._hand_over(step)
-                case Ended(state, reason):
+                case Ended(state, reason, over_budget):
                     todo.finish()
                     self._count(state, reason)
+                    if over_budget:
+                        with self._lock:
+                            self._report.over_budget += 1
 
     def _move(self) -> None:
         while (bought := self._next_bought()) is not None:

@@ -5,22 +5,21 @@ shard of it; `collect` publishes the manifest. Only S3 passes between them, so t
 a process or on a machine of its own.
 """
 
-import io
-import json
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Any, Final
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from nanobanana_pipeline.errors import PlanError, StorageError, StorageUnavailable
+from nanobanana_pipeline.errors import PlanError, StorageUnavailable
+from nanobanana_pipeline.generation.budget import open_purse
 from nanobanana_pipeline.generation.cells import Cells, check_seed, draw_cells
 from nanobanana_pipeline.generation.engine import Engine, Progress, Report
+from nanobanana_pipeline.generation.evidence import may_have_evidence
 from nanobanana_pipeline.generation.manifest import (
     CellState,
     CurrentManifest,
@@ -33,24 +32,26 @@ from nanobanana_pipeline.generation.manifest import (
     read_current,
     read_manifest,
 )
-from nanobanana_pipeline.generation.transfer import Transfer
+from nanobanana_pipeline.generation.runs import (
+    Plan,
+    mark_done,
+    read_plan,
+    read_shard,
+    write_plan,
+    write_shards,
+)
 from nanobanana_pipeline.generation.work import PlannedRequest
-from nanobanana_pipeline.layout import run_done_key, run_plan_key, run_shard_key
 from nanobanana_pipeline.ledger import Entry, Held, Ledger, State, now_iso
+from nanobanana_pipeline.money import Budget, cost_text
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.slots import Slots
-from nanobanana_pipeline.request import ImageRequest, PictureParameters
+from nanobanana_pipeline.request import DeliveryParameters, PictureParameters
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["Launch", "Plan", "collect", "plan", "settle_shard"]
+__all__ = ["Launch", "Plan", "Survey", "collect", "plan", "settle_shard", "survey_cells"]
 
-SCHEMA: Final = 1
 READERS: Final = 16
-RUN_FILE: Final = pa.schema(
-    [("request_key", pa.string()), ("request", pa.string())],
-    metadata={b"nanobanana.schema": str(SCHEMA).encode()},
-)
 
 
 @dataclass(frozen=True)
@@ -62,109 +63,145 @@ class Launch:
         seed: 1 to 2^32-1.
         run_id: names everything that this launch writes.
         parameters: those that were named; the others stay as they are.
+        delivery: how the pictures come; chosen anew by each launch.
         change_parameters: accept parameters other than those the partition was made with.
         limit: a pilot's number of rows.
         shard_size: most requests a shard; None keeps them in one.
+        rebuy: buy again what is in doubt or lost, where no evidence settles it.
+        max_images, max_cost: caps of this run's own, beside those that are configured.
     """
 
     prompt_set: str
     seed: int
     run_id: str
     parameters: PictureParameters = field(default_factory=PictureParameters)
+    delivery: DeliveryParameters = field(default_factory=DeliveryParameters)
     change_parameters: bool = False
     limit: int | None = None
     shard_size: int | None = None
+    rebuy: bool = False
+    max_images: int | None = None
+    max_cost: Decimal | None = None
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a launch will do; stored under its run, before anything is bought.
-
-    Attributes:
-        fingerprint: of the prompt set as it is now.
-        parameters: in force, all of them.
-        cells: how many cells the partition has.
-        states: how many distinct requests the launch finds in each ledger state.
-        buy: requests that it will send.
-        buy_images: pictures that these ask for.
-        resume: requests that were sent before and are brought to their end.
-        shards: names of the run files.
-    """
-
-    prompt_set: str
-    seed: int
-    run_id: str
-    fingerprint: str
-    parameters: Mapping[str, Any]
-    limit: int | None
-    cells: int
-    states: Mapping[str, int]
-    buy: int
-    buy_images: int
-    resume: int
-    shards: tuple[str, ...]
-    schema: int = SCHEMA
-
-
-def plan(store: ObjectStore, realm: str, launch: Launch) -> Plan:
+def plan(
+    store: ObjectStore,
+    realm: str,
+    launch: Launch,
+    budget: Budget = Budget(),  # noqa: B008 - frozen
+) -> Plan:
     """Find what is missing, and write run files for it.
 
-    Settled rows of the current manifest are trusted; the ledger is read for the rest only.
+    Args:
+        store: the bucket.
+        realm: whose pictures these are.
+        launch: what was asked for.
+        budget: the price, and the caps that hold for every launch.
 
     Raises:
         PlanError: the launch must not start; the text says why and what to do.
         StorageError: S3 refuses or holds damaged objects.
     """
-    check_seed(launch.seed)
-    for name, least in (("limit", launch.limit), ("shard_size", launch.shard_size)):
-        if least is not None and least < 1:
-            raise PlanError(f"{name} {least} is out of range: use 1 or more, or leave it out")
     snapshot = prompt_set.current(store, launch.prompt_set)
     if snapshot is None:
         raise PlanError(
             f"there is no prompt set {launch.prompt_set!r} in {store.uri('')}: materialize "
             "prompt_set first"
         )
+    prompts = prompt_set.load(store, launch.prompt_set, snapshot.fingerprint)
+    survey = survey_cells(store, realm, launch, prompts, budget)
+    made = replace(survey.made, fingerprint=snapshot.fingerprint)
+    if survey.changes and not launch.change_parameters:
+        raise PlanError(_refusal(made, survey.changes))
+    names = write_shards(store, launch.run_id, survey.requests(launch), launch.shard_size)
+    made = replace(made, shards=names)
+    write_plan(store, made)
+    return made
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a launch would find; nothing is written for it.
+
+    Attributes:
+        made: the plan, without run files.
+        changes: picture parameters that differ from those the partition was made with: old, new.
+        cells: the partition's.
+        todo: positions in `cells.frame` of what is to be settled, and whether it is to be bought.
+    """
+
+    made: Plan
+    changes: Mapping[str, tuple[Any, Any]]
+    cells: Cells
+    todo: Mapping[int, bool]
+
+    def requests(self, launch: Launch) -> Iterator[tuple[PlannedRequest, bool]]:
+        """What is to be settled, as the engine takes it."""
+        positions = list(self.todo)
+        keys = self.cells.frame["request_key"].iloc[positions]
+        for key, request, buy in zip(
+            keys, self.cells.requests(positions, launch.delivery), self.todo.values(), strict=True
+        ):
+            yield PlannedRequest(key, request), buy
+
+
+def survey_cells(
+    store: ObjectStore, realm: str, launch: Launch, prompts: pd.DataFrame, budget: Budget
+) -> Survey:
+    """Find what is missing of a partition, and what it will cost.
+
+    Settled rows of the current manifest are trusted; the ledger is read for the rest only.
+
+    Args:
+        store: the bucket.
+        realm: whose pictures these are.
+        launch: what was asked for.
+        prompts: the prompt set's rows.
+        budget: the price, and the caps that hold for every launch.
+
+    Raises:
+        PlanError: the launch must not start; the text says why and what to do.
+        StorageError: S3 refuses or holds damaged objects.
+    """
+    _check(launch, budget)
     current, _ = read_current(store, launch.prompt_set, launch.seed)
     parameters, changes = _parameters(current, launch.parameters)
     cells = draw_cells(
-        prompt_set.load(store, launch.prompt_set, snapshot.fingerprint),
-        seed=launch.seed,
-        parameters=parameters,
-        realm=realm,
-        limit=launch.limit,
+        prompts, seed=launch.seed, parameters=parameters, realm=realm, limit=launch.limit
     )
     asked = cells.frame[cells.frame["requested"]].drop_duplicates("request_key")
     known = _known_rows(store, current, asked["request_key"])
     settled = known[known["state"] == CellState.SETTLED]
     rest = asked[~asked["request_key"].isin(settled["request_key"])]
-    missing_keys = rest["request_key"].to_list()
-    held = _read_ledger(Ledger(store), missing_keys)
-    states = {key: held[key].entry.state if key in held else State.OPEN for key in missing_keys}
-    buy = [key for key in missing_keys if key not in held or held[key].entry.may_claim()]
-    resume = {key for key, state in states.items() if state in {State.ACCEPTED, State.SUBMITTING}}
-    buy_images = int(asked.loc[asked["request_key"].isin(buy), "samples"].sum())
-    if changes and not launch.change_parameters:
-        raise PlanError(_refusal(current, changes, len(buy), buy_images))
-    counted = Counter(state.value for state in states.values())
+    held = _read_ledger(Ledger(store), rest["request_key"].to_list())
+    entries = {key: found.entry for key, found in held.items()}
+    buy = [k for k in rest["request_key"] if _may_be_bought(entries.get(k), rebuy=launch.rebuy)]
+    resume = {k for k, e in entries.items() if e.state in {State.ACCEPTED, State.SUBMITTING}}
+    look = {k for k, e in entries.items() if may_have_evidence(e)} - set(buy)
+    todo = rest.loc[rest["request_key"].isin({*buy, *resume, *look}), "request_key"]
+    counted = Counter(entry.state.value for entry in entries.values())
+    counted["open"] += len(rest) - len(entries)
     counted["settled"] += settled["request_key"].nunique()
-    missing = rest.index[rest["request_key"].isin([*buy, *resume])].to_list()
     made = Plan(
         prompt_set=launch.prompt_set,
         seed=launch.seed,
         run_id=launch.run_id,
-        fingerprint=snapshot.fingerprint,
+        fingerprint="",
         parameters=parameters,
         limit=launch.limit,
         cells=len(cells.frame),
         states=dict(sorted((+counted).items())),
         buy=len(buy),
-        buy_images=buy_images,
+        buy_images=int(asked.loc[asked["request_key"].isin(buy), "samples"].sum()),
         resume=len(resume),
-        shards=_write_shards(store, launch, cells, missing),
+        look=len(look),
+        price=budget.price,
+        rebuy=launch.rebuy,
+        max_images=launch.max_images,
+        max_cost=launch.max_cost,
     )
-    store.put(run_plan_key(launch.run_id), json.dumps(asdict(made), indent=1).encode())
-    return made
+    positions = [int(at) for at in todo.index.to_numpy()]
+    return Survey(made, changes, cells, dict(zip(positions, todo.isin(buy), strict=True)))
 
 
 def settle_shard(
@@ -195,18 +232,21 @@ def settle_shard(
     """
     if slots is not None and slots < 1:
         raise PlanError(f"slots {slots} is out of range: use 1 or more, or leave it out")
-    ledger = Ledger(store)
-    engine = Engine(
-        ledger,
-        account.client,
-        Transfer(store, ledger, account.client, account.downloader, run_id=run_id),
-        Slots(slots or account.slots),
-        realm=account.realm,
-        run_id=run_id,
-        on_progress=on_progress,
-        progress_seconds=progress_seconds,
-    )
-    return engine.settle(_read_shard(store, run_id, shard))
+    made = read_plan(store, run_id)
+    todo = read_shard(store, run_id, shard)
+    expected = sum(planned.request.samples for planned, buy in todo if buy)
+    with open_purse(store, account.budget, made, shard, expected) as purse:
+        engine = Engine(
+            store,
+            account,
+            Slots(slots or account.slots),
+            purse,
+            run_id=run_id,
+            rebuy=made.rebuy,
+            on_progress=on_progress,
+            progress_seconds=progress_seconds,
+        )
+        return engine.settle(planned for planned, _ in todo)
 
 
 def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> CurrentManifest:
@@ -236,7 +276,12 @@ def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> Curre
         rest = pd.concat(asked).drop_duplicates()
         held = _read_ledger(ledger, rest[~rest.isin(settled["request_key"])].to_list())
         table = manifest_table(
-            cells, made.prompt_set, settled, [h.entry for h in held.values()], store.uri
+            cells,
+            made.prompt_set,
+            settled,
+            [h.entry for h in held.values()],
+            store.uri,
+            missing=CellState.OVER_BUDGET if report.over_budget else CellState.PENDING,
         )
         images, size = count_images(table)
         current = CurrentManifest(
@@ -257,8 +302,7 @@ def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> Curre
         if _published(store, table, current, etag):
             break
     if not any(_needs_rescue(h.entry, made.run_id) for h in held.values()):
-        done = {"schema": SCHEMA, "finished": now_iso(), "bought": report.bought}
-        store.put(run_done_key(made.run_id), json.dumps(done).encode())
+        mark_done(store, made.run_id, report.bought)
     return current
 
 
@@ -294,18 +338,32 @@ def _parameters(
     return {**before, **given}, changes if current else {}
 
 
-def _refusal(
-    current: CurrentManifest | None,
-    changes: Mapping[str, tuple[Any, Any]],
-    requests: int,
-    images: int,
-) -> str:
-    partition = f"{current.prompt_set}, seed {current.seed}" if current else "this partition"
+def _check(launch: Launch, budget: Budget) -> None:
+    check_seed(launch.seed)
+    for name in ("limit", "shard_size", "max_images"):
+        least = getattr(launch, name)
+        if least is not None and least < 1:
+            raise PlanError(f"{name} {least} is out of range: use 1 or more, or leave it out")
+    if launch.max_cost is not None and not (launch.max_cost.is_finite() and launch.max_cost > 0):
+        raise PlanError(f"max_cost {launch.max_cost} is out of range: use an amount above 0")
+    if launch.max_cost is not None and budget.price is None:
+        raise PlanError(
+            f"max_cost {launch.max_cost} cannot be kept while the price is unknown: set "
+            "NANOBANANA_PRICE_PER_IMAGE, or cap the images with max_images"
+        )
+
+
+def _may_be_bought(entry: Entry | None, *, rebuy: bool) -> bool:
+    return entry is None or entry.may_claim(rebuy=rebuy)
+
+
+def _refusal(made: Plan, changes: Mapping[str, tuple[Any, Any]]) -> str:
     named = ", ".join(f"{name} {old!r} → {new!r}" for name, (old, new) in changes.items())
+    cost = "an unknown price" if made.cost is None else cost_text(made.cost)
     return (
-        f"{partition} was made with other parameters ({named}); going on would buy {requests:,} "
-        f"requests for {images:,} new images at an unknown price. Leave the parameters out to keep "
-        "those in force, or set change_parameters to buy the new ones"
+        f"{made.prompt_set}, seed {made.seed} was made with other parameters ({named}); going on "
+        f"would buy {made.buy:,} requests for {made.buy_images:,} new images at {cost}. Leave the "
+        "parameters out to keep those in force, or set change_parameters to buy the new ones"
     )
 
 
@@ -328,34 +386,3 @@ def _read_ledger(ledger: Ledger, keys: list[str]) -> dict[str, Held]:
     finally:
         # Whoever is interrupted here must not wait for a million reads.
         readers.shutdown(cancel_futures=True)
-
-
-def _write_shards(
-    store: ObjectStore, launch: Launch, cells: Cells, positions: list[int]
-) -> tuple[str, ...]:
-    """Write the run files: the requests at these positions, dealt out evenly."""
-    names = []
-    count = math.ceil(len(positions) / (launch.shard_size or max(1, len(positions))))
-    for number in range(count):
-        mine = positions[number::count]
-        keys = cells.frame["request_key"].iloc[mine].to_list()
-        requests = [request.model_dump_json() for request in cells.requests(mine)]
-        body = io.BytesIO()
-        table = pa.table({"request_key": keys, "request": requests}, schema=RUN_FILE)
-        pq.write_table(table, body, compression="zstd")
-        name = f"shard-{number:04d}"
-        store.put(run_shard_key(launch.run_id, name), body.getvalue())
-        names.append(name)
-    return tuple(names)
-
-
-def _read_shard(store: ObjectStore, run_id: str, shard: str) -> list[PlannedRequest]:
-    key = run_shard_key(run_id, shard)
-    found = store.get(key)
-    if found is None:
-        raise StorageError(f"{store.uri(key)} is missing: launch the partition again")
-    rows = pq.read_table(io.BytesIO(found.body)).to_pydict()
-    return [
-        PlannedRequest(request_key, ImageRequest.model_validate_json(request))
-        for request_key, request in zip(rows["request_key"], rows["request"], strict=True)
-    ]

@@ -1,4 +1,4 @@
-"""What the engine still has to do: requests that are due now, and requests that are due later."""
+"""What the engine still has to do, and what may come of a step."""
 
 import heapq
 import itertools
@@ -8,9 +8,66 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from nanobanana_pipeline.ledger import Held, State
+from nanobanana_pipeline.provider.answers import Done, Failed, Missing
 from nanobanana_pipeline.request import ImageRequest
 
-__all__ = ["PlannedRequest", "Work", "WorkList"]
+__all__ = [
+    "Bought",
+    "Ended",
+    "Later",
+    "PlannedRequest",
+    "Ready",
+    "Step",
+    "Work",
+    "WorkList",
+    "ended",
+]
+
+
+@dataclass(frozen=True)
+class Bought:
+    """The pictures of an accepted attempt are ready."""
+
+    held: Held
+    nonce: str
+    done: Done
+
+
+@dataclass(frozen=True)
+class Later:
+    """Look again in so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Nothing more to do in this run.
+
+    Attributes:
+        state: the entry's; open if it was never tried.
+        reason: why it is not settled.
+        over_budget: it would have been bought, and a cap forbids it.
+    """
+
+    state: State
+    reason: str | None = None
+    over_budget: bool = False
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The provider has come to an end with a request."""
+
+    outcome: Done | Failed | Missing
+
+
+Step = Bought | Later | Ended
+
+
+def ended(held: Held) -> Ended:
+    """The end of a request that stands where its entry says."""
+    return Ended(held.entry.state, held.entry.reason)
 
 
 @dataclass(frozen=True)
@@ -28,11 +85,13 @@ class Work:
     Attributes:
         held: its ledger entry as last seen; None until it was looked at.
         unsent: how often in a row it could not even be sent.
+        looked: evidence was looked for in this run.
     """
 
     planned: PlannedRequest
     held: Held | None = None
     unsent: int = 0
+    looked: bool = False
 
     @property
     def state(self) -> State:

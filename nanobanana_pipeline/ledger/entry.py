@@ -29,8 +29,10 @@ from nanobanana_pipeline.ledger.attempt import (
 from nanobanana_pipeline.request import ImageRequest
 
 __all__ = [
+    "COSTING",
     "MAX_FAILURES",
     "SCHEMA",
+    "UNSURE",
     "Entry",
     "State",
 ]
@@ -52,6 +54,11 @@ class State(StrEnum):
     REFUSED = "refused"
     LOST = "lost"
 
+
+UNSURE: Final = frozenset({State.IN_DOUBT, State.LOST})
+"""Held until evidence or a person settles them."""
+COSTING: Final = frozenset(Outcome) - {Outcome.NOT_SENT, Outcome.REFUSED, Outcome.FAILED}
+"""Outcomes of attempts that count as spent: the provider may have asked money for them."""
 
 _WEIGHT: Final = {
     Outcome.SETTLED: 5,
@@ -163,7 +170,7 @@ class Entry(BaseModel):
             return True
         if self.state is State.FAILED:
             return self.failures < MAX_FAILURES
-        return rebuy and self.state in {State.IN_DOUBT, State.LOST}
+        return rebuy and self.state in UNSURE
 
     def claim(
         self, *, run_id: str, nonce: str, lease_seconds: float, rebuy: bool = False
@@ -180,7 +187,7 @@ class Entry(BaseModel):
             run_id=run_id,
             started=now_iso(),
             lease_seconds=lease_seconds,
-            rebuy=rebuy and self.state in {State.IN_DOUBT, State.LOST},
+            rebuy=rebuy and self.state in UNSURE,
         )
         return self._changed(attempts=(*self.attempts, attempt))
 

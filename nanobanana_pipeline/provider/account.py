@@ -1,9 +1,10 @@
 """One account at the provider, with all that speaks to it, made from the settings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from nanobanana_pipeline.errors import SettingsError
+from nanobanana_pipeline.money import Budget
 from nanobanana_pipeline.provider.client import ProviderClient
 from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.settings import Settings
@@ -22,6 +23,7 @@ class Account:
         downloader: gets the images.
         slots: most requests at once.
         webhooks: where the provider may tell that a picture is done; None if nowhere.
+        budget: what a picture costs, and how much may be spent.
     """
 
     realm: str
@@ -29,6 +31,7 @@ class Account:
     downloader: Downloader
     slots: int
     webhooks: Webhooks | None = None
+    budget: Budget = field(default_factory=Budget)
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
@@ -45,4 +48,5 @@ class Account:
             Downloader(settings.allowed_hosts),
             settings.slots,
             Webhooks.from_settings(settings),
+            settings.budget,
         )

@@ -66,11 +66,15 @@ _FETCH_ID = re.compile(r"/fetch/([^/?#]+)")
 
 @dataclass(frozen=True)
 class Done:
-    """The pictures are ready. `output` holds at least one entry, in sample order."""
+    """The pictures are ready. `output` holds at least one entry, in sample order.
+
+    `prompt` is the one that the provider says it drew, if it says so.
+    """
 
     provider_id: str | None
     output: tuple[str, ...]
     seed: int | None = None
+    prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -133,10 +137,6 @@ class Missing:
     reason: str
 
 
-SubmitOutcome = Done | Queued | Refused | Halted | RateLimited | Failed | Unknown | NotSent
-FetchOutcome = Done | Queued | Failed | Missing | Halted | RateLimited | Unknown
-
-
 @dataclass(frozen=True)
 class Answered:
     """An operation on the server or the account was done; `fields` is the whole answer."""
@@ -144,9 +144,13 @@ class Answered:
     fields: Mapping[str, Any]
 
 
+SubmitOutcome = Done | Queued | Refused | Halted | RateLimited | Failed | Unknown | NotSent
+FetchOutcome = Done | Queued | Failed | Missing | Halted | RateLimited | Unknown
+OperationOutcome = Answered | Failed | Unknown
+
+
 def parse_submit(status: int, headers: Mapping[str, str], body: bytes) -> SubmitOutcome:
     """Read the answer to a generation call.
-OperationOutcome = Answered | Failed | Unknown
 
     Args:
         status: the HTTP status.
@@ -164,7 +168,7 @@ OperationOutcome = Answered | Failed | Unknown
     if status in SERVER_ERRORS:
         return Unknown(f"HTTP {status}: {reason}", provider_id)
     if said in {"success", ""} and output:
-        return Done(provider_id, output, _seed(answer))
+        return Done(provider_id, output, _seed(answer), _prompt(answer))
     if provider_id and (said in GOING_WELL or (said == "" and status not in HALT_STATUSES)):
         return Queued(provider_id, _seconds(answer.get("eta")), _seed(answer))
     if said in FAILED or (said == "" and status in HALT_STATUSES | BAD_REQUEST_STATUSES):
@@ -188,7 +192,7 @@ def parse_fetch(status: int, headers: Mapping[str, str], body: bytes) -> FetchOu
         return Unknown(f"HTTP {status}: {reason}")
     output = _output(answer)
     if said in {"success", ""} and output:
-        return Done(_provider_id(answer), output, _seed(answer))
+        return Done(_provider_id(answer), output, _seed(answer), _prompt(answer))
     if said == "processing":
         return Queued(_provider_id(answer), _seconds(answer.get("eta")), _seed(answer))
     if said in FAILED and "not found" in reason.lower():
@@ -200,10 +204,6 @@ def parse_fetch(status: int, headers: Mapping[str, str], body: bytes) -> FetchOu
     return Unknown(f"an answer that says neither done nor failed: {reason}")
 
 
-def _error(status: int, answer: Mapping[str, Any], reason: str) -> SubmitOutcome:
-    if status in HALT_STATUSES or _ACCOUNT.search(reason):
-        return Halted(reason)
-    if (
 def parse_operation(status: int, headers: Mapping[str, str], body: bytes) -> OperationOutcome:
     """Read the answer to a call that concerns the server or the account, and draws nothing."""
     answer = _json_object(body)
@@ -221,6 +221,10 @@ def parse_operation(status: int, headers: Mapping[str, str], body: bytes) -> Ope
     return Unknown(f"an answer that says neither done nor failed: {reason}")
 
 
+def _error(status: int, answer: Mapping[str, Any], reason: str) -> SubmitOutcome:
+    if status in HALT_STATUSES or _ACCOUNT.search(reason):
+        return Halted(reason)
+    if (
         status in BAD_REQUEST_STATUSES
         or isinstance(answer.get("errors"), dict)
         or _VALIDATION.search(reason)
@@ -348,6 +352,12 @@ def _seed(answer: Mapping[str, Any]) -> int | None:
     if isinstance(value, str) and re.fullmatch(r"\d{1,20}", value.strip()):
         return int(value)
     return None
+
+
+def _prompt(answer: Mapping[str, Any]) -> str | None:
+    meta = answer.get("meta")
+    value = meta.get("prompt") if isinstance(meta, dict) else None
+    return value if isinstance(value, str) else None
 
 
 def _seconds(value: object) -> float | None:

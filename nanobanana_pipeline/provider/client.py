@@ -1,7 +1,8 @@
 """The provider's two calls that matter for generation. A POST is sent once, whatever happens."""
 
+import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 from urllib.parse import quote
 
@@ -53,10 +54,19 @@ class ProviderClient:
     def __repr__(self) -> str:
         return f"ProviderClient({self._base_url})"
 
-    def submit(self, request: ImageRequest) -> SubmitOutcome:
-        """Ask for pictures, once; never raises for what the provider or the network does."""
+    def submit(self, request: ImageRequest, references: Sequence[bytes] = ()) -> SubmitOutcome:
+        """Ask for pictures, once; never raises for what the provider or the network does.
+
+        Args:
+            request: its number of references picks the endpoint.
+            references: their bytes, in the request's order. They are sent as base64: what was
+                hashed is what is drawn from, and no address needs to be open to the provider.
+        """
+        fields = request.fields()
+        if references:
+            fields["ref_image"] = [base64.b64encode(data).decode() for data in references]
         try:
-            answer = self._post(request.endpoint, request.fields(), self.submit_seconds)
+            answer = self._post(request.endpoint, fields, self.submit_seconds)
         except NotSentError as error:
             return NotSent(str(error))
         except NoAnswer as error:

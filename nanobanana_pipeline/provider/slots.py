@@ -49,6 +49,11 @@ class Slots:
         return int(self._limit)
 
     @property
+    def latency(self) -> float:
+        """Seconds that a request takes, as a moving mean."""
+        return self._latency
+
+    @property
     def in_use(self) -> int:
         """How many are held now."""
         return self._in_use

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from nanobanana_pipeline.generation.buy import Bought, Buyer, Ended, Later
+from nanobanana_pipeline.generation.budget import Purse
+from nanobanana_pipeline.generation.buy import Buyer
 from nanobanana_pipeline.generation.transfer import Transfer
-from nanobanana_pipeline.generation.work import PlannedRequest, Work
+from nanobanana_pipeline.generation.work import Bought, Ended, Later, PlannedRequest, Work
 from nanobanana_pipeline.ledger import Entry, Ledger, Outcome, State
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.slots import Slots
@@ -34,10 +35,10 @@ def stop() -> threading.Event:
 
 def buyer(account: Account, store: ObjectStore, stop: threading.Event) -> Buyer:
     return Buyer(
-        Ledger(store),
-        account.client,
+        store,
+        account,
         Slots(2),
-        realm="emulator",
+        purse=Purse(store, [], price=None, run_id="run", shard="shard-0000"),
         run_id="run",
         stop=stop,
         give_up=threading.Event(),

@@ -106,7 +106,7 @@ def test_what_was_bought_without_a_readable_answer_is_in_doubt_and_not_bought_ag
     assert first.rows["reason"].notna().all()
     tell(emulator, "moods", **{mood: 0})
     again = launch(store, account)
-    assert (again.states, again.made.buy, again.made.shards) == ({"in_doubt": 3}, 0, ())
+    assert (again.states, again.made.buy, again.made.look) == ({"in_doubt": 3}, 0, 3)
     assert bought(emulator) == 3
 
 
@@ -169,17 +169,19 @@ def test_what_failed_once_may_settle_at_the_next_try(
     assert admin(emulator, "purchases")["bought_twice"] == 0
 
 
-def test_what_the_provider_forgets_is_lost_and_not_bought_again(
+def test_what_the_provider_forgets_is_lost_and_held_and_brought_when_it_remembers(
     store: ObjectStore, emulators: Emulators
 ) -> None:
     emulator = emulators(moods={"forget": 1})
     account = account_for(emulator.base_url, store)
     keep_prompts(store, "set", prompts(2))
-    assert launch(store, account).states == {"lost": 2}
-    tell(emulator, "moods", forget=0)
+    first = launch(store, account)
+    assert first.states == {"lost": 2}
+    assert first.rows["provider_id"].notna().all()
     again = launch(store, account)
-    assert (again.states, again.made.buy) == ({"lost": 2}, 0)
-    assert again.rows["provider_id"].notna().all()
+    assert (again.states, again.made.buy, again.made.look) == ({"lost": 2}, 0, 2)
+    tell(emulator, "moods", forget=0)
+    assert launch(store, account).states == {"settled": 2}
     assert bought(emulator) == 2
 
 
@@ -377,8 +379,12 @@ def test_s3_that_stays_away_ends_the_shard_and_says_what_is_known(
 
 def test_a_missing_run_file_is_named(store: ObjectStore, emulators: Emulators) -> None:
     account = account_for(emulators().base_url, store)
-    with pytest.raises(StorageError, match=r"runs/no-such-run/shard-0000\.parquet is missing"):
+    with pytest.raises(StorageError, match=r"runs/no-such-run/plan\.json is missing"):
         settle_shard(store, account, "no-such-run", "shard-0000")
+    keep_prompts(store, "set", prompts(1))
+    made = planned(store)
+    with pytest.raises(StorageError, match=r"runs/.*/shard-0007\.parquet is missing"):
+        settle_shard(store, account, made.run_id, "shard-0007")
 
 
 def test_a_damaged_entry_stops_the_shard_and_is_named(

@@ -1,0 +1,234 @@
+"""What a shard may still spend: it reserves before it buys, and gives back what it did not use.
+
+A dead shard's reservation stays counted until somebody who needs the room has counted, from its run
+file and the ledger, what it did spend.
+"""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Final
+
+from nanobanana_pipeline.errors import StorageError
+from nanobanana_pipeline.generation.counters import (
+    Reservation,
+    Scope,
+    day_scope,
+    partition_scope,
+    run_scope,
+)
+from nanobanana_pipeline.generation.runs import Plan, read_shard
+from nanobanana_pipeline.layout import run_alive_key
+from nanobanana_pipeline.ledger import COSTING, Ledger, boot_clock
+from nanobanana_pipeline.money import Budget, Cap
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["Purse", "open_purse"]
+
+log = logging.getLogger(__name__)
+
+RENEW_SECONDS: Final = 60.0
+STALE_SECONDS: Final = 300.0
+"""A shard that has not said for so long that it lives must do so before it buys on."""
+DEAD_SECONDS: Final = 900.0
+"""A shard that has not said for so long that it lives, by the S3 server's clock, is dead."""
+CLOSE_SECONDS: Final = 120.0
+STOPPED_SECONDS: Final = 10.0
+CLOCK_MARGIN: Final = timedelta(minutes=5)
+
+
+class Purse:
+    """What one shard may spend. Safe to share between threads.
+
+    Args:
+        store: the bucket.
+        scopes: whose caps hold.
+        price: of one image; None if unknown.
+        run_id: the run.
+        shard: its shard.
+
+    Attributes:
+        reason: why nothing more may be bought, once that is so.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        scopes: list[Scope],
+        *,
+        price: Decimal | None,
+        run_id: str,
+        shard: str,
+    ) -> None:
+        self._store = store
+        self._scopes = scopes
+        self._price = price
+        self._alive = run_alive_key(run_id, shard)
+        self._name = f"{run_id}/{shard}"
+        self._lock = threading.Lock()
+        self._granted = self._taken = 0
+        self._renewed = float("-inf")
+        self.reason: str | None = None
+
+    def open(self, images: int) -> None:
+        """Reserve what a shard expects to buy.
+
+        Raises:
+            StorageUnavailable: S3 stays silent.
+        """
+        self.renew()
+        for scope in self._scopes:
+            self._settle_earlier_life(scope)
+        with self._lock:
+            self._grow(images)
+
+    def take(self, images: int) -> bool:
+        """Whether so many images may be bought now; `reason` says why not.
+
+        Raises:
+            StorageUnavailable: S3 stays silent.
+        """
+        with self._lock:
+            if boot_clock() - self._renewed > STALE_SECONDS:
+                self._come_back()
+            if self._granted - self._taken < images and self.reason is None:
+                self._grow(images - (self._granted - self._taken))
+            if self._granted - self._taken < images:
+                return False
+            self._taken += images
+            return True
+
+    def give_back(self, images: int) -> None:
+        """What was taken has bought nothing."""
+        with self._lock:
+            self._taken -= images
+
+    @property
+    def spent(self) -> int:
+        """Images that were taken and not given back."""
+        return self._taken
+
+    def renew(self) -> None:
+        """Say that this shard lives, if that was not said for a minute."""
+        if boot_clock() - self._renewed > RENEW_SECONDS:
+            now = boot_clock()
+            self._store.put(self._alive, b"")
+            self._renewed = now
+
+    def close(self) -> None:
+        """Give back what is left over. Where S3 refuses, the reservation stays counted."""
+        try:
+            with self._lock:
+                self._granted = self._taken
+                for scope in self._scopes:
+                    scope.change(lambda counter: counter.closed(self._name, self._taken))
+            self._store.delete(self._alive)
+        except StorageError as error:
+            log.warning("what shard %s did not spend stays reserved: %s", self._name, error)
+
+    def _grow(self, images: int) -> None:
+        """Reserve so many images more, or as many as every cap has room for."""
+        granted, got = images, []
+        for scope in self._scopes:
+            room = scope.reserve(self._name, granted, self._price)
+            if room < granted and self._bury_the_dead(scope):
+                room += scope.reserve(self._name, granted - room, self._price)
+            if room < granted:
+                self.reason = f"over budget: {scope.text} has its cap of {scope.cap}"
+            granted = room
+            got.append((scope, granted))
+        for scope, reserved in got:
+            if reserved > granted:
+                self._shrink(scope, reserved - granted)
+        self._granted += granted
+
+    def _shrink(self, scope: Scope, images: int) -> None:
+        scope.change(lambda counter: counter.with_reserved(self._name, -images, self._price))
+
+    def _bury_the_dead(self, scope: Scope) -> bool:
+        """Count what dead shards did spend, and free what they did not; whether there were any."""
+        dead = {
+            name: reservation
+            for name, reservation in scope.read().reserved.items()
+            if name != self._name and _is_dead(self._store, name)
+        }
+        for name, reservation in dead.items():
+            self._close(scope, name, reservation)
+        return bool(dead)
+
+    def _close(self, scope: Scope, name: str, reservation: Reservation) -> None:
+        spent = spent_by(self._store, name, reservation)
+        log.warning("shard %s died: %s of %s images count", name, spent, reservation.images)
+        scope.change(lambda counter: counter.closed(name, spent))
+
+    def _settle_earlier_life(self, scope: Scope) -> None:
+        """A shard that died and runs again under the same name: count what it spent then."""
+        before = scope.read().reserved.get(self._name)
+        if before is not None:
+            self._close(scope, self._name, before)
+
+    def _come_back(self) -> None:
+        """After a long silence: whoever took this shard for dead has closed its account."""
+        self._renewed = float("-inf")
+        self.renew()
+        if any(self._name not in scope.read().reserved for scope in self._scopes):
+            log.warning("shard %s was taken for dead: it reserves anew", self._name)
+            for scope in self._scopes:
+                self._settle_earlier_life(scope)
+            self._granted = self._taken = 0
+
+
+@contextlib.contextmanager
+def open_purse(
+    store: ObjectStore, budget: Budget, made: Plan, shard: str, images: int
+) -> Iterator[Purse]:
+    """Reserve what a shard expects to buy; at the end its account is closed.
+
+    Args:
+        store: the bucket.
+        budget: the price, and the caps that hold for every launch.
+        made: the launch, with its own caps.
+        shard: one of its shards.
+        images: how many it expects to buy.
+
+    Raises:
+        StorageError: S3 refuses or stays silent, or a counter is damaged.
+    """
+    scopes = [day_scope(store, budget), partition_scope(store, budget, made.prompt_set, made.seed)]
+    own = budget.run.tightened(Cap(made.max_images, made.max_cost))
+    if own != Cap():
+        scopes.append(run_scope(store, made.run_id, own))
+    purse = Purse(store, scopes, price=budget.price, run_id=made.run_id, shard=shard)
+    purse.open(images)
+    patience = STOPPED_SECONDS
+    try:
+        yield purse
+        patience = CLOSE_SECONDS
+    finally:
+        # In a thread of its own: no stop waits long for a bucket that stays silent.
+        closing = threading.Thread(target=purse.close, name="budget", daemon=True)
+        closing.start()
+        closing.join(patience)
+
+
+def spent_by(store: ObjectStore, name: str, reservation: Reservation) -> int:
+    """Images that a shard may have bought since its reservation began, from the ledger."""
+    run_id, _, shard = name.rpartition("/")
+    since = datetime.fromisoformat(reservation.since) - CLOCK_MARGIN
+    ledger, spent = Ledger(store), 0
+    for planned, _ in read_shard(store, run_id, shard):
+        held = ledger.read(planned.request_key)
+        for attempt in held.entry.attempts if held else ():
+            mine = attempt.run_id == run_id and datetime.fromisoformat(attempt.started) >= since
+            if mine and attempt.outcome in COSTING:
+                spent += planned.request.samples
+    return spent
+
+
+def _is_dead(store: ObjectStore, name: str) -> bool:
+    run_id, _, shard = name.rpartition("/")
+    sign = store.get(run_alive_key(run_id, shard))
+    return sign is None or sign.age_seconds > DEAD_SECONDS

@@ -1,0 +1,166 @@
+"""Run files: what a run set out to do, written before it buys, so that whatever dies is found."""
+
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
+
+from nanobanana_pipeline.errors import StorageError
+from nanobanana_pipeline.generation.work import PlannedRequest
+from nanobanana_pipeline.layout import run_done_key, run_plan_key, run_shard_key
+from nanobanana_pipeline.ledger import now_iso
+from nanobanana_pipeline.money import cost_of, cost_text
+from nanobanana_pipeline.request import ImageRequest
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["Plan", "mark_done", "read_plan", "read_shard", "write_plan", "write_shards"]
+
+SCHEMA: Final = 1
+RUN_FILE: Final = pa.schema(
+    [("request_key", pa.string()), ("request", pa.string()), ("buy", pa.bool_())],
+    metadata={b"nanobanana.schema": str(SCHEMA).encode()},
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a launch will do; stored under its run, before anything is bought.
+
+    Attributes:
+        fingerprint: of the prompt set as it is now.
+        parameters: in force, all of them.
+        cells: how many cells the partition has.
+        states: how many distinct requests the launch finds in each ledger state.
+        buy: requests that it will send.
+        buy_images: pictures that these ask for.
+        resume: requests that were sent before and are brought to their end.
+        look: requests in doubt or lost for which evidence is looked for, at no cost.
+        shards: names of the run files.
+        price: of one image; None if unknown.
+        rebuy: requests in doubt or lost are among those to buy.
+        max_images, max_cost: the run's own caps; None leaves the configured ones.
+    """
+
+    prompt_set: str
+    seed: int
+    run_id: str
+    fingerprint: str
+    parameters: Mapping[str, Any]
+    limit: int | None
+    cells: int
+    states: Mapping[str, int]
+    buy: int
+    buy_images: int
+    resume: int
+    look: int
+    shards: tuple[str, ...] = ()
+    price: Decimal | None = None
+    rebuy: bool = False
+    max_images: int | None = None
+    max_cost: Decimal | None = None
+    schema: int = SCHEMA
+
+    @property
+    def cost(self) -> Decimal | None:
+        """What buying it all costs; None if the price is unknown."""
+        return cost_of(self.buy_images, self.price)
+
+    def __str__(self) -> str:
+        if not (self.buy or self.resume or self.look):
+            return "nothing to buy"
+        price = "at an unknown price" if self.cost is None else f"for {cost_text(self.cost)}"
+        parts = [f"{self.buy:,} requests to buy for {self.buy_images:,} images {price}"]
+        parts += [f"{self.resume:,} to resume"] if self.resume else []
+        parts += [f"{self.look:,} in doubt or lost to look into"] if self.look else []
+        return ", ".join(parts)
+
+
+_PLAN: Final = TypeAdapter(Plan)
+
+
+def write_plan(store: ObjectStore, made: Plan) -> None:
+    """Store a plan under its run."""
+    store.put(run_plan_key(made.run_id), _PLAN.dump_json(made, indent=1))
+
+
+def read_plan(store: ObjectStore, run_id: str) -> Plan:
+    """What a run set out to do.
+
+    Raises:
+        StorageError: it is missing, damaged, or of a newer version.
+    """
+    key = run_plan_key(run_id)
+    found = store.get(key)
+    if found is None:
+        raise StorageError(f"{store.uri(key)} is missing: launch the partition again")
+    try:
+        schema = json.loads(found.body)["schema"]
+        if schema > SCHEMA:
+            raise StorageError(
+                f"{store.uri(key)} has schema {schema}, and this version knows {SCHEMA}: "
+                "upgrade nanobanana-pipeline"
+            )
+        return _PLAN.validate_json(found.body)
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise StorageError(f"{store.uri(key)} is damaged: {error}") from error
+
+
+def write_shards(
+    store: ObjectStore,
+    run_id: str,
+    requests: Iterable[tuple[PlannedRequest, bool]],
+    shard_size: int | None,
+) -> tuple[str, ...]:
+    """Write the run files, dealt out evenly.
+
+    Args:
+        store: the bucket.
+        run_id: the launch.
+        requests: what is to be settled, and whether it is expected to be bought for it.
+        shard_size: most requests a shard; None keeps them in one.
+    """
+    rows = [(r.request_key, r.request.model_dump_json(), buy) for r, buy in requests]
+    count = math.ceil(len(rows) / (shard_size or max(1, len(rows))))
+    names = []
+    for number in range(count):
+        columns = zip(*rows[number::count], strict=True)
+        table = pa.table([pa.array(c) for c in columns], schema=RUN_FILE)
+        body = io.BytesIO()
+        pq.write_table(table, body, compression="zstd")
+        names.append(f"shard-{number:04d}")
+        store.put(run_shard_key(run_id, names[-1]), body.getvalue())
+    return tuple(names)
+
+
+def read_shard(store: ObjectStore, run_id: str, shard: str) -> list[tuple[PlannedRequest, bool]]:
+    """A run file's requests, and whether each was expected to be bought.
+
+    Raises:
+        StorageError: it is missing.
+    """
+    key = run_shard_key(run_id, shard)
+    found = store.get(key)
+    if found is None:
+        raise StorageError(f"{store.uri(key)} is missing: launch the partition again")
+    rows = pq.read_table(io.BytesIO(found.body)).to_pylist()
+    return [
+        (
+            PlannedRequest(r["request_key"], ImageRequest.model_validate_json(r["request"])),
+            # Files of before the budget say nothing of it: all may be bought.
+            r.get("buy", True),
+        )
+        for r in rows
+    ]
+
+
+def mark_done(store: ObjectStore, run_id: str, bought: int) -> None:
+    """Say that a run came to its end and left nothing to rescue."""
+    done = {"schema": SCHEMA, "finished": now_iso(), "bought": bought}
+    store.put(run_done_key(run_id), json.dumps(done).encode())
