@@ -30,6 +30,7 @@ from nanobanana_pipeline.prompts.validation import (
 )
 from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.storage import ObjectStore
+from tests.conftest import API_KEY, Emulators
 from tests.prompts.conftest import jsonl
 from tests.provider.servers import Handler, Server, always, answer, serving
 
@@ -423,3 +424,28 @@ def test_a_misspelt_reference_column_is_named(tmp_path: Path) -> None:
     path.write_text("prompt,ref_images\np,a.png\n")
     result = CliRunner().invoke(app, ["prompts", "check", str(path)])
     assert "column ref_images is carried along, not sent; did you mean ref_image?" in result.output
+
+
+def test_generate_keeps_what_it_draws_from(
+    tmp_path: Path,
+    store: ObjectStore,
+    emulators: Emulators,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {
+        "API_KEY": API_KEY,
+        "BASE_URL": emulators().base_url,
+        "BUCKET": store.bucket,
+        "PREFIX": store.prefix.rstrip("/"),
+        "ALLOWED_HOSTS": "127.0.0.1",
+    }.items():
+        monkeypatch.setenv(f"NANOBANANA_{name}", value)
+    (tmp_path / "a.png").write_bytes(RED)
+    path = tmp_path / "t.csv"
+    path.write_text("prompt,ref_image\np,a.png\nq,none.png\n")
+    result = CliRunner().invoke(app, ["generate", str(path), "--seeds", "1"])
+    assert result.exit_code == 0, result.output
+    assert "1 rows, 1 in quarantine" in result.output
+    kept = store.get(reference_key(sha256(RED)))
+    assert kept is not None
+    assert kept.body == RED
