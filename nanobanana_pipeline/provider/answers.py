@@ -66,11 +66,15 @@ _FETCH_ID = re.compile(r"/fetch/([^/?#]+)")
 
 @dataclass(frozen=True)
 class Done:
-    """The pictures are ready. `output` holds at least one entry, in sample order."""
+    """The pictures are ready. `output` holds at least one entry, in sample order.
+
+    `prompt` is the one that the provider says it drew, if it says so.
+    """
 
     provider_id: str | None
     output: tuple[str, ...]
     seed: int | None = None
+    prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,7 @@ def parse_submit(status: int, headers: Mapping[str, str], body: bytes) -> Submit
     if status in SERVER_ERRORS:
         return Unknown(f"HTTP {status}: {reason}", provider_id)
     if said in {"success", ""} and output:
-        return Done(provider_id, output, _seed(answer))
+        return Done(provider_id, output, _seed(answer), _prompt(answer))
     if provider_id and (said in GOING_WELL or (said == "" and status not in HALT_STATUSES)):
         return Queued(provider_id, _seconds(answer.get("eta")), _seed(answer))
     if said in FAILED or (said == "" and status in HALT_STATUSES | BAD_REQUEST_STATUSES):
@@ -188,7 +192,7 @@ def parse_fetch(status: int, headers: Mapping[str, str], body: bytes) -> FetchOu
         return Unknown(f"HTTP {status}: {reason}")
     output = _output(answer)
     if said in {"success", ""} and output:
-        return Done(_provider_id(answer), output, _seed(answer))
+        return Done(_provider_id(answer), output, _seed(answer), _prompt(answer))
     if said == "processing":
         return Queued(_provider_id(answer), _seconds(answer.get("eta")), _seed(answer))
     if said in FAILED and "not found" in reason.lower():
@@ -348,6 +352,12 @@ def _seed(answer: Mapping[str, Any]) -> int | None:
     if isinstance(value, str) and re.fullmatch(r"\d{1,20}", value.strip()):
         return int(value)
     return None
+
+
+def _prompt(answer: Mapping[str, Any]) -> str | None:
+    meta = answer.get("meta")
+    value = meta.get("prompt") if isinstance(meta, dict) else None
+    return value if isinstance(value, str) else None
 
 
 def _seconds(value: object) -> float | None:
