@@ -13,7 +13,7 @@ NanobananaError
 ├── OperationFailed       the provider did not do what was asked of its server or the account
 │   └── OperationInDoubt      it was asked, and no answer tells whether it was done
 └── DownloadError         an output URL did not give its image
-    ├── DownloadRefused       the URL itself must not be followed (scheme, address)
+    ├── DownloadRefused       it must not be followed (scheme, address), or S3 forbids to read it
     ├── ImageGone             404, 403 or 410: not there yet, or not any more
     └── ImageBroken           no image: other bytes, too many, or a redirect that leads astray
 
@@ -93,7 +93,7 @@ class DownloadError(NanobananaError):
 
 
 class DownloadRefused(DownloadError):  # noqa: N818
-    """A URL that must not be followed itself; trying again does not help, other settings may."""
+    """An output that must not be followed or read; other settings or permissions may help."""
 
 
 class ImageGone(DownloadError):  # noqa: N818

@@ -73,7 +73,7 @@ class Transferred:
         images: pictures stored.
         size: their bytes.
         reason: why it is not settled.
-        refused: our own rules forbid to download from there.
+        refused: our own rules, or S3's, forbid to read it.
     """
 
     held: Held
