@@ -12,7 +12,7 @@ from typing import Final
 from nanobanana_pipeline.errors import ForbiddenTransition, ProviderHalt, StorageError
 from nanobanana_pipeline.generation.budget import Purse
 from nanobanana_pipeline.generation.evidence import Evidence
-from nanobanana_pipeline.generation.references import References
+from nanobanana_pipeline.generation.references import KeptReferences
 from nanobanana_pipeline.generation.wait import Waiter
 from nanobanana_pipeline.generation.work import (
     Bought,
@@ -92,7 +92,7 @@ class Buyer:
         rebuy: bool = False,
     ) -> None:
         self._ledger = Ledger(store)
-        self._references = References(store)
+        self._references = KeptReferences(store)
         self._provider = account.client
         self._webhooks = account.webhooks
         self._slots = slots

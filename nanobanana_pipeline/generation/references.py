@@ -8,12 +8,12 @@ from nanobanana_pipeline.errors import StorageError
 from nanobanana_pipeline.layout import reference_key
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["References"]
+__all__ = ["KeptReferences"]
 
 REMEMBERED: Final = 16
 
 
-class References:
+class KeptReferences:
     """Reads references from the bucket. Safe to share between threads."""
 
     def __init__(self, store: ObjectStore) -> None:
