@@ -32,7 +32,7 @@ from nanobanana_pipeline.errors import ObjectTooLarge, StorageError, StorageUnav
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["ObjectStore", "StoredObject", "s3_client", "s3_config"]
+__all__ = ["ListedObject", "ObjectStore", "StoredObject", "s3_client", "s3_config"]
 
 LOST_RACE_CODES = frozenset(
     {"PreconditionFailed", "ConditionalRequestConflict", "412", "NoSuchKey", "404"}
@@ -87,6 +87,22 @@ class StoredObject:
     last_modified: datetime
     age_seconds: float
     metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """One object as a LIST told of it.
+
+    Attributes:
+        size: bytes.
+        last_modified: by the S3 server's clock.
+        age_seconds: the answer's ``Date`` minus `last_modified`: that clock alone, in seconds.
+    """
+
+    key: str
+    size: int
+    last_modified: datetime
+    age_seconds: float
 
 
 def s3_config(connections: int = 64) -> Config:
@@ -271,14 +287,26 @@ class ObjectStore:
             for found in self._page(prefix, {"MaxKeys": limit}).get("Contents", []):
                 yield found["Key"].removeprefix(self.prefix)
             return
-        token: dict[str, Any] = {}
-        while True:
-            page = self._page(prefix, token)
+        for page in self._pages(prefix):
             for found in page.get("Contents", []):
                 yield found["Key"].removeprefix(self.prefix)
-            if not page.get("IsTruncated"):
-                return
-            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def listing(self, prefix: str) -> Iterator[ListedObject]:
+        """The objects under `prefix` with sizes and ages, by key, a page at a time.
+
+        Args:
+            prefix: what their keys begin with, to the letter.
+        """
+        for page in self._pages(prefix):
+            now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])
+            for found in page.get("Contents", []):
+                modified: datetime = found["LastModified"]
+                yield ListedObject(
+                    key=found["Key"].removeprefix(self.prefix),
+                    size=found["Size"],
+                    last_modified=modified,
+                    age_seconds=(now - modified).total_seconds(),
+                )
 
     @_patient
     def open_url(self, url: str) -> bytes:
@@ -335,6 +363,15 @@ class ObjectStore:
                 f"{self.uri('')} does not honour conditional writes (If-None-Match, If-Match), on "
                 "which the promise of buying nothing twice rests; use AWS S3 or SeaweedFS 4"
             )
+
+    def _pages(self, prefix: str) -> Iterator[Any]:
+        token: dict[str, Any] = {}
+        while True:
+            page = self._page(prefix, token)
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
 
     @_patient
     def _page(self, prefix: str, token: dict[str, Any]) -> Any:  # noqa: ANN401 - boto3's own dict

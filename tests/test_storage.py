@@ -497,3 +497,21 @@ def test_a_body_above_the_bound_is_not_read() -> None:
 
     with serving(huge) as server, pytest.raises(ObjectTooLarge):
         ObjectStore(client_at(server.url), "b").read_object("b", "a", 2**20)
+
+
+# --- listing -------------------------------------------------------------------------------------
+
+
+def test_a_listing_tells_sizes_and_ages_by_the_servers_clock_over_pages(store: ObjectStore) -> None:
+    for number in range(3):
+        store.put(f"a/{number}", b"x" * number)
+    store.put("b/9", b"")
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda number: store.put(f"many/{number:04d}", b""), range(1001)))
+    found = list(store.listing("a/"))
+    assert [(each.key, each.size) for each in found] == [("a/0", 0), ("a/1", 1), ("a/2", 2)]
+    assert all(-1 <= each.age_seconds < 60 for each in found)
+    many = [each.key for each in store.listing("many/")]
+    assert many == [f"many/{number:04d}" for number in range(1001)]
+    assert many == list(store.keys("many/"))
+    assert list(store.listing("nothing/")) == []

@@ -26,7 +26,7 @@ from nanobanana_pipeline.ledger import COSTING, Ledger, boot_clock
 from nanobanana_pipeline.money import Budget, Cap
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["Purse", "open_purse"]
+__all__ = ["DEAD_SECONDS", "Purse", "is_dead", "open_purse"]
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class Purse:
         dead = {
             name: reservation
             for name, reservation in scope.read().reserved.items()
-            if name != self._name and _is_dead(self._store, name)
+            if name != self._name and is_dead(self._store, name)
         }
         for name, reservation in dead.items():
             self._close(scope, name, reservation)
@@ -228,7 +228,8 @@ def spent_by(store: ObjectStore, name: str, reservation: Reservation) -> int:
     return spent
 
 
-def _is_dead(store: ObjectStore, name: str) -> bool:
+def is_dead(store: ObjectStore, name: str) -> bool:
+    """Whether the shard ``<run id>/<shard>`` has ended, or has not said for long that it lives."""
     run_id, _, shard = name.rpartition("/")
     sign = store.get(run_alive_key(run_id, shard))
     return sign is None or sign.age_seconds > DEAD_SECONDS
