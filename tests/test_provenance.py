@@ -176,8 +176,9 @@ def test_the_source_type_is_told_from_other_words(source_type: str, *, is_it: bo
     assert found == ((TRAINED, "xmp") if is_it else ("xmp",))
 
 
-def test_the_emulator_rehearses_them() -> None:
-    assert inspect(SPOILT["provenance"](saved("PNG"))).marks == ("c2pa",)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_the_emulator_rehearses_them(kind: str) -> None:
+    assert inspect(SPOILT["provenance"](saved(kind))).marks == ("c2pa",)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -57,16 +57,26 @@ def _bomb() -> bytes:
     return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
 
 
+def _box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(content)) + kind + content
+
+
 def _marked(image: bytes) -> bytes:
-    """Put in a mark of provenance, where C2PA has its own; what it says is not C2PA's."""
-    mark = b"jumb-of-the-emulator"
+    """Put in a mark of provenance, where C2PA has its own: a manifest store with nothing in it."""
     if image.startswith(_SIGNATURE):
-        return image[:_AFTER_HEADER] + _chunk(b"caBX", mark) + image[_AFTER_HEADER:]
+        return image[:_AFTER_HEADER] + _chunk(b"caBX", _C2PA_STORE) + image[_AFTER_HEADER:]
     if image.startswith(b"\xff\xd8"):
-        segment = b"JP" + mark
+        # JPEG XT: the box's instance number, and which of its segments this is, from 1.
+        segment = b"JP" + struct.pack(">HI", 1, 1) + _C2PA_STORE
         length = struct.pack(">H", len(segment) + 2)
         return image[:2] + b"\xff\xeb" + length + segment + image[2:]
     return image
+
+
+# A JUMBF superbox that holds its description alone (ISO/IEC 19566-5): C2PA's type, the toggles
+# "requestable" and "has a label", the label.
+_C2PA_TYPE = bytes.fromhex("63327061 0011 0010 8000 00aa00389b71")
+_C2PA_STORE = _box(b"jumb", _box(b"jumd", _C2PA_TYPE + b"\x03" + b"c2pa\0"))
 
 
 # Each mood of Stage.BYTES: however the picture is delivered, its bytes are these.
