@@ -157,6 +157,10 @@ class ObjectStore:
         """The object's ``s3://`` address."""
         return f"s3://{self.bucket}/{self.prefix}{key}"
 
+    def at(self, bucket: str, prefix: str) -> "ObjectStore":
+        """Another place, seen with the same credentials."""
+        return ObjectStore(self._client, bucket, prefix)
+
     @_patient
     def get(self, key: str) -> StoredObject | None:
         """Read an object whole; None if there is none."""

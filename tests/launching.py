@@ -20,6 +20,7 @@ from nanobanana_pipeline.generation.launch import Launch, Plan, collect, plan, s
 from nanobanana_pipeline.generation.manifest import CurrentManifest, read_manifest
 from nanobanana_pipeline.layout import image_owner_key
 from nanobanana_pipeline.ledger import Entry, State
+from nanobanana_pipeline.money import Budget
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.table import read_table
 from nanobanana_pipeline.prompts.validation import check_prompts
@@ -30,6 +31,7 @@ from nanobanana_pipeline.storage import ObjectStore
 
 SMALL = PictureParameters(width=1024, height=1024)
 """Drawn fast."""
+NO_CAPS = Budget()
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,12 @@ def planned(
     seed: int = 1,
     run_id: str | None = None,
     parameters: PictureParameters = SMALL,
+    budget: Budget = NO_CAPS,
     **more: Any,
 ) -> Plan:
     run_id = run_id or f"run-{uuid.uuid4().hex[:8]}"
-    return plan(store, "emulator", Launch(name, seed, run_id=run_id, parameters=parameters, **more))
+    asked = Launch(name, seed, run_id=run_id, parameters=parameters, **more)
+    return plan(store, "emulator", asked, budget)
 
 
 def launch(
@@ -78,7 +82,7 @@ def launch(
     name: str = "set",
     **more: Any,
 ) -> Launched:
-    made = planned(store, name, **more)
+    made = planned(store, name, budget=account.budget, **more)
     report = Report()
     for shard in made.shards:
         report += settle_shard(store, account, made.run_id, shard)

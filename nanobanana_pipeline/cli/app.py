@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from nanobanana_pipeline.cli import generate, profile, prompts, status, webhooks
+from nanobanana_pipeline.cli import audit, generate, profile, prompts, status, webhooks
+from nanobanana_pipeline.cli.doubts import doubt_commands
 from nanobanana_pipeline.cli.provider import provider_commands
 from nanobanana_pipeline.emulator.command import emulator_command
 from nanobanana_pipeline.errors import NanobananaError
@@ -78,8 +79,11 @@ webhook_commands = typer.Typer(no_args_is_help=True, help="Hear of pictures that
 webhook_commands.command("serve")(webhooks.serve)
 app.add_typer(webhook_commands, name="webhooks")
 app.add_typer(provider_commands, name="provider")
+app.add_typer(doubt_commands, name="doubts")
 app.command("generate")(generate.generate)
 app.command("status")(status.status)
+app.command("audit")(audit.audit)
+app.command("gc")(audit.gc)
 app.command("demo")(profile.demo)
 app.command("dev")(profile.dev)
 app.command("emulator")(emulator_command)

@@ -32,7 +32,7 @@ from nanobanana_pipeline.request import (
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["generate", "parse_seeds"]
+__all__ = ["generate", "parse_seeds", "read_money"]
 
 MAX_SEEDS = 10_000
 PLAIN_PROGRESS_SECONDS = 10
@@ -71,7 +71,7 @@ def generate(
     """Buy what is missing of a prompt table under some seeds, and store it on S3."""
     chosen = parse_seeds(seeds)
     parameters, delivery = _parameters(param or [])
-    cap = Cap(max_images, _money(max_cost))
+    cap = Cap(max_images, read_money("--max-cost", max_cost))
     settings = Settings.load()
     account, store = Account.open(settings), open_bucket(settings)
     console = make_console()
@@ -124,13 +124,18 @@ def parse_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(chosen))
 
 
-def _money(text: str | None) -> Decimal | None:
+def read_money(option: str, text: str | None) -> Decimal | None:
+    """An amount of money above 0, from an option.
+
+    Raises:
+        typer.BadParameter: it is none.
+    """
     try:
         cost = None if text is None else Decimal(text)
     except InvalidOperation:
         cost = Decimal(-1)
     if cost is not None and not (cost.is_finite() and cost > 0):
-        raise typer.BadParameter(f"--max-cost wants an amount of money above 0, not {text!r}")
+        raise typer.BadParameter(f"{option} wants an amount of money above 0, not {text!r}")
     return cost
 
 

@@ -1,14 +1,13 @@
 """`nanobanana provider`: the provider's server, and where it delivers pictures."""
 
 import os
-import sys
 from typing import Annotated
 
 import pandas as pd
 import typer
 from pydantic import SecretStr, ValidationError
 
-from nanobanana_pipeline.cli.show import make_console, table_of
+from nanobanana_pipeline.cli.show import confirm, make_console, table_of
 from nanobanana_pipeline.cli.status import open_bucket
 from nanobanana_pipeline.errors import OperationFailed, OperationInDoubt, SettingsError
 from nanobanana_pipeline.ledger import now_iso
@@ -47,7 +46,7 @@ def details() -> None:
 def clear_queue(*, yes: Yes = False) -> None:
     """Forget everything that waits or is being drawn: what was paid for among it is lost."""
     operations = _operations(Settings.load())
-    _confirm(
+    confirm(
         "clear-queue makes the provider forget every request that waits or is being drawn, whoever "
         "sent it: those that are paid for become lost",
         yes=yes,
@@ -60,7 +59,7 @@ def clear_queue(*, yes: Yes = False) -> None:
 def clear_cache(*, yes: Yes = False) -> None:
     """Empty the server's cache: what follows may be slower for everybody."""
     operations = _operations(Settings.load())
-    _confirm("clear-cache may make what follows slower, for everybody on the server", yes=yes)
+    confirm("clear-cache may make what follows slower, for everybody on the server", yes=yes)
     operations.clear_cache()
     _say("the cache is cleared")
 
@@ -69,7 +68,7 @@ def clear_cache(*, yes: Yes = False) -> None:
 def restart(*, yes: Yes = False) -> None:
     """Restart the server: it interrupts everybody, and what is being drawn may be lost."""
     operations = _operations(Settings.load())
-    _confirm(
+    confirm(
         "restart interrupts everybody on the server: what is being drawn and paid for may be lost",
         yes=yes,
     )
@@ -81,7 +80,7 @@ def restart(*, yes: Yes = False) -> None:
 def update(*, yes: Yes = False) -> None:
     """Update the server's software: it interrupts everybody, and may draw differently after."""
     operations = _operations(Settings.load())
-    _confirm(
+    confirm(
         "update interrupts everybody on the server: what is being drawn and paid for may be lost, "
         "and the same seed may give other pictures afterwards",
         yes=yes,
@@ -142,7 +141,7 @@ def reset_s3(*, yes: Yes = False) -> None:
     """Have the provider keep pictures itself again, for 24 hours each."""
     settings = Settings.load()
     operations, store = _operations(settings), open_bucket(settings)
-    _confirm(
+    confirm(
         "reset-s3 ends deliveries into your own bucket for everybody on the account: pictures must "
         "then be downloaded within 24 hours. Those delivered so far stay, and are still found",
         yes=yes,
@@ -157,20 +156,6 @@ def _operations(settings: Settings) -> Operations:
     if settings.api_key is None:
         raise AssertionError  # Settings.load refuses that
     return Operations(settings.base_url, settings.api_key)
-
-
-def _confirm(what: str, *, yes: bool) -> None:
-    """Ask before others are disturbed; without anybody to ask, `--yes` is the answer.
-
-    Raises:
-        SettingsError: there is nobody to ask.
-        typer.Abort: somebody said no.
-    """
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise SettingsError(f"{what}. Nothing was done: there is no terminal to ask on; add --yes")
-    typer.confirm(f"{what}. Go on?", abort=True)
 
 
 def _key_pair() -> tuple[SecretStr, SecretStr]:

@@ -1,19 +1,22 @@
-"""Tables on the terminal."""
+"""What the terminal shows and asks."""
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 import pandas as pd
+import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from nanobanana_pipeline.errors import SettingsError
 from nanobanana_pipeline.generation.manifest import CurrentManifest
 from nanobanana_pipeline.prompts.validation import REFERENCE, CheckedPrompts, attributes_of
 from nanobanana_pipeline.request import TABLE_FIELDS
 
-__all__ = ["make_console", "partitions_table", "print_carried", "size_text", "table_of"]
+__all__ = ["confirm", "make_console", "partitions_table", "print_carried", "size_text", "table_of"]
 
 WIDE = 160
 
@@ -63,3 +66,17 @@ def partitions_table(manifests: Iterable[CurrentManifest], base_uri: str) -> Tab
 def size_text(size: int) -> str:
     """Bytes for people."""
     return f"{size / 1e6:,.1f} MB"
+
+
+def confirm(what: str, *, yes: bool) -> None:
+    """Ask before others are disturbed; without anybody to ask, `--yes` is the answer.
+
+    Raises:
+        SettingsError: there is nobody to ask.
+        typer.Abort: somebody said no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise SettingsError(f"{what}. Nothing was done: there is no terminal to ask on; add --yes")
+    typer.confirm(f"{what}. Go on?", abort=True)

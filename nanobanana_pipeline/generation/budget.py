@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Final
 
-from nanobanana_pipeline.errors import StorageError
+from nanobanana_pipeline.errors import StorageError, StorageUnavailable
 from nanobanana_pipeline.generation.counters import (
     Reservation,
     Scope,
@@ -160,7 +160,13 @@ class Purse:
         return bool(dead)
 
     def _close(self, scope: Scope, name: str, reservation: Reservation) -> None:
-        spent = spent_by(self._store, name, reservation)
+        try:
+            spent = spent_by(self._store, name, reservation)
+        except StorageUnavailable:
+            raise
+        except StorageError as error:
+            log.warning("what shard %s spent cannot be known, so all of it counts: %s", name, error)
+            spent = reservation.images
         log.warning("shard %s died: %s of %s images count", name, spent, reservation.images)
         scope.change(lambda counter: counter.closed(name, spent))
 
@@ -218,14 +224,16 @@ def spent_by(store: ObjectStore, name: str, reservation: Reservation) -> int:
     """Images that a shard may have bought since its reservation began, from the ledger."""
     run_id, _, shard = name.rpartition("/")
     since = datetime.fromisoformat(reservation.since) - CLOCK_MARGIN
-    ledger, spent = Ledger(store), 0
-    for planned, _ in read_shard(store, run_id, shard):
-        held = ledger.read(planned.request_key)
-        for attempt in held.entry.attempts if held else ():
-            mine = attempt.run_id == run_id and datetime.fromisoformat(attempt.started) >= since
-            if mine and attempt.outcome in COSTING:
-                spent += planned.request.samples
-    return spent
+    keys = (planned.request_key for planned in read_shard(store, run_id, shard))
+    entries = [held.entry for held in Ledger(store).read_many(keys).values()]
+    return sum(
+        entry.request.samples
+        for entry in entries
+        for attempt in entry.attempts
+        if attempt.run_id == run_id
+        and attempt.outcome in COSTING
+        and datetime.fromisoformat(attempt.started) >= since
+    )
 
 
 def is_dead(store: ObjectStore, name: str) -> bool:

@@ -119,6 +119,8 @@ class Buyer:
             ProviderHalt: the provider refuses the account; nothing more should be sent.
             StorageUnavailable: S3 stayed silent; `work.held` is what was last written.
         """
+        if work.held is None and not work.planned.buy:
+            work.held = self._ledger.read(work.planned.request_key)
         held = work.held
         if held is not None and held.entry.state is State.SUBMITTING:
             return self._await_other(work)
@@ -167,6 +169,11 @@ class Buyer:
             return Ended(State.OPEN, f"reference {missing[0]} is gone: make the prompt set again")
         images = planned.request.samples
         if not self._purse.take(images):
+            if work.held is None:
+                # Somebody may have bought it since it was planned: that costs nothing here.
+                work.held = self._ledger.read(planned.request_key)
+            if work.held is not None and not work.held.entry.may_claim(rebuy=self._rebuy):
+                return Later(0)
             return Ended(work.state, self._purse.reason, over_budget=True)
         nonce = new_nonce()
         try:

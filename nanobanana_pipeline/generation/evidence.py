@@ -11,7 +11,7 @@ from typing import Final
 
 from nanobanana_pipeline.errors import ProviderHalt
 from nanobanana_pipeline.generation.work import Bought, Ended, Later, Step
-from nanobanana_pipeline.ledger import Attempt, Entry, Held, Ledger, Outcome
+from nanobanana_pipeline.ledger import UNSURE, Attempt, Entry, Held, Ledger, Outcome
 from nanobanana_pipeline.provider.answers import Done, Failed, Halted, Queued
 from nanobanana_pipeline.provider.client import ProviderClient
 from nanobanana_pipeline.webhooks.inbox import Inbox, attempt_id
@@ -27,7 +27,7 @@ KEPT_BY_PROVIDER: Final = timedelta(hours=24)
 def may_have_evidence(entry: Entry) -> bool:
     """Whether it is worth looking again at a request: in doubt, or lost a short while ago."""
     attempt = entry.deciding
-    if attempt is None or attempt.outcome not in {Outcome.IN_DOUBT, Outcome.LOST}:
+    if attempt is None or entry.state not in UNSURE or attempt.abandoned:
         return False
     return attempt.outcome is Outcome.IN_DOUBT or _is_kept_still(attempt)
 

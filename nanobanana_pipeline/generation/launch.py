@@ -7,10 +7,9 @@ a process or on a machine of its own.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -51,8 +50,6 @@ from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["Launch", "Plan", "Survey", "collect", "plan", "settle_shard", "survey_cells"]
 
-READERS: Final = 16
-
 
 @dataclass(frozen=True)
 class Launch:
@@ -68,7 +65,9 @@ class Launch:
         limit: a pilot's number of rows.
         shard_size: most requests a shard; None keeps them in one.
         rebuy: buy again what is in doubt or lost, where no evidence settles it.
-        max_images, max_cost: caps of this run's own, beside those that are configured.
+        max_images, max_cost: caps of this run's own, beside those that are configured; with 0
+            images it buys nothing, and only brings to its end what was bought.
+        only: request keys to which the launch keeps; None for all that are missing.
     """
 
     prompt_set: str
@@ -82,6 +81,7 @@ class Launch:
     rebuy: bool = False
     max_images: int | None = None
     max_cost: Decimal | None = None
+    only: frozenset[str] | None = None
 
 
 def plan(
@@ -135,14 +135,14 @@ class Survey:
     cells: Cells
     todo: Mapping[int, bool]
 
-    def requests(self, launch: Launch) -> Iterator[tuple[PlannedRequest, bool]]:
+    def requests(self, launch: Launch) -> Iterator[PlannedRequest]:
         """What is to be settled, as the engine takes it."""
         positions = list(self.todo)
         keys = self.cells.frame["request_key"].iloc[positions]
         for key, request, buy in zip(
             keys, self.cells.requests(positions, launch.delivery), self.todo.values(), strict=True
         ):
-            yield PlannedRequest(key, request), buy
+            yield PlannedRequest(key, request, buy)
 
 
 def survey_cells(
@@ -173,11 +173,13 @@ def survey_cells(
     known = _known_rows(store, current, asked["request_key"])
     settled = known[known["state"] == CellState.SETTLED]
     rest = asked[~asked["request_key"].isin(settled["request_key"])]
-    held = _read_ledger(Ledger(store), rest["request_key"].to_list())
+    held = Ledger(store).read_many(rest["request_key"])
     entries = {key: found.entry for key, found in held.items()}
-    buy = [k for k in rest["request_key"] if _may_be_bought(entries.get(k), rebuy=launch.rebuy)]
-    resume = {k for k, e in entries.items() if e.state in {State.ACCEPTED, State.SUBMITTING}}
-    look = {k for k, e in entries.items() if may_have_evidence(e)} - set(buy)
+    wanted = [k for k in rest["request_key"] if launch.only is None or k in launch.only]
+    tried = {key: entries[key] for key in wanted if key in entries}
+    buy = [key for key in wanted if _may_be_bought(tried.get(key), launch)]
+    resume = {k for k, e in tried.items() if e.state in {State.ACCEPTED, State.SUBMITTING}}
+    look = {k for k, e in tried.items() if may_have_evidence(e)} - set(buy)
     todo = rest.loc[rest["request_key"].isin({*buy, *resume, *look}), "request_key"]
     counted = Counter(entry.state.value for entry in entries.values())
     counted["open"] += len(rest) - len(entries)
@@ -234,7 +236,7 @@ def settle_shard(
         raise PlanError(f"slots {slots} is out of range: use 1 or more, or leave it out")
     made = read_plan(store, run_id)
     todo = read_shard(store, run_id, shard)
-    expected = sum(planned.request.samples for planned, buy in todo if buy)
+    expected = sum(planned.request.samples for planned in todo if planned.buy)
     with open_purse(store, account.budget, made, shard, expected) as purse:
         engine = Engine(
             store,
@@ -246,7 +248,7 @@ def settle_shard(
             on_progress=on_progress,
             progress_seconds=progress_seconds,
         )
-        return engine.settle(planned for planned, _ in todo)
+        return engine.settle(todo)
 
 
 def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> CurrentManifest:
@@ -274,14 +276,14 @@ def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> Curre
             known.loc[known["state"] != CellState.NOT_REQUESTED, "request_key"],
         ]
         rest = pd.concat(asked).drop_duplicates()
-        held = _read_ledger(ledger, rest[~rest.isin(settled["request_key"])].to_list())
+        held = ledger.read_many(rest[~rest.isin(settled["request_key"])])
         table = manifest_table(
             cells,
             made.prompt_set,
             settled,
             [h.entry for h in held.values()],
             store.uri,
-            missing=CellState.OVER_BUDGET if report.over_budget else CellState.PENDING,
+            missing=_state_of_missing(made, report),
         )
         images, size = count_images(table)
         current = CurrentManifest(
@@ -292,6 +294,7 @@ def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> Curre
             parameters=made.parameters,
             limit=made.limit,
             cells=count_cells(table),
+            abandoned=_count_abandoned(cells, held),
             images=images,
             size=size,
             content=content_hash(table),
@@ -306,10 +309,21 @@ def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> Curre
     return current
 
 
+def _state_of_missing(made: Plan, report: Report) -> CellState:
+    """What cells are that could be bought and were not; a run that may not buy says nothing."""
+    capped = report.over_budget and made.max_images != 0
+    return CellState.OVER_BUDGET if capped else CellState.PENDING
+
+
 def _needs_rescue(entry: Entry, run_id: str) -> bool:
     """Whether a run has bought something that is neither here nor given up."""
     unfinished = {State.SUBMITTING, State.ACCEPTED, State.IN_DOUBT}
     return entry.state in unfinished and any(a.run_id == run_id for a in entry.attempts)
+
+
+def _count_abandoned(cells: Cells, held: Mapping[str, Held]) -> int:
+    given_up = [key for key, found in held.items() if found.entry.is_abandoned]
+    return int(cells.frame["request_key"].isin(given_up).sum())
 
 
 def _published(
@@ -340,10 +354,10 @@ def _parameters(
 
 def _check(launch: Launch, budget: Budget) -> None:
     check_seed(launch.seed)
-    for name in ("limit", "shard_size", "max_images"):
-        least = getattr(launch, name)
-        if least is not None and least < 1:
-            raise PlanError(f"{name} {least} is out of range: use 1 or more, or leave it out")
+    for name, least in (("limit", 1), ("shard_size", 1), ("max_images", 0)):
+        value = getattr(launch, name)
+        if value is not None and value < least:
+            raise PlanError(f"{name} {value} is out of range: use {least} or more, or leave it out")
     if launch.max_cost is not None and not (launch.max_cost.is_finite() and launch.max_cost > 0):
         raise PlanError(f"max_cost {launch.max_cost} is out of range: use an amount above 0")
     if launch.max_cost is not None and budget.price is None:
@@ -353,8 +367,10 @@ def _check(launch: Launch, budget: Budget) -> None:
         )
 
 
-def _may_be_bought(entry: Entry | None, *, rebuy: bool) -> bool:
-    return entry is None or entry.may_claim(rebuy=rebuy)
+def _may_be_bought(entry: Entry | None, launch: Launch) -> bool:
+    if launch.max_images == 0:
+        return False
+    return entry is None or entry.may_claim(rebuy=launch.rebuy)
 
 
 def _refusal(made: Plan, changes: Mapping[str, tuple[Any, Any]]) -> str:
@@ -375,14 +391,3 @@ def _known_rows(
         return pd.DataFrame({"request_key": [], "state": []}, dtype="str")
     rows = read_manifest(store, current.manifest)
     return rows[rows["request_key"].isin(keys)]
-
-
-def _read_ledger(ledger: Ledger, keys: list[str]) -> dict[str, Held]:
-    """The entries of those requests that were ever tried."""
-    readers = ThreadPoolExecutor(READERS)
-    try:
-        found = readers.map(ledger.read, keys)
-        return {key: held for key, held in zip(keys, found, strict=True) if held is not None}
-    finally:
-        # Whoever is interrupted here must not wait for a million reads.
-        readers.shutdown(cancel_futures=True)

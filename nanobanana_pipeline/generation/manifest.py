@@ -136,6 +136,7 @@ class CurrentManifest:
         size: their bytes.
         content: SHA-256 of what was asked for and what came: equal where nothing changed.
         rows: of the manifest.
+        abandoned: lost cells that somebody has given up: they are no gaps any more.
     """
 
     prompt_set: str
@@ -151,12 +152,13 @@ class CurrentManifest:
     rows: int
     run_id: str
     created: str
+    abandoned: int = 0
     schema: int = SCHEMA
 
     @property
     def gaps(self) -> int:
         """Cells that were asked for, are missing and may still come."""
-        return sum(n for state, n in self.cells.items() if state in GAPS)
+        return sum(n for state, n in self.cells.items() if state in GAPS) - self.abandoned
 
 
 def advice(current: CurrentManifest) -> list[str]:

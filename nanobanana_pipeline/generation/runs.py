@@ -1,9 +1,10 @@
 """Run files: what a run set out to do, written before it buys, so that whatever dies is found."""
 
 import io
+import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
@@ -20,7 +21,15 @@ from nanobanana_pipeline.money import cost_of, cost_text
 from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["Plan", "mark_done", "read_plan", "read_shard", "write_plan", "write_shards"]
+__all__ = [
+    "Plan",
+    "mark_done",
+    "read_plan",
+    "read_shard",
+    "unfinished_runs",
+    "write_plan",
+    "write_shards",
+]
 
 SCHEMA: Final = 1
 RUN_FILE: Final = pa.schema(
@@ -115,7 +124,7 @@ def read_plan(store: ObjectStore, run_id: str) -> Plan:
 def write_shards(
     store: ObjectStore,
     run_id: str,
-    requests: Iterable[tuple[PlannedRequest, bool]],
+    requests: Iterable[PlannedRequest],
     shard_size: int | None,
 ) -> tuple[str, ...]:
     """Write the run files, dealt out evenly.
@@ -123,10 +132,10 @@ def write_shards(
     Args:
         store: the bucket.
         run_id: the launch.
-        requests: what is to be settled, and whether it is expected to be bought for it.
+        requests: what is to be settled.
         shard_size: most requests a shard; None keeps them in one.
     """
-    rows = [(r.request_key, r.request.model_dump_json(), buy) for r, buy in requests]
+    rows = [(r.request_key, r.request.model_dump_json(), r.buy) for r in requests]
     count = math.ceil(len(rows) / (shard_size or max(1, len(rows))))
     names = []
     for number in range(count):
@@ -139,8 +148,8 @@ def write_shards(
     return tuple(names)
 
 
-def read_shard(store: ObjectStore, run_id: str, shard: str) -> list[tuple[PlannedRequest, bool]]:
-    """A run file's requests, and whether each was expected to be bought.
+def read_shard(store: ObjectStore, run_id: str, shard: str) -> list[PlannedRequest]:
+    """A run file's requests.
 
     Raises:
         StorageError: it is missing.
@@ -151,13 +160,26 @@ def read_shard(store: ObjectStore, run_id: str, shard: str) -> list[tuple[Planne
         raise StorageError(f"{store.uri(key)} is missing: launch the partition again")
     rows = pq.read_table(io.BytesIO(found.body)).to_pylist()
     return [
-        (
-            PlannedRequest(r["request_key"], ImageRequest.model_validate_json(r["request"])),
+        PlannedRequest(
+            row["request_key"],
+            ImageRequest.model_validate_json(row["request"]),
             # Files of before the budget say nothing of it: all may be bought.
-            r.get("buy", True),
+            row.get("buy", True),
         )
-        for r in rows
+        for row in rows
     ]
+
+
+def unfinished_runs(store: ObjectStore) -> Iterator[Plan]:
+    """The plans of runs that may have left something to rescue: written, and not done.
+
+    Raises:
+        StorageError: a plan is damaged, or of a newer version.
+    """
+    for run_id, keys in itertools.groupby(store.keys("runs/"), lambda key: key.split("/")[1]):
+        names = set(keys)
+        if run_plan_key(run_id) in names and run_done_key(run_id) not in names:
+            yield read_plan(store, run_id)
 
 
 def mark_done(store: ObjectStore, run_id: str, bought: int) -> None:

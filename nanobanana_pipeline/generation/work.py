@@ -72,10 +72,16 @@ def ended(held: Held) -> Ended:
 
 @dataclass(frozen=True)
 class PlannedRequest:
-    """A request that a launch wants settled, under its key."""
+    """A request that a launch wants settled, under its key.
+
+    Attributes:
+        buy: it was open when the launch was planned; else it has an entry, to be brought to its
+            end.
+    """
 
     request_key: str
     request: ImageRequest
+    buy: bool = True
 
 
 @dataclass(eq=False)

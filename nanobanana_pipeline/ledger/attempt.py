@@ -62,6 +62,7 @@ class Attempt(BaseModel):
         output: the output URLs, if the provider's answer named them already.
         seed_reported: the seed that the provider says it used; None if it said none.
         reason: the provider's or our own words for an outcome that is no picture.
+        abandoned: somebody has given it up: nothing is looked for or bought for it any more.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -77,6 +78,7 @@ class Attempt(BaseModel):
     output: tuple[str, ...] = ()
     seed_reported: int | None = None
     reason: str | None = None
+    abandoned: bool = False
 
 
 def new_nonce() -> str:

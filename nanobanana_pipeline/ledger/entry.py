@@ -143,6 +143,11 @@ class Entry(BaseModel):
         return max(sent, key=lambda attempt: _WEIGHT[attempt.outcome], default=None)
 
     @property
+    def is_abandoned(self) -> bool:
+        """Whether somebody has given the request up."""
+        return self.deciding is not None and self.deciding.abandoned
+
+    @property
     def reason(self) -> str | None:
         """Why the request stands where it stands."""
         speaking = self.deciding or (self.attempts[-1] if self.attempts else None)
@@ -170,7 +175,7 @@ class Entry(BaseModel):
             return True
         if self.state is State.FAILED:
             return self.failures < MAX_FAILURES
-        return rebuy and self.state in UNSURE
+        return rebuy and self.state in UNSURE and not self.is_abandoned
 
     def claim(
         self, *, run_id: str, nonce: str, lease_seconds: float, rebuy: bool = False
@@ -267,6 +272,16 @@ class Entry(BaseModel):
             images=tuple(kept[sample] for sample in sorted(kept)),
             outcome=Outcome.LOST,
             reason=reason,
+        )
+
+    def abandon(self, nonce: str, reason: str) -> "Entry":
+        """Somebody gives a doubt or a loss up: it counts as paid for, and nothing is missed."""
+        return self._step(
+            nonce,
+            {Outcome.IN_DOUBT, Outcome.LOST},
+            outcome=Outcome.LOST,
+            reason=reason,
+            abandoned=True,
         )
 
     def settle(

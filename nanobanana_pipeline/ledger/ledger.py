@@ -7,7 +7,8 @@ revision that it wrote itself has won.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +24,7 @@ __all__ = ["PAID_PATIENCE_SECONDS", "Held", "Ledger", "boot_clock"]
 
 log = logging.getLogger(__name__)
 
+READERS: Final = 16
 PATIENCE_SECONDS: Final = 60.0
 PAID_PATIENCE_SECONDS: Final = 3600.0
 """What was paid for is written down however long S3 takes to come back, within reason."""
@@ -77,6 +79,17 @@ class Ledger:
         if entry.request_key != request_key:
             raise StorageError(f"{self._store.uri(key)} is the entry of {entry.request_key}")
         return Held(entry, found.etag, found.age_seconds, read_at)
+
+    def read_many(self, request_keys: Iterable[str]) -> dict[str, Held]:
+        """The entries of those requests that were ever tried, by key."""
+        keys = list(request_keys)
+        readers = ThreadPoolExecutor(READERS)
+        try:
+            found = readers.map(self.read, keys)
+            return {key: held for key, held in zip(keys, found, strict=True) if held is not None}
+        finally:
+            # Whoever is interrupted here must not wait for a million reads.
+            readers.shutdown(cancel_futures=True)
 
     def claim(
         self,

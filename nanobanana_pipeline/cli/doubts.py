@@ -1,0 +1,195 @@
+"""`nanobanana doubts`: what may have been paid for and is not here."""
+
+import json
+import re
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Annotated
+
+import pandas as pd
+import typer
+from rich.console import Console
+
+from nanobanana_pipeline.cli.generate import read_money
+from nanobanana_pipeline.cli.show import confirm, make_console, partitions_table, table_of
+from nanobanana_pipeline.cli.status import open_bucket
+from nanobanana_pipeline.generation.doubts import (
+    Action,
+    Doubt,
+    Filter,
+    find_doubts,
+    hints,
+    name_id,
+    settle_doubts,
+)
+from nanobanana_pipeline.generation.engine import Report
+from nanobanana_pipeline.ledger import State
+from nanobanana_pipeline.money import cost_text
+from nanobanana_pipeline.provider.account import Account
+from nanobanana_pipeline.settings import Settings
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["doubt_commands"]
+
+DOUBTS_LEFT = 1
+KEY_SHOWN = 12
+UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+
+doubt_commands = typer.Typer(
+    no_args_is_help=True, help="See and settle what may have been paid for and is not here."
+)
+
+Keys = Annotated[
+    list[str] | None, typer.Argument(help="Request keys, or their first digits; all if left out.")
+]
+StateOf = Annotated[str | None, typer.Option("--state", help="in_doubt or lost.")]
+Cause = Annotated[str | None, typer.Option(help="A part of the cause.")]
+Run = Annotated[str | None, typer.Option(help="The run that made the attempt.")]
+Older = Annotated[str | None, typer.Option(help="At least so old: 30m, 2h, 3d.")]
+MinCost = Annotated[str | None, typer.Option(help="At least so dear.")]
+
+
+@doubt_commands.command("list")
+def list_doubts(
+    keys: Keys = None,
+    *,
+    state: StateOf = None,
+    cause: Cause = None,
+    run: Run = None,
+    older: Older = None,
+    min_cost: MinCost = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+) -> None:
+    """Show them, the oldest first. Exits with 1 if there are any."""
+    settings = Settings.load()
+    store = open_bucket(settings)
+    wanted = _filter(keys, state, cause, run, older, min_cost)
+    found = [d for d in find_doubts(store, settings.price_per_image) if wanted.allows(d)]
+    if as_json:
+        rows = [{**asdict(doubt), "hints": hints(store, doubt)} for doubt in found]
+        typer.echo(json.dumps(rows, indent=1, default=str))
+    else:
+        _show(make_console(), store, found)
+    if found:
+        raise typer.Exit(DOUBTS_LEFT)
+
+
+@doubt_commands.command("resolve")
+def resolve(
+    keys: Keys = None,
+    *,
+    provider_id: Annotated[
+        str | None,
+        typer.Option(help="The provider's id of the one request named; it has to confirm it."),
+    ] = None,
+    rebuy: Annotated[bool, typer.Option(help="Buy again where no evidence settles it.")] = False,
+    abandon: Annotated[bool, typer.Option(help="Give up: missed no more, never bought.")] = False,
+    state: StateOf = None,
+    cause: Cause = None,
+    run: Run = None,
+    older: Older = None,
+    min_cost: MinCost = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Settle them by evidence; without an option nothing is bought or given up."""
+    if sum([provider_id is not None, rebuy, abandon]) > 1:
+        raise typer.BadParameter("choose one of --provider-id, --rebuy and --abandon")
+    settings = Settings.load()
+    account, store = Account.open(settings), open_bucket(settings)
+    wanted = _filter(keys, state, cause, run, older, min_cost)
+    chosen = [d for d in find_doubts(store, settings.price_per_image) if wanted.allows(d)]
+    console = make_console()
+    if not chosen:
+        console.print("nothing is in doubt or lost that this names")
+        return
+    action = Action.REBUY if rebuy else Action.ABANDON if abandon else Action.LOOK
+    if action is not Action.LOOK:
+        _ask(chosen, action, yes=yes)
+    if provider_id is not None:
+        if len(chosen) != 1:
+            raise typer.BadParameter(
+                f"--provider-id names one request, and {len(chosen):,} are chosen: give its key"
+            )
+        name_id(store, account, chosen[0], provider_id)
+    settled = list(settle_doubts(store, account, chosen, action))
+    report = Report()
+    for one in settled:
+        report += one.report
+    for reason, count in report.reasons.items():
+        console.print(f"  {count:,} requests: {reason}", style="yellow", markup=False)
+    console.print(partitions_table([s.current for s in settled], store.uri("")))
+    keys_chosen = {doubt.request_key for doubt in chosen}
+    left = [d for d in find_doubts(store, settings.price_per_image) if d.request_key in keys_chosen]
+    console.print(f"{len(chosen) - len(left):,} of {len(chosen):,} are settled")
+    if left:
+        raise typer.Exit(DOUBTS_LEFT)
+
+
+def _ask(chosen: list[Doubt], action: Action, *, yes: bool) -> None:
+    images = sum(doubt.images for doubt in chosen)
+    costs = [doubt.cost for doubt in chosen if doubt.cost is not None]
+    cost = cost_text(sum(costs)) if costs else "an unknown cost"  # type: ignore[arg-type]
+    what = (
+        f"buys {images:,} images again for {cost}: what was paid for already is paid for twice"
+        if action is Action.REBUY
+        else f"gives up {images:,} images that may have been paid for"
+    )
+    confirm(f"{action} {what}", yes=yes)
+
+
+def _show(console: Console, store: ObjectStore, found: list[Doubt]) -> None:
+    if not found:
+        console.print("nothing is in doubt or lost")
+        return
+    rows = [
+        {
+            "request": doubt.request_key[:KEY_SHOWN],
+            "state": doubt.state.value,
+            "prompt set": f"{doubt.prompt_set}, seed {doubt.seed}",
+            "prompt": doubt.prompt,
+            "cause": doubt.cause,
+            "age": _age(doubt.age),
+            "images": doubt.images,
+            "cost": cost_text(doubt.cost),
+            "run": doubt.run_id,
+            "provider id": doubt.provider_id,
+            "perhaps": "\n".join(hints(store, doubt)),
+        }
+        for doubt in found
+    ]
+    frame = pd.DataFrame(rows)
+    if not frame["perhaps"].any():
+        frame = frame.drop(columns="perhaps")
+    console.print(table_of(frame, f"{len(found):,} requests in doubt or lost"))
+    console.print(
+        "nanobanana doubts resolve [KEY] looks for evidence, and costs nothing; with --rebuy it "
+        "buys again, with --abandon it gives up"
+    )
+
+
+def _filter(
+    keys: list[str] | None,
+    state: str | None,
+    cause: str | None,
+    run: str | None,
+    older: str | None,
+    min_cost: str | None,
+) -> Filter:
+    if state not in {None, State.IN_DOUBT, State.LOST}:
+        raise typer.BadParameter(f"--state wants in_doubt or lost, not {state!r}")
+    found = re.fullmatch(r"(\d{1,6})([mhd])", older) if older else None
+    if older and not found:
+        raise typer.BadParameter(f"--older wants 30m, 2h or 3d, not {older!r}")
+    return Filter(
+        keys=tuple(keys or ()),
+        state=State(state) if state else None,
+        cause=cause,
+        run_id=run,
+        older=timedelta(**{UNITS[found[2]]: int(found[1])}) if found else None,
+        cost=read_money("--min-cost", min_cost),
+    )
+
+
+def _age(age: timedelta) -> str:
+    minutes = int(age.total_seconds() // 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h"  # noqa: PLR2004 - two hours

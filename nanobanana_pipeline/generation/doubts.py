@@ -1,0 +1,309 @@
+"""What may have been paid for and is not here: found, shown, and settled.
+
+Doubts and losses are looked for in manifests and in the run files of runs that never came to their
+end; never in the whole ledger.
+"""
+
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from enum import StrEnum
+from typing import Final
+
+from nanobanana_pipeline.errors import PlanError
+from nanobanana_pipeline.generation.engine import Progress, Report
+from nanobanana_pipeline.generation.evidence import Evidence
+from nanobanana_pipeline.generation.launch import Launch, collect, plan, settle_shard
+from nanobanana_pipeline.generation.manifest import (
+    CellState,
+    CurrentManifest,
+    read_all_current,
+    read_current,
+    read_manifest,
+)
+from nanobanana_pipeline.generation.runs import Plan, read_shard, unfinished_runs
+from nanobanana_pipeline.generation.work import Later
+from nanobanana_pipeline.ledger import UNSURE, Entry, Held, Ledger, Outcome, State
+from nanobanana_pipeline.money import cost_of
+from nanobanana_pipeline.provider.account import Account
+from nanobanana_pipeline.provider.own_bucket import read_places
+from nanobanana_pipeline.request import PictureParameters
+from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.webhooks.inbox import Inbox
+
+__all__ = [
+    "Action",
+    "Doubt",
+    "Filter",
+    "Settled",
+    "find_doubts",
+    "hints",
+    "name_id",
+    "settle_doubts",
+]
+
+UNSURE_CELLS: Final = frozenset({CellState.IN_DOUBT, CellState.LOST})
+HINT_WINDOW: Final = timedelta(minutes=30)
+MAX_HINTS: Final = 3
+
+
+class Action(StrEnum):
+    """What is done about doubts.
+
+    `LOOK` buys nothing: it asks for evidence, and brings what turns out to be bought. `REBUY` buys
+    again where there is none. `ABANDON` gives up.
+    """
+
+    LOOK = "look"
+    REBUY = "rebuy"
+    ABANDON = "abandon"
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A request in doubt or lost.
+
+    Attributes:
+        prompt_set, seed: a partition that asks for it.
+        state: in doubt or lost.
+        cause: why, in the provider's or our own words.
+        since: when its attempt began, or was accepted (UTC).
+        images: how many it asked for.
+        cost: what they cost; None if the price is unknown.
+        nonce: of the attempt.
+        run_id: the run that made the attempt.
+        provider_id: the provider's id, if it is known.
+    """
+
+    prompt_set: str
+    seed: int
+    request_key: str
+    prompt: str
+    state: State
+    cause: str
+    since: datetime
+    images: int
+    cost: Decimal | None
+    nonce: str
+    run_id: str
+    provider_id: str | None
+
+    @property
+    def age(self) -> timedelta:
+        """Since its attempt began, or was accepted."""
+        return datetime.now(UTC) - self.since
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which doubts are meant; what is left out allows all.
+
+    Attributes:
+        keys: request keys, or their first digits.
+        state: in doubt or lost.
+        cause: a part of the cause, in any case.
+        run_id: the run that made the attempt.
+        older: at least so old.
+        cost: at least so dear; with an unknown price none is.
+    """
+
+    keys: tuple[str, ...] = ()
+    state: State | None = None
+    cause: str | None = None
+    run_id: str | None = None
+    older: timedelta | None = None
+    cost: Decimal | None = None
+
+    def allows(self, doubt: Doubt) -> bool:
+        """Whether a doubt is meant."""
+        return (
+            (not self.keys or any(doubt.request_key.startswith(key) for key in self.keys))
+            and self.state in {None, doubt.state}
+            and (self.cause is None or self.cause.lower() in doubt.cause.lower())
+            and self.run_id in {None, doubt.run_id}
+            and (self.older is None or doubt.age >= self.older)
+            and (self.cost is None or (doubt.cost is not None and doubt.cost >= self.cost))
+        )
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What became of one partition's doubts."""
+
+    current: CurrentManifest
+    report: Report
+
+
+def find_doubts(store: ObjectStore, price: Decimal | None) -> list[Doubt]:
+    """Every doubt and loss that nobody has given up, the oldest first.
+
+    Args:
+        store: the bucket.
+        price: of an image; None if unknown.
+
+    Raises:
+        StorageError: S3 refuses or holds damaged objects.
+    """
+    suspects = dict(_suspects(store))
+    found = [
+        _doubt(*suspects[key], held.entry, price)
+        for key, held in Ledger(store).read_many(suspects).items()
+        if _is_doubt(held)
+    ]
+    return sorted(found, key=lambda doubt: (doubt.since, doubt.request_key))
+
+
+def hints(store: ObjectStore, doubt: Doubt) -> list[str]:
+    """Objects in the customer's bucket that may be a doubt's pictures: for people, no evidence.
+
+    Returns:
+        The first few ``s3://`` addresses that appeared within half an hour of the attempt.
+    """
+    places, _ = read_places(store)
+    found: list[str] = []
+    for place in places.places:
+        there = store.at(*place.bucket_and_folder)
+        for listed in there.listing(""):
+            if timedelta(0) <= listed.last_modified - doubt.since <= HINT_WINDOW:
+                found.append(there.uri(listed.key))
+            if len(found) == MAX_HINTS:
+                return found
+    return found
+
+
+def name_id(store: ObjectStore, account: Account, doubt: Doubt, provider_id: str) -> None:
+    """Somebody knows the provider's id of a request in doubt; the provider has to confirm it.
+
+    Raises:
+        PlanError: it is not in doubt any more, or the provider does not confirm the id.
+        ProviderHalt: the provider refuses the account.
+    """
+    ledger = Ledger(store)
+    held = ledger.read(doubt.request_key)
+    attempt = held.entry.attempt(doubt.nonce) if held else None
+    if held is None or attempt is None or attempt.outcome is not Outcome.IN_DOUBT:
+        raise PlanError(f"request {doubt.request_key} is not in doubt: no id can be named for it")
+    evidence = Evidence(ledger, account.client, Inbox(store))
+    if not isinstance(evidence.weigh(held, attempt, provider_id, is_sure=True), Later):
+        raise PlanError(
+            f"the provider does not say that it drew request {doubt.request_key} as "
+            f"{provider_id!r}: look the id up again; nothing was changed"
+        )
+
+
+def settle_doubts(
+    store: ObjectStore,
+    account: Account,
+    doubts: Iterable[Doubt],
+    action: Action,
+    *,
+    run_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Iterator[Settled]:
+    """Do something about doubts, a partition at a time, and publish its manifest.
+
+    Args:
+        store: the bucket.
+        account: who asks and buys.
+        doubts: of `find_doubts`.
+        action: what is done.
+        run_id: names the run of each partition.
+        on_progress: called now and then from this thread.
+
+    Raises:
+        PlanError: a partition cannot be launched.
+        StorageError: S3 refuses or holds damaged objects.
+    """
+    partitions: dict[tuple[str, int], list[Doubt]] = defaultdict(list)
+    for doubt in doubts:
+        partitions[doubt.prompt_set, doubt.seed].append(doubt)
+    for (prompt_set, seed), mine in partitions.items():
+        if action is Action.ABANDON:
+            _abandon(Ledger(store), mine)
+        launch = replace(
+            _launch_again(store, prompt_set, seed, run_id()),
+            only=frozenset(doubt.request_key for doubt in mine),
+            rebuy=action is Action.REBUY,
+            max_images=None if action is Action.REBUY else 0,
+        )
+        made = plan(store, account.realm, launch, account.budget)
+        report = Report()
+        for shard in made.shards:
+            report += settle_shard(store, account, made.run_id, shard, on_progress=on_progress)
+        yield Settled(collect(store, account.realm, made, report), report)
+
+
+def _suspects(store: ObjectStore) -> Iterator[tuple[str, tuple[str, int]]]:
+    """Request keys that may be in doubt or lost, each with a partition that asks for it."""
+    for current in read_all_current(store):
+        if UNSURE_CELLS & set(current.cells):
+            rows = read_manifest(store, current.manifest, columns=["request_key", "state"])
+            unsure = rows.loc[rows["state"].isin(UNSURE_CELLS), "request_key"]
+            for key in unsure.drop_duplicates():
+                yield key, (current.prompt_set, current.seed)
+    for made in unfinished_runs(store):
+        for shard in made.shards:
+            for planned in read_shard(store, made.run_id, shard):
+                yield planned.request_key, (made.prompt_set, made.seed)
+
+
+def _is_doubt(held: Held) -> bool:
+    if held.entry.state is State.SUBMITTING:
+        return held.lease_left <= 0
+    return held.entry.state in UNSURE and not held.entry.is_abandoned
+
+
+def _doubt(prompt_set: str, seed: int, entry: Entry, price: Decimal | None) -> Doubt:
+    attempt = entry.deciding
+    if attempt is None:
+        raise AssertionError  # what is in doubt or lost was tried
+    lost = entry.state is State.LOST
+    return Doubt(
+        prompt_set=prompt_set,
+        seed=seed,
+        request_key=entry.request_key,
+        prompt=entry.request.prompt,
+        state=State.LOST if lost else State.IN_DOUBT,
+        cause=attempt.reason or f"run {attempt.run_id} ended while it was sending",
+        since=datetime.fromisoformat(attempt.accepted or attempt.started),
+        images=entry.request.samples,
+        cost=cost_of(entry.request.samples, price),
+        nonce=attempt.nonce,
+        run_id=attempt.run_id,
+        provider_id=attempt.provider_id,
+    )
+
+
+def _abandon(ledger: Ledger, doubts: Iterable[Doubt]) -> None:
+    for doubt in doubts:
+        held = ledger.read(doubt.request_key)
+        if held is not None and held.entry.state is State.SUBMITTING:
+            held = ledger.expire(held)
+        if held is not None and held.entry.state in UNSURE:
+            nonce, reason = doubt.nonce, f"abandoned by hand; it was {doubt.state}: {doubt.cause}"
+            ledger.record(held, lambda e, n=nonce, r=reason: e.abandon(n, r))  # type: ignore[misc]
+
+
+def _launch_again(store: ObjectStore, prompt_set: str, seed: int, run_id: str) -> Launch:
+    """A launch of a partition as it was launched the last time."""
+    current, _ = read_current(store, prompt_set, seed)
+    if current is not None:
+        return Launch(prompt_set, seed, run_id, limit=current.limit)
+    made = _last_plan(store, prompt_set, seed)
+    parameters = PictureParameters(**made.parameters)
+    return Launch(prompt_set, seed, run_id, parameters=parameters, limit=made.limit)
+
+
+def _last_plan(store: ObjectStore, prompt_set: str, seed: int) -> Plan:
+    """The plan of a run that never came to its manifest.
+
+    Raises:
+        PlanError: there is none.
+    """
+    mine = [m for m in unfinished_runs(store) if (m.prompt_set, m.seed) == (prompt_set, seed)]
+    if not mine:
+        raise PlanError(f"{prompt_set}, seed {seed} was never launched: launch it first")
+    return mine[-1]
