@@ -1,0 +1,16 @@
+"""Whether everything in the bucket agrees, and what nothing in it refers to. Writes nothing."""
+
+from nanobanana_pipeline.audit.audit import audit
+from nanobanana_pipeline.audit.garbage import Garbage, Waste, find_garbage
+from nanobanana_pipeline.audit.report import AuditReport, Finding, Kind, Unsettled
+
+__all__ = [
+    "AuditReport",
+    "Finding",
+    "Garbage",
+    "Kind",
+    "Unsettled",
+    "Waste",
+    "audit",
+    "find_garbage",
+]

@@ -1,0 +1,256 @@
+"""Whether ledger, images, manifests, runs and counters agree. It reads, and writes nothing.
+
+The order is part of it: manifests are read as they were before the ledger, and images are listed
+after it. Pictures are stored before entries name them, and entries settle before manifests say so;
+so what is under way is never taken for a fault.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import pandas as pd
+
+from nanobanana_pipeline.audit.index import Index, Mismatch
+from nanobanana_pipeline.audit.pictures import list_images, read_images
+from nanobanana_pipeline.audit.reading import Progress, list_entries, read_entries
+from nanobanana_pipeline.audit.report import ENDED, RESTORE, AuditReport, Kind, Unsettled
+from nanobanana_pipeline.audit.runs import check_reservations, check_runs
+from nanobanana_pipeline.errors import StorageError, StorageUnavailable
+from nanobanana_pipeline.generation.budget import DEAD_SECONDS
+from nanobanana_pipeline.generation.evidence import KEPT_BY_PROVIDER
+from nanobanana_pipeline.generation.manifest import (
+    CELL_OF,
+    CellState,
+    CurrentManifest,
+    read_current,
+    read_manifest,
+)
+from nanobanana_pipeline.layout import ledger_key, manifest_prefix
+from nanobanana_pipeline.ledger import Attempt, Held, State
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["audit"]
+
+EXPIRING: Final = timedelta(hours=6)
+EXAMPLES: Final = 3
+ROWS: Final = ["request_key", "sample", "state", "image_sha256"]
+
+
+def audit(
+    store: ObjectStore,
+    *,
+    partition: tuple[str, int] | None = None,
+    sample: int | None = 100,
+    on_progress: Progress = lambda _what, _count: None,
+) -> AuditReport:
+    """Look whether everything in the bucket agrees.
+
+    Args:
+        store: the bucket.
+        partition: keep to one prompt set and seed: its manifest, the entries that this names, and
+            a sample of their pictures. What nobody names, runs and counters are left out.
+        sample: how many pictures are read whole and hashed, always the same ones; None for all, 0
+            for none.
+        on_progress: called now and then from this thread.
+
+    Raises:
+        StorageUnavailable: S3 stays silent.
+    """
+    with Index() as index:
+        work = _Audit(store, index, on_progress)
+        manifests = list(work.find_manifests(partition))
+        if partition is None:
+            work.read_ledger(list_entries(store, work.note_stranger))
+            changed = {(m.current.prompt_set, m.current.seed): m.changed for m in manifests}
+            busy = check_runs(store, index, work.report, changed)
+        else:
+            frames = (work.read_rows(manifest.current) for manifest in manifests)
+            work.read_ledger(key for frame in frames for key in _asked(frame))
+            busy = frozenset()
+        for manifest in manifests:
+            name = (manifest.current.prompt_set, manifest.current.seed)
+            work.compare_manifest(manifest.current, is_busy=name in busy)
+        if partition is None:
+            list_images(store, index, work.report, on_progress)
+            check_reservations(store, work.report)
+        listed = partition is None
+        read_images(store, index, work.report, on_progress, sample=sample, listed=listed)
+        return work.report
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """A partition's current manifest, and when `current.json` was last changed (S3's clock)."""
+
+    current: CurrentManifest
+    changed: datetime
+
+
+class _Audit:
+    def __init__(self, store: ObjectStore, index: Index, on_progress: Progress) -> None:
+        self.report = AuditReport()
+        self._store = store
+        self._index = index
+        self._on_progress = on_progress
+
+    def find_manifests(self, partition: tuple[str, int] | None) -> Iterator[_Manifest]:
+        prefix = "manifests/" if partition is None else manifest_prefix(*partition)
+        for found in self._store.listing(prefix):
+            folder, _, leaf = found.key.rpartition("/")
+            if leaf != "current.json":
+                continue
+            try:
+                _, name, seed = folder.split("/")
+                current, _ = read_current(self._store, name, int(seed.removeprefix("seed=")))
+            except StorageUnavailable:
+                raise
+            except (StorageError, ValueError) as error:
+                self.report.add(Kind.UNREADABLE, found.key, f"{error}; {RESTORE}")
+                continue
+            if current is not None:
+                yield _Manifest(current, found.last_modified)
+
+    def note_stranger(self, key: str) -> None:
+        text = "this is no name of a ledger entry: move it out of ledger/"
+        self.report.add(Kind.UNREADABLE, key, text)
+
+    def read_ledger(self, request_keys: Iterable[str]) -> None:
+        for count, (request_key, found) in enumerate(read_entries(self._store, request_keys), 1):
+            if isinstance(found, Held):
+                self._index.add_entry(found.entry, found.age_seconds)
+                self._look_at(found)
+            elif found is not None:
+                self._index.add_unreadable(request_key)
+                text = f"{found}; {RESTORE}. Until then its request is neither bought nor brought"
+                self.report.add(Kind.UNREADABLE, ledger_key(request_key), text)
+            self._on_progress("ledger entries", count)
+
+    def _look_at(self, held: Held) -> None:
+        entry, attempt = held.entry, held.entry.deciding
+        self.report.states[entry.state] += 1
+        if attempt is None:
+            return
+        key = ledger_key(entry.request_key)
+        if entry.state in ENDED:
+            self.report.add_unsettled(
+                Unsettled(
+                    entry.state, entry.request_key, attempt.run_id, entry.reason, held.age_seconds
+                )
+            )
+        elif entry.state is State.ACCEPTED:
+            left = _time_left(attempt)
+            if left < EXPIRING:
+                self.report.add(Kind.ACCEPTANCE_EXPIRING, key, _expiring_text(attempt, left))
+        elif entry.state is State.SUBMITTING and held.lease_left < -DEAD_SECONDS:
+            text = (
+                f"run {attempt.run_id} claimed it, and its lease ran out "
+                f"{_hours(-held.lease_left)} ago: launch its partition again, which looks for "
+                "evidence and holds it in doubt where there is none"
+            )
+            self.report.add(Kind.CLAIM_ABANDONED, key, text)
+
+    def read_rows(self, current: CurrentManifest) -> pd.DataFrame | None:
+        try:
+            return read_manifest(self._store, current.manifest, ROWS)
+        except StorageUnavailable:
+            raise
+        except StorageError:
+            return None
+
+    def compare_manifest(self, current: CurrentManifest, *, is_busy: bool) -> None:
+        self.report.manifests += 1
+        frame = self.read_rows(current)
+        if frame is None:
+            text = (
+                f"the current manifest is missing or damaged: {RESTORE}; or move its "
+                "current.json away and launch the partition with the parameters named there, "
+                "which buys nothing that the ledger knows"
+            )
+            self.report.add(Kind.UNREADABLE, current.manifest, text)
+            return
+        rows = frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None)
+        wrong, behind = _Examples(), _Examples()
+        for found in self._index.compare(rows):
+            kind = _judge(found)
+            if kind is not None:
+                (wrong if kind is Kind.MANIFEST_WRONG else behind).add(found)
+        if wrong.count:
+            text = (
+                f"{wrong} of {len(frame):,}. The ledger counts: restore the entries that it lost "
+                "(a request without an entry may be bought again); where it is right, move "
+                "current.json away and launch the partition with the parameters named there"
+            )
+            self.report.add(Kind.MANIFEST_WRONG, current.manifest, text)
+        if behind.count and not is_busy and self._is_current(current):
+            text = (
+                f"{behind} of {len(frame):,}: the ledger has moved on. Launch the partition again "
+                "to account for it; that buys nothing twice"
+            )
+            self.report.add(Kind.MANIFEST_BEHIND, current.manifest, text)
+
+    def _is_current(self, before: CurrentManifest) -> bool:
+        now, _ = read_current(self._store, before.prompt_set, before.seed)
+        return now is not None and now.manifest == before.manifest
+
+
+class _Examples:
+    """Counts mismatches, and keeps the first few for people."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first: list[str] = []
+
+    def add(self, found: Mismatch) -> None:
+        self.count += 1
+        if len(self._first) < EXAMPLES:
+            ledger = "no entry" if found.state is None else found.state
+            same = "" if ledger != found.cell_state else " with another picture"
+            self._first.append(
+                f"request {found.request_key}, sample {found.sample}: {found.cell_state} in the "
+                f"manifest, {ledger}{same} in the ledger"
+            )
+
+    def __str__(self) -> str:
+        return f"{'; '.join(self._first)}; rows in all: {self.count:,}"
+
+
+def _judge(found: Mismatch) -> Kind | None:
+    """Whether a row of a manifest says what was never so, or what is so no more, or nothing."""
+    cell = CellState(found.cell_state)
+    if cell is CellState.NOT_REQUESTED:
+        return None
+    if found.state in {None, State.OPEN} and cell in {CellState.PENDING, CellState.OVER_BUDGET}:
+        return None
+    if found.state is None or cell is CellState.SETTLED:
+        return Kind.MANIFEST_WRONG
+    is_same = CELL_OF.get(State(found.state)) is cell and found.cell_sha256 == found.sha256
+    return None if is_same else Kind.MANIFEST_BEHIND
+
+
+def _asked(frame: pd.DataFrame | None) -> Iterable[str]:
+    if frame is None:
+        return ()
+    asked = frame.loc[frame["state"] != CellState.NOT_REQUESTED, "request_key"]
+    return (str(key) for key in asked.drop_duplicates())
+
+
+def _time_left(attempt: Attempt) -> timedelta:
+    since = datetime.fromisoformat(attempt.accepted or attempt.started)
+    return since + KEPT_BY_PROVIDER - datetime.now(UTC)
+
+
+def _expiring_text(attempt: Attempt, left: timedelta) -> str:
+    seconds = left.total_seconds()
+    when = f"in {_hours(seconds)}" if seconds > 0 else f"{_hours(-seconds)} ago"
+    return (
+        f"run {attempt.run_id} bought it (provider id {attempt.provider_id or 'unknown'}), and the "
+        f"provider's 24 hours {'end' if seconds > 0 else 'ended'} {when}: launch its partition "
+        f"again {'now, which brings it' if seconds > 0 else 'to see what can still be had'}"
+    )
+
+
+def _hours(seconds: float) -> str:
+    minutes = int(seconds // 60)
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,107 @@
+"""What an audit has found; plain values."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from nanobanana_pipeline.ledger import State
+
+__all__ = ["ENDED", "LISTED", "RESTORE", "AuditReport", "Finding", "Kind", "Unsettled"]
+
+LISTED: Final = 1000
+"""So many findings of each kind are listed; all are counted."""
+RESTORE: Final = "restore it from a backup or from the bucket's versions"
+
+
+class Kind(StrEnum):
+    """What can disagree."""
+
+    UNREADABLE = "unreadable"
+    IMAGE_ORPHAN = "image_orphan"
+    IMAGE_MISSING = "image_missing"
+    IMAGE_DAMAGED = "image_damaged"
+    IMAGE_DIFFERS = "image_differs"
+    IMAGE_UNOWNED = "image_unowned"
+    MANIFEST_WRONG = "manifest_wrong"
+    MANIFEST_BEHIND = "manifest_behind"
+    ACCEPTANCE_EXPIRING = "acceptance_expiring"
+    CLAIM_ABANDONED = "claim_abandoned"
+    RUN_UNFINISHED = "run_unfinished"
+    RESERVATION_DEAD = "reservation_dead"
+
+
+ENDED: Final = frozenset({State.IN_DOUBT, State.LOST, State.REFUSED, State.FAILED})
+"""States without pictures that are as they should be, and are told of apart."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that disagrees.
+
+    Attributes:
+        key: the object in question, below the prefix.
+        text: what is wrong, and what to do.
+    """
+
+    kind: Kind
+    key: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Unsettled:
+    """A request that ended without all its pictures; no disagreement.
+
+    Attributes:
+        state: in doubt, lost, refused or failed.
+        reason: why, in the provider's or our own words.
+        age_seconds: since the entry last changed, by the S3 server's clock.
+    """
+
+    state: State
+    request_key: str
+    run_id: str
+    reason: str | None
+    age_seconds: float
+
+
+@dataclass
+class AuditReport:
+    """What an audit has looked at, and what it has found.
+
+    Attributes:
+        findings: the first `LISTED` of each kind.
+        counts: all findings, by kind.
+        unsettled: the first `LISTED` of each state.
+        states: the ledger's entries by state.
+        images: objects under ``images/``; of one partition, pictures that its entries name.
+        images_read: pictures that were read whole and hashed.
+        manifests: partitions whose manifest was compared with the ledger.
+        runs: runs that were looked at.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    counts: Counter[Kind] = field(default_factory=Counter)
+    unsettled: list[Unsettled] = field(default_factory=list)
+    states: Counter[State] = field(default_factory=Counter)
+    images: int = 0
+    images_read: int = 0
+    manifests: int = 0
+    runs: int = 0
+
+    @property
+    def agrees(self) -> bool:
+        """Whether nothing was found."""
+        return not self.counts
+
+    def add(self, kind: Kind, key: str, text: str) -> None:
+        """Count a finding, and list it unless there are too many of its kind."""
+        self.counts[kind] += 1
+        if self.counts[kind] <= LISTED:
+            self.findings.append(Finding(kind, key, text))
+
+    def add_unsettled(self, found: Unsettled) -> None:
+        """List a request without all its pictures, unless there are too many; `states` counts."""
+        if self.states[found.state] <= LISTED:
+            self.unsettled.append(found)

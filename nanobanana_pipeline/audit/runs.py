@@ -1,0 +1,180 @@
+"""Runs that ended before their end, and what dead shards hold back of a budget."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from nanobanana_pipeline.audit.index import Index
+from nanobanana_pipeline.audit.report import AuditReport, Kind
+from nanobanana_pipeline.errors import StorageError, StorageUnavailable
+from nanobanana_pipeline.generation.budget import DEAD_SECONDS, is_dead
+from nanobanana_pipeline.generation.counters import Scope
+from nanobanana_pipeline.generation.runs import Plan, read_plan, read_shard
+from nanobanana_pipeline.layout import run_done_key, run_plan_key
+from nanobanana_pipeline.ledger import State
+from nanobanana_pipeline.money import Cap
+from nanobanana_pipeline.storage import ListedObject, ObjectStore
+
+__all__ = ["Run", "check_reservations", "check_runs", "list_runs"]
+
+Partition = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its files tell of it.
+
+    Attributes:
+        planned: when its plan was written, by S3's clock.
+        quiet_seconds: since anything of it was written, by the same.
+        has_shards_alive: some shard of it has said lately that it lives.
+        done_seconds: since it came to its end; None if it has not.
+    """
+
+    run_id: str
+    planned: datetime
+    quiet_seconds: float
+    has_shards_alive: bool
+    done_seconds: float | None
+
+
+def list_runs(store: ObjectStore) -> Iterator[Run]:
+    """All runs that have written a plan."""
+    for run_id, files in itertools.groupby(
+        store.listing("runs/"), key=lambda found: found.key.split("/")[1]
+    ):
+        run = _read_run(run_id, files)
+        if run is not None:
+            yield run
+
+
+def check_runs(
+    store: ObjectStore,
+    index: Index,
+    report: AuditReport,
+    changed: Mapping[Partition, datetime],
+) -> frozenset[Partition]:
+    """Report what dead runs still owe, once the ledger is in the index.
+
+    Args:
+        store: the bucket.
+        index: what the ledger says.
+        report: takes the findings.
+        changed: when each partition's `current.json` was last changed, by S3's clock.
+
+    Returns:
+        Partitions that a run is busy with now.
+    """
+    dead: list[tuple[Run, Plan, bool]] = []
+    busy: set[Partition] = set()
+    for run in list_runs(store):
+        report.runs += 1
+        if run.done_seconds is not None:
+            continue
+        try:
+            made = read_plan(store, run.run_id)
+        except StorageUnavailable:
+            raise
+        except StorageError as error:
+            report.add(Kind.UNREADABLE, run_plan_key(run.run_id), str(error))
+            continue
+        partition = (made.prompt_set, made.seed)
+        # Whoever publishes after a plan accounts for all that it set out to do.
+        accounted = partition in changed and changed[partition] >= run.planned
+        if run.has_shards_alive or not (accounted or run.quiet_seconds > DEAD_SECONDS):
+            busy.add(partition)
+        else:
+            dead.append((run, made, accounted))
+    for run, made, accounted in dead:
+        if (made.prompt_set, made.seed) not in busy:
+            _check_dead(store, index, report, run, made, accounted=accounted)
+    return frozenset(busy)
+
+
+def check_reservations(store: ObjectStore, report: AuditReport) -> None:
+    """Report what dead shards hold back in the counters of spending."""
+    for prefix in ("budget/", "runs/"):
+        for key in store.keys(prefix):
+            if prefix == "budget/" or key.endswith("/budget.json"):
+                _check_counter(store, report, key)
+
+
+def _read_run(run_id: str, files: Iterator[ListedObject]) -> Run | None:
+    planned: datetime | None = None
+    done: float | None = None
+    quiet, alive = float("inf"), False
+    for found in files:
+        quiet = min(quiet, found.age_seconds)
+        if found.key == run_plan_key(run_id):
+            planned = found.last_modified
+        elif found.key == run_done_key(run_id):
+            done = found.age_seconds
+        elif found.key.endswith(".alive"):
+            alive = alive or found.age_seconds <= DEAD_SECONDS
+    return None if planned is None else Run(run_id, planned, quiet, alive, done)
+
+
+def _check_dead(
+    store: ObjectStore,
+    index: Index,
+    report: AuditReport,
+    run: Run,
+    made: Plan,
+    *,
+    accounted: bool,
+) -> None:
+    key = run_plan_key(run.run_id)
+    try:
+        keys = (
+            p.request_key for shard in made.shards for p in read_shard(store, run.run_id, shard)
+        )
+        owed = index.owed(run.run_id, keys)
+    except StorageUnavailable:
+        raise
+    except (StorageError, ValueError) as error:
+        report.add(Kind.UNREADABLE, key, f"a run file of it cannot be read: {error}")
+        return
+    if accounted:
+        del owed[State.OPEN]
+    if (accounted and not owed) or not made.shards or store.head(run_done_key(run.run_id)):
+        return
+    owes = _owes(owed, accounted=accounted)
+    text = (
+        f"run {run.run_id} over {made.prompt_set}, seed {made.seed} ended before its end and owes "
+        f"{owes}: launch the partition again, which goes on from there"
+    )
+    report.add(Kind.RUN_UNFINISHED, key, text)
+
+
+def _owes(owed: Counter[State], *, accounted: bool) -> str:
+    words = {
+        State.OPEN: "to buy",
+        State.SUBMITTING: "that it was sending",
+        State.ACCEPTED: "bought and not brought",
+    }
+    parts = [f"{owed[state]:,} {text}" for state, text in words.items() if owed[state]]
+    return ", ".join([*parts, *([] if accounted else ["its manifest"])])
+
+
+def _check_counter(store: ObjectStore, report: AuditReport, key: str) -> None:
+    scope = Scope(store, key, Cap(), key)
+    try:
+        reserved = scope.read().reserved
+        dead = [name for name in reserved if is_dead(store, name)]
+        # A shard that has ended meanwhile has closed its account before its sign of life went.
+        still = scope.read().reserved if dead else {}
+    except StorageUnavailable:
+        raise
+    except StorageError as error:
+        report.add(Kind.UNREADABLE, key, str(error))
+        return
+    for name in dead:
+        if name in still:
+            text = (
+                f"shard {name} is dead and holds {still[name].images:,} images back since "
+                f"{still[name].since}: the next launch that needs the room counts what it spent "
+                "and frees the rest"
+            )
+            report.add(Kind.RESERVATION_DEAD, key, text)

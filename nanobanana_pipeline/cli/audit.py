@@ -1,0 +1,163 @@
+"""`nanobanana audit` and `nanobanana gc`: whether all agrees, and what nothing refers to."""
+
+import contextlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from enum import StrEnum
+from typing import Annotated
+
+import pandas as pd
+import typer
+from rich.console import Console
+
+from nanobanana_pipeline.audit import AuditReport, Unsettled, find_garbage
+from nanobanana_pipeline.audit import audit as audit_bucket
+from nanobanana_pipeline.audit.reading import Progress
+from nanobanana_pipeline.audit.report import ENDED
+from nanobanana_pipeline.cli.show import make_console, size_text, table_of
+from nanobanana_pipeline.errors import SettingsError
+from nanobanana_pipeline.layout import check_bucket
+from nanobanana_pipeline.settings import Settings
+from nanobanana_pipeline.storage import ObjectStore, s3_client
+
+__all__ = ["audit", "gc"]
+
+DISAGREES = 1
+PROGRESS_SECONDS = 0.2
+HOUR = 3600
+DAY = 24 * HOUR
+
+
+class Images(StrEnum):
+    """Which pictures are read whole and hashed."""
+
+    ALL = "all"
+    SAMPLE = "sample"
+    NONE = "none"
+
+
+def audit(
+    *,
+    images: Annotated[
+        Images, typer.Option(help="Which pictures are read whole and hashed.")
+    ] = Images.SAMPLE,
+    sample: Annotated[
+        int, typer.Option(min=1, help="How many of them; always the same ones.")
+    ] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+) -> None:
+    """Look whether ledger, pictures, manifests, runs and budgets agree. Writes nothing.
+
+    Exit codes: 0 all agrees, 1 something does not, 2 wrong use or settings. Doubts, losses,
+    refusals and failures are told of, and are no disagreements.
+    """
+    store = _bucket()
+    count = {Images.ALL: None, Images.SAMPLE: sample, Images.NONE: 0}[images]
+    with _progress() as on_progress:
+        report = audit_bucket(store, sample=count, on_progress=on_progress)
+    if as_json:
+        typer.echo(json.dumps({"agrees": report.agrees, **asdict(report)}, indent=1))
+    else:
+        _show(make_console(), store, report)
+    if not report.agrees:
+        raise typer.Exit(DISAGREES)
+
+
+def gc(
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List only. There is no other way yet.")
+    ] = False,
+) -> None:
+    """List what nothing in the bucket refers to any more. Deletes nothing."""
+    if not dry_run:
+        raise SettingsError(
+            "gc deletes nothing yet: add --dry-run to see what nothing refers to any more"
+        )
+    store = _bucket()
+    objects: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    with _progress() as on_progress:
+        for found in find_garbage(store, on_progress):
+            objects[found.kind] += 1
+            sizes[found.kind] += found.size
+            days = f"{found.age_seconds / DAY:,.0f} days"
+            typer.echo(f"{found.kind}\t{found.size:,} bytes\t{days}\t{store.uri(found.key)}")
+    console = make_console()
+    if not objects:
+        console.print(f"everything in {store.uri('')} that is older than 7 days is referred to")
+        return
+    totals = pd.DataFrame(
+        {
+            "what": [*objects, "total"],
+            "objects": [f"{n:,}" for n in (*objects.values(), objects.total())],
+            "size": [size_text(n) for n in (*sizes.values(), sizes.total())],
+        }
+    )
+    console.print(table_of(totals, "nothing refers to"))
+
+
+def _bucket() -> ObjectStore:
+    """The bucket of the settings, looked at and not claimed."""
+    settings = Settings.load()
+    store = ObjectStore(s3_client(), str(settings.bucket), settings.prefix)
+    check_bucket(store, str(settings.realm))
+    return store
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress]:
+    """Says on a terminal what is being looked at, a few times a second."""
+    console, shown = Console(stderr=True), 0.0
+    with console.status("listing") if console.is_terminal else contextlib.nullcontext() as status:
+
+        def tell(what: str, count: int) -> None:
+            nonlocal shown
+            if status is not None and time.monotonic() - shown > PROGRESS_SECONDS:
+                shown = time.monotonic()
+                status.update(f"{what}: {count:,}")
+
+        yield tell
+
+
+def _show(console: Console, store: ObjectStore, report: AuditReport) -> None:
+    states = ", ".join(f"{n:,} {state}" for state, n in sorted(report.states.items())) or "none"
+    console.print(
+        f"{store.uri('')}: {report.states.total():,} ledger entries ({states}), "
+        f"{report.images:,} images ({report.images_read:,} read whole), "
+        f"{report.manifests:,} manifests, {report.runs:,} runs",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    if report.unsettled:
+        rows = pd.DataFrame([_row(found) for found in report.unsettled])
+        console.print(table_of(rows, "ended without all pictures (no disagreement)"))
+        _say_rest(console, sum(report.states[state] for state in ENDED), len(rows))
+    for found in report.findings:
+        console.print(f"{found.kind}  {store.uri(found.key)}", style="red", soft_wrap=True)
+        console.print(f"  {found.text}", markup=False, highlight=False, soft_wrap=True)
+    _say_rest(console, report.counts.total(), len(report.findings))
+    if report.agrees:
+        console.print("everything agrees", style="green")
+    else:
+        counts = ", ".join(f"{n:,} {kind}" for kind, n in sorted(report.counts.items()))
+        console.print(f"does not agree: {counts}", style="bold red", soft_wrap=True)
+
+
+def _row(found: Unsettled) -> dict[str, str]:
+    return {
+        "state": found.state,
+        "request": found.request_key,
+        "run": found.run_id,
+        "for": f"{found.age_seconds // HOUR:,.0f} h",
+        "cause": found.reason or "",
+    }
+
+
+def _say_rest(console: Console, count: int, listed: int) -> None:
+    if count > listed:
+        console.print(f"and {count - listed:,} more that are not listed", markup=False)
