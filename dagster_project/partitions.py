@@ -6,11 +6,16 @@ from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.cells import check_seed
 from nanobanana_pipeline.prompts.prompt_set import valid_name
 
-__all__ = ["grid", "prompt_sets", "read_cell_key", "seeds"]
+__all__ = ["cell_key", "grid", "prompt_sets", "read_cell_key", "seeds"]
 
 prompt_sets = dg.DynamicPartitionsDefinition(name="prompt_set")
 seeds = dg.DynamicPartitionsDefinition(name="seed")
 grid = dg.MultiPartitionsDefinition({"prompt_set": prompt_sets, "seed": seeds})
+
+
+def cell_key(prompt_set: str, seed: int) -> dg.MultiPartitionKey:
+    """The key of a partition of `grid`."""
+    return dg.MultiPartitionKey({"prompt_set": prompt_set, "seed": str(seed)})
 
 
 def read_cell_key(partition_key: str) -> tuple[str, int]:

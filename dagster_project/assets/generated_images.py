@@ -28,6 +28,8 @@ from nanobanana_pipeline.generation.manifest import (
     advice,
     read_manifest,
 )
+from nanobanana_pipeline.generation.quote import Estimate, estimate
+from nanobanana_pipeline.money import cost_of, cost_text
 from nanobanana_pipeline.request import (
     DeliveryParameters,
     PictureParameters,
@@ -145,9 +147,9 @@ def plan(
     """Write run files for what is missing."""
     with plain_failures():
         name, seed = read_cell_key(context.partition_key)
-        account = nanobanana.account()
+        account, store = nanobanana.account(), nanobanana.store()
         made = launch.plan(
-            nanobanana.store(),
+            store,
             account.realm,
             _launch_of(config, name, seed, context.run_id),
             account.budget,
@@ -158,7 +160,11 @@ def plan(
         yield dg.DynamicOutput(
             {"run_id": made.run_id, "shard": shard}, output_name="shards", mapping_key=key
         )
-    yield dg.Output(_PLAN.dump_python(made, mode="json"), output_name="made")
+    yield dg.Output(
+        _PLAN.dump_python(made, mode="json"),
+        output_name="made",
+        metadata=_quoted(made, estimate(store, made, config.slots or account.slots)),
+    )
 
 
 @dg.op(
@@ -219,7 +225,7 @@ def collect(
         store = nanobanana.store()
         plan_made = _PLAN.validate_python(made)
         current = launch.collect(store, nanobanana.account().realm, plan_made, report)
-        metadata = _metadata(store, current, report)
+        metadata = _metadata(store, current, report, plan_made.price)
     refused = current.cells.get(CellState.REFUSED, 0)
     check = dg.AssetCheckResult(
         asset_key=dg.AssetKey("generated_images"),
@@ -311,6 +317,21 @@ def _launch_of(config: GenerationConfig, name: str, seed: int, run_id: str) -> L
     )
 
 
+def _quoted(made: Plan, expected: Estimate) -> dict[str, Any]:
+    """What the launch is about to buy, for the run's page."""
+    hours = None if expected.seconds is None else round(expected.seconds / 3600, 2)
+    return {
+        "requests to buy": made.buy,
+        "images to buy": made.buy_images,
+        "cost": cost_text(made.cost),
+        "requests to resume": made.resume,
+        "in doubt or lost, looked into": made.look,
+        "storage in bytes": "unknown" if expected.size is None else expected.size,
+        "expected hours": "unknown" if hours is None else hours,
+        "states": dg.MetadataValue.json(dict(made.states)),
+    }
+
+
 def _progress_log(context: dg.OpExecutionContext, shard: str) -> Callable[[Progress], None]:
     """Write progress to the event log, more and more rarely: it is kept for ever."""
     due = PROGRESS_SECONDS
@@ -324,7 +345,9 @@ def _progress_log(context: dg.OpExecutionContext, shard: str) -> Callable[[Progr
     return write
 
 
-def _metadata(store: ObjectStore, current: CurrentManifest, report: Report) -> dict[str, Any]:
+def _metadata(
+    store: ObjectStore, current: CurrentManifest, report: Report, price: Decimal | None
+) -> dict[str, Any]:
     rows = read_manifest(store, current.manifest)
     shown = ["prompt", "state", "reason", "image_uri", "bytes", "seed_reported"]
     first = rows.sort_values("state", key=lambda s: s == CellState.SETTLED, kind="stable")
@@ -338,7 +361,7 @@ def _metadata(store: ObjectStore, current: CurrentManifest, report: Report) -> d
         "seconds": round(report.seconds, 1),
         "images/s": round(report.images / report.seconds, 2) if report.seconds else 0.0,
         "rate limited": report.rate_limited,
-        "cost": "unknown: no price is configured",
+        "cost of this run": cost_text(cost_of(report.spent, price)),
         "dagster/uri": store.uri(current.manifest),
         "dagster/row_count": current.rows,
         "dagster/column_schema": column_schema(

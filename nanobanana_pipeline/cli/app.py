@@ -16,6 +16,7 @@ from rich.markup import escape
 from nanobanana_pipeline.cli import audit, generate, profile, prompts, status, webhooks
 from nanobanana_pipeline.cli.doubts import doubt_commands
 from nanobanana_pipeline.cli.provider import provider_commands
+from nanobanana_pipeline.cli.quote import quote_command
 from nanobanana_pipeline.emulator.command import emulator_command
 from nanobanana_pipeline.errors import NanobananaError
 
@@ -81,6 +82,7 @@ app.add_typer(webhook_commands, name="webhooks")
 app.add_typer(provider_commands, name="provider")
 app.add_typer(doubt_commands, name="doubts")
 app.command("generate")(generate.generate)
+app.command("quote")(quote_command)
 app.command("status")(status.status)
 app.command("audit")(audit.audit)
 app.command("gc")(audit.gc)

@@ -32,7 +32,7 @@ from nanobanana_pipeline.request import (
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["generate", "parse_seeds", "read_money"]
+__all__ = ["generate", "parse_seeds", "read_launch_parameters", "read_money"]
 
 MAX_SEEDS = 10_000
 PLAIN_PROGRESS_SECONDS = 10
@@ -70,7 +70,7 @@ def generate(
 ) -> None:
     """Buy what is missing of a prompt table under some seeds, and store it on S3."""
     chosen = parse_seeds(seeds)
-    parameters, delivery = _parameters(param or [])
+    parameters, delivery = read_launch_parameters(param or [])
     cap = Cap(max_images, read_money("--max-cost", max_cost))
     settings = Settings.load()
     account, store = Account.open(settings), open_bucket(settings)
@@ -139,7 +139,12 @@ def read_money(option: str, text: str | None) -> Decimal | None:
     return cost
 
 
-def _parameters(given: list[str]) -> tuple[PictureParameters, DeliveryParameters]:
+def read_launch_parameters(given: list[str]) -> tuple[PictureParameters, DeliveryParameters]:
+    """Parameters of a launch, from ``name=value`` pairs.
+
+    Raises:
+        typer.BadParameter: one breaks the provider's rules.
+    """
     try:
         return read_parameters(dict(pair.partition("=")[::2] for pair in given))
     except ValidationError as error:

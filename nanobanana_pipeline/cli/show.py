@@ -16,7 +16,15 @@ from nanobanana_pipeline.generation.manifest import CurrentManifest
 from nanobanana_pipeline.prompts.validation import REFERENCE, CheckedPrompts, attributes_of
 from nanobanana_pipeline.request import TABLE_FIELDS
 
-__all__ = ["confirm", "make_console", "partitions_table", "print_carried", "size_text", "table_of"]
+__all__ = [
+    "confirm",
+    "make_console",
+    "partitions_table",
+    "print_carried",
+    "size_text",
+    "table_of",
+    "time_text",
+]
 
 WIDE = 160
 
@@ -66,6 +74,12 @@ def partitions_table(manifests: Iterable[CurrentManifest], base_uri: str) -> Tab
 def size_text(size: int) -> str:
     """Bytes for people."""
     return f"{size / 1e6:,.1f} MB"
+
+
+def time_text(seconds: float) -> str:
+    """A duration for people."""
+    hours = seconds / 3600
+    return f"{hours:,.1f} h" if hours >= 1 else f"{seconds / 60:,.1f} min"
 
 
 def confirm(what: str, *, yes: bool) -> None:

@@ -111,6 +111,7 @@ class Buyer:
         self._waiting_told = False
         self.accepted = 0
         self.provider_seconds = 0.0
+        self.served = 0
 
     def advance(self, work: Work) -> Step:
         """Do the next thing for a request, as its entry allows.
@@ -356,6 +357,7 @@ class Buyer:
         seconds = boot_clock() - sent
         with self._lock:
             self.provider_seconds += seconds
+            self.served += 1
         self._slots.served(seconds)
 
 

@@ -78,6 +78,7 @@ class Report:
         size: their bytes.
         seconds: wall time.
         provider_seconds: summed over requests, from sending to noticing that it is done.
+        served: requests over which that is summed.
         rate_limited: answers that said 429.
         spent: images that count as bought: all that were not surely not.
         over_budget: requests that a cap kept from being bought.
@@ -91,11 +92,17 @@ class Report:
     size: int = 0
     seconds: float = 0.0
     provider_seconds: float = 0.0
+    served: int = 0
     rate_limited: int = 0
     spent: int = 0
     over_budget: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     halted: str | None = None
+
+    @property
+    def request_seconds(self) -> float | None:
+        """How long the provider took for a request, as a mean; None if it served none."""
+        return self.provider_seconds / self.served if self.served else None
 
     def __iadd__(self, other: Self) -> Self:
         self.states += other.states
@@ -104,6 +111,7 @@ class Report:
         self.size += other.size
         self.seconds += other.seconds
         self.provider_seconds += other.provider_seconds
+        self.served += other.served
         self.rate_limited += other.rate_limited
         self.spent += other.spent
         self.over_budget += other.over_budget
@@ -197,6 +205,7 @@ class Engine:
         report.seconds = time.monotonic() - started
         report.bought = self._buyer.accepted
         report.provider_seconds = self._buyer.provider_seconds
+        report.served = self._buyer.served
         report.spent = self._purse.spent
         report.rate_limited = self._slots.rate_limited
         report.states[State.OPEN] += len(work) - report.states.total()

@@ -294,6 +294,7 @@ def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> Curre
             parameters=made.parameters,
             limit=made.limit,
             cells=count_cells(table),
+            request_seconds=report.request_seconds or (before.request_seconds if before else None),
             abandoned=_count_abandoned(cells, held),
             images=images,
             size=size,

@@ -136,6 +136,8 @@ class CurrentManifest:
         size: their bytes.
         content: SHA-256 of what was asked for and what came: equal where nothing changed.
         rows: of the manifest.
+        request_seconds: how long the provider took for a request, as a mean of the last run that
+            bought some; None if unknown.
         abandoned: lost cells that somebody has given up: they are no gaps any more.
     """
 
@@ -152,6 +154,7 @@ class CurrentManifest:
     rows: int
     run_id: str
     created: str
+    request_seconds: float | None = None
     abandoned: int = 0
     schema: int = SCHEMA
 

@@ -1,0 +1,100 @@
+"""`nanobanana quote`: what a launch would buy and cost. Buys and writes nothing."""
+
+from pathlib import PurePosixPath
+from typing import Annotated
+
+import pandas as pd
+import typer
+from rich.console import Console
+
+from nanobanana_pipeline.cli.generate import parse_seeds, read_launch_parameters
+from nanobanana_pipeline.cli.show import make_console, size_text, table_of, time_text
+from nanobanana_pipeline.generation.launch import Launch
+from nanobanana_pipeline.generation.quote import Quote, quote, room_today
+from nanobanana_pipeline.layout import check_bucket
+from nanobanana_pipeline.money import Budget, cost_of, cost_text
+from nanobanana_pipeline.prompts.prompt_set import valid_name
+from nanobanana_pipeline.prompts.references import References
+from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.validation import check_prompts
+from nanobanana_pipeline.provider.account import Account
+from nanobanana_pipeline.settings import Settings
+from nanobanana_pipeline.storage import ObjectStore, s3_client
+
+__all__ = ["quote_command"]
+
+
+def quote_command(
+    file: Annotated[str, typer.Argument(help="The prompt table: a path or s3:// URL.")],
+    seeds: Annotated[str, typer.Option(help="Seeds: 1-4, or 1,7,9-12.")],
+    *,
+    name: Annotated[
+        str | None, typer.Option(help="The prompt set's name; the file's name if left out.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="A pilot of so many rows.")] = None,
+    param: Annotated[
+        list[str] | None, typer.Option(help="A parameter for rows that have none. Repeatable.")
+    ] = None,
+    rebuy: Annotated[bool, typer.Option(help="With what is in doubt or lost.")] = False,
+) -> None:
+    """Say what `generate` would buy, cost, store and last. Buys and writes nothing."""
+    parameters, delivery = read_launch_parameters(param or [])
+    settings = Settings.load()
+    account = Account.open(settings)
+    store = ObjectStore(s3_client(), str(settings.bucket), settings.prefix)
+    check_bucket(store, account.realm)
+    set_name = valid_name(name or PurePosixPath(file).name.partition(".")[0])
+    references = References(account.downloader, store, keep=False)
+    checked = check_prompts(read_table(file, store), references)
+    console = make_console()
+    quotes = [
+        quote(
+            store,
+            account.realm,
+            Launch(set_name, seed, "quote", parameters, delivery, limit=limit, rebuy=rebuy),
+            checked.prompts,
+            budget=account.budget,
+            slots=account.slots,
+        )
+        for seed in parse_seeds(seeds)
+    ]
+    console.print(table_of(_rows(quotes), f"{set_name}: {len(checked.prompts):,} rows"))
+    if any(q.changes for q in quotes):
+        console.print(
+            "parameters differ from those some partitions were made with: generate needs "
+            "--change-parameters"
+        )
+    _print_budget(console, store, account.budget, sum(q.made.buy_images for q in quotes))
+
+
+def _rows(quotes: list[Quote]) -> pd.DataFrame:
+    rows = [_row(str(one.made.seed), [one]) for one in quotes]
+    return pd.DataFrame(rows if len(quotes) == 1 else [*rows, _row("all", quotes)])
+
+
+def _row(label: str, quotes: list[Quote]) -> dict[str, str]:
+    images = sum(q.made.buy_images for q in quotes)
+    sizes = [q.estimate.size for q in quotes if q.estimate.size is not None]
+    times = [q.estimate.seconds for q in quotes if q.estimate.seconds is not None]
+    return {
+        "seed": label,
+        "cells": f"{sum(q.made.cells for q in quotes):,}",
+        "to buy": f"{sum(q.made.buy for q in quotes):,}",
+        "images": f"{images:,}",
+        "cost": cost_text(cost_of(images, quotes[0].made.price)),
+        "to resume": f"{sum(q.made.resume + q.made.look for q in quotes):,}",
+        "storage": size_text(sum(sizes)) if len(sizes) == len(quotes) else "unknown",
+        "time": time_text(sum(times)) if len(times) == len(quotes) else "unknown",
+    }
+
+
+def _print_budget(console: Console, store: ObjectStore, budget: Budget, images: int) -> None:
+    counted, cost, room = room_today(store, budget)
+    spent = f"{counted:,} images" + (f" for {cost_text(cost)}" if budget.price else "")
+    console.print(f"today (UTC) {spent} are bought or reserved; the day's cap: {budget.day}")
+    if room is not None and room < images:
+        console.print(
+            f"{images - room:,} of {images:,} images are over today's budget: they would be marked "
+            "over_budget, and bought by a later launch",
+            style="yellow",
+        )

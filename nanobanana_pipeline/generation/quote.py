@@ -1,0 +1,103 @@
+"""What a launch would buy, cost, store and last, before it buys anything."""
+
+import statistics
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Final
+
+import pandas as pd
+
+from nanobanana_pipeline.generation.counters import day_scope
+from nanobanana_pipeline.generation.launch import Launch, survey_cells
+from nanobanana_pipeline.generation.manifest import CurrentManifest, read_all_current, read_current
+from nanobanana_pipeline.generation.runs import Plan
+from nanobanana_pipeline.money import Budget
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["Estimate", "Quote", "estimate", "quote", "room_today"]
+
+OTHERS: Final = 20
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What buying takes, judged by what was bought before; None where nothing was.
+
+    Attributes:
+        size: bytes in the bucket.
+        seconds: wall time at the configured number of slots.
+    """
+
+    size: int | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Quote:
+    """The plan of a launch that was not started.
+
+    Attributes:
+        changes: it names picture parameters other than those the partition was made with, so it
+            needs `change_parameters`.
+    """
+
+    made: Plan
+    estimate: Estimate
+    changes: bool
+
+
+def quote(
+    store: ObjectStore,
+    realm: str,
+    launch: Launch,
+    prompts: pd.DataFrame,
+    *,
+    budget: Budget,
+    slots: int,
+) -> Quote:
+    """Work out what a launch would do. Writes nothing.
+
+    Args:
+        store: the bucket.
+        realm: whose pictures these are.
+        launch: what would be launched.
+        prompts: checked prompts, whether they are a prompt set already or not.
+        budget: the price and the caps.
+        slots: most requests at the provider at once.
+
+    Raises:
+        PlanError: the launch could not start.
+        StorageError: S3 refuses or holds damaged objects.
+    """
+    survey = survey_cells(store, realm, launch, prompts, budget)
+    return Quote(survey.made, estimate(store, survey.made, slots), bool(survey.changes))
+
+
+def estimate(store: ObjectStore, made: Plan, slots: int) -> Estimate:
+    """Judge a plan by the same partition's last manifest, else by others' of the bucket."""
+    current, _ = read_current(store, made.prompt_set, made.seed)
+    before = [current] if current and current.images else _others(store)
+    sizes = [m.size / m.images for m in before if m.images]
+    waits = [m.request_seconds for m in before if m.request_seconds]
+    return Estimate(
+        size=round(made.buy_images * statistics.median(sizes)) if sizes else None,
+        seconds=made.buy * statistics.median(waits) / slots if waits else None,
+    )
+
+
+def room_today(store: ObjectStore, budget: Budget) -> tuple[int, Decimal, int | None]:
+    """Images and money counted today (UTC), and how many more images the day's cap allows."""
+    scope = day_scope(store, budget)
+    counter = scope.read()
+    room = scope.cap.room(counter.images_counted, counter.cost_counted, budget.price)
+    return counter.images_counted, counter.cost_counted, room
+
+
+def _others(store: ObjectStore) -> list[CurrentManifest]:
+    found: list[CurrentManifest] = []
+    for current in read_all_current(store):
+        if current.images:
+            found.append(current)
+        if len(found) == OTHERS:
+            break
+    return found
