@@ -9,6 +9,7 @@ warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 from dagster_project.assets.generated_images import generated_images  # noqa: E402
 from dagster_project.assets.prompt_set import prompt_set  # noqa: E402
+from dagster_project.checks import audit, check_images, none_in_doubt  # noqa: E402
 from dagster_project.jobs import resolve_doubts  # noqa: E402
 from dagster_project.resources import resources  # noqa: E402
 
@@ -16,7 +17,8 @@ __all__ = ["defs"]
 
 defs = dg.Definitions(
     assets=[prompt_set, generated_images],
-    jobs=[resolve_doubts],
+    asset_checks=[audit, none_in_doubt],
+    jobs=[check_images, resolve_doubts],
     resources=resources(),
     # Steps of one partition run one after another in one process: measured in
     # docs/architecture.md. Many machines set another executor here, and nothing else.

@@ -12,10 +12,12 @@ SAMPLE_ROWS = 10
 MAX_CELL_CHARACTERS = 120
 
 
-def sample_table(frame: pd.DataFrame, rows: int = SAMPLE_ROWS) -> dg.TableMetadataValue:
-    """The first rows of a table, long texts cut, for the asset's page."""
+def sample_table(
+    frame: pd.DataFrame, rows: int = SAMPLE_ROWS, longest: int = MAX_CELL_CHARACTERS
+) -> dg.TableMetadataValue:
+    """The first rows of a table, texts cut at `longest` characters, for the asset's page."""
     records = [
-        dg.TableRecord({str(name): _shown(value) for name, value in row.items()})
+        dg.TableRecord({str(name): _shown(value, longest) for name, value in row.items()})
         for row in frame.head(rows).to_dict("records")
     ]
     schema = dg.TableSchema([dg.TableColumn(str(name)) for name in frame.columns])
@@ -32,10 +34,10 @@ def column_schema(columns: Mapping[str, tuple[str, str]]) -> dg.TableSchema:
     )
 
 
-def _shown(value: Any) -> str | int | float | bool | None:  # noqa: ANN401 - any cell of a table
+def _shown(value: Any, longest: int) -> str | int | float | bool | None:  # noqa: ANN401 - any cell
     if value is None or value is pd.NA or (isinstance(value, float) and pd.isna(value)):
         return None
     if isinstance(value, bool | int | float):
         return value
     text = str(value)
-    return text if len(text) <= MAX_CELL_CHARACTERS else f"{text[:MAX_CELL_CHARACTERS]}…"
+    return text if len(text) <= longest else f"{text[:longest]}…"

@@ -23,7 +23,7 @@ GRAPH = {
         "group": "images",
         "kinds": {"requests", "s3", "parquet"},
         "partitions": "prompt_set × seed",
-        "checks": ["cells"],
+        "checks": ["audit", "cells", "none_in_doubt"],
     },
 }
 
