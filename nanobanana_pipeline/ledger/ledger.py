@@ -43,7 +43,9 @@ class Held:
     Attributes:
         etag: of the object that holds it.
         age_seconds: since its last change, by the S3 server's clock.
-        read_at: `boot_clock` when `age_seconds` was true, or before.
+        read_at: `boot_clock` when `age_seconds` was true: or before, where one has written it
+            oneself and must not trust it for too long; or after, where one has read it and must not
+            take another's claim for over too early.
     """
 
     entry: Entry
@@ -71,8 +73,9 @@ class Ledger:
     def read(self, request_key: str) -> Held | None:
         """The entry as it is now; None if the request was never tried."""
         key = ledger_key(request_key)
-        read_at = boot_clock()
         found = self._store.get(key)
+        # Not before: whoever is kept waiting, or frozen, must not count that to the entry's age.
+        read_at = boot_clock()
         if found is None:
             return None
         entry = Entry.from_json(found.body, self._store.uri(key))
@@ -177,6 +180,7 @@ class Ledger:
     def _write(self, entry: Entry, etag: str | None, patience_seconds: float) -> Held | None:
         key = ledger_key(entry.request_key)
         body = entry.to_json()
+        began = boot_clock()
         for attempt in tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(StorageUnavailable),
             wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
@@ -198,5 +202,7 @@ class Ledger:
                     if new is not None:
                         return Held(entry, new, 0.0, written_at)
                     found = self.read(entry.request_key)
-                return found if found and found.entry.revision == entry.revision else None
+                if found is None or found.entry.revision != entry.revision:
+                    return None
+                return Held(found.entry, found.etag, 0.0, began)  # any try may have written it
         raise AssertionError  # tenacity gives a result or raises
