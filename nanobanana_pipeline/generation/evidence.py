@@ -58,7 +58,7 @@ class Evidence:
                 step = self.weigh(held, attempt, provider_id, is_sure=is_sure)
                 if step is not None:
                     return step
-        return Ended(held.entry.state, held.entry.reason)
+        return _where_it_was(held) or Ended(held.entry.state, held.entry.reason)
 
     def weigh(
         self, held: Held, attempt: Attempt, provider_id: str, *, is_sure: bool
@@ -106,7 +106,16 @@ class Evidence:
         return list(dict.fromkeys(own + told))
 
 
+def _where_it_was(held: Held) -> Bought | None:
+    """Lost pictures without an id: nobody can be asked, but their addresses are written down."""
+    for attempt in held.entry.attempts:
+        is_lost = attempt.outcome is Outcome.LOST and attempt.provider_id is None
+        if is_lost and _is_kept_still(attempt):
+            return Bought(held, attempt.nonce, Done(None, attempt.output, attempt.seed_reported))
+    return None
+
+
 def _is_kept_still(attempt: Attempt) -> bool:
-    if attempt.provider_id is None or attempt.accepted is None:
+    if attempt.accepted is None or not (attempt.provider_id or attempt.output):
         return False
     return datetime.now(UTC) - datetime.fromisoformat(attempt.accepted) < KEPT_BY_PROVIDER
