@@ -5,12 +5,12 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated
 
 import pandas as pd
 import typer
+from pydantic import TypeAdapter
 from rich.console import Console
 
 from nanobanana_pipeline.audit import AuditReport, Unsettled, find_garbage
@@ -29,6 +29,8 @@ DISAGREES = 1
 PROGRESS_SECONDS = 0.2
 HOUR = 3600
 DAY = 24 * HOUR
+
+_REPORT = TypeAdapter(AuditReport)
 
 
 class Images(StrEnum):
@@ -59,7 +61,8 @@ def audit(
     with _progress() as on_progress:
         report = audit_bucket(store, sample=count, on_progress=on_progress)
     if as_json:
-        typer.echo(json.dumps({"agrees": report.agrees, **asdict(report)}, indent=1))
+        told = {"agrees": report.agrees, **_REPORT.dump_python(report, mode="json")}
+        typer.echo(json.dumps(told, indent=1))
     else:
         _show(make_console(), store, report)
     if not report.agrees:
