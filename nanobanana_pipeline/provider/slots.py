@@ -11,11 +11,16 @@ from typing import Final
 
 __all__ = ["Slots"]
 
-DECREASE: Final = 0.8
 FIRST: Final = 4
-PROBE_SECONDS: Final = 30.0
-"""Right below a limit that answered 429, the next try for more waits this long, and each further
-one half as long as the one before: a cap that was lifted or left by another worker is soon found.
+LEAST_DECREASE: Final = 0.2
+MOST_DECREASE: Final = 0.4
+DECREASE_A_SLOT: Final = 0.03
+SHORTEST_PROBE_SECONDS: Final = 8.0
+LONGEST_PROBE_SECONDS: Final = 120.0
+"""Right below a limit that answered 429, the next try for more waits as many seconds as the square
+of the limit, within these bounds: whoever holds few slots asks sooner, and gives up less of them.
+So shares become alike without more 429s (`benchmarks/sharing.py`). Each further try waits half as
+long as the one before: a cap that was lifted or left by another worker is soon found.
 """
 POLL_SECONDS: Final = 0.25
 
@@ -40,7 +45,7 @@ class Slots:
         self._latency = 1.0
         self._last_decrease = float("-inf")
         self._last_probe = float("-inf")
-        self._probe_seconds = PROBE_SECONDS
+        self._probe_seconds = LONGEST_PROBE_SECONDS
         self.rate_limited = 0
 
     @property
@@ -100,7 +105,14 @@ class Slots:
                 # What was in use beside the refused one is what the provider did take.
                 taken = max(1.0, min(self._limit, float(self._in_use - 1)))
                 self._ceiling = min(float(self.most), taken + 1)
-                self._limit = max(1.0, taken * DECREASE)
+                decrease = _within(DECREASE_A_SLOT * taken, LEAST_DECREASE, MOST_DECREASE)
+                self._limit = max(1.0, taken * (1 - decrease))
                 self._last_decrease = self._last_probe = now
-                self._probe_seconds = PROBE_SECONDS
+                self._probe_seconds = _within(
+                    self._limit**2, SHORTEST_PROBE_SECONDS, LONGEST_PROBE_SECONDS
+                )
             self._slow_start = False
+
+
+def _within(value: float, least: float, most: float) -> float:
+    return min(most, max(least, value))

@@ -10,6 +10,7 @@ import pytest
 from nanobanana_pipeline.provider.slots import Slots
 
 LATENCY = 2.0
+NOTICE = 0.1
 
 
 class Clock:
@@ -47,14 +48,15 @@ def test_it_never_grows_above_the_most() -> None:
     assert slots.limit == 7
 
 
-def test_a_429_leaves_four_fifths_of_what_the_provider_took() -> None:
+@pytest.mark.parametrize(("taken", "left"), [(20, 12), (10, 7), (5, 4)])
+def test_a_429_takes_most_from_whoever_has_most(taken: int, left: int) -> None:
     clock = Clock()
     slots = Slots(40, clock=clock)
     for _ in range(36):
         slots.served(LATENCY)
-    held(slots, 21)
+    held(slots, taken + 1)
     slots.refused(0)
-    assert slots.limit == 16
+    assert slots.limit == left
 
 
 def test_429s_within_one_latency_count_once() -> None:
@@ -167,8 +169,10 @@ class Simulation:
         self.retry_after = retry_after
         self.at_provider = 0
         self.done = 0
+        self.served = [0] * clients
         self.refused = 0
         self._ends: list[tuple[float, int, int]] = []
+        self._noticed: list[tuple[float, int, int]] = []
         self._order = itertools.count()
 
     def run(self, seconds: float, cap: int) -> None:
@@ -193,10 +197,15 @@ class Simulation:
         heapq.heappush(self._ends, (self.clock.now + latency, next(self._order), number))
 
     def _end(self) -> None:
+        """The provider has room as soon as it is done; a worker notices a little later."""
         while self._ends and self._ends[0][0] <= self.clock.now:
-            *_, number = heapq.heappop(self._ends)
+            ended, order, number = heapq.heappop(self._ends)
             self.at_provider -= 1
+            heapq.heappush(self._noticed, (ended + NOTICE, order, number))
+        while self._noticed and self._noticed[0][0] <= self.clock.now:
+            *_, number = heapq.heappop(self._noticed)
             self.done += 1
+            self.served[number] += 1
             self.slots[number].served(LATENCY)
             self.slots[number].release()
 
@@ -217,14 +226,14 @@ def test_below_a_cap_nearly_all_of_it_is_used_and_429s_are_rare(
     simulation.run(30, cap)
     used, refused = simulation.shares(600, cap)
     assert used > 0.85
-    assert refused < 0.02
+    assert refused < 0.04
 
 
 def test_without_a_cap_everything_allowed_is_used() -> None:
     simulation = Simulation(1, 40, 2.0)
     simulation.run(20, 1000)
     used, refused = simulation.shares(100, 40)
-    assert used > 0.97
+    assert used > 0.93
     assert refused == 0
 
 
@@ -233,8 +242,23 @@ def test_two_that_share_an_account_use_most_of_it_and_neither_starves() -> None:
     simulation.run(60, 10)
     used, refused = simulation.shares(600, 10)
     assert used > 0.75
-    assert refused < 0.05
+    assert refused < 0.07
     assert min(slots.limit for slots in simulation.slots) >= 2
+
+
+def test_three_that_share_an_account_come_to_like_shares() -> None:
+    simulation = Simulation(3, 15, 2.0)
+    late = simulation.slots[1:]
+    simulation.slots = simulation.slots[:1]
+    simulation.run(60, 15)
+    simulation.slots += late
+    simulation.run(120, 15)
+    before = list(simulation.served)
+    used, refused = simulation.shares(300, 15)
+    shares = [now - then for now, then in zip(simulation.served, before, strict=True)]
+    assert used > 0.8
+    assert refused < 0.1
+    assert min(shares) > 0.4 * max(shares)
 
 
 def test_a_cap_that_is_lifted_is_found_within_minutes() -> None:
