@@ -115,8 +115,8 @@ class Found:
 
     @property
     def doubts_sold(self) -> int:
-        """How many of the requests in doubt the emulator did sell."""
-        groups = self.record["groups"]
+        """How many of the requests in doubt the emulator did sell, and did not fail."""
+        groups = [each for each in self.record["groups"] if each["count"] > each["failed"]]
         sold = {track_id.partition(".")[0] for each in groups for track_id in each["track_ids"]}
         doubtful = self.rows.loc[self.rows["state"] == CellState.IN_DOUBT, "request_key"]
         return len(sold & set(doubtful))

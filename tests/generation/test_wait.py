@@ -37,11 +37,12 @@ def test_what_is_told_is_confirmed_by_one_fetch(
     assert all(found and SECRET.encode() not in found.body for found in written)
 
 
-def test_what_is_never_told_is_fetched(
-    store: ObjectStore, emulators: Emulators, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("mood", ["webhook_never", "webhook_late"])
+def test_what_is_not_told_in_time_is_fetched(
+    store: ObjectStore, emulators: Emulators, monkeypatch: pytest.MonkeyPatch, mood: str
 ) -> None:
     monkeypatch.setattr(wait, "MAIL_PATIENCE_SECONDS", 1.0)
-    emulator = emulators(latency_seconds=(0.2, 0.4), moods={"webhook_never": 1})
+    emulator = emulators(latency_seconds=(0.2, 0.4), moods={mood: 1})
     with receiving(store) as webhooks:
         account = replace(account_for(emulator.base_url, store), webhooks=webhooks)
         keep_prompts(store, "set", prompts(2))
