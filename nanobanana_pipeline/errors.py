@@ -7,6 +7,7 @@ NanobananaError
 ├── LocalServerError      a child process of the local profile did not come up
 ├── StorageError          S3 answered, and the answer is no
 │   ├── StorageUnavailable    S3 did not answer, or asked to come back later: try again
+│   │   └── StorageFull           it has no room: somebody must make some
 │   └── ObjectTooLarge        an object of strangers has more bytes than it may have
 ├── ForbiddenTransition   a ledger entry may not go from its state to the one asked for
 ├── ProviderHalt          the provider refuses the account: more requests would be refused too
@@ -36,6 +37,7 @@ __all__ = [
     "ProviderHalt",
     "SettingsError",
     "StorageError",
+    "StorageFull",
     "StorageUnavailable",
 ]
 
@@ -66,6 +68,10 @@ class StorageError(NanobananaError):
 
 class StorageUnavailable(StorageError):  # noqa: N818 - the name says the state, as in the field
     """S3 gave no answer, or asked to come back later; a write may or may not have been applied."""
+
+
+class StorageFull(StorageUnavailable):
+    """S3 has no room for the object; it will take it once somebody has made some."""
 
 
 class ObjectTooLarge(StorageError):  # noqa: N818

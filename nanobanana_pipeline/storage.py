@@ -21,13 +21,17 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    CredentialRetrievalError,
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
 )
 
-from nanobanana_pipeline.errors import ObjectTooLarge, StorageError, StorageUnavailable
+from nanobanana_pipeline.errors import (
+    ObjectTooLarge,
+    StorageError,
+    StorageFull,
+    StorageUnavailable,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -53,14 +57,28 @@ PASSING_CODES = frozenset(
         "IncompleteBody",
     }
 )
-SERVER_ERROR, NOT_IMPLEMENTED = 500, 501
+FULL_CODES = frozenset(
+    {
+        "InsufficientStorage",
+        "QuotaExceeded",  # Ceph, with 403
+        "XMinioStorageFull",
+        "XMinioAdminBucketQuotaExceeded",  # MinIO, with 400
+    }
+)
+SERVER_ERROR, NOT_IMPLEMENTED, INSUFFICIENT_STORAGE = 500, 501, 507
+# botocore says RuntimeError where refreshed credentials have expired already.
+S3_FAULTS = (BotoCoreError, ClientError, RuntimeError)
+FULL = "it is full: free space or raise the quota, then launch again"
+EXPIRED = "renew the AWS session (with aws sso login, or new AWS_… variables), then launch again"
 HINTS = {
     "NoSuchBucket": "create it, or correct NANOBANANA_BUCKET",
     "AccessDenied": "these credentials may not do this; check the bucket policy",
     "403": "these credentials may not do this; check AWS_ACCESS_KEY_ID and the bucket policy",
     "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL_S3",
     "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY",
-    "ExpiredToken": "renew the AWS session",
+    "ExpiredToken": EXPIRED,
+    "ExpiredTokenException": EXPIRED,
+    "TokenRefreshRequired": EXPIRED,
     "NotImplemented": "this S3 server cannot do it; use AWS S3 or SeaweedFS 4",
 }
 
@@ -166,7 +184,7 @@ class ObjectStore:
         """Read an object whole; None if there is none."""
         try:
             return _read(self._client.get_object(Bucket=self.bucket, Key=self.prefix + key))
-        except (BotoCoreError, ClientError) as error:
+        except S3_FAULTS as error:
             if _code(error) in MISSING_CODES:
                 return None
             self._raise(error, "read", key)
@@ -176,7 +194,7 @@ class ObjectStore:
         """An object's user metadata; None if there is no such object."""
         try:
             return self._client.head_object(Bucket=self.bucket, Key=self.prefix + key)["Metadata"]
-        except (BotoCoreError, ClientError) as error:
+        except S3_FAULTS as error:
             if _code(error) in MISSING_CODES:
                 return None
             self._raise(error, "look at", key)
@@ -186,7 +204,7 @@ class ObjectStore:
         """Write an object, whatever was there; gives its ETag."""
         try:
             return self._put(key, body, content_type=content_type)
-        except (BotoCoreError, ClientError) as error:
+        except S3_FAULTS as error:
             self._raise(error, "write", key)
 
     def create(
@@ -266,7 +284,7 @@ class ObjectStore:
                 Metadata=dict(metadata),
                 ChecksumAlgorithm="SHA256",
             )
-        except (BotoCoreError, ClientError) as error:
+        except S3_FAULTS as error:
             if _code(error) in LOST_RACE_CODES:
                 return False
             self._raise(error, f"copy s3://{bucket}/{source} to", key)
@@ -277,7 +295,7 @@ class ObjectStore:
         """Remove an object; it is no error if there is none."""
         try:
             self._client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
-        except (BotoCoreError, ClientError) as error:
+        except S3_FAULTS as error:
             self._raise(error, "delete", key)
 
     def keys(self, prefix: str, *, limit: int | None = None) -> Iterator[str]:
@@ -319,7 +337,7 @@ class ObjectStore:
         try:
             found = self._client.get_object(Bucket=bucket, Key=key)
             return _read(found).body
-        except (BotoCoreError, ClientError) as error:
+        except S3_FAULTS as error:
             self._raise(error, "read", url)
 
     @_patient
@@ -342,7 +360,7 @@ class ObjectStore:
                 answer["Body"].close()
                 raise ObjectTooLarge(f"{where} has {size:,} bytes, more than {max_bytes:,}")
             return _read(answer)
-        except (BotoCoreError, ClientError) as error:
+        except S3_FAULTS as error:
             if _code(error) in MISSING_CODES:
                 return None
             self._raise(error, "read", where)
@@ -383,7 +401,7 @@ class ObjectStore:
             return self._client.list_objects_v2(
                 Bucket=self.bucket, Prefix=self.prefix + prefix, **token
             )
-        except (BotoCoreError, ClientError) as error:
+        except S3_FAULTS as error:
             self._raise(error, "list", prefix)
 
     def _put(
@@ -419,27 +437,27 @@ class ObjectStore:
             return self._put(
                 key, body, content_type=content_type, sha256=sha256, condition=condition
             )
-        except (BotoCoreError, ClientError) as error:
+        except S3_FAULTS as error:
             if _code(error) in LOST_RACE_CODES:
                 return None
             self._raise(error, "write", key)
 
-    def _raise(self, error: BotoCoreError | ClientError, verb: str, key: str) -> NoReturn:
+    def _raise(self, error: Exception, verb: str, key: str) -> NoReturn:
         """Translate boto3's error; the one place where that is done."""
         where = key if "://" in key else self.uri(key)
         code = _code(error)
         if isinstance(error, ClientError):
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             said = f"{code}: {error.response.get('Error', {}).get('Message', '')}"
+            if code in FULL_CODES or status == INSUFFICIENT_STORAGE:
+                raise StorageFull(f"could not {verb} {where}: {said}; {FULL}") from error
             if code in PASSING_CODES or (status >= SERVER_ERROR and status != NOT_IMPLEMENTED):
                 raise StorageUnavailable(f"could not {verb} {where}: {said}") from error
             hint = f"; {HINTS[code]}" if code in HINTS else ""
             raise StorageError(f"could not {verb} {where}: {said}{hint}") from error
         if isinstance(error, ParamValidationError):
             raise StorageError(f"could not {verb} {where}: {error}") from error
-        if isinstance(
-            error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError
-        ):
+        if isinstance(error, NoCredentialsError | PartialCredentialsError):
             raise StorageError(
                 f"could not {verb} {where}: {error}; set AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, or an AWS profile"
@@ -447,7 +465,7 @@ class ObjectStore:
         raise StorageUnavailable(f"could not {verb} {where}: {error}") from error
 
 
-def _code(error: BotoCoreError | ClientError) -> str:
+def _code(error: Exception) -> str:
     if isinstance(error, ClientError):
         return str(error.response.get("Error", {}).get("Code", ""))
     return ""

@@ -270,9 +270,22 @@ class Buyer:
         output = outcome.output if isinstance(outcome, Done) else ()
         if provider_id is not None and not all(map(is_url, output)):
             output = ()  # pictures sent inline are too large to note; the id brings them again
-        return self._ledger.record(
-            held, lambda e: e.accept(nonce, provider_id, output, outcome.seed)
-        )
+        try:
+            return self._ledger.record(
+                held, lambda e: e.accept(nonce, provider_id, output, outcome.seed)
+            )
+        except StorageError as error:
+            log.error(  # noqa: TRY400 - it is raised on; this line is the only trace of the id
+                "request %s was bought, and the ledger does not take it: keep its provider id %s. "
+                "Once S3 takes it and its claim has run out: nanobanana doubts resolve %s "
+                "--provider-id %s (%s)",
+                held.entry.request_key,
+                provider_id,
+                held.entry.request_key,
+                provider_id,
+                error,
+            )
+            raise
 
     def _answer_is_written(self, nonce: str) -> None:
         with self._lock:

@@ -183,6 +183,7 @@ def name_id(store: ObjectStore, account: Account, doubt: Doubt, provider_id: str
     """
     ledger = Ledger(store)
     held = ledger.read(doubt.request_key)
+    held = held and ledger.expire(held)
     attempt = held.entry.attempt(doubt.nonce) if held else None
     if held is None or attempt is None or attempt.outcome is not Outcome.IN_DOUBT:
         raise PlanError(f"request {doubt.request_key} is not in doubt: no id can be named for it")

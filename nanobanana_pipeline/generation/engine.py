@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Self
 
-from nanobanana_pipeline.errors import ProviderHalt, StorageUnavailable
+from nanobanana_pipeline.errors import ProviderHalt, StorageFull, StorageUnavailable
 from nanobanana_pipeline.generation.budget import Purse
 from nanobanana_pipeline.generation.buy import Buyer
 from nanobanana_pipeline.generation.transfer import Transfer
@@ -44,6 +44,7 @@ GRACE_SECONDS: Final = 20.0
 DOUBT_SECONDS: Final = 10.0
 MAX_REASONS: Final = 20
 HOPELESS_REFUSALS: Final = 8
+STUCK_POLL_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -258,6 +259,9 @@ class Engine:
         # Nothing is bought before every thread can be waited for, whatever interrupts their start.
         self._all_started.wait()
         while (work := todo.take(self._stop)) is not None:
+            if self._transfer.is_stuck:
+                todo.put_back(work, STUCK_POLL_SECONDS)
+                continue
             try:
                 step = self._buyer.advance(work)
             except ProviderHalt as error:
@@ -267,6 +271,8 @@ class Engine:
                 key = work.planned.request_key
                 log.warning("request %s is left for a later launch: %s", key, error)
                 step = Ended(work.state, str(error))
+                if isinstance(error, StorageFull):
+                    self._halt(str(error))
             except BaseException as error:  # noqa: BLE001 - raised again where settle was called
                 self._fail(error)
                 return
@@ -289,6 +295,8 @@ class Engine:
                 result = self._transfer.settle(bought.held, bought.nonce, bought.done)
             except StorageUnavailable as error:
                 self._count(State.ACCEPTED, str(error))
+                if isinstance(error, StorageFull) or self._transfer.is_stuck:
+                    self._halt(str(error))
             except BaseException as error:  # noqa: BLE001 - raised again where settle was called
                 self._fail(error)
                 return
@@ -336,7 +344,10 @@ class Engine:
 
     def _halt(self, reason: str) -> None:
         with self._lock:
+            is_news = self._report.halted is None
             self._report.halted = self._report.halted or reason
+        if is_news:
+            log.warning("nothing more is bought: %s", reason)
         self._stop.set()
 
     def _fail(self, error: BaseException) -> None:

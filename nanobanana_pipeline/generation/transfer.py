@@ -20,6 +20,7 @@ from nanobanana_pipeline.errors import (
     ImageGone,
     ObjectTooLarge,
     StorageError,
+    StorageFull,
     StorageUnavailable,
 )
 from nanobanana_pipeline.images import CONTENT_TYPES, MAX_IMAGE_BYTES, inspect
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 
 EXPIRY: Final = timedelta(hours=24)
 """The provider deletes its own pictures after so long."""
+STUCK_AFTER: Final = 8
+"""So many uploads that failed in a row: S3 takes no pictures, whatever else it does."""
 
 
 class _Expired(ImageGone):
@@ -108,6 +111,13 @@ class Transfer:
         self._run_id = run_id
         self._download_seconds = download_seconds
         self.give_up = threading.Event()
+        self._lock = threading.Lock()
+        self._failures = 0
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether S3 takes no pictures now, so that none should be bought."""
+        return self._failures >= STUCK_AFTER
 
     def settle(self, held: Held, nonce: str, done: Done) -> Transferred:
         """Store every picture of an accepted attempt, then say so in the ledger.
@@ -241,9 +251,15 @@ class Transfer:
         return self._own_bucket.locate(url) is not None
 
     def _store_patiently(self, held: Held, picture: _Picture) -> None:
-        """`_store_once`, however long S3 takes to come back, or until nobody waits any more."""
+        """`_store_once`, however long S3 takes to come back, or until nobody waits any more.
+
+        Raises:
+            StorageFull: at once: no waiting makes room.
+        """
         for attempt in tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(StorageUnavailable),
+            retry=tenacity.retry_if_exception(
+                lambda e: isinstance(e, StorageUnavailable) and not isinstance(e, StorageFull)
+            ),
             wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=10),
             stop=tenacity.stop_after_delay(PAID_PATIENCE_SECONDS)
             | tenacity.stop_when_event_set(self.give_up),
@@ -251,7 +267,18 @@ class Transfer:
             reraise=True,
         ):
             with attempt:
-                self._store_once(held, picture)
+                try:
+                    self._store_once(held, picture)
+                except StorageUnavailable as error:
+                    self._note_failure(error)
+                    raise
+
+    def _note_failure(self, error: StorageUnavailable) -> None:
+        with self._lock:
+            self._failures += 1
+            is_news = self._failures == STUCK_AFTER
+        if is_news:
+            log.warning("nothing more is bought until S3 takes pictures again: %s", error)
 
     def _store_once(self, held: Held, picture: _Picture) -> None:
         """Create the image, or record a second owner where the same bytes lie already.
@@ -265,6 +292,7 @@ class Transfer:
             created = self._upload(picture, metadata)
         else:
             created = self._adopt(picture, original, metadata)
+        self._failures = 0
         if created:
             return
         stored = self._store.head(picture.key)
