@@ -1,0 +1,122 @@
+"""Mistakes that the ageing must catch, each made to the product for as long as a test runs."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+from unittest import mock
+
+from nanobanana_pipeline.errors import StorageUnavailable
+from nanobanana_pipeline.generation import buy
+from nanobanana_pipeline.generation.buy import Buyer
+from nanobanana_pipeline.generation.evidence import Evidence
+from nanobanana_pipeline.generation.transfer import Transfer
+from nanobanana_pipeline.generation.work import Ended
+from nanobanana_pipeline.ledger import Attempt, Entry, Held, Ledger, Outcome, State
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["MUTANTS"]
+
+Mutant = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+def _replace(owner: object, name: str, new: object) -> Mutant:
+    return lambda: mock.patch.object(owner, name, new)
+
+
+def _update_without_if_match(
+    self: ObjectStore, key: str, body: bytes, etag: str, *, content_type: str = "application/json"
+) -> str:
+    del etag
+    return self.put(key, body, content_type=content_type)
+
+
+def _create_without_if_none_match(
+    self: ObjectStore,
+    key: str,
+    body: bytes,
+    *,
+    content_type: str = "application/octet-stream",
+    **_: object,
+) -> str:
+    return self.put(key, body, content_type=content_type)
+
+
+_lease_left = Held.lease_left.fget  # type: ignore[attr-defined]
+_may_claim = Entry.may_claim
+_write = Ledger._write
+_step = Entry._step
+
+
+def _doubt_is_open(self: Entry, *, rebuy: bool = False) -> bool:
+    return self.state is State.IN_DOUBT or _may_claim(self, rebuy=rebuy)
+
+
+def _record_once(self: Ledger, held: Held, change: Callable[[Entry], Entry]) -> Held:
+    """A late answer that lost its race is dropped."""
+    written = self._write(change(held.entry), held.etag, 3600)
+    return written or self.read(held.entry.request_key) or held
+
+
+def _silence_is_victory(self: Ledger, entry: Entry, etag: str | None, patience: float) -> Any:
+    try:
+        return _write(self, entry, etag, min(patience, 0.0))
+    except StorageUnavailable:
+        found = self.read(entry.request_key)
+        return Held(entry, found.etag if found else "", 0.0, found.read_at) if found else None
+
+
+def _forget_id(self: Entry, nonce: str, reason: str, *_: object) -> Entry:
+    changed = _step(self, nonce, {Outcome.ACCEPTED}, outcome=Outcome.LOST, reason=reason)
+    bare = changed.attempt(nonce).model_copy(update={"provider_id": None})
+    attempts = tuple(bare if a.nonce == nonce else a for a in changed.attempts)
+    return changed.model_copy(update={"attempts": attempts})
+
+
+def _claim_instead(
+    self: Entry, *, run_id: str, nonce: str, lease_seconds: float, rebuy: bool = False
+) -> Entry:
+    """The new attempt takes the place of the old ones."""
+    del rebuy
+    fresh = Attempt(nonce=nonce, run_id=run_id, started="", lease_seconds=lease_seconds)
+    return self._changed(attempts=(fresh,))
+
+
+def _wait_before_accepted(_: Buyer, held: Held, nonce: str, outcome: Any) -> Held:
+    """The id is kept in memory, and written down only when the picture is there."""
+    attempts = held.entry.accept(nonce, outcome.provider_id)
+    return Held(attempts, held.etag, held.age_seconds, held.read_at)
+
+
+@contextlib.contextmanager
+def _lease_ignored_by_its_owner() -> Iterator[None]:
+    class Endless(Held):
+        lease_left = property(lambda _: 1e9)
+
+    send = Buyer._send
+
+    def careless(self: Buyer, work: Any, held: Held, nonce: str) -> Any:
+        return send(
+            self, work, Endless(held.entry, held.etag, held.age_seconds, held.read_at), nonce
+        )
+
+    with mock.patch.object(Buyer, "_send", careless):
+        yield
+
+
+MUTANTS: Final[Mapping[str, Mutant]] = {
+    "update without If-Match": _replace(ObjectStore, "update", _update_without_if_match),
+    "create without If-None-Match": _replace(ObjectStore, "create", _create_without_if_none_match),
+    "the owner ignores its lease": _lease_ignored_by_its_owner,
+    "nobody minds a lease": _replace(Ledger, "expire", lambda _, held: held),
+    "a doubt is taken for open": _replace(Entry, "may_claim", _doubt_is_open),
+    "a late answer is dropped": _replace(Ledger, "record", _record_once),
+    "settled before the PUT": _replace(Transfer, "_store_patiently", lambda *_: None),
+    "silence is taken for success": _replace(Ledger, "_write", _silence_is_victory),
+    "an id is forgotten": _replace(Entry, "lose", _forget_id),
+    "a claim replaces attempts": _replace(Entry, "claim", _claim_instead),
+    "waiting before accepted": _replace(Buyer, "_accept", _wait_before_accepted),
+    "bought again at once": _replace(buy, "_rebuy_wait", lambda _: 0.0),
+    "no evidence is looked for": _replace(
+        Evidence, "look", lambda _, held: Ended(held.entry.state, held.entry.reason)
+    ),
+}
