@@ -119,8 +119,10 @@ def test_a_bucket_with_doubts_losses_and_refusals_agrees_now_and_later(
     keep_prompts(store, "set", [*prompts(3), {"prompt": "four of a kind", "samples": 4}])
     launch(store, account)
     tell(emulator, "moods", lost_answer_after=1.0)
-    keep_prompts(store, "doubts", prompts(2, "doubt"))
-    launch(store, account, "doubts")
+    keep_prompts(store, "doubts", prompts(3, "doubt"))
+    doubts = launch(store, account, "doubts", max_images=2)
+    # It has no end of its own, and what it did not buy is no debt: its manifest says so.
+    assert doubts.states == {"in_doubt": 2, "over_budget": 1}
     tell(emulator, "moods", lost_answer_after=0, error_200=1.0)
     keep_prompts(store, "refusals", prompts(2, "refusal"))
     launch(store, account, "refusals")
