@@ -25,7 +25,13 @@ from nanobanana_pipeline.errors import (
 )
 from nanobanana_pipeline.images import CONTENT_TYPES, MAX_IMAGE_BYTES, inspect
 from nanobanana_pipeline.layout import image_key, image_owner_key
-from nanobanana_pipeline.ledger import PAID_PATIENCE_SECONDS, Held, Ledger, StoredImage
+from nanobanana_pipeline.ledger import (
+    PAID_PATIENCE_SECONDS,
+    Held,
+    Ledger,
+    Outcome,
+    StoredImage,
+)
 from nanobanana_pipeline.provider.answers import Done, Failed, Missing
 from nanobanana_pipeline.provider.client import ProviderClient
 from nanobanana_pipeline.provider.delivery import is_url, receive, unwrap
@@ -39,6 +45,9 @@ log = logging.getLogger(__name__)
 
 EXPIRY: Final = timedelta(hours=24)
 """The provider deletes its own pictures after so long."""
+TRIES: Final = 6
+TRIES_ONCE_LOST: Final = 2
+"""Every launch looks again at what was lost: a miracle needs no patience."""
 STUCK_AFTER: Final = 8
 """So many uploads that failed in a row: S3 takes no pictures, whatever else it does."""
 
@@ -168,12 +177,13 @@ class Transfer:
         return self._bring(held, nonce, sample, fresh or url)
 
     def _bring(self, held: Held, nonce: str, sample: int, url: str) -> StoredImage:
-        """Read, verify and store one picture.
+        """Read, verify and store one picture; what was lost before, with fewer tries.
 
         Raises:
             DownloadError: as the last try said.
             StorageUnavailable: S3 stayed silent.
         """
+        is_lost = held.entry.attempt(nonce).outcome is Outcome.LOST
         for attempt in tenacity.Retrying(
             retry=tenacity.retry_if_exception(
                 lambda e: (
@@ -181,7 +191,8 @@ class Transfer:
                 )
             ),
             wait=tenacity.wait_exponential_jitter(multiplier=0.3, max=10),
-            stop=tenacity.stop_after_delay(self._download_seconds) | tenacity.stop_after_attempt(6),
+            stop=tenacity.stop_after_delay(self._download_seconds)
+            | tenacity.stop_after_attempt(TRIES_ONCE_LOST if is_lost else TRIES),
             reraise=True,
         ):
             with attempt:

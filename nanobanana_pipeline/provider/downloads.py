@@ -56,7 +56,9 @@ class Downloader:
             except DownloadRefused as error:
                 if not redirects:
                     raise
-                raise ImageBroken(f"{public_url(url)}: redirects astray: {error}") from error
+                # Without its advice: nobody should allow what a stranger's redirect leads to.
+                why = str(error).partition("; allow it")[0]
+                raise ImageBroken(f"{public_url(url)}: redirects astray: {why}") from error
             if answer.status in REDIRECTS and "Location" in answer.headers:
                 place = _redirected(place, answer.headers["Location"])
                 continue
