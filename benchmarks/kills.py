@@ -2,9 +2,9 @@
 
 ``uv run python -m benchmarks.kills [--kills 200] [--minutes 15] [--seed N] [--plain]``
 
-Every launch has 30 requests at 10 slots; a generation takes 0.2 to 0.6 s, and the POST before it
-0.2 s, as over a network. Each is killed at an instant drawn evenly from the life of a launch, every
-fourth partition twice in a row, and brought to its end by another launch while the next ones are
+Every launch has 30 requests at 10 slots. The emulator answers a POST 0.2 s after it has sold it,
+and draws for 0.2 to 0.6 s. Each launch is killed at an instant drawn evenly from its expected life,
+every fourth partition twice in a row, and brought to its end by another while the next ones are
 being killed. Then the emulator's books are laid beside the ledger, and every image is read again.
 ``--plain`` does the same to `benchmarks.plain_script`. Prints a table, writes
 ``artifacts/kills.json`` (or ``plain_kills.json``), and exits with 1 where the promise was broken.
