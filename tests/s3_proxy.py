@@ -2,11 +2,15 @@
 
 import re
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from email.utils import formatdate
 from enum import Enum
+from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
@@ -15,6 +19,10 @@ from nanobanana_pipeline.storage import ObjectStore, s3_client
 
 _HEAD = re.compile(rb"(GET|PUT|HEAD|DELETE|POST) (/\S*) HTTP/1\.1\r\n")
 _CONTINUE = b"HTTP/1.1 100"
+_EXPECT = b"100-continue"
+_LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
+_ACCESS_KEY = re.compile(rb"AWS4-HMAC-SHA256 Credential=([^/]+)/")
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Loss(Enum):
@@ -22,10 +30,30 @@ class Loss(Enum):
 
     REQUEST = "it never reaches the server"
     ANSWER = "the server does it, and nobody hears"
+    MIDDLE = "it is cut off in the middle of its body"
+    RESET = "the connection is reset"
 
 
-Rule = Callable[[str, str], Loss | None]
+@dataclass(frozen=True)
+class Refusal:
+    """S3's answer in XML, in place of the server's own."""
+
+    status: int
+    code: str
+
+
+@dataclass(frozen=True)
+class Late:
+    """The call is passed on only after so many seconds."""
+
+    seconds: float
+
+
+Fate = Loss | Refusal | Late
+Rule = Callable[[str, str], Fate | None]
 """Called with method and path of each request before it is passed on."""
+
+SLOW_DOWN = Refusal(503, "SlowDown")
 
 
 class S3Proxy:
@@ -34,6 +62,8 @@ class S3Proxy:
     Attributes:
         rule: replaced by tests; decides about each call.
         calls: method and path of each request so far.
+        access_keys: which of AWS's access key ids have been used so far.
+        access_key: of the call that the rule is asked about.
     """
 
     def __init__(self, target_url: str) -> None:
@@ -45,10 +75,17 @@ class S3Proxy:
         self._lock = threading.Lock()
         self.rule: Rule = lambda _method, _path: None
         self.calls: list[tuple[str, str]] = []
+        self.access_keys: set[str] = set()
+        self._local = threading.local()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    @property
+    def access_key(self) -> str:
+        key: str = self._local.access_key
+        return key
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
@@ -79,11 +116,11 @@ class S3Proxy:
         """Pass calls on again."""
         self._down = False
 
-    def lose_once(self, loss: Loss, method: str, part: str = "") -> None:
+    def lose_once(self, loss: Fate, method: str, part: str = "") -> None:
         """Lose the next call of this method whose path has this part."""
         pending = [loss]
 
-        def rule(called: str, path: str) -> Loss | None:
+        def rule(called: str, path: str) -> Fate | None:
             return pending.pop() if pending and called == method and part in path else None
 
         self.rule = rule
@@ -116,17 +153,26 @@ class S3Proxy:
                     if head is not None:
                         method, path = head[1].decode(), head[2].decode()
                         self.calls.append((method, path))
-                        loss = self.rule(method, path)
-                        if loss is Loss.REQUEST:
-                            break
-                        if loss is Loss.ANSWER:
+                        self._note_access_key(data)
+                        fate = self.rule(method, path)
+                        if fate is Loss.ANSWER:
                             deaf.set()
+                        elif isinstance(fate, Late):
+                            time.sleep(fate.seconds)
+                        elif fate is not None:
+                            _break_off(fate, data, client, server)
+                            break
                     server.sendall(data)
             if not deaf.is_set():
                 _shut(server)
             answers.join(30)
             with self._lock:
                 self._open -= {client, server}
+
+    def _note_access_key(self, head: bytes) -> None:
+        found = _ACCESS_KEY.search(head)
+        self._local.access_key = found[1].decode() if found else ""
+        self.access_keys.add(self._local.access_key)
 
     def _answers(self, server: socket.socket, client: socket.socket, deaf: threading.Event) -> None:
         with suppress(OSError):
@@ -137,6 +183,45 @@ class S3Proxy:
                 client.sendall(data)
         _shut(client)
         _shut(server)
+
+
+def _break_off(
+    fate: Loss | Refusal, data: bytes, client: socket.socket, server: socket.socket
+) -> None:
+    """End a call that does not get its answer from the server, and its connection."""
+    match fate:
+        case Refusal(status, code):
+            _read_body(data, client)
+            client.sendall(_refusal(status, code))
+            _shut(client)
+        case Loss.MIDDLE:
+            server.sendall(data)
+            body = client.recv(1 << 16)
+            server.sendall(body[: len(body) // 2])
+        case Loss.RESET:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            client.close()
+
+
+def _read_body(data: bytes, client: socket.socket) -> None:
+    """Read what a client sends without being asked to; else closing would reset its connection."""
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = _LENGTH.search(head)
+    left = int(length[1]) - len(body) if length and _EXPECT not in head else 0
+    while left > 0 and (more := client.recv(1 << 16)):
+        left -= len(more)
+
+
+def _refusal(status: int, code: str) -> bytes:
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>As told.</Message></Error>"
+    lines = [
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+        "Content-Type: application/xml",
+        f"Date: {formatdate(usegmt=True)}",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+    ]
+    return "\r\n".join([*lines, "", body]).encode()
 
 
 def _shut(sock: socket.socket) -> None:
