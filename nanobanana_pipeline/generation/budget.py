@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 RENEW_SECONDS: Final = 60.0
 STALE_SECONDS: Final = 300.0
 """A shard that has not said for so long that it lives must do so before it buys on."""
+AWAKE_SECONDS: Final = 600.0
+"""What it claimed after so long a silence it must not send: it may be on its way to be buried."""
 DEAD_SECONDS: Final = 900.0
 """A shard that has not said for so long that it lives, by the S3 server's clock, is dead."""
 CLOSE_SECONDS: Final = 120.0
@@ -79,10 +81,10 @@ class Purse:
         Raises:
             StorageUnavailable: S3 stays silent.
         """
-        self.renew()
-        for scope in self._scopes:
-            self._settle_earlier_life(scope)
         with self._lock:
+            self._renewed = self._sign()
+            for scope in self._scopes:
+                self._settle_earlier_life(scope)
             self._grow(images)
 
     def take(self, images: int) -> bool:
@@ -111,12 +113,19 @@ class Purse:
         """Images that were taken and not given back."""
         return self._taken
 
+    @property
+    def is_awake(self) -> bool:
+        """Whether nobody can have taken this shard for dead since it last said that it lives."""
+        return boot_clock() - self._renewed < AWAKE_SECONDS
+
     def renew(self) -> None:
         """Say that this shard lives, if that was not said for a minute."""
-        if boot_clock() - self._renewed > RENEW_SECONDS:
-            now = boot_clock()
-            self._store.put(self._alive, b"")
-            self._renewed = now
+        with self._lock:
+            silence = boot_clock() - self._renewed
+            if silence > STALE_SECONDS:
+                self._come_back()
+            elif silence > RENEW_SECONDS:
+                self._renewed = self._sign()
 
     def close(self) -> None:
         """Give back what is left over. Where S3 refuses, the reservation stays counted."""
@@ -128,6 +137,12 @@ class Purse:
             self._store.delete(self._alive)
         except StorageError as error:
             log.warning("what shard %s did not spend stays reserved: %s", self._name, error)
+
+    def _sign(self) -> float:
+        """Write a sign of life; gives `boot_clock` of when it was true."""
+        now = boot_clock()
+        self._store.put(self._alive, b"")
+        return now
 
     def _grow(self, images: int) -> None:
         """Reserve so many images more, or as many as every cap has room for."""
@@ -168,7 +183,7 @@ class Purse:
             log.warning("what shard %s spent cannot be known, so all of it counts: %s", name, error)
             spent = reservation.images
         log.warning("shard %s died: %s of %s images count", name, spent, reservation.images)
-        scope.change(lambda counter: counter.closed(name, spent))
+        scope.change(lambda counter: counter.closed(name, spent, reservation))
 
     def _settle_earlier_life(self, scope: Scope) -> None:
         """A shard that died and runs again under the same name: count what it spent then."""
@@ -178,13 +193,16 @@ class Purse:
 
     def _come_back(self) -> None:
         """After a long silence: whoever took this shard for dead has closed its account."""
-        self._renewed = float("-inf")
-        self.renew()
-        if any(self._name not in scope.read().reserved for scope in self._scopes):
+        signed = self._sign()
+        # Written and not just read: somebody may be counting what this shard spent at this moment.
+        confirmed = [scope.change(lambda c: c.confirmed(self._name)) for scope in self._scopes]
+        if any(self._name not in counter.reserved for counter in confirmed):
             log.warning("shard %s was taken for dead: it reserves anew", self._name)
             for scope in self._scopes:
                 self._settle_earlier_life(scope)
             self._granted = self._taken = 0
+        # Last of all: where S3 fell silent meanwhile, nothing is settled yet.
+        self._renewed = signed
 
 
 @contextlib.contextmanager

@@ -208,7 +208,9 @@ class Buyer:
         lease_holds = (
             held.entry.attempt(nonce).outcome is Outcome.SUBMITTING and held.lease_left >= needed
         )
-        if self._stop.is_set() or not lease_holds:
+        # A claim that was stored while the shard was surely alive is counted by whoever buries it.
+        in_time = lease_holds and self._purse.is_awake
+        if self._stop.is_set() or not in_time:
             reason = "stopped" if self._stop.is_set() else "S3 was too slow for the claim"
             work.held = self._ledger.record(held, lambda entry: entry.not_sent(nonce, reason))
             return Later(0)

@@ -24,13 +24,18 @@ SCHEMA: Final = 1
 
 
 class Reservation(BaseModel):
-    """What a shard may spend, and has not given back."""
+    """What a shard may spend, and has not given back.
+
+    Attributes:
+        sign: of life; a new one whenever the shard comes back from a long silence.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     images: int
     price: Decimal | None = None
     since: str
+    sign: str = ""
 
 
 class Counter(BaseModel):
@@ -69,13 +74,29 @@ class Counter(BaseModel):
         since = before.since if before else datetime.now(UTC).isoformat()
         rest = {other: r for other, r in self.reserved.items() if other != name}
         if now > 0:
-            rest[name] = Reservation(images=now, price=price, since=since)
+            sign = before.sign if before else ""
+            rest[name] = Reservation(images=now, price=price, since=since, sign=sign)
         return self._changed(reserved=rest)
 
-    def closed(self, name: str, spent: int) -> "Counter":
-        """The end of a shard's reservation: so many images were spent."""
+    def confirmed(self, name: str) -> "Counter":
+        """A shard's reservation with a new sign of life, if it still has one."""
         mine = self.reserved.get(name)
         if mine is None:
+            return self
+        alive = mine.model_copy(update={"sign": new_nonce()})
+        return self._changed(reserved={**self.reserved, name: alive})
+
+    def closed(self, name: str, spent: int, seen: Reservation | None = None) -> "Counter":
+        """The end of a shard's reservation: so many images were spent.
+
+        Args:
+            name: the shard's.
+            spent: images.
+            seen: the reservation that was counted; if it is another by now, the shard lives, and
+                nothing is changed. None for the shard's own account.
+        """
+        mine = self.reserved.get(name)
+        if mine is None or seen not in {None, mine}:
             return self
         return self._changed(
             images=self.images + spent,
