@@ -59,6 +59,8 @@ class Auditor(Protocol):
 
     def posting(self, key: str, nonce: str) -> None: ...
 
+    def sold(self) -> None: ...
+
     def told(self, order: "Order") -> None: ...
 
     def leaving(self) -> None: ...
@@ -186,6 +188,7 @@ class FakeProvider:
         )
         self.orders.append(order)
         self._scheduler.tell(f"    sold as {order.provider_id}")
+        self.auditor.sold()
         return order
 
 

@@ -109,6 +109,12 @@ class FakeS3:
             raise _error("HeadObject", 404, "404")
         return {"Metadata": dict(found.metadata)}
 
+    def delete_object(self, *, Bucket: str, Key: str) -> None:  # noqa: N803
+        del Bucket
+        outcome = self._pause("DELETE", Key, READ_FAULTS)
+        self.objects.pop(Key, None)
+        self._answer("DELETE", Key, outcome)
+
     def list_objects_v2(
         self,
         *,

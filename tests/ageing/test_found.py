@@ -1,8 +1,12 @@
 """What the ageing has found, each told by the shortest schedule that shows it."""
 
+from nanobanana_pipeline.generation.budget import Purse
+from nanobanana_pipeline.generation.counters import partition_scope
 from nanobanana_pipeline.generation.evidence import Evidence
-from nanobanana_pipeline.generation.work import Bought
+from nanobanana_pipeline.generation.runs import write_shards
+from nanobanana_pipeline.generation.work import Bought, PlannedRequest
 from nanobanana_pipeline.ledger import Entry, Held, Ledger, State
+from nanobanana_pipeline.money import Budget, Cap
 from nanobanana_pipeline.provider.answers import Done
 from nanobanana_pipeline.webhooks.inbox import Inbox
 from tests.ageing.world import KEYS, REQUESTS, World
@@ -66,3 +70,42 @@ def test_a_lost_picture_without_an_id_is_looked_for_where_it_was_said_to_be() ->
         assert evidence.look(held) == Bought(held, "0" * 16, Done(None, output))
         world.scheduler.now += 24 * 3600
         assert not isinstance(evidence.look(held), Bought)
+
+
+def capped(world: World, run_id: str) -> Purse:
+    write_shards(world.store, run_id, [PlannedRequest(KEYS[0], REQUESTS[0])], None)
+    scope = partition_scope(world.store, Budget(partition=Cap(images=1)), "set", 1)
+    return Purse(world.store, [scope], price=None, run_id=run_id, shard="shard-0000")
+
+
+def test_a_shard_that_wakes_while_another_counts_it_for_dead_keeps_its_reservation() -> None:
+    world = peaceful()
+    granted: list[bool] = []
+    with world.patched():
+        sleeper, other = capped(world, "sleeper"), capped(world, "other")
+
+        def open_and_take() -> None:
+            other.open(1)
+            granted.append(other.take(1))
+
+        sleeper.open(1)
+        world.scheduler.now += 1000
+        undertaker = world.scheduler.start("other", open_and_take)
+        while "GET ledger" not in undertaker.pause.what:
+            world.scheduler.run(undertaker)
+        assert sleeper.take(1)
+        while not undertaker.ended:
+            world.scheduler.run(undertaker)
+        assert granted == [False]
+
+
+def test_a_sign_of_life_does_not_hide_from_a_shard_that_it_was_taken_for_dead() -> None:
+    world = peaceful()
+    with world.patched():
+        sleeper, other = capped(world, "sleeper"), capped(world, "other")
+        sleeper.open(1)
+        world.scheduler.now += 1000
+        other.open(1)
+        assert other.take(1)
+        sleeper.renew()
+        assert not sleeper.take(1)

@@ -39,6 +39,7 @@ class Witness:
         self._posted: dict[str, float] = {}  # nonce → when
         self._told: dict[str, list[Order]] = {}  # actor → sales that it knows of
         self.rebuy_chosen = False
+        self.cap: int | None = None
 
     # ── what is written ──────────────────────────────────────────────────────────────────────
 
@@ -147,6 +148,12 @@ class Witness:
         self._check(left >= 0, f"the lease ends {-left:.0f} s before the POST's deadline")
         others = [order for order in self.live() if order.key == key]
         self._check(not others or mine.get("rebuy", False), "bought twice, and nobody chose to")
+
+    def sold(self) -> None:
+        """Judge what was spent so far."""
+        spent = sum(order.request.samples for order in self.live())
+        if self.cap is not None:
+            self._check(spent <= self.cap, f"{spent} pictures bought with a cap of {self.cap}")
 
     def told(self, order: Order) -> None:
         """A worker has heard of a sale."""

@@ -9,7 +9,7 @@ import heapq
 import itertools
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from types import SimpleNamespace
@@ -20,12 +20,15 @@ import tenacity
 from pydantic import SecretStr
 
 from nanobanana_pipeline.errors import ProviderHalt, StorageUnavailable
-from nanobanana_pipeline.generation import evidence, transfer
+from nanobanana_pipeline.generation import counters, evidence, transfer
 from nanobanana_pipeline.generation.budget import Purse
 from nanobanana_pipeline.generation.buy import Buyer
+from nanobanana_pipeline.generation.counters import partition_scope
+from nanobanana_pipeline.generation.runs import write_shards
 from nanobanana_pipeline.generation.transfer import Transfer
 from nanobanana_pipeline.generation.work import Bought, Ended, Later, PlannedRequest, Work
 from nanobanana_pipeline.ledger import Ledger, attempt, ledger
+from nanobanana_pipeline.money import Budget, Cap
 from nanobanana_pipeline.provider import slots
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.slots import Slots
@@ -45,7 +48,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FAULTS", "Chooser", "World"]
 
-FAULTS: Final = ("s3", "provider", "crash", "freeze", "jump", "rebuy", "webhooks", "decay", "stop")
+FAULTS: Final = (
+    *("s3", "provider", "crash", "freeze", "jump", "rebuy"),
+    *("webhooks", "decay", "stop", "budget"),
+)
 REQUESTS: Final = tuple(
     ImageRequest(prompt=prompt, seed=1, width=1024, height=1024, samples=samples)
     for prompt, samples in (("a red panda", 1), ("a blue whale", 2), ("a green frog", 1))
@@ -54,6 +60,7 @@ KEYS: Final = tuple(request_key(request, realm="test") for request in REQUESTS)
 PAUSES: Final = (5.0, 40.0, 140.0, 200.0, 1200.0, 7200.0, 90_000.0)
 CLOCKS: Final = (0.0, 1e6, -3600.0)
 WALLS: Final = (0.0, 45.0, -45.0)
+MOST_IMAGES: Final = 4
 MOST_WORKERS: Final = 4
 LAST_STEPS: Final = 20_000
 HOUR: Final = 3600.0
@@ -71,6 +78,19 @@ class Chooser(Protocol):
     def __call__(self, count: int) -> int: ...
 
 
+class InTurn:
+    """A `ThreadPoolExecutor` that does one thing after another."""
+
+    def __init__(self, _: int) -> None:
+        pass
+
+    def map(self, job: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        return map(job, items)
+
+    def shutdown(self, **_: bool) -> None:
+        pass
+
+
 @dataclass(eq=False)
 class Worker:
     """One run on one machine, as `Engine` works, with one buyer who is its own mover."""
@@ -78,6 +98,7 @@ class Worker:
     name: str
     buyer: Buyer
     transfer: Transfer
+    purse: Purse
     stop: SimEvent
     give_up: SimEvent
     main: Actor
@@ -109,6 +130,9 @@ class World:
         self.store = ObjectStore(cast("S3Client", self.s3), "bucket")
         self._inbox = Inbox(self.store)
         self._asked = list(zip(KEYS, REQUESTS, strict=True))[: 1 + choose(len(KEYS))]
+        self.cap = 1 + choose(MOST_IMAGES)
+        if "budget" in self.faults:
+            self.witness.cap = self.cap
         self._peace = self._one_of(PEACE)
         self._workers: list[Worker] = []
         self._started = 0
@@ -298,12 +322,13 @@ class World:
         self.witness.rebuy_chosen |= rebuy
         account = self.account(with_webhooks=not sound and "webhooks" in self.faults)
         stop, give_up = SimEvent(self.scheduler), SimEvent(self.scheduler)
+        purse = self._purse(name)
         buyer = Buyer(
             self.store,
             account,
             Slots(2, clock=self.scheduler.boot_clock),
             run_id=name,
-            purse=Purse(self.store, [], price=None, run_id=name, shard="shard-0000"),
+            purse=purse,
             stop=stop,
             give_up=give_up,
             rebuy=rebuy,
@@ -314,11 +339,29 @@ class World:
         mover.give_up = give_up
         boot, wall = (0.0, 0.0) if sound else (self._one_of(CLOCKS), self._one_of(WALLS))
         main = self.scheduler.start(name, lambda: self._work(worker), boot=boot, wall=wall)
-        worker = Worker(name, buyer, mover, stop, give_up, main)
+        worker = Worker(name, buyer, mover, purse, stop, give_up, main)
         self._workers.append(worker)
         self.scheduler.tell(f"{name} begins{', and buys again' if rebuy else ''}")
 
+    def _purse(self, name: str) -> Purse:
+        """What a run may spend, and the run file from which others count it when it is dead."""
+        scopes = []
+        if "budget" in self.faults:
+            write_shards(self.store, name, [PlannedRequest(k, r) for k, r in self._asked], None)
+            budget = Budget(partition=Cap(images=self.cap))
+            scopes.append(partition_scope(self.store, budget, "set", 1))
+        return Purse(self.store, scopes, price=None, run_id=name, shard="shard-0000")
+
     def _work(self, worker: Worker) -> None:
+        """`settle_shard`: its budget's account is opened, and closed in the end."""
+        try:
+            worker.purse.open(sum(request.samples for _, request in self._asked))
+        except StorageUnavailable:
+            return
+        self._settle(worker)
+        worker.purse.close()
+
+    def _settle(self, worker: Worker) -> None:
         """`Engine`'s two loops in one thread."""
         order = itertools.count()
         todo = [(0.0, next(order), Work(PlannedRequest(k, r))) for k, r in self._asked]
@@ -376,11 +419,13 @@ class World:
         with contextlib.ExitStack() as stack:
             for module, name, fake in (
                 (ledger, "time", time),
+                (ledger, "ThreadPoolExecutor", InTurn),
                 (tenacity, "time", time),
                 (tenacity.nap, "time", time),
                 (tenacity.wait, "random", jitter),
                 (attempt, "datetime", SimDatetime),
                 (evidence, "datetime", SimDatetime),
+                (counters, "datetime", SimDatetime),
                 (transfer, "datetime", SimDatetime),
                 (attempt, "uuid", unique),
                 (slots, "threading", threads),
