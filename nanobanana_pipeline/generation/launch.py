@@ -12,9 +12,8 @@ from decimal import Decimal
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 
-from nanobanana_pipeline.errors import PlanError, StorageUnavailable
+from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.budget import open_purse
 from nanobanana_pipeline.generation.cells import Cells, check_seed, draw_cells
 from nanobanana_pipeline.generation.engine import Engine, Progress, Report
@@ -303,7 +302,7 @@ def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> Curre
             run_id=made.run_id,
             created=now_iso(),
         )
-        if _published(store, table, current, etag):
+        if publish(store, table, current, etag):
             break
     if not any(_needs_rescue(h.entry, made.run_id) for h in held.values()):
         mark_done(store, made.run_id, report.bought)
@@ -325,20 +324,6 @@ def _needs_rescue(entry: Entry, run_id: str) -> bool:
 def _count_abandoned(cells: Cells, held: Mapping[str, Held]) -> int:
     given_up = [key for key, found in held.items() if found.entry.is_abandoned]
     return int(cells.frame["request_key"].isin(given_up).sum())
-
-
-def _published(
-    store: ObjectStore, table: pa.Table, current: CurrentManifest, etag: str | None
-) -> bool:
-    try:
-        won = publish(store, table, current, etag)
-    except StorageUnavailable:
-        won = False
-    if won:
-        return True
-    # A write whose answer was lost looks like a defeat; the manifest's own name tells.
-    now, _ = read_current(store, current.prompt_set, current.seed)
-    return now is not None and now.manifest == current.manifest
 
 
 def _parameters(

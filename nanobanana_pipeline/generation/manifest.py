@@ -5,7 +5,6 @@ one in force and is changed by compare-and-swap.
 """
 
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,9 +14,8 @@ from typing import Any, Final
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from nanobanana_pipeline.errors import StorageError
+from nanobanana_pipeline.current import read_pointer, read_table, swap_pointer, write_table
 from nanobanana_pipeline.generation.cells import Cells
 from nanobanana_pipeline.layout import manifest_prefix
 from nanobanana_pipeline.ledger import Entry, State, new_nonce
@@ -119,9 +117,6 @@ SCHEMA_OF_TABLE: Final = pa.schema(
 )
 
 
-NULLABLE: Final = {pa.int64(): pd.Int64Dtype(), pa.int32(): pd.Int32Dtype()}
-
-
 @dataclass(frozen=True)
 class CurrentManifest:
     """What `current.json` says of a partition.
@@ -178,19 +173,7 @@ def read_current(
         StorageError: it is damaged or was written by a newer version.
     """
     key = f"{manifest_prefix(prompt_set, seed)}current.json"
-    found = store.get(key)
-    if found is None:
-        return None, None
-    try:
-        current = json.loads(found.body)
-        if current["schema"] > SCHEMA:
-            raise StorageError(
-                f"{store.uri(key)} has schema {current['schema']}, and this version knows "
-                f"{SCHEMA}: upgrade nanobanana-pipeline"
-            )
-        return CurrentManifest(**current), found.etag
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{store.uri(key)} is damaged: {error}") from error
+    return read_pointer(store, key, CurrentManifest, SCHEMA)
 
 
 def read_all_current(store: ObjectStore) -> Iterator[CurrentManifest]:
@@ -210,21 +193,7 @@ def read_manifest(store: ObjectStore, key: str, columns: list[str] | None = None
     Raises:
         StorageError: there is none, or it is damaged.
     """
-    found = store.get(key)
-    if found is None:
-        raise StorageError(f"{store.uri(key)} is missing though current.json names it")
-    try:
-        file = pq.ParquetFile(io.BytesIO(found.body))
-        wanted = columns or list(dict.fromkeys([*COLUMNS, *file.schema_arrow.names]))
-        known = [name for name in wanted if name in file.schema_arrow.names]
-        table = file.read(known)
-    except pa.ArrowException as error:
-        raise StorageError(f"{store.uri(key)} is damaged: {error}") from error
-    for name in set(wanted) - set(known):
-        table = table.append_column(name, pa.nulls(len(table), COLUMNS[name][0]))
-    # Whole numbers stay whole where some are missing: a seed does not fit a float.
-    frame: pd.DataFrame = table.select(wanted).to_pandas(types_mapper=NULLABLE.get)
-    return frame
+    return read_table(store, key, COLUMNS, columns)
 
 
 def manifest_table(
@@ -286,14 +255,9 @@ def publish(
     Raises:
         StorageUnavailable: S3 stayed silent.
     """
-    body = io.BytesIO()
-    pq.write_table(table, body, compression="zstd")
-    store.put(current.manifest, body.getvalue(), content_type="application/vnd.apache.parquet")
+    write_table(store, current.manifest, table)
     key = f"{manifest_prefix(current.prompt_set, current.seed)}current.json"
-    pointer = json.dumps(asdict(current), indent=1).encode()
-    if etag is None:
-        return store.create(key, pointer, content_type="application/json") is not None
-    return store.update(key, pointer, etag) is not None
+    return swap_pointer(store, key, asdict(current), etag)
 
 
 def manifest_key(prompt_set: str, seed: int, run_id: str) -> str:
