@@ -4,6 +4,8 @@ NanobananaError
 ├── SettingsError         what is missing or contradicts itself, and how to set it
 ├── PromptTableError      a table that cannot be read at all (bad *rows* are quarantined instead)
 ├── PlanError             a launch that must not start: seed 0, changed parameters, …
+├── RecipeError           a dataset's recipe is wrong, or what it asks for is not there
+├── ReleaseError          a release cannot be built, or is not what was published
 ├── LocalServerError      a child process of the local profile did not come up
 ├── StorageError          S3 answered, and the answer is no
 │   ├── StorageUnavailable    S3 did not answer, or asked to come back later: try again
@@ -21,6 +23,8 @@ NanobananaError
 Messages say what happened, where, and how to mend it.
 """
 
+from collections.abc import Sequence
+
 __all__ = [
     "DownloadError",
     "DownloadRefused",
@@ -35,6 +39,8 @@ __all__ = [
     "PlanError",
     "PromptTableError",
     "ProviderHalt",
+    "RecipeError",
+    "ReleaseError",
     "SettingsError",
     "StorageError",
     "StorageFull",
@@ -56,6 +62,22 @@ class PromptTableError(NanobananaError):
 
 class PlanError(NanobananaError):
     """A launch that must not start."""
+
+
+class RecipeError(NanobananaError):
+    """A dataset's recipe is wrong, or what it asks for is not there.
+
+    Attributes:
+        faults: a line each, where one recipe has several; the message is all of them.
+    """
+
+    def __init__(self, message: str, *, faults: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.faults = tuple(faults) or (message,)
+
+
+class ReleaseError(NanobananaError):
+    """A release cannot be built from these rows, or its files are not what was published."""
 
 
 class LocalServerError(NanobananaError):

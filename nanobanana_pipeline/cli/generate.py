@@ -1,6 +1,5 @@
 """`nanobanana generate`: the engine without Dagster."""
 
-import re
 import uuid
 from decimal import Decimal, InvalidOperation
 from pathlib import PurePosixPath
@@ -14,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from nanobanana_pipeline.cli.show import make_console, partitions_table, print_carried
 from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled, open_bucket
 from nanobanana_pipeline.generation import engine
-from nanobanana_pipeline.generation.cells import check_seed
+from nanobanana_pipeline.generation.cells import read_seeds
 from nanobanana_pipeline.generation.launch import Launch, Plan, collect, plan, settle_shard
 from nanobanana_pipeline.generation.manifest import CurrentManifest, advice
 from nanobanana_pipeline.money import Cap
@@ -34,7 +33,6 @@ from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["generate", "parse_seeds", "read_launch_parameters", "read_money"]
 
-MAX_SEEDS = 10_000
 PLAIN_PROGRESS_SECONDS = 10
 
 
@@ -114,14 +112,10 @@ def parse_seeds(text: str) -> list[int]:
         typer.BadParameter: it says something else.
         PlanError: a seed that may not be bought.
     """
-    chosen: list[int] = []
-    for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
-        if not 0 <= last - first < MAX_SEEDS:
-            raise typer.BadParameter(f"--seeds wants 1-4 or 1,7,9-12, not {text!r}")
-        chosen += [check_seed(seed) for seed in range(first, last + 1)]
-    return list(dict.fromkeys(chosen))
+    try:
+        return read_seeds(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--seeds {error}") from None
 
 
 def read_money(option: str, text: str | None) -> Decimal | None:

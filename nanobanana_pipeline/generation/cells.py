@@ -1,6 +1,7 @@
 """The cells of a partition: each row of a prompt set under one seed, with its request and key."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,9 +16,10 @@ from nanobanana_pipeline.request import (
     request_key,
 )
 
-__all__ = ["LAST_SEED", "Cells", "check_seed", "draw_cells"]
+__all__ = ["LAST_SEED", "Cells", "check_seed", "draw_cells", "read_seeds"]
 
 LAST_SEED: Final = 2**32 - 1
+MAX_SEEDS: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,23 @@ def check_seed(seed: int) -> int:
     if not 1 <= seed <= LAST_SEED:
         raise PlanError(f"seed {seed} is out of range: use 1 to {LAST_SEED}")
     return seed
+
+
+def read_seeds(text: str) -> list[int]:
+    """Seeds from ``1-4`` or ``1,7,9-12``, each once.
+
+    Raises:
+        ValueError: it says something else.
+        PlanError: a seed that may not be bought.
+    """
+    chosen: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if not 0 <= last - first < MAX_SEEDS:
+            raise ValueError(f"wants 1-4 or 1,7,9-12, not {text!r}")
+        chosen += [check_seed(seed) for seed in range(first, last + 1)]
+    return list(dict.fromkeys(chosen))
 
 
 def draw_cells(

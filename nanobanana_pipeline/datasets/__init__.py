@@ -1,0 +1,1 @@
+"""Datasets: from recipes and what was generated to what others read."""
