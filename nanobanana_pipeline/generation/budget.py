@@ -106,7 +106,8 @@ class Purse:
     def give_back(self, images: int) -> None:
         """What was taken has bought nothing."""
         with self._lock:
-            self._taken -= images
+            # Not below nothing: what was taken before a long silence is counted elsewhere.
+            self._taken = max(0, self._taken - images)
 
     @property
     def spent(self) -> int:
