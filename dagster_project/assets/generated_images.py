@@ -172,8 +172,8 @@ def plan(
         "Buys and stores the pictures of one shard, each request at most once. What cannot be "
         "settled is left in the ledger with its reason."
     ),
-    # For crashes of the process; what the domain can say is in the summary, and never repeated.
-    retry_policy=dg.RetryPolicy(max_retries=1),
+    # No retry policy: Dagster takes Terminate for a failure to be retried where there is one, and
+    # buys on.
 )
 def generate(
     context: dg.OpExecutionContext,

@@ -1,0 +1,188 @@
+"""A launch that is told to stop: from a shell, by a supervisor, in Dagster's UI."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from nanobanana_pipeline import local
+from nanobanana_pipeline.generation.manifest import read_current
+from nanobanana_pipeline.ledger import State
+from nanobanana_pipeline.storage import ObjectStore, s3_client
+from tests.cli.test_profile import (
+    START_SECONDS,
+    STOP_SECONDS,
+    nanobanana,
+    start_dev,
+    wait_for_purchases,
+    wait_until_gone,
+)
+from tests.conftest import API_KEY, Emulators
+from tests.launching import admin, bought, entries, states
+from tests.s3_proxy import wait_until
+
+ROWS = 60
+TABLE = "prompt,width,height\n" + "".join(f"number {n},1024,1024\n" for n in range(ROWS))
+STOPPED = 130
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_command_sends_nothing_more_and_leaves_nothing_in_the_air(
+    tmp_path: Path, store: ObjectStore, emulators: Emulators, how: signal.Signals
+) -> None:
+    emulator = emulators(latency_seconds=(0.5, 1.0))
+    table, log = tmp_path / "many.csv", tmp_path / "generate.log"
+    table.write_text(TABLE)
+    environment = {
+        "NANOBANANA_API_KEY": API_KEY,
+        "NANOBANANA_BASE_URL": emulator.base_url,
+        "NANOBANANA_BUCKET": store.bucket,
+        "NANOBANANA_PREFIX": store.prefix.rstrip("/"),
+        "NANOBANANA_ALLOWED_HOSTS": "127.0.0.1",
+    } | {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    command = ("generate", table, "--seeds", "1,2")
+    process = nanobanana(*command, log=log, more_env=environment)
+    wait_for_purchases(emulator, 8)
+    process.send_signal(how)
+    assert process.wait(START_SECONDS) == STOPPED, log.read_text()
+    sold = bought(emulator)
+    assert sold < ROWS
+    left = states(store)
+    assert left[State.SETTLED] == sold
+    assert set(left) <= {State.SETTLED, State.OPEN}
+    assert {entry.request.seed for entry in entries(store)} == {1}, "the next seed is not begun"
+    current, _ = read_current(store, "many", 1)
+    assert current is not None
+    assert current.cells == {"settled": sold, "pending": ROWS - sold}
+    assert nanobanana(*command, log=log, more_env=environment).wait(START_SECONDS) == 0
+    record = admin(emulator, "purchases")
+    assert (record["total"], record["bought_twice"]) == (2 * ROWS, 0)
+
+
+class Dagster:
+    """The UI's own calls."""
+
+    def __init__(self, url: str) -> None:
+        self._url = f"{url}/graphql"
+
+    def ask(self, query: str, **variables: object) -> Any:
+        sent = {"query": query, "variables": variables}
+        answer = requests.post(self._url, json=sent, timeout=60).json()
+        assert "errors" not in answer, json.dumps(answer)
+        return answer["data"]
+
+    def add_partition(self, dimension: str, key: str) -> None:
+        self.ask(
+            """mutation($where: RepositorySelector!, $dimension: String!, $key: String!) {
+                addDynamicPartition(repositorySelector: $where, partitionsDefName: $dimension,
+                    partitionKey: $key) { __typename } }""",
+            where=WHERE,
+            dimension=dimension,
+            key=key,
+        )
+
+    def launch(self, asset: str, config: object, **partition: str) -> str:
+        key = "|".join(partition.values())
+        tags = [{"key": "dagster/partition", "value": key}]
+        if len(partition) > 1:
+            tags += [{"key": f"dagster/partition/{d}", "value": v} for d, v in partition.items()]
+        answer = self.ask(
+            """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) {
+                __typename ... on LaunchRunSuccess { run { runId } }
+                ... on PythonError { message } } }""",
+            params={
+                "selector": {
+                    **WHERE,
+                    "pipelineName": "__ASSET_JOB",
+                    "assetSelection": [{"path": [asset]}],
+                },
+                "runConfigData": json.dumps({"ops": {asset: {"config": config}}}),
+                "executionMetadata": {"tags": tags},
+            },
+        )
+        assert answer["launchRun"]["__typename"] == "LaunchRunSuccess", answer
+        run_id: str = answer["launchRun"]["run"]["runId"]
+        return run_id
+
+    def terminate(self, run_id: str) -> None:
+        answer = self.ask(
+            "mutation($id: String!) { terminateRun(runId: $id) { __typename } }", id=run_id
+        )
+        assert answer["terminateRun"]["__typename"] == "TerminateRunSuccess"
+
+    def wait_for(self, run_id: str) -> str:
+        """How a run ended."""
+        query = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            status: str = self.ask(query, id=run_id)["runOrError"]["status"]
+            if status in {"SUCCESS", "FAILURE", "CANCELED"}:
+                return status
+            time.sleep(0.5)
+        pytest.fail(f"run {run_id} does not end")
+
+
+WHERE = {"repositoryName": "__repository__", "repositoryLocationName": "nanobanana"}
+
+
+@pytest.fixture
+def dev(tmp_path: Path) -> Iterator[tuple[Dagster, str, ObjectStore]]:
+    """`nanobanana dev` with one table; gives Dagster, the emulator's address, and the bucket."""
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "many.csv").write_text(TABLE)
+    data = tmp_path / "data"
+    process, url = start_dev(data, tmp_path / "dev.log", cwd=tmp_path)
+    try:
+        ports = json.loads((data / "ports.json").read_text())
+        client = s3_client(
+            endpoint_url=f"http://127.0.0.1:{ports['s3']}",
+            aws_access_key_id=local.ACCESS_KEY,
+            aws_secret_access_key=local.SECRET_KEY,
+            region_name="us-east-1",
+        )
+        emulator = f"http://127.0.0.1:{ports['emulator']}"
+        yield Dagster(url), emulator, ObjectStore(client, local.BUCKET)
+    finally:
+        process.terminate()
+        process.wait(STOP_SECONDS)
+        assert not wait_until_gone(data)
+
+
+def test_terminate_in_dagster_ends_every_shard_and_the_next_launch_goes_on(
+    dev: tuple[Dagster, str, ObjectStore],
+) -> None:
+    dagster, emulator, store = dev
+
+    def record() -> dict[str, Any]:
+        found: dict[str, Any] = requests.get(f"{emulator}/admin/purchases", timeout=10).json()
+        return found
+
+    dagster.add_partition("prompt_set", "many")
+    dagster.add_partition("seed", "7")
+    assert dagster.wait_for(dagster.launch("prompt_set", {}, prompt_set="many")) == "SUCCESS"
+    # Two shards, one after the other: the second must not buy on when the first is stopped.
+    pictures: dict[str, Any] = {
+        "asset": "generated_images",
+        "config": {"shard_size": ROWS // 2, "slots": 4},
+        "prompt_set": "many",
+        "seed": "7",
+    }
+    run_id = dagster.launch(**pictures)
+    wait_until(lambda: record()["total"] >= 6, START_SECONDS)
+    dagster.terminate(run_id)
+    assert dagster.wait_for(run_id) == "CANCELED"
+    sold = record()["total"]
+    wait_until(lambda: not set(states(store)) - {State.SETTLED, State.OPEN}, 40)
+    assert states(store)[State.SETTLED] == sold < ROWS // 2
+    time.sleep(3)
+    assert record()["total"] == sold
+
+    assert dagster.wait_for(dagster.launch(**pictures)) == "SUCCESS"
+    assert states(store) == {State.SETTLED: ROWS}
+    assert (record()["total"], record()["bought_twice"]) == (ROWS, 0)
