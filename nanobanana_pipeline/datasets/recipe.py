@@ -124,7 +124,7 @@ SetName = Annotated[str, AfterValidator(_prompt_set)]
 Scalar = Annotated[bool | int | float | str | None, PlainValidator(_scalar)]
 Scalars = Annotated[tuple[Scalar, ...], Field(min_length=1)]
 Distance = Annotated[int, Field(ge=0, le=MAX_DISTANCE)]
-Ratio = Annotated[float, Field(gt=0, le=1)]
+Ratio = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Part(BaseModel):
@@ -178,7 +178,7 @@ class Splits(_Part):
 
     Attributes:
         ratios: each split's share; together 1. A group of rows that belong together is never
-            parted, so small datasets come out uneven.
+            parted, so small datasets come out uneven. 0 keeps a split as it was released.
         salt: another one shares out anew. Recipes with equal salts and ratios put a prompt into the
             same split.
         near: pictures whose perceptual hashes differ in at most so many of 64 bits stay together.
