@@ -63,6 +63,7 @@ FAILED_PAUSE_SECONDS: Final = 1.0
 UNSENT_TRIES: Final = 6
 MAX_BACKOFF_SECONDS: Final = 10.0
 OTHERS_CLAIM_POLL_SECONDS: Final = 3.0
+UNWRITTEN_SECONDS: Final = 5.0
 
 
 class Buyer:
@@ -108,6 +109,7 @@ class Buyer:
         self._lease_seconds = account.client.submit_seconds + 2 * LEASE_MARGIN_SECONDS
         self._lock = threading.Lock()
         self._sending: dict[str, Held] = {}  # by nonce
+        self._unwritten: dict[str, tuple[float, str, str | None]] = {}  # since, key, provider id
         self._waiting_told = False
         self.accepted = 0
         self.provider_seconds = 0.0
@@ -150,6 +152,7 @@ class Buyer:
 
     def doubt_unanswered(self) -> None:
         """At the end of a stop's grace: put in doubt what was sent and not answered."""
+        self._tell_unwritten(UNWRITTEN_SECONDS)
         with self._lock:
             sending = list(self._sending.items())
         for nonce, held in sending:
@@ -269,25 +272,34 @@ class Buyer:
         log.info("request %s has provider id %s", held.entry.request_key, provider_id)
         with self._lock:
             self.accepted += 1
+            self._unwritten[nonce] = (boot_clock(), held.entry.request_key, provider_id)
         output = outcome.output if isinstance(outcome, Done) else ()
         if provider_id is not None and not all(map(is_url, output)):
             output = ()  # pictures sent inline are too large to note; the id brings them again
         try:
-            return self._ledger.record(
+            accepted = self._ledger.record(
                 held, lambda e: e.accept(nonce, provider_id, output, outcome.seed)
             )
-        except StorageError as error:
-            log.error(  # noqa: TRY400 - it is raised on; this line is the only trace of the id
-                "request %s was bought, and the ledger does not take it: keep its provider id %s. "
-                "Once S3 takes it and its claim has run out: nanobanana doubts resolve %s "
-                "--provider-id %s (%s)",
-                held.entry.request_key,
-                provider_id,
-                held.entry.request_key,
-                provider_id,
-                error,
-            )
+        except StorageError:
+            self._tell_unwritten(0)
             raise
+        with self._lock:
+            self._unwritten.pop(nonce, None)
+        return accepted
+
+    def _tell_unwritten(self, seconds: float) -> None:
+        """Tell of what was bought and has not been written down for so long: once, with its id."""
+        with self._lock:
+            late = {n: u for n, u in self._unwritten.items() if boot_clock() - u[0] >= seconds}
+            for nonce in late:
+                del self._unwritten[nonce]
+        for _, key, provider_id in late.values():
+            log.error(
+                "request %s was bought, and the ledger does not take it: keep its provider id %s. "
+                "Once S3 is back and the claim has run out: nanobanana doubts resolve %s "
+                "--provider-id %s",
+                *(key, provider_id, key, provider_id),
+            )
 
     def _answer_is_written(self, nonce: str) -> None:
         with self._lock:

@@ -16,7 +16,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Self
 
-from nanobanana_pipeline.errors import ProviderHalt, StorageFull, StorageUnavailable
+from nanobanana_pipeline.errors import (
+    NanobananaError,
+    ProviderHalt,
+    StorageFull,
+    StorageUnavailable,
+)
 from nanobanana_pipeline.generation.budget import Purse
 from nanobanana_pipeline.generation.buy import Buyer
 from nanobanana_pipeline.generation.transfer import Transfer
@@ -353,7 +358,8 @@ class Engine:
     def _fail(self, error: BaseException) -> None:
         with self._lock:
             self._fault = self._fault or error
-        log.error("stopping on a fault", exc_info=error)
+        # What the domain says on purpose needs no traceback.
+        log.error("stopping: %s", error, exc_info=not isinstance(error, NanobananaError) and error)
         self._stop.set()
         self._give_up.set()
 

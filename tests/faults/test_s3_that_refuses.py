@@ -7,7 +7,7 @@ import pytest
 import tenacity
 
 from nanobanana_pipeline.errors import StorageError, StorageFull
-from nanobanana_pipeline.generation import buy, transfer
+from nanobanana_pipeline.generation import buy, engine, transfer
 from nanobanana_pipeline.generation.doubts import Action, find_doubts, name_id, settle_doubts
 from nanobanana_pipeline.generation.launch import settle_shard
 from nanobanana_pipeline.ledger import State
@@ -196,3 +196,42 @@ def test_what_is_bought_and_cannot_be_written_down_is_told_with_its_id_and_how_t
     (settled,) = settle_doubts(store, account, [doubt], Action.LOOK)
     assert dict(settled.current.cells) == {"settled": 1}
     assert bought(emulator) == 1
+
+
+def test_a_stop_while_a_purchase_cannot_be_written_down_tells_its_id(
+    store: ObjectStore,
+    emulators: Emulators,
+    proxy: S3Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A full bucket takes no entry; whoever waits for room is stopped by Ctrl-C."""
+    monkeypatch.setattr(buy, "UNWRITTEN_SECONDS", 0.5)
+    monkeypatch.setattr(engine, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(engine, "DOUBT_SECONDS", 1.0)
+    emulator = emulators()
+    account = account_for(emulator.base_url, store)
+    keep_prompts(store, "set", prompts(1))
+    made = planned(store)
+    proxy.rule = lambda method, _path: FULL[0] if method == "PUT" and bought(emulator) else None
+
+    def press(_: object) -> None:
+        if bought(emulator):
+            raise KeyboardInterrupt
+
+    far = proxy.store_like(store)
+    with pytest.raises(KeyboardInterrupt):
+        settle_shard(
+            far,
+            account,
+            made.run_id,
+            made.shards[0],
+            on_progress=press,
+            progress_seconds=0.2,
+        )
+    (told,) = [r for r in caplog.records if "was bought, and the ledger does not" in r.message]
+    assert states(store) == {State.SUBMITTING: 1}
+    (purchase,) = admin(emulator, "purchases")["groups"]
+    assert str(told.args[1]) in str(purchase)  # type: ignore[index]
+    proxy.rule = lambda _method, _path: None
+    wait_until(lambda: states(store) == {State.ACCEPTED: 1})
