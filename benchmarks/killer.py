@@ -20,6 +20,7 @@ RESUMERS: Final = 2
 RESUMES: Final = 4
 """What so many launches do not bring to its end never comes to one."""
 LAUNCH_SECONDS: Final = 120
+POLL_SECONDS: Final = 0.05
 
 
 @dataclass
@@ -121,18 +122,19 @@ def kill_launches(
             instant = rng.uniform(0, max(lives[-WHOLE_LIVES:]))
             lived = _kill(place, subject, partition, instant)
             if lived is not None:
-                lives.append(lived)
+                if not partition.kills:
+                    lives.append(lived)  # one that found work done would tell too little
                 break
             made += 1
         resumers.add(partition)
-        resumers.step()
+        resumers.catch_up()
     resumers.finish()
     return partitions
 
 
 def _live(place: Site, subject: Subject, partition: Partition) -> float:
-    began = time.monotonic()
     process = start(subject.target, place, partition.name, f"{partition.name}-whole")
+    began = time.monotonic()
     process.join(LAUNCH_SECONDS)
     _check(process)
     return time.monotonic() - began
@@ -161,39 +163,51 @@ class _Resumers:
         self._place = place
         self._subject = subject
         self._due: list[tuple[float, Partition]] = []
-        self._running: list[tuple[ForkServerProcess, Partition]] = []
+        self._running: list[tuple[float, ForkServerProcess, Partition]] = []
 
     def add(self, partition: Partition) -> None:
+        """Launch it again once its rest is over."""
         self._due.append((time.monotonic() + self._subject.rest_seconds, partition))
 
-    def step(self) -> None:
-        """See what has ended, and start what is due."""
-        for process, partition in [each for each in self._running if not each[0].is_alive()]:
-            self._running.remove((process, partition))
+    def catch_up(self) -> None:
+        """Start all that is due, waiting for room."""
+        while self._is_due():
+            self._step()
+            time.sleep(POLL_SECONDS)
+
+    def finish(self) -> None:
+        """Bring everything to its end."""
+        while self._due or self._running:
+            self._step()
+            time.sleep(POLL_SECONDS)
+
+    def _is_due(self) -> bool:
+        return bool(self._due) and self._due[0][0] < time.monotonic()
+
+    def _step(self) -> None:
+        for each in list(self._running):
+            deadline, process, partition = each
+            if process.is_alive() and time.monotonic() < deadline:
+                continue
+            self._running.remove(each)
             _check(process)
             if self._subject.is_ended(partition):
                 continue
             if partition.resumes == RESUMES:
                 raise RuntimeError(f"{partition.name} does not come to an end")
             self.add(partition)
-        while self._due and self._due[0][0] < time.monotonic() and len(self._running) < RESUMERS:
+        while self._is_due() and len(self._running) < RESUMERS:
             _, partition = self._due.pop(0)
             if not partition.resumes:
                 self._subject.note(partition)
             partition.resumes += 1
             run_id = f"{partition.name}-resumed-{partition.resumes}"
             process = start(self._subject.target, self._place, partition.name, run_id)
-            self._running.append((process, partition))
-
-    def finish(self) -> None:
-        deadline = time.monotonic() + LAUNCH_SECONDS
-        while self._due or self._running:
-            self.step()
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"launches took more than {LAUNCH_SECONDS} s to end")
-            time.sleep(0.05)
+            self._running.append((time.monotonic() + LAUNCH_SECONDS, process, partition))
 
 
 def _check(process: ForkServerProcess) -> None:
+    if process.exitcode is None:
+        raise RuntimeError(f"a launch took more than {LAUNCH_SECONDS} s")
     if process.exitcode != 0:
         raise RuntimeError(f"a launch that was let live ended with {process.exitcode}")

@@ -179,7 +179,7 @@ def start(target: Target, place: Site, name: str, run_id: str) -> ForkServerProc
     # Only where the fork server is not running yet; the modules of all targets.
     _FORKS.set_forkserver_preload(["benchmarks.launches", "benchmarks.plain_script"])
     begun, tells = _FORKS.Pipe(duplex=False)
-    process = _FORKS.Process(target=_begin, args=(tells, target, place, name, run_id))
+    process = _FORKS.Process(target=_begin, args=(tells, target, place, name, run_id), daemon=True)
     process.start()
     tells.close()
     with begun:

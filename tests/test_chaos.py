@@ -7,7 +7,7 @@ import pytest
 from benchmarks.chaos import run
 from nanobanana_pipeline.ledger import State
 
-pytestmark = pytest.mark.usefixtures("_clean_environment")
+pytestmark = [pytest.mark.usefixtures("_clean_environment"), pytest.mark.timeout(600)]
 
 
 def test_every_cell_is_accounted_for_when_everything_goes_wrong(tmp_path: Path) -> None:

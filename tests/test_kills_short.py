@@ -7,11 +7,11 @@ import pytest
 from benchmarks.kills import run
 from nanobanana_pipeline.ledger import State
 
-pytestmark = pytest.mark.usefixtures("_clean_environment")
+pytestmark = [pytest.mark.usefixtures("_clean_environment"), pytest.mark.timeout(600)]
 
 
 def test_twenty_kills_lose_nothing_and_buy_nothing_twice(tmp_path: Path) -> None:
-    found = run(tmp_path, 20, seconds=200, seed=7)
+    found = run(tmp_path, 20, seconds=400, seed=7)
     totals = found["totals"]
     assert found["problems"] == []
     assert totals["kills"] == 20
