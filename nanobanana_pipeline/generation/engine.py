@@ -299,8 +299,10 @@ class Engine:
             try:
                 result = self._transfer.settle(bought.held, bought.nonce, bought.done)
             except StorageUnavailable as error:
-                self._count(State.ACCEPTED, str(error))
-                if isinstance(error, StorageFull) or self._transfer.is_stuck:
+                full = isinstance(error, StorageFull)
+                reason = "bought, and not brought: the bucket is full" if full else str(error)
+                self._count(State.ACCEPTED, reason)
+                if full or self._transfer.is_stuck:
                     self._halt(str(error))
             except BaseException as error:  # noqa: BLE001 - raised again where settle was called
                 self._fail(error)

@@ -280,6 +280,8 @@ class Transfer:
             with attempt:
                 try:
                     self._store_once(held, picture)
+                except StorageFull:
+                    raise
                 except StorageUnavailable as error:
                     self._note_failure(error)
                     raise

@@ -58,6 +58,7 @@ def test_a_full_bucket_stops_buying_at_once_and_what_was_bought_is_brought_later
     assert "it is full: free space or raise the quota, then launch again" in full.report.halted
     sold = bought(emulator)
     assert sold <= 2 + 2 * account.slots
+    assert full.report.reasons["bought, and not brought: the bucket is full"] == sold - 2
     left = states(store)
     assert (left[State.SETTLED], left[State.ACCEPTED]) == (2, sold - 2)
     assert set(left) <= {State.SETTLED, State.ACCEPTED, State.OPEN}
