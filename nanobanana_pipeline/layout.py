@@ -10,15 +10,19 @@ __all__ = [
     "LAYOUT_VERSION",
     "check_bucket",
     "claim_bucket",
+    "contact_sheet_key",
     "day_budget_key",
     "delivery_key",
+    "features_prefix",
     "image_key",
     "image_owner_key",
+    "latest_release_key",
     "ledger_key",
     "manifest_prefix",
     "partition_budget_key",
     "prompt_set_key",
     "reference_key",
+    "release_key",
     "run_alive_key",
     "run_budget_key",
     "run_done_key",
@@ -61,6 +65,16 @@ def reference_key(sha256: str) -> str:
 def manifest_prefix(prompt_set: str, seed: int) -> str:
     """The folder of one partition's manifests."""
     return f"manifests/{prompt_set}/seed={seed}/"
+
+
+def features_prefix(prompt_set: str, seed: int) -> str:
+    """The folder of one partition's tables of features."""
+    return f"features/{prompt_set}/seed={seed}/"
+
+
+def contact_sheet_key(prompt_set: str, seed: int) -> str:
+    """Where many pictures of one partition lie on one."""
+    return f"{features_prefix(prompt_set, seed)}contact_sheet.webp"
 
 
 def run_shard_key(run_id: str, shard: str) -> str:
@@ -116,6 +130,16 @@ def webhook_key(attempt_id: str, sha256: str) -> str:
 def delivery_key() -> str:
     """Where it is written down which buckets of its customer the provider writes into."""
     return "delivery.json"
+
+
+def release_key(dataset: str, version: str, leaf: str) -> str:
+    """A file of a release, by its path in it."""
+    return f"datasets/{dataset}/{version}/{leaf}"
+
+
+def latest_release_key(dataset: str) -> str:
+    """Which release of a dataset counts; written last."""
+    return f"datasets/{dataset}/latest.json"
 
 
 def claim_bucket(store: ObjectStore, realm: str) -> None:

@@ -9,7 +9,7 @@ is sent again. All other calls repeat safely and are retried here, and nowhere e
 import base64
 import hashlib
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -206,6 +206,88 @@ class ObjectStore:
             return self._put(key, body, content_type=content_type)
         except S3_FAULTS as error:
             self._raise(error, "write", key)
+
+    @_patient
+    def get_range(self, key: str, start: int, length: int) -> bytes | None:
+        """Read a part of an object, `length` bytes from `start`; None if there is no such object.
+
+        Raises:
+            StorageError: the object is shorter.
+        """
+        span = f"bytes={start}-{start + length - 1}"
+        try:
+            found = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key, Range=span)
+            body = found["Body"].read()
+        except S3_FAULTS as error:
+            if _code(error) in MISSING_CODES:
+                return None
+            self._raise(error, f"read {span} of", key)
+        if len(body) != length:
+            raise StorageError(f"{self.uri(key)} has {len(body):,} bytes where {span} should be")
+        return body
+
+    @_patient
+    def start_upload(self, key: str, *, content_type: str) -> str:
+        """Begin to write an object in parts, which cannot be read yet; gives the upload's id."""
+        try:
+            return self._client.create_multipart_upload(
+                Bucket=self.bucket, Key=self.prefix + key, ContentType=content_type
+            )["UploadId"]
+        except S3_FAULTS as error:
+            self._raise(error, "begin to write", key)
+
+    @_patient
+    def upload_part(self, key: str, upload: str, number: int, body: bytes) -> str:
+        """Write a part of an upload; gives its ETag.
+
+        Args:
+            key: as for `start_upload`.
+            upload: its id.
+            number: from 1 to 10,000.
+            body: at least 5 MiB, unless it is the last part.
+        """
+        try:
+            return self._client.upload_part(
+                Bucket=self.bucket,
+                Key=self.prefix + key,
+                UploadId=upload,
+                PartNumber=number,
+                Body=body,
+            )["ETag"]
+        except S3_FAULTS as error:
+            self._raise(error, f"write part {number} of", key)
+
+    @_patient
+    def finish_upload(self, key: str, upload: str, etags: Sequence[str], size: int) -> None:
+        """Make an object of its parts; whatever was there is replaced.
+
+        Args:
+            key: as for `start_upload`.
+            upload: its id.
+            etags: of its parts, in order.
+            size: the object's bytes.
+        """
+        parts: Any = [{"PartNumber": n, "ETag": etag} for n, etag in enumerate(etags, 1)]
+        where: Any = {"Bucket": self.bucket, "Key": self.prefix + key}
+        try:
+            self._client.complete_multipart_upload(
+                **where, UploadId=upload, MultipartUpload={"Parts": parts}
+            )
+        except S3_FAULTS as error:
+            # Sent again after its answer was lost: the upload is over, and the object is there.
+            if _code(error) != "NoSuchUpload" or self._size(where) != size:
+                self._raise(error, "finish", key)
+
+    @_patient
+    def abort_upload(self, key: str, upload: str) -> None:
+        """Give an upload up, and free its parts; it is no error if there is none."""
+        try:
+            self._client.abort_multipart_upload(
+                Bucket=self.bucket, Key=self.prefix + key, UploadId=upload
+            )
+        except S3_FAULTS as error:
+            if _code(error) != "NoSuchUpload":
+                self._raise(error, "give up writing", key)
 
     def create(
         self,
@@ -423,6 +505,14 @@ class ObjectStore:
             **(condition or {}),
         )
         return answer["ETag"]
+
+    def _size(self, where: Mapping[str, Any]) -> int | None:
+        try:
+            return self._client.head_object(**where)["ContentLength"]
+        except S3_FAULTS as error:
+            if _code(error) in MISSING_CODES:
+                return None
+            self._raise(error, "look at", where["Key"])
 
     def _conditional(
         self,

@@ -1,0 +1,1 @@
+"""How a release's rows and pictures are laid out, one module a format."""

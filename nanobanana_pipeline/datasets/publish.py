@@ -1,0 +1,290 @@
+"""Building a release and making it the one that counts.
+
+Everything a version's files are made of is pinned by a claim on its folder, and every file's
+bytes follow from that: whoever builds the same again, after a kill or at the same time, writes the
+same bytes under the same keys. ``release.json`` comes when all files are there, ``latest.json``
+last.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version as installed_version
+from typing import TYPE_CHECKING, Final
+
+import pandas as pd
+import pyarrow as pa
+
+from nanobanana_pipeline.datasets.packing import PACKED, PARQUET_TYPE, pack
+from nanobanana_pipeline.datasets.recipe import Format
+from nanobanana_pipeline.datasets.release import (
+    CHANGELOG,
+    MANIFEST,
+    REJECTED,
+    Release,
+    ReleaseFile,
+    read_latest,
+    read_release,
+    read_table,
+    table_bytes,
+)
+from nanobanana_pipeline.datasets.rows import KEY, as_table, row_digests, schema_text
+from nanobanana_pipeline.datasets.shards import BUILD, Layout, lay_out
+from nanobanana_pipeline.errors import ReleaseError, StorageUnavailable
+from nanobanana_pipeline.layout import latest_release_key, release_key
+from nanobanana_pipeline.prompts.writes import create, patient
+
+if TYPE_CHECKING:
+    from nanobanana_pipeline.datasets.recipe import Recipe
+    from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["build_release"]
+
+SCHEMA: Final = 1
+NEEDS_PARQUET: Final = frozenset({Format.PARQUET, Format.HUGGINGFACE, Format.CROISSANT})
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """What a version's folder was begun with."""
+
+    fingerprint: str
+    parent: str | None
+    rejected: str
+    created: str
+    schema: int = SCHEMA
+
+    def same_build(self, other: "_Claim") -> bool:
+        return replace(self, created=other.created) == other
+
+
+def build_release(
+    store: "ObjectStore",
+    recipe: "Recipe",
+    rows: pd.DataFrame,
+    rejected: pd.DataFrame,
+    *,
+    parent: Release | None,
+) -> Release:
+    """Publish these rows as the dataset's next release.
+
+    Goes on with a build that was killed. Where the latest release has the same rows and the same
+    recipe, nothing is built and that one is given.
+
+    Args:
+        store: the bucket.
+        recipe: what the rows were chosen by.
+        rows: one a picture, in release order.
+        rejected: rows left out: row_id and reason at least.
+        parent: the release that these rows continue: the latest one when they were chosen.
+
+    Returns:
+        The release that is the latest now, with these rows.
+
+    Raises:
+        ReleaseError: there are no rows, a picture is missing or damaged, or somebody has published
+            other rows in the meantime.
+        StorageError: the bucket refuses.
+    """
+    table = as_table(rows)
+    digests = row_digests(table)
+    fingerprint = _fingerprint(recipe, table.schema, digests)
+    latest, _ = read_latest(store, recipe.name)
+    if latest is not None and latest.fingerprint == fingerprint:
+        return latest
+    _refuse_overtaken(store, recipe.name, parent, latest)
+    version, claim = _claim(store, recipe.name, parent, fingerprint, rejected)
+    if store.get(release_key(recipe.name, version, "release.json")) is None:
+        release = _build(store, recipe, table, digests, rejected, parent, version, claim)
+        key = release_key(recipe.name, version, "release.json")
+        create(store, key, release.to_json(), content_type="application/json")
+    # Of two builders of the same, the first one's counts.
+    return _publish(store, read_release(store, recipe.name, version), parent)
+
+
+def _build(
+    store: "ObjectStore",
+    recipe: "Recipe",
+    table: pa.Table,
+    digests: list[str],
+    rejected: pd.DataFrame,
+    parent: Release | None,
+    version: str,
+    claim: _Claim,
+) -> Release:
+    earlier = read_table(store, parent, MANIFEST) if parent else None
+    next_key = parent.next_key if parent else 0
+    layout = lay_out(table, digests, recipe.shard_size, earlier, next_key)
+    keyed = table.add_column(0, KEY, pa.array(layout.keys))
+    manifest = _manifest(keyed, layout, digests)
+    changelog = _changelog(manifest, earlier, rejected) if earlier is not None else None
+    counted = table.select(["image_sha256", "bytes", "split", "format"]).to_pandas()
+    release = Release(
+        name=recipe.name,
+        version=version,
+        fingerprint=claim.fingerprint,
+        parent=claim.parent,
+        created=claim.created,
+        code_version=installed_version("nanobanana-pipeline"),
+        recipe=recipe.model_dump(mode="json"),
+        rows=len(table),
+        images=int(counted["image_sha256"].nunique()),
+        size=int(counted.drop_duplicates("image_sha256")["bytes"].sum()),
+        splits=_counts(counted["split"]),
+        kinds=_counts(counted["format"]),
+        columns={field.name: str(field.type) for field in keyed.schema},
+        changes={} if changelog is None else _counts(changelog["change"]),
+        next_key=layout.next_key,
+        files=tuple(
+            pack(
+                store,
+                (recipe.name, version),
+                keyed,
+                layout.shards,
+                _packed_formats(recipe),
+                parent.files if parent else (),
+            )
+        ),
+    )
+    pages = {MANIFEST: table_bytes(manifest), REJECTED: table_bytes(_plain(rejected))}
+    if changelog is not None:
+        pages[CHANGELOG] = table_bytes(_plain(changelog))
+    for path, body in pages.items():
+        release = _with_file(store, release, path, body, "manifest", PARQUET_TYPE)
+    return release
+
+
+def _with_file(
+    store: "ObjectStore", release: Release, path: str, body: bytes, format_: str, kind: str
+) -> Release:
+    """Write a small file of a release, and enter it."""
+    key = release_key(release.name, release.version, path)
+    store.put(key, body, content_type=kind)
+    sha256 = hashlib.sha256(body).hexdigest()
+    file = ReleaseFile(path=path, key=key, size=len(body), sha256=sha256, format=format_)
+    return replace(release, files=(*release.files, file))
+
+
+def _packed_formats(recipe: "Recipe") -> list[str]:
+    wanted = set(recipe.formats)
+    needed = {"webdataset": Format.WEBDATASET in wanted, "parquet": bool(wanted & NEEDS_PARQUET)}
+    return [name for name in PACKED if needed[name]]
+
+
+def _fingerprint(recipe: "Recipe", schema: pa.Schema, digests: list[str]) -> str:
+    made_of = [BUILD, recipe.fingerprint, schema_text(schema), digests]
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+
+
+def _manifest(keyed: pa.Table, layout: Layout, digests: list[str]) -> pa.Table:
+    return keyed.append_column("shard", pa.array(layout.numbers, pa.int32())).append_column(
+        "row_sha256", pa.array(digests, pa.string())
+    )
+
+
+def _changelog(manifest: pa.Table, earlier: pd.DataFrame, rejected: pd.DataFrame) -> pd.DataFrame:
+    """What is new, gone or changed since the parent: row_id, change, reason."""
+    now = manifest.select(["row_id", "row_sha256"]).to_pandas().set_index("row_id")["row_sha256"]
+    before = earlier.set_index("row_id")["row_sha256"]
+    removed = before.index.difference(now.index, sort=False)
+    added = now.index.difference(before.index, sort=False)
+    both = now.index.intersection(before.index, sort=False)
+    changed = both[(now[both] != before[both]).to_numpy()]
+    reasons = rejected.drop_duplicates("row_id").set_index("row_id")["reason"]
+    gone = reasons.reindex(removed).fillna("no longer among the recipe's candidates")
+    parts = [
+        pd.DataFrame({"row_id": removed, "change": "removed", "reason": gone.to_numpy()}),
+        pd.DataFrame({"row_id": added, "change": "added", "reason": "chosen now"}),
+        pd.DataFrame({"row_id": changed, "change": "changed", "reason": "other metadata"}),
+    ]
+    return pd.concat(parts, ignore_index=True).astype("string")
+
+
+def _plain(frame: pd.DataFrame) -> pa.Table:
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    return table.cast(
+        pa.schema(
+            [
+                field.with_type(pa.string())
+                if pa.types.is_large_string(field.type) or pa.types.is_null(field.type)
+                else field
+                for field in table.schema
+            ]
+        )
+    )
+
+
+def _counts(values: "pd.Series[str]") -> dict[str, int]:
+    return {str(value): int(n) for value, n in values.value_counts().sort_index().items()}
+
+
+def _refuse_overtaken(
+    store: "ObjectStore", dataset: str, parent: Release | None, latest: Release | None
+) -> None:
+    before, now = (release.version if release else None for release in (parent, latest))
+    if before != now:
+        raise ReleaseError(
+            f"these rows were chosen to follow {before or 'no release'} of {dataset}, and "
+            f"{store.uri(latest_release_key(dataset))} names {now or 'none'} now: somebody else "
+            "has published in the meantime. Build again, to follow that one"
+        )
+
+
+@patient
+def _claim(
+    store: "ObjectStore",
+    dataset: str,
+    parent: Release | None,
+    fingerprint: str,
+    rejected: pd.DataFrame,
+) -> tuple[str, _Claim]:
+    """A version whose folder belongs to this build, and what it was begun with.
+
+    A folder that another build has begun stays that build's; this one takes the next number.
+    """
+    mine = _Claim(
+        fingerprint=fingerprint,
+        parent=parent.version if parent else None,
+        rejected=hashlib.sha256(table_bytes(_plain(rejected))).hexdigest(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    number = int(parent.version.removeprefix("v")) if parent else 0
+    while True:
+        number += 1
+        key = release_key(dataset, f"v{number}", "build.json")
+        body = json.dumps(mine.__dict__).encode()
+        if store.create(key, body, content_type="application/json") is not None:
+            return f"v{number}", mine
+        found = store.get(key)
+        if found is None:
+            raise StorageUnavailable(f"{store.uri(key)} vanished while it was read: try again")
+        other = _Claim(**json.loads(found.body))
+        if mine.same_build(other):
+            return f"v{number}", other
+
+
+@patient
+def _publish(store: "ObjectStore", release: Release, parent: Release | None) -> Release:
+    latest, etag = read_latest(store, release.name)
+    if latest is not None and latest.fingerprint == release.fingerprint:
+        return latest
+    _refuse_overtaken(store, release.name, parent, latest)
+    key = latest_release_key(release.name)
+    pointer = {
+        "schema": SCHEMA,
+        "version": release.version,
+        "fingerprint": release.fingerprint,
+        "release": release_key(release.name, release.version, "release.json"),
+        "sha256": hashlib.sha256(release.to_json()).hexdigest(),
+    }
+    body = json.dumps(pointer, indent=1).encode()
+    if etag is None:
+        done = store.create(key, body, content_type="application/json")
+    else:
+        done = store.update(key, body, etag, content_type="application/json")
+    if done is None:
+        raise StorageUnavailable(
+            f"{store.uri(key)} was changed by someone else at the same time: try again"
+        )
+    return release

@@ -1,0 +1,255 @@
+"""Releases: what was published of a dataset, and in which files.
+
+``datasets/<name>/<version>/release.json`` names every file with its size and hash; a release
+counts once ``datasets/<name>/latest.json`` leads to it, directly or through the parents of the one
+that it names. Nothing of a release is ever changed.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
+
+from nanobanana_pipeline.errors import ReleaseError
+from nanobanana_pipeline.layout import latest_release_key, release_key
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = [
+    "CHANGELOG",
+    "MANIFEST",
+    "REJECTED",
+    "Release",
+    "ReleaseFile",
+    "all_releases",
+    "dataset_names",
+    "find_release",
+    "read_latest",
+    "read_release",
+    "read_table",
+    "table_bytes",
+]
+
+SCHEMA: Final = 1
+SCHEMA_KEY: Final = b"nanobanana.schema"
+MANIFEST: Final = "manifest.parquet"
+CHANGELOG: Final = "changelog.parquet"
+REJECTED: Final = "rejected.parquet"
+
+
+@dataclass(frozen=True)
+class ReleaseFile:
+    """One file.
+
+    Attributes:
+        path: in the release, as `pull` lays it down.
+        key: where it lies in the bucket, below the prefix; in an earlier version's folder, where
+            nothing in it has changed since.
+        size: bytes.
+        sha256: in hexadecimal.
+        format: what it is part of; ``manifest`` for what every release has.
+        split: of a shard, else None.
+        shard: its number in the split, or None.
+        rows: in it, or None.
+        digest: of what a shard was made of, or None.
+    """
+
+    path: str
+    key: str
+    size: int
+    sha256: str
+    format: str
+    split: str | None = None
+    shard: int | None = None
+    rows: int | None = None
+    digest: str | None = None
+
+
+@dataclass(frozen=True)
+class Release:
+    """What ``release.json`` says.
+
+    Attributes:
+        name: the dataset's.
+        version: ``v1``, ``v2``, …; a number that was begun and given up is left out.
+        fingerprint: SHA-256, in hexadecimal, of the recipe and of all rows.
+        parent: the version that this one continues, or None.
+        created: when its build began, ISO 8601 in UTC.
+        code_version: of this package.
+        recipe: as `Recipe.model_dump` gives it.
+        rows: pictures in it.
+        images: distinct ones.
+        size: their bytes.
+        splits: rows of each split.
+        kinds: rows of each image format.
+        columns: each column's name and Arrow type, in order.
+        changes: rows added, removed and changed since the parent; {} without one.
+        next_key: the first number that no row of this chain of releases has had.
+        files: all but ``release.json`` itself.
+    """
+
+    name: str
+    version: str
+    fingerprint: str
+    parent: str | None
+    created: str
+    code_version: str
+    recipe: Mapping[str, Any]
+    rows: int
+    images: int
+    size: int
+    splits: Mapping[str, int]
+    kinds: Mapping[str, int]
+    columns: Mapping[str, str]
+    changes: Mapping[str, int]
+    next_key: int
+    files: tuple[ReleaseFile, ...] = field(repr=False)
+    schema: int = SCHEMA
+
+    def file(self, path: str) -> ReleaseFile:
+        """A file by its path.
+
+        Raises:
+            ReleaseError: there is none.
+        """
+        for file in self.files:
+            if file.path == path:
+                return file
+        raise ReleaseError(f"{self.name} {self.version} has no {path}")
+
+    def shards(self, format_: str, suffix: str) -> list[ReleaseFile]:
+        """The shards of a format, by split and number."""
+        return [f for f in self.files if f.format == format_ and f.path.endswith(suffix)]
+
+    def to_json(self) -> bytes:
+        """What lies in the bucket."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False).encode()
+
+
+_RELEASE: Final = TypeAdapter(Release)
+
+
+def read_latest(store: ObjectStore, dataset: str) -> tuple[Release | None, str | None]:
+    """A dataset's current release and the ETag of ``latest.json``; (None, None) if none.
+
+    Raises:
+        ReleaseError: it is damaged or was written by a newer version.
+    """
+    key = latest_release_key(dataset)
+    found = store.get(key)
+    if found is None:
+        return None, None
+    try:
+        said = dict(json.loads(found.body))
+        _refuse_newer(store.uri(key), int(said["schema"]))
+        version, sha256 = str(said["version"]), str(said["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReleaseError(f"{store.uri(key)} is damaged: {error}") from error
+    return read_release(store, dataset, version, sha256), found.etag
+
+
+def read_release(
+    store: ObjectStore, dataset: str, version: str, sha256: str | None = None
+) -> Release:
+    """Read a version's ``release.json``, whether or not it was ever published.
+
+    Args:
+        store: the bucket.
+        dataset: its name.
+        version: ``v1``, ``v2``, ….
+        sha256: what its bytes must be, in hexadecimal.
+
+    Raises:
+        ReleaseError: it is missing, damaged, or was written by a newer version.
+    """
+    key = release_key(dataset, version, "release.json")
+    found = store.get(key)
+    if found is None:
+        raise ReleaseError(f"{store.uri(key)} is missing")
+    if sha256 is not None and hashlib.sha256(found.body).hexdigest() != sha256:
+        raise ReleaseError(f"{store.uri(key)} is not what was published: its SHA-256 differs")
+    try:
+        _refuse_newer(store.uri(key), int(json.loads(found.body)["schema"]))
+        return _RELEASE.validate_json(found.body)
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise ReleaseError(f"{store.uri(key)} is damaged: {reason}") from error
+
+
+def all_releases(store: ObjectStore, dataset: str) -> Iterator[Release]:
+    """A dataset's releases, the latest first.
+
+    Raises:
+        ReleaseError: one is missing or damaged.
+    """
+    release, _ = read_latest(store, dataset)
+    while release is not None:
+        yield release
+        release = read_release(store, dataset, release.parent) if release.parent else None
+
+
+def find_release(store: ObjectStore, dataset: str, version: str | None = None) -> Release:
+    """A release by its version; the latest if None.
+
+    Raises:
+        ReleaseError: there is none.
+    """
+    known = []
+    for release in all_releases(store, dataset):
+        if version in (None, release.version):
+            return release
+        known.append(release.version)
+    if known:
+        raise ReleaseError(f"{dataset} has no release {version}; there are {', '.join(known)}")
+    raise ReleaseError(
+        f"{store.uri('')} has no release of {dataset!r}: see nanobanana release list, or build one "
+        "with nanobanana release build"
+    )
+
+
+def dataset_names(store: ObjectStore) -> list[str]:
+    """Every dataset that has a release, by name."""
+    keys = (key.split("/") for key in store.keys("datasets/"))
+    return [parts[1] for parts in keys if parts[2:] == ["latest.json"]]
+
+
+def read_table(
+    store: ObjectStore, release: Release, path: str, columns: list[str] | None = None
+) -> pd.DataFrame:
+    """A table of a release: its manifest, changelog or rejected rows.
+
+    Raises:
+        ReleaseError: the release has none, or it is damaged.
+    """
+    file = release.file(path)
+    found = store.get(file.key)
+    if found is None or hashlib.sha256(found.body).hexdigest() != file.sha256:
+        what = "missing" if found is None else "damaged"
+        raise ReleaseError(f"{store.uri(file.key)} is {what}")
+    table = pq.read_table(io.BytesIO(found.body), columns=columns)
+    nullable = {pa.int64(): pd.Int64Dtype(), pa.int32(): pd.Int32Dtype()}
+    frame: pd.DataFrame = table.to_pandas(types_mapper=nullable.get)
+    return frame
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """A table as `read_table` reads it."""
+    body = io.BytesIO()
+    pq.write_table(
+        table.replace_schema_metadata({SCHEMA_KEY: str(SCHEMA).encode()}), body, compression="zstd"
+    )
+    return body.getvalue()
+
+
+def _refuse_newer(where: str, schema: int) -> None:
+    if schema > SCHEMA:
+        raise ReleaseError(
+            f"{where} has schema {schema}, and this version knows {SCHEMA}: "
+            "upgrade nanobanana-pipeline"
+        )

@@ -1,0 +1,41 @@
+"""Builds a release in a process of its own, to be killed or to be weighed.
+
+    python -m tests.datasets.release_child PREFIX ROWS.pickle NAME SECONDS IMAGES FORMAT…
+
+Takes so many seconds more a picture, and puts so many into a shard. Prints its peak memory in KiB.
+"""
+
+import resource
+import sys
+import time
+from typing import Any
+
+import pandas as pd
+
+from nanobanana_pipeline import local
+from nanobanana_pipeline.datasets import packing
+from nanobanana_pipeline.datasets.publish import build_release
+from nanobanana_pipeline.storage import ObjectStore, s3_client
+from tests.datasets.release_rows import NOTHING_REJECTED, recipe
+
+
+def main(prefix: str, rows: str, name: str, seconds: str, images: str, *formats: str) -> None:
+    fetch = packing._picture
+
+    def slowly(store: ObjectStore, row: dict[str, Any]) -> bytes:
+        time.sleep(float(seconds))
+        return fetch(store, row)
+
+    packing._picture = slowly
+    build_release(
+        ObjectStore(s3_client(), local.BUCKET, prefix),
+        recipe(*formats, images=int(images), name=name),
+        pd.read_pickle(rows),  # noqa: S301 - the test's own
+        NOTHING_REJECTED,
+        parent=None,
+    )
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
