@@ -3,25 +3,40 @@
 import io
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["contact_sheet"]
+__all__ = ["contact_sheet", "strip"]
 
 TILE = 256
-CAPTION = 22
+FONT_SIZE = 13
+LINE = 16
+LINES = 2
 MARGIN = 8
+STRIP_SIDES = range(96, 40, -8)
+STRIP_QUALITY = 10
+
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
-def contact_sheet(pictures: Sequence[tuple[bytes, str]], *, columns: int = 6) -> bytes:
-    """Lay pictures out in rows, each with a caption of one line.
+def contact_sheet(
+    pictures: Sequence[tuple[bytes, str]],
+    *,
+    columns: int = 6,
+    tile: int = TILE,
+    image_format: Literal["PNG", "WEBP"] = "PNG",
+) -> bytes:
+    """Lay pictures out in rows, each with a caption of at most two lines.
 
     Args:
         pictures: encoded images, which are only read, and their captions.
         columns: most pictures a row.
+        tile: pixels of the longest side that a picture may have on the sheet.
+        image_format: of the sheet.
 
     Returns:
-        A PNG.
+        An encoded image.
 
     Raises:
         ValueError: there are no pictures.
@@ -30,28 +45,68 @@ def contact_sheet(pictures: Sequence[tuple[bytes, str]], *, columns: int = 6) ->
         raise ValueError("a contact sheet needs at least one picture")
     columns = min(columns, len(pictures))
     rows = math.ceil(len(pictures) / columns)
-    step_x, step_y = TILE + MARGIN, TILE + CAPTION + MARGIN
+    step_x, step_y = tile + MARGIN, tile + LINES * LINE + 2 * MARGIN
     sheet = Image.new("RGB", (columns * step_x + MARGIN, rows * step_y + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=13)
+    font = ImageFont.load_default(size=FONT_SIZE)
     for number, (data, caption) in enumerate(pictures):
         x = MARGIN + number % columns * step_x
         y = MARGIN + number // columns * step_y
-        with Image.open(io.BytesIO(data)) as image:
-            image.draft("RGB", (TILE, TILE))
-            tile = image.convert("RGB")
-        tile.thumbnail((TILE, TILE))
-        sheet.paste(tile, (x + (TILE - tile.width) // 2, y + (TILE - tile.height) // 2))
-        draw.text((x, y + TILE + 3), _fitted(caption, font), fill="black", font=font)
+        small = _small(data, tile)
+        sheet.paste(small, (x + (tile - small.width) // 2, y + (tile - small.height) // 2))
+        for at, line in enumerate(_wrapped(caption, font, tile)):
+            draw.text((x, y + tile + 3 + at * LINE), line, fill="black", font=font)
     out = io.BytesIO()
-    sheet.save(out, "PNG")
+    sheet.save(out, image_format)
     return out.getvalue()
 
 
-def _fitted(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    line = " ".join(text.split())
-    if font.getlength(line) <= TILE:
+def strip(pictures: Sequence[bytes], most_bytes: int) -> bytes | None:
+    """The first pictures side by side, as a WebP: as many as fit, then as large as fits.
+
+    Args:
+        pictures: encoded images.
+        most_bytes: of the WebP.
+
+    Returns:
+        None where not even one fits.
+    """
+    for count in range(len(pictures), 0, -1):
+        for side in STRIP_SIDES:
+            row = Image.new("RGB", (side * count, side), "white")
+            for number, data in enumerate(pictures[:count]):
+                row.paste(_small(data, side), (number * side, 0))
+            out = io.BytesIO()
+            row.save(out, "WEBP", quality=STRIP_QUALITY, method=6)
+            if out.tell() <= most_bytes:
+                return out.getvalue()
+    return None
+
+
+def _small(data: bytes, side: int) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft("RGB", (side, side))
+        small = image.convert("RGB")
+    small.thumbnail((side, side))
+    return small
+
+
+def _wrapped(text: str, font: Font, width: int) -> list[str]:
+    """A caption in lines of at most `width` pixels; what does not fit the last is cut off."""
+    lines: list[str] = []
+    words = text.split()
+    while words and len(lines) < LINES - 1:
+        fitting = 1
+        while fitting < len(words) and font.getlength(" ".join(words[: fitting + 1])) <= width:
+            fitting += 1
+        lines.append(_fitted(" ".join(words[:fitting]), font, width))
+        words = words[fitting:]
+    return [*lines, _fitted(" ".join(words), font, width)] if words else lines
+
+
+def _fitted(line: str, font: Font, width: int) -> str:
+    if font.getlength(line) <= width:
         return line
-    while line and font.getlength(f"{line}…") > TILE:
+    while line and font.getlength(f"{line}…") > width:
         line = line[:-1]
     return f"{line}…"
