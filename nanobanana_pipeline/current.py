@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from nanobanana_pipeline.errors import StorageError, StorageFull, StorageUnavailable
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["Columns", "read_pointer", "read_table", "swap_pointer", "write_table"]
+__all__ = ["Columns", "as_frame", "read_pointer", "read_table", "swap_pointer", "write_table"]
 
 NULLABLE: Final = {
     pa.int64(): pd.Int64Dtype(),
@@ -124,6 +124,11 @@ def read_table(
         raise StorageError(f"{store.uri(key)} is damaged: {error}") from error
     for name in set(wanted) - set(there):
         table = table.append_column(name, pa.nulls(len(table), known[name][0]))
+    return as_frame(table.select(wanted))
+
+
+def as_frame(table: pa.Table) -> pd.DataFrame:
+    """A table with pandas' nullable types."""
     # Whole numbers stay whole where some are missing: a seed does not fit a float.
-    frame: pd.DataFrame = table.select(wanted).to_pandas(types_mapper=NULLABLE.get)
+    frame: pd.DataFrame = table.to_pandas(types_mapper=NULLABLE.get)
     return frame
