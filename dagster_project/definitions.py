@@ -8,6 +8,7 @@ import dagster as dg
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 from dagster_project.assets.generated_images import generated_images  # noqa: E402
+from dagster_project.assets.image_features import image_features  # noqa: E402
 from dagster_project.assets.prompt_set import prompt_set  # noqa: E402
 from dagster_project.checks import audit, check_images, none_in_doubt  # noqa: E402
 from dagster_project.jobs import resolve_doubts  # noqa: E402
@@ -16,7 +17,7 @@ from dagster_project.resources import resources  # noqa: E402
 __all__ = ["defs"]
 
 defs = dg.Definitions(
-    assets=[prompt_set, generated_images],
+    assets=[prompt_set, generated_images, image_features],
     asset_checks=[audit, none_in_doubt],
     jobs=[check_images, resolve_doubts],
     resources=resources(),

@@ -25,6 +25,13 @@ GRAPH = {
         "partitions": "prompt_set × seed",
         "checks": ["audit", "cells", "none_in_doubt"],
     },
+    "image_features": {
+        "after": ["generated_images"],
+        "group": "images",
+        "kinds": {"pillow", "s3", "parquet"},
+        "partitions": "prompt_set × seed",
+        "checks": [],
+    },
 }
 
 

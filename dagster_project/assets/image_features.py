@@ -1,0 +1,97 @@
+"""What the pictures of one prompt set under one seed look like."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import dagster as dg
+
+from dagster_project.failures import plain_failures
+from dagster_project.metadata import column_schema, inline_picture, sample_table
+from dagster_project.partitions import grid, read_cell_key
+from dagster_project.resources import NanobananaResource
+from nanobanana_pipeline.contact_sheet import strip
+from nanobanana_pipeline.features.keeping import COLUMNS, Refreshed, refresh_features
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["image_features"]
+
+PROGRESS_SECONDS = 2.0
+PROGRESS_GROWTH = 1.5
+STRIP_PICTURES = 4
+STRIP_BYTES = 700
+"""As base64 in markdown it stays under 1,000 characters: Dagster hides more behind a link."""
+SHOWN = ["prompt", "mean", "entropy", "sharpness", "blank", "phash", "error"]
+
+
+@dg.asset(
+    partitions_def=grid,
+    deps=["generated_images"],
+    group_name="images",
+    kinds={"pillow", "s3", "parquet"},
+    owners=["team:data"],
+    code_version="1",
+    description=(
+        "Size, luminance, entropy, sharpness, perceptual hash, provenance marks and a thumbnail "
+        "of every distinct picture of a partition, measured from all its pixels, and a contact "
+        "sheet. Pictures that were measured before are not decoded again. **Costs nothing.**"
+    ),
+)
+def image_features(
+    context: dg.AssetExecutionContext, nanobanana: NanobananaResource
+) -> dg.MaterializeResult[None]:
+    """Measure what is new, and publish the table."""
+    start = time.monotonic()
+    with plain_failures():
+        name, seed = read_cell_key(context.partition_key)
+        store = nanobanana.store()
+        done = refresh_features(store, name, seed, _progress_log(context, start))
+    if done.gaps:
+        context.log.warning(
+            f"{done.gaps:,} cells have no picture yet: launch generated_images again, then this"
+        )
+    if done.current.errors:
+        context.log.warning(
+            f"{done.current.errors:,} pictures could not be measured: see the column error"
+        )
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(done.current.content),
+        metadata=_metadata(store, done) | {"seconds": round(time.monotonic() - start, 1)},
+    )
+
+
+def _progress_log(context: dg.AssetExecutionContext, start: float) -> Callable[[int, int], None]:
+    """Write progress to the event log, more and more rarely: it is kept for ever."""
+    due = PROGRESS_SECONDS
+
+    def write(pictures: int, measured: int) -> None:
+        nonlocal due
+        seconds = time.monotonic() - start
+        if seconds >= due:
+            due = seconds * PROGRESS_GROWTH
+            context.log.info(f"{measured:,} of {pictures:,} pictures measured in {seconds:.0f} s")
+
+    return write
+
+
+def _metadata(store: ObjectStore, done: Refreshed) -> dict[str, Any]:
+    current, rows = done.current, done.rows
+    thumbnails = list(rows["thumbnail"].dropna().head(STRIP_PICTURES))
+    small = strip(thumbnails, STRIP_BYTES)
+    # Those that want looking at come first.
+    first = rows.sort_values(["error", "blank"], ascending=[True, False], kind="stable")
+    return {
+        "measured now": done.measured,
+        "taken over": current.rows - done.measured,
+        "blank": current.blank,
+        "not measurable": current.errors,
+        "missing cells": done.gaps,
+        "first pictures": inline_picture(small, "the first pictures") if small else "none",
+        "contact sheet": store.uri(current.sheet) if current.sheet else "none",
+        "dagster/uri": store.uri(current.table),
+        "dagster/row_count": current.rows,
+        "dagster/column_schema": column_schema(
+            {name: (str(kind), text) for name, (kind, text) in COLUMNS.items()}
+        ),
+        "rows": sample_table(first[SHOWN]),
+    }

@@ -1,0 +1,94 @@
+"""The asset on an ephemeral instance, a real bucket and pictures that were really bought."""
+
+from collections.abc import Callable
+from typing import Any
+
+import dagster as dg
+
+from dagster_project.assets.generated_images import generated_images
+from dagster_project.assets.image_features import image_features
+from dagster_project.assets.prompt_set import prompt_set
+from nanobanana_pipeline.features.keeping import COLUMNS, read_current_features
+from tests.dagster_project.conftest import CSV, Project
+from tests.launching import bought
+
+Projects = Callable[..., Project]
+
+
+def run(project: Project, key: str = "demo|1") -> dg.ExecuteInProcessResult:
+    """Materialize the features of a partition; nothing may be bought for it."""
+    before = bought(project.emulator)
+    result = dg.materialize(
+        [prompt_set, generated_images, image_features],
+        selection=[image_features],
+        partition_key=key,
+        instance=project.instance,
+        resources=project.resources,
+        raise_on_error=False,
+    )
+    assert bought(project.emulator) == before
+    return result
+
+
+def materialized(result: dg.ExecuteInProcessResult) -> tuple[dict[str, Any], str]:
+    assert result.success
+    [event] = result.asset_materializations_for_node("image_features")
+    return dict(event.metadata), str((event.tags or {})["dagster/data_version"])
+
+
+def test_a_partition_is_measured_and_described(project: Projects) -> None:
+    here = project()
+    here.make_prompt_set()
+    here.generate()
+    metadata, version = materialized(run(here))
+    current, _ = read_current_features(here.store, "demo", 1)
+    assert current is not None
+    assert version == current.content
+    told = {name: value.value for name, value in metadata.items()}
+    assert told["dagster/uri"] == here.store.uri(current.table)
+    assert (told["dagster/row_count"], told["measured now"], told["taken over"]) == (3, 3, 0)
+    assert (told["blank"], told["not measurable"], told["missing cells"]) == (0, 0, 0)
+    assert told["contact sheet"] == here.store.uri("features/demo/seed=1/contact_sheet.webp")
+    columns = told["dagster/column_schema"].columns
+    assert [column.name for column in columns] == list(COLUMNS)
+    assert all(column.description for column in columns)
+    assert [record.data["blank"] for record in metadata["rows"].records] == [False] * 3
+    picture = told["first pictures"]
+    assert picture.startswith("![the first pictures](data:image/webp;base64,")
+    # More is hidden behind a link.
+    assert len(picture) < 1000
+
+
+def test_a_second_run_measures_nothing_and_is_the_same_version(project: Projects) -> None:
+    here = project()
+    here.make_prompt_set()
+    here.generate()
+    _, version = materialized(run(here))
+    metadata, again = materialized(run(here))
+    assert (metadata["measured now"].value, metadata["taken over"].value) == (0, 3)
+    assert again == version
+    here.make_prompt_set(csv=f"{CSV}d,a boat\n")
+    here.generate(config={})
+    metadata, grown = materialized(run(here))
+    assert (metadata["measured now"].value, metadata["taken over"].value) == (1, 3)
+    assert grown != version
+
+
+def test_a_partition_without_a_manifest_fails_in_a_sentence(project: Projects) -> None:
+    here = project()
+    here.make_prompt_set()
+    here.instance.add_dynamic_partitions("seed", ["1"])
+    result = run(here)
+    assert not result.success
+    failure = next(event for event in result.all_events if event.is_step_failure)
+    assert "launch generated_images for it first" in str(failure.event_specific_data)
+
+
+def test_cells_that_are_missing_are_counted(project: Projects) -> None:
+    here = project(moods={"lost_answer_after": 1.0})
+    here.make_prompt_set()
+    assert not here.generate().success
+    metadata, _ = materialized(run(here))
+    assert metadata["missing cells"].value == 3
+    assert metadata["dagster/row_count"].value == 0
+    assert metadata["first pictures"].value == "none"
