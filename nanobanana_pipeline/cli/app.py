@@ -17,6 +17,7 @@ from nanobanana_pipeline.cli import audit, generate, profile, prompts, status, w
 from nanobanana_pipeline.cli.doubts import doubt_commands
 from nanobanana_pipeline.cli.provider import provider_commands
 from nanobanana_pipeline.cli.quote import quote_command
+from nanobanana_pipeline.cli.recipe import recipe_commands
 from nanobanana_pipeline.emulator.command import emulator_command
 from nanobanana_pipeline.errors import NanobananaError
 
@@ -81,6 +82,7 @@ webhook_commands.command("serve")(webhooks.serve)
 app.add_typer(webhook_commands, name="webhooks")
 app.add_typer(provider_commands, name="provider")
 app.add_typer(doubt_commands, name="doubts")
+app.add_typer(recipe_commands, name="recipe")
 app.command("generate")(generate.generate)
 app.command("quote")(quote_command)
 app.command("status")(status.status)

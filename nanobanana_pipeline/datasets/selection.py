@@ -1,0 +1,192 @@
+"""What a recipe selects: each row with its group and split, and each rejected one with its reason.
+
+In this order go: pictures that cannot be decoded, what a filter refuses, pictures that another row
+asked for with the same request, equal and alike pictures, what would join two splits, and what a
+prompt has too many of.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import pandas as pd
+
+from nanobanana_pipeline.datasets.filters import check_filters, why_not
+from nanobanana_pipeline.datasets.near import first_alike
+from nanobanana_pipeline.datasets.recipe import PerPrompt, Recipe
+from nanobanana_pipeline.datasets.release import MANIFEST, Release, read_release, read_table
+from nanobanana_pipeline.datasets.sources import ROW_COLUMNS, Sources, read_sources
+from nanobanana_pipeline.datasets.splits import COLUMNS, share_out
+from nanobanana_pipeline.generation.manifest import CurrentManifest
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["REJECTED_COLUMNS", "Selection", "released_rows", "select"]
+
+REJECTED_COLUMNS: Final = [
+    *("row_id", "image_sha256", "prompt", "reason"),
+    *("step", "prompt_set", "prompt_id", "seed"),
+]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a recipe selects.
+
+    Attributes:
+        rows: one a chosen picture: `sources.ROW_COLUMNS`, the attributes, ``group`` and ``split``
+            (str); ``row_id`` is unique. In the order of the recipe's prompt sets, then by
+            prompt_id, seed and sample.
+        rejected: the other settled pictures: `REJECTED_COLUMNS`, of which ``step`` is that of
+            `steps` which took it out. One whose request another row shares bears that row's
+            ``row_id``.
+        shortfall: prompts with fewer pictures than `per_prompt` asks for: prompt_set, prompt_id,
+            prompt (str), wanted, accepted, missing, candidates (asked for so far), candidates_left
+            (int64).
+        steps: how many rows were left after each step: step (str), rows (int64).
+        manifests: what the rows were drawn from.
+    """
+
+    rows: pd.DataFrame
+    rejected: pd.DataFrame
+    shortfall: pd.DataFrame
+    steps: pd.DataFrame
+    manifests: list[CurrentManifest]
+
+
+def select(store: ObjectStore, recipe: Recipe, released: pd.DataFrame | None = None) -> Selection:
+    """Select what a recipe asks for. Reads only.
+
+    Args:
+        store: the bucket.
+        recipe: what to select.
+        released: every row of the dataset that was ever released (see `released_rows`): they keep
+            their splits, and stay where a newcomer is their like.
+
+    Raises:
+        RecipeError: the recipe asks for what is not there, or contradicts its parent release.
+        PromptTableError: a prompt set is damaged.
+        StorageError: S3 refuses or holds damaged objects.
+    """
+    sources = read_sources(store, recipe)
+    check_filters(recipe, sources.rows)
+    sieve = _Sieve(_in_order(sources.rows, recipe))
+    error = sieve.rows["error"]
+    sieve.drop("can be decoded", ("cannot be decoded: " + error).where(error.notna()))
+    for column, rule in recipe.filters.items():
+        sieve.drop(f"filter {column}", why_not(sieve.rows[column], rule))
+    _drop_shared(sieve)
+    known = set() if released is None else set(released["row_id"])
+    if recipe.deduplicate.exact:
+        _drop_equal(sieve, known)
+    if recipe.deduplicate.perceptual is not None:
+        _drop_alike(sieve, known, recipe.deduplicate.perceptual)
+    shares = share_out(sieve.rows, recipe.splits, released)
+    left_out = shares.left_out.set_index("row_id")["reason"]
+    sieve.drop("joins no two splits", sieve.rows["row_id"].map(left_out))
+    if recipe.per_prompt:
+        _drop_surplus(sieve, recipe.per_prompt)
+    places = shares.rows.set_index("row_id")[["group", "split"]]
+    rows = sieve.rows[[*ROW_COLUMNS, *sources.attributes]].join(places, on="row_id")
+    return Selection(
+        rows=rows.reset_index(drop=True),
+        rejected=sieve.rejected(),
+        shortfall=_shortfall(sources, rows, recipe.per_prompt),
+        steps=pd.DataFrame(sieve.steps, columns=["step", "rows"]),
+        manifests=sources.manifests,
+    )
+
+
+def released_rows(store: ObjectStore, parent: Release | None) -> pd.DataFrame | None:
+    """Every row of a release and of those before it, also rows that are gone by now.
+
+    Args:
+        store: the bucket.
+        parent: the release that the next one will follow; None gives None.
+
+    Raises:
+        ReleaseError: one of them is missing or damaged.
+    """
+    tables = []
+    while parent is not None:
+        tables.append(read_table(store, parent, MANIFEST, [*COLUMNS, "group", "split"]))
+        parent = read_release(store, parent.name, parent.parent) if parent.parent else None
+    return pd.concat(tables).drop_duplicates("row_id", ignore_index=True) if tables else None
+
+
+class _Sieve:
+    """Rows, what was taken out of them and why, and how many each step left."""
+
+    def __init__(self, rows: pd.DataFrame) -> None:
+        self.rows = rows
+        self.steps = [("settled", len(rows))]
+        self._rejected: list[pd.DataFrame] = []
+
+    def drop(self, step: str, reasons: pd.Series) -> None:
+        """Take out the rows that have a reason."""
+        out = reasons.notna()
+        lost = self.rows[out].assign(reason=reasons[out].astype("str"), step=step)
+        self._rejected.append(lost[REJECTED_COLUMNS])
+        self.rows = self.rows[~out]
+        self.steps.append((step, len(self.rows)))
+
+    def rejected(self) -> pd.DataFrame:
+        return pd.concat(self._rejected).sort_index().reset_index(drop=True)
+
+
+def _in_order(rows: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
+    rank = rows["prompt_set"].map({name: i for i, name in enumerate(recipe.prompt_sets)})
+    ordered = rows.assign(rank=rank).sort_values(["rank", "prompt_id", "seed", "sample"])
+    return ordered.drop(columns="rank").reset_index(drop=True)
+
+
+def _drop_shared(sieve: _Sieve) -> None:
+    """Prompt sets may share requests, and a row with a seed of its own has one under all seeds."""
+    rows = sieve.rows
+    owner = rows.groupby("row_id")["prompt_id"].transform("first")
+    reasons = ("the same request as that of prompt " + owner).where(rows["row_id"].duplicated())
+    sieve.drop("distinct requests", reasons)
+
+
+def _drop_equal(sieve: _Sieve, known: set[str]) -> None:
+    """Of equal pictures the first stays, released ones before others."""
+    rows = sieve.rows.assign(new=~sieve.rows["row_id"].isin(known))
+    rows = rows.sort_values("new", kind="stable")
+    first = rows.groupby("image_sha256")["row_id"].transform("first")
+    reasons = ("the same picture as " + first).where(first != rows["row_id"])
+    sieve.drop("distinct pictures", reasons.reindex(sieve.rows.index))
+
+
+def _drop_alike(sieve: _Sieve, known: set[str], distance: int) -> None:
+    """Of pictures that look alike the first stays, released ones before others."""
+    rows = sieve.rows.assign(new=~sieve.rows["row_id"].isin(known))
+    rows = rows.sort_values("new", kind="stable")
+    first = rows["row_id"].iloc[first_alike(rows["phash"], distance)]
+    first = pd.Series(first.to_numpy(), index=rows.index, dtype="str")
+    reasons = ("looks like " + first).where(first != rows["row_id"])
+    sieve.drop("distinct looks", reasons.reindex(sieve.rows.index))
+
+
+def _drop_surplus(sieve: _Sieve, wanted: PerPrompt) -> None:
+    rows = sieve.rows.sort_values(["seed", "sample"], kind="stable")
+    place = rows.groupby(["prompt_set", "prompt_id"]).cumcount()
+    reason = pd.Series(f"beyond the {wanted.images} pictures of its prompt", rows.index)
+    sieve.drop("per prompt", reason.where(place >= wanted.images).reindex(sieve.rows.index))
+
+
+def _shortfall(sources: Sources, rows: pd.DataFrame, wanted: PerPrompt | None) -> pd.DataFrame:
+    named = ["prompt_set", "prompt_id"]
+    found = sources.prompts
+    if wanted is None:
+        found = found.iloc[:0]
+    accepted = rows.groupby(named).size().rename("accepted")
+    candidates = sources.tried.groupby(named)["row_id"].nunique().rename("candidates")
+    found = found.join(accepted, on=named).join(candidates, on=named)
+    found = found.fillna({"accepted": 0, "candidates": 0})
+    found = found.astype({"accepted": "int64", "candidates": "int64"})
+    images, budget = (wanted.images, wanted.candidates) if wanted else (0, 0)
+    found = found.assign(
+        wanted=images,
+        missing=images - found["accepted"],
+        candidates_left=(budget - found["candidates"]).clip(lower=0),
+    )
+    order = [*named, "prompt", "wanted", "accepted", "missing", "candidates", "candidates_left"]
+    return found.loc[found["missing"] > 0, order].reset_index(drop=True)

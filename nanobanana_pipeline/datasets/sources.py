@@ -1,0 +1,218 @@
+"""What a recipe draws from: manifests, features and prompt tables, joined."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import pandas as pd
+import pyarrow as pa
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+from nanobanana_pipeline.current import as_frame
+from nanobanana_pipeline.datasets.recipe import ALL_SEEDS, Recipe, near_matches
+from nanobanana_pipeline.errors import RecipeError
+from nanobanana_pipeline.features.keeping import COLUMNS as FEATURE_COLUMNS
+from nanobanana_pipeline.features.keeping import read_features
+from nanobanana_pipeline.generation.manifest import COLUMNS as MANIFEST_COLUMNS
+from nanobanana_pipeline.generation.manifest import (
+    CellState,
+    CurrentManifest,
+    advice,
+    read_all_current,
+    read_current,
+    read_manifest,
+)
+from nanobanana_pipeline.layout import image_key
+from nanobanana_pipeline.prompts import prompt_set
+from nanobanana_pipeline.prompts.validation import attributes_of
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["ROW_COLUMNS", "Sources", "read_sources"]
+
+MADE_BY_A_MODEL: Final = "trainedAlgorithmicMedia"
+"""The digital source type of IPTC's NewsCodes for what a trained model has drawn."""
+
+ROW_COLUMNS: Final = {
+    "row_id": "str",
+    "prompt_set": "str",
+    "prompt_id": "str",
+    "prompt": "str",
+    "negative_prompt": "str",
+    "seed": "Int64",
+    "seed_asked": "Int64",
+    "seed_reported": "Int64",
+    "sample": "Int32",
+    "request_key": "str",
+    "image_sha256": "str",
+    "image_key": "str",
+    "format": "str",
+    "bytes": "Int64",
+    "width": "Int32",
+    "height": "Int32",
+    "provenance": "str",
+    "provider_id": "str",
+    "run_id": "str",
+    "accepted": "str",
+    "mean": "Float32",
+    "entropy": "Float32",
+    "sharpness": "Float32",
+    "blank": "boolean",
+    "phash": "str",
+    "ref_sha256": "str",
+    "digital_source_type": "str",
+}
+"""The columns of a chosen row that every release has, and their types; attributes follow them."""
+
+NO_FEATURES: Final = pa.schema(
+    [pa.field(name, kind) for name, (kind, _) in FEATURE_COLUMNS.items()]
+).empty_table()
+LOOKS: Final = [
+    name for name in FEATURE_COLUMNS if name not in MANIFEST_COLUMNS and name != "thumbnail"
+]
+RESERVED: Final = frozenset({*ROW_COLUMNS, *MANIFEST_COLUMNS, *FEATURE_COLUMNS, "group", "split"})
+NOT_TRIED: Final = frozenset({CellState.NOT_REQUESTED, CellState.OVER_BUDGET, CellState.PENDING})
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What there is to choose from.
+
+    Attributes:
+        manifests: the partitions', in the order of the recipe's prompt sets, then of the seeds.
+        rows: one a picture of a settled cell: `ROW_COLUMNS`, the other columns of the manifest and
+            the features (without thumbnails), and the attributes.
+        attributes: names of the columns that come from the prompt tables.
+        tried: one a picture that was asked for, whatever came of it: prompt_set, prompt_id, prompt,
+            row_id (str).
+        prompts: prompt_set, prompt_id, prompt (str) of every prompt of the partitions.
+    """
+
+    manifests: list[CurrentManifest]
+    rows: pd.DataFrame
+    attributes: list[str]
+    tried: pd.DataFrame
+    prompts: pd.DataFrame
+
+
+def read_sources(store: ObjectStore, recipe: Recipe) -> Sources:
+    """Read everything that a recipe draws from.
+
+    Raises:
+        RecipeError: prompt sets or features are missing, or more cells than the recipe allows.
+        PromptTableError: a prompt set is damaged.
+        StorageError: S3 refuses or holds damaged objects.
+    """
+    manifests = _partitions(store, recipe)
+    described: dict[tuple[str, str], pd.DataFrame] = {}
+    parts, cells, unmeasured = [], [], []
+    for current in manifests:
+        table = (current.prompt_set, current.fingerprint)
+        if table not in described:
+            described[table] = _described(prompt_set.load(store, *table))
+        manifest = read_manifest(store, current.manifest)
+        manifest["row_id"] = manifest["request_key"] + "-" + manifest["sample"].astype("str")
+        cells.append(manifest[["prompt_set", "prompt_id", "prompt", "row_id", "state"]])
+        rows = manifest[manifest["state"] == CellState.SETTLED]
+        features = read_features(store, current.prompt_set, current.seed)
+        if features is None:
+            features = as_frame(NO_FEATURES)
+        without = rows.loc[~rows["image_sha256"].isin(features["image_sha256"]), "image_sha256"]
+        if len(without):
+            name = _name(current.prompt_set, current.seed)
+            unmeasured.append(f"{name}: {without.nunique():,} pictures")
+        rows = rows.merge(features[["image_sha256", *LOOKS]], on="image_sha256", how="left")
+        rows = rows.merge(described[table], on="prompt_id", how="left")
+        own = rows["negative_prompt"].fillna(current.parameters.get("negative_prompt") or "")
+        parts.append(rows.assign(negative_prompt=own))
+    if unmeasured:
+        raise RecipeError(
+            "the features of some pictures are not measured yet; materialise image_features for "
+            "these partitions, and come again:\n" + "\n".join(f"  - {each}" for each in unmeasured)
+        )
+    attributes = sorted({str(name) for frame in described.values() for name in frame} - RESERVED)
+    asked = pd.concat(cells, ignore_index=True)
+    return Sources(
+        manifests=manifests,
+        rows=_together(parts, attributes),
+        attributes=attributes,
+        tried=asked[~asked["state"].isin(NOT_TRIED)].drop(columns="state"),
+        prompts=asked[["prompt_set", "prompt_id", "prompt"]].drop_duplicates(ignore_index=True),
+    )
+
+
+def _partitions(store: ObjectStore, recipe: Recipe) -> list[CurrentManifest]:
+    """The manifests in force; refuses prompt sets that do not exist, and gaps."""
+    found: list[CurrentManifest] = []
+    missing: list[tuple[int, str]] = []
+    everywhere = list(read_all_current(store)) if recipe.seeds == ALL_SEEDS else []
+    for position, name in enumerate(recipe.prompt_sets):
+        kept = prompt_set.current(store, name)
+        if kept is None:
+            known = [key.split("/")[1] for key in store.keys("prompt_sets/")]
+            hint = near_matches(name, set(known)) if known else "there is none yet"
+            place = recipe.where("prompt_sets", position)
+            raise RecipeError(f"{place}: there is no prompt set {name!r}; {hint}")
+        if recipe.seeds == ALL_SEEDS:
+            there = [each for each in everywhere if each.prompt_set == name]
+            missing += [] if there else [(kept.rows, f"{name}: never generated under any seed")]
+        else:
+            read = {seed: read_current(store, name, seed)[0] for seed in sorted(recipe.seeds)}
+            there = [current for current in read.values() if current is not None]
+            never = [seed for seed, current in read.items() if current is None]
+            missing += [(kept.rows, f"{_name(name, seed)}: never generated") for seed in never]
+        for current in there:
+            if current.gaps:
+                what = f"{_name(name, current.seed)}: {'. '.join(advice(current))}"
+                missing.append((current.gaps, what))
+        found += there
+    gaps = sum(count for count, _ in missing)
+    if gaps > recipe.allow_gaps:
+        lines = "\n".join(f"  - {count:,} cells of {what}" for count, what in missing)
+        raise RecipeError(
+            f"{recipe.where('allow_gaps')}: {gaps:,} cells are missing, and {recipe.allow_gaps:,} "
+            "may be. Launch these partitions again (generated_images in Dagster, or nanobanana "
+            f"generate), or allow that many:\n{lines}"
+        )
+    if not found:
+        raise RecipeError(
+            f"{recipe.where('seeds')}: nothing was generated yet that this recipe could draw from"
+        )
+    return found
+
+
+def _name(name: str, seed: int) -> str:
+    return f"{name} seed={seed}"
+
+
+def _described(prompts: pd.DataFrame) -> pd.DataFrame:
+    """What a prompt set says of its rows, by prompt_id, under names that nothing else has."""
+    own = {name: name for name in ("prompt_id", "negative_prompt", "ref_sha256")}
+    names = {**own}
+    for attribute in attributes_of(prompts):
+        name = attribute
+        while name in RESERVED or name in names.values():
+            name = f"prompt_{name}"
+        names[attribute] = name
+    missing = [name for name in own if name not in prompts.columns]
+    empty = pd.DataFrame(dict.fromkeys(missing, pd.NA), index=prompts.index, dtype="str")
+    return pd.concat([prompts, empty], axis="columns")[list(names)].rename(columns=names)
+
+
+def _together(parts: list[pd.DataFrame], attributes: list[str]) -> pd.DataFrame:
+    """All partitions' rows in one table; columns of different kinds become text."""
+    for name in attributes:
+        kinds = {part[name].dtype for part in parts if name in part}
+        if len(kinds) > 1:
+            numbers = all(is_numeric_dtype(kind) and not is_bool_dtype(kind) for kind in kinds)
+            kinds = {pd.Float64Dtype()} if numbers else {pd.Series(dtype="str").dtype}
+        kind = kinds.pop()
+        for part in parts:
+            part[name] = (
+                part[name].astype(kind) if name in part else pd.Series(pd.NA, part.index, kind)
+            )
+    rows = pd.concat(parts, ignore_index=True)
+    rows["image_key"] = [
+        image_key(sha256, kind)
+        for sha256, kind in zip(rows["image_sha256"], rows["format"], strict=True)
+    ]
+    rows["digital_source_type"] = MADE_BY_A_MODEL
+    return rows.astype(ROW_COLUMNS)
