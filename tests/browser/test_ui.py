@@ -120,6 +120,11 @@ def test_a_prompt_set_and_a_seed_are_added_and_materialized(page: Page, dev: str
     expect(page.get_by_text("s3://nanobanana/images/").first).to_be_attached()
     keep(page, "generated_images")
 
+    materialize(page, dev, "image_features", 2)
+    wait_for_partition(page, dev, "image_features", "animals%7C7")
+    expect(page.get_by_alt_text("the first pictures")).to_be_visible()
+    keep(page, "image_features")
+
     page.goto(f"{dev}/asset-groups", wait_until="domcontentloaded")
     for group in ("prompts", "images"):
         expect(page.get_by_text(group, exact=True).first).to_be_visible()
