@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from nanobanana_pipeline.datasets.shards import Shard
     from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["PACKED", "pack"]
+__all__ = ["PACKED", "PARQUET_TYPE", "pack", "picture"]
 
 SHARDS_AT_ONCE: Final = 4
 HELPERS: Final = 24
@@ -196,7 +196,7 @@ def _pictures(
     try:
         for batch in rows.to_batches(max_chunksize=1_000):
             for row in batch.to_pylist():
-                ahead.append((row, helpers.submit(_picture, store, row)))
+                ahead.append((row, helpers.submit(picture, store, row)))
                 held += row["bytes"]
                 while held > AHEAD_BYTES or len(ahead) > AHEAD_ROWS:
                     first, image = ahead.popleft()
@@ -210,7 +210,12 @@ def _pictures(
             image.cancel()
 
 
-def _picture(store: "ObjectStore", row: dict[str, Any]) -> bytes:
+def picture(store: "ObjectStore", row: dict[str, Any]) -> bytes:
+    """A row's picture, byte for byte.
+
+    Raises:
+        ReleaseError: it is missing or damaged.
+    """
     found = store.get(row["image_key"])
     if found is None:
         raise ReleaseError(

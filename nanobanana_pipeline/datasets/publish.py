@@ -8,6 +8,7 @@ last.
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
@@ -16,7 +17,11 @@ from typing import TYPE_CHECKING, Final
 import pandas as pd
 import pyarrow as pa
 
-from nanobanana_pipeline.datasets.packing import PACKED, PARQUET_TYPE, pack
+from nanobanana_pipeline.contact_sheet import contact_sheet
+from nanobanana_pipeline.datasets.changes import changes
+from nanobanana_pipeline.datasets.formats.croissant import CROISSANT, croissant
+from nanobanana_pipeline.datasets.formats.huggingface import CARD, PREVIEW, card, preview_places
+from nanobanana_pipeline.datasets.packing import PACKED, PARQUET_TYPE, pack, picture
 from nanobanana_pipeline.datasets.recipe import Format
 from nanobanana_pipeline.datasets.release import (
     CHANGELOG,
@@ -29,7 +34,7 @@ from nanobanana_pipeline.datasets.release import (
     read_table,
     table_bytes,
 )
-from nanobanana_pipeline.datasets.rows import KEY, as_table, row_digests, schema_text
+from nanobanana_pipeline.datasets.rows import KEY, as_table, row_digests, schema_text, taken
 from nanobanana_pipeline.datasets.shards import BUILD, Layout, lay_out
 from nanobanana_pipeline.errors import ReleaseError, StorageUnavailable
 from nanobanana_pipeline.layout import latest_release_key, release_key
@@ -57,6 +62,16 @@ class _Claim:
 
     def same_build(self, other: "_Claim") -> bool:
         return replace(self, created=other.created) == other
+
+
+@dataclass(frozen=True)
+class _Page:
+    """A small file of a release."""
+
+    path: str
+    body: bytes
+    format: str
+    type: str
 
 
 def build_release(
@@ -118,7 +133,10 @@ def _build(
     layout = lay_out(table, digests, recipe.shard_size, earlier, next_key)
     keyed = table.add_column(0, KEY, pa.array(layout.keys))
     manifest = _manifest(keyed, layout, digests)
-    changelog = _changelog(manifest, earlier, rejected) if earlier is not None else None
+    changelog = None
+    if earlier is not None:
+        now = manifest.select(["row_id", "row_sha256"]).to_pandas()
+        changelog = changes(now, earlier, rejected)
     counted = table.select(["image_sha256", "bytes", "split", "format"]).to_pandas()
     release = Release(
         name=recipe.name,
@@ -147,23 +165,39 @@ def _build(
             )
         ),
     )
-    pages = {MANIFEST: table_bytes(manifest), REJECTED: table_bytes(_plain(rejected))}
+    tables = {MANIFEST: manifest, REJECTED: _plain(rejected)}
     if changelog is not None:
-        pages[CHANGELOG] = table_bytes(_plain(changelog))
-    for path, body in pages.items():
-        release = _with_file(store, release, path, body, "manifest", PARQUET_TYPE)
-    return release
+        tables[CHANGELOG] = _plain(changelog)
+    pages = [
+        *_described(store, release, recipe, keyed),
+        *(
+            _Page(path, table_bytes(each), "manifest", PARQUET_TYPE)
+            for path, each in tables.items()
+        ),
+    ]
+    return replace(release, files=(*release.files, *(_kept(store, release, p) for p in pages)))
 
 
-def _with_file(
-    store: "ObjectStore", release: Release, path: str, body: bytes, format_: str, kind: str
-) -> Release:
-    """Write a small file of a release, and enter it."""
-    key = release_key(release.name, release.version, path)
-    store.put(key, body, content_type=kind)
-    sha256 = hashlib.sha256(body).hexdigest()
-    file = ReleaseFile(path=path, key=key, size=len(body), sha256=sha256, format=format_)
-    return replace(release, files=(*release.files, file))
+def _described(
+    store: "ObjectStore", release: Release, recipe: "Recipe", table: pa.Table
+) -> Iterator[_Page]:
+    """The pages that tell readers what the shards are."""
+    if Format.HUGGINGFACE in recipe.formats:
+        text = card(release).encode()
+        yield _Page(CARD, text, Format.HUGGINGFACE, "text/markdown; charset=utf-8")
+        shown = taken(table, preview_places(len(table))).to_pylist()
+        pictures = [(picture(store, row), row["prompt"]) for row in shown]
+        yield _Page(PREVIEW, contact_sheet(pictures, columns=4), Format.HUGGINGFACE, "image/png")
+    if Format.CROISSANT in recipe.formats:
+        url = store.uri(release_key(release.name, release.version, ""))
+        yield _Page(CROISSANT, croissant(release, url), Format.CROISSANT, "application/ld+json")
+
+
+def _kept(store: "ObjectStore", release: Release, page: _Page) -> ReleaseFile:
+    key = release_key(release.name, release.version, page.path)
+    store.put(key, page.body, content_type=page.type)
+    sha256 = hashlib.sha256(page.body).hexdigest()
+    return ReleaseFile(page.path, key, len(page.body), sha256, page.format)
 
 
 def _packed_formats(recipe: "Recipe") -> list[str]:
@@ -181,24 +215,6 @@ def _manifest(keyed: pa.Table, layout: Layout, digests: list[str]) -> pa.Table:
     return keyed.append_column("shard", pa.array(layout.numbers, pa.int32())).append_column(
         "row_sha256", pa.array(digests, pa.string())
     )
-
-
-def _changelog(manifest: pa.Table, earlier: pd.DataFrame, rejected: pd.DataFrame) -> pd.DataFrame:
-    """What is new, gone or changed since the parent: row_id, change, reason."""
-    now = manifest.select(["row_id", "row_sha256"]).to_pandas().set_index("row_id")["row_sha256"]
-    before = earlier.set_index("row_id")["row_sha256"]
-    removed = before.index.difference(now.index, sort=False)
-    added = now.index.difference(before.index, sort=False)
-    both = now.index.intersection(before.index, sort=False)
-    changed = both[(now[both] != before[both]).to_numpy()]
-    reasons = rejected.drop_duplicates("row_id").set_index("row_id")["reason"]
-    gone = reasons.reindex(removed).fillna("no longer among the recipe's candidates")
-    parts = [
-        pd.DataFrame({"row_id": removed, "change": "removed", "reason": gone.to_numpy()}),
-        pd.DataFrame({"row_id": added, "change": "added", "reason": "chosen now"}),
-        pd.DataFrame({"row_id": changed, "change": "changed", "reason": "other metadata"}),
-    ]
-    return pd.concat(parts, ignore_index=True).astype("string")
 
 
 def _plain(frame: pd.DataFrame) -> pa.Table:

@@ -5,54 +5,34 @@ Types are fixed here, so that all shards of a release agree, whatever is missing
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
+from nanobanana_pipeline.datasets.sources import ROW_COLUMNS
 from nanobanana_pipeline.errors import ReleaseError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["KEY", "as_table", "metadata_json", "row_digests", "schema_text", "taken"]
+__all__ = ["KEY", "as_table", "attributes", "metadata_json", "row_digests", "schema_text", "taken"]
 
 KEY: Final = "key"
 """The column with a sample's name in the release: nine digits, the same in every format."""
 
-KINDS: Final = {
-    "seed": pa.int64(),
-    "seed_asked": pa.int64(),
-    "seed_reported": pa.int64(),
-    "sample": pa.int32(),
-    "bytes": pa.int64(),
-    "width": pa.int32(),
-    "height": pa.int32(),
-    "mean": pa.float32(),
-    "entropy": pa.float32(),
-    "sharpness": pa.float32(),
-    "blank": pa.bool_(),
+ARROW: Final = {
+    "str": pa.string(),
+    "Int64": pa.int64(),
+    "Int32": pa.int32(),
+    "Float32": pa.float32(),
+    "boolean": pa.bool_(),
 }
-TEXTS: Final = (
-    "row_id",
-    "prompt_set",
-    "prompt_id",
-    "prompt",
-    "negative_prompt",
-    "request_key",
-    "image_sha256",
-    "image_key",
-    "format",
-    "provenance",
-    "provider_id",
-    "run_id",
-    "accepted",
-    "phash",
-    "ref_sha256",
-    "digital_source_type",
-    "group",
-    "split",
-)
+KINDS: Final = {
+    **{name: ARROW[kind] for name, kind in ROW_COLUMNS.items()},
+    "group": pa.string(),
+    "split": pa.string(),
+}
 NEEDED: Final = ("row_id", "prompt", "image_sha256", "image_key", "format", "bytes", "split")
 RESERVED: Final = (KEY, "image", "shard", "row_sha256")
 """Columns that the formats add."""
@@ -87,9 +67,8 @@ def _own(name: str) -> str:
 
 
 def _column(name: str, values: "pd.Series[Any]") -> pa.Array:
-    kind = KINDS.get(name) or (pa.string() if name in TEXTS else None)
     try:
-        found = pa.array(values, type=kind, from_pandas=True)
+        found = pa.array(values, type=KINDS.get(name), from_pandas=True)
     except pa.ArrowException as error:
         raise ReleaseError(
             f"column {name!r} holds values of different kinds ({error}): make them one kind in the "
@@ -100,6 +79,11 @@ def _column(name: str, values: "pd.Series[Any]") -> pa.Array:
     if pa.types.is_large_string(found.type) or pa.types.is_null(found.type):
         return found.cast(pa.string())
     return found
+
+
+def attributes(columns: Iterable[str]) -> list[str]:
+    """Those of a release's columns that come from the prompt tables."""
+    return [name for name in columns if name not in KINDS and name not in RESERVED]
 
 
 def schema_text(schema: pa.Schema) -> str:

@@ -1,0 +1,180 @@
+"""`nanobanana release`: build datasets, look at what was published, and take it home."""
+
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+
+from nanobanana_pipeline.cli.show import make_console, size_text, table_of
+from nanobanana_pipeline.datasets.changes import changes
+from nanobanana_pipeline.datasets.publish import build_release
+from nanobanana_pipeline.datasets.pull import As, pull, verify
+from nanobanana_pipeline.datasets.recipe import read_recipe
+from nanobanana_pipeline.datasets.release import (
+    MANIFEST,
+    REJECTED,
+    Release,
+    all_releases,
+    dataset_names,
+    find_release,
+    read_latest,
+    read_table,
+)
+from nanobanana_pipeline.datasets.selection import released_rows, select
+from nanobanana_pipeline.errors import ReleaseError
+from nanobanana_pipeline.layout import check_bucket
+from nanobanana_pipeline.settings import Settings
+from nanobanana_pipeline.storage import ObjectStore, s3_client
+
+__all__ = ["release_commands"]
+
+SHOWN = 20
+DAMAGED = 1
+
+release_commands = typer.Typer(
+    no_args_is_help=True, help="Publish datasets, and read what was published."
+)
+
+Dataset = Annotated[str, typer.Argument(help="The dataset's name, as its recipe says.")]
+Version = Annotated[
+    str | None, typer.Option(help="Which one: v1, v2, …", show_default="the latest")
+]
+
+
+@release_commands.command("build")
+def build(
+    recipe: Annotated[Path, typer.Argument(help="The recipe's file.", metavar="RECIPE")],
+) -> None:
+    """Publish what a recipe selects now. Goes on where an earlier try was ended; buys nothing."""
+    wanted = read_recipe(recipe)
+    store = _store()
+    latest, _ = read_latest(store, wanted.name)
+    chosen = select(store, wanted, released_rows(store, latest))
+    console = make_console()
+    if len(chosen.shortfall):
+        missing = int(chosen.shortfall["missing"].sum())
+        console.print(
+            f"{missing:,} pictures are missing to what {wanted.where('per_prompt')} asks for; see "
+            "nanobanana recipe preview",
+            markup=False,
+        )
+    release = build_release(store, wanted, chosen.rows, chosen.rejected, parent=latest)
+    if latest is not None and release.version == latest.version:
+        console.print(f"nothing has changed since {release.version}: no release was made")
+    console.print(_table([release], store))
+
+
+@release_commands.command("list")
+def list_(
+    dataset: Annotated[str | None, typer.Argument(help="Only this one.")] = None,
+) -> None:
+    """Show every release, the latest of each dataset first."""
+    store = _store()
+    names = [dataset] if dataset else dataset_names(store)
+    found = [release for name in names for release in all_releases(store, name)]
+    console = make_console()
+    if found:
+        console.print(_table(found, store))
+    else:
+        console.print(f"no release yet in {store.uri('')}", markup=False)
+
+
+@release_commands.command("diff")
+def diff(
+    dataset: Dataset,
+    old: Annotated[
+        str | None, typer.Argument(help="An earlier version.", show_default="its parent")
+    ] = None,
+    new: Annotated[
+        str | None, typer.Argument(help="A later version.", show_default="the latest")
+    ] = None,
+) -> None:
+    """Say which rows came, went or changed between two releases, and why."""
+    store = _store()
+    later = find_release(store, dataset, new)
+    if old is None and later.parent is None:
+        raise ReleaseError(f"{dataset} {later.version} continues no other: name an OLD version")
+    earlier = find_release(store, dataset, old or later.parent)
+    now, before = (
+        read_table(store, each, MANIFEST, ["row_id", "row_sha256"]) for each in (later, earlier)
+    )
+    found = changes(now, before, read_table(store, later, REJECTED, ["row_id", "reason"]))
+    console = make_console()
+    title = f"{dataset}: from {earlier.version} to {later.version}"
+    counted = found.groupby(["change", "reason"], sort=True).size().rename("rows").reset_index()
+    console.print(table_of(counted, title) if len(found) else f"{title}: the same rows")
+    if len(found):
+        console.print(table_of(found.head(SHOWN), "some of them"))
+
+
+@release_commands.command("verify")
+def verify_(dataset: Dataset, *, version: Version = None) -> None:
+    """Read every file of a release again, and compare it with what was published."""
+    store = _store()
+    release = find_release(store, dataset, version)
+    console = make_console()
+    faults = pd.DataFrame([fault.__dict__ for fault in verify(store, release)])
+    size = sum(file.size for file in release.files)
+    told = f"{dataset} {release.version}: {len(release.files):,} files, {size_text(size)}"
+    if faults.empty:
+        console.print(f"{told}: all as published", highlight=False)
+        return
+    console.print(table_of(faults, f"{told}: {len(faults):,} not as published"))
+    console.print(
+        "restore them from a copy: a folder that was pulled earlier has the same files under the "
+        "same paths"
+    )
+    raise typer.Exit(DAMAGED)
+
+
+@release_commands.command("pull")
+def pull_(
+    dataset: Dataset,
+    folder: Annotated[Path, typer.Argument(help="Where to; goes on with what is there.")],
+    *,
+    version: Version = None,
+    layout: Annotated[
+        As, typer.Option("--as", help="How; geneval and partiprompts are what those scorers read.")
+    ] = As.WEBDATASET,
+    split: Annotated[
+        str | None, typer.Option(help="Only this one.", show_default="all of them")
+    ] = None,
+) -> None:
+    """Lay a release down in a folder."""
+    store = _store()
+    release = find_release(store, dataset, version)
+    pulled = pull(store, release, folder, layout, split)
+    make_console().print(
+        f"{dataset} {release.version} as {layout} in {folder}: {pulled.written:,} files written, "
+        f"{pulled.kept:,} were there, {size_text(pulled.size)}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _store() -> ObjectStore:
+    settings = Settings.load_without_key()
+    store = ObjectStore(s3_client(), str(settings.bucket), settings.prefix)
+    check_bucket(store, str(settings.realm))
+    return store
+
+
+def _table(releases: list[Release], store: ObjectStore) -> object:
+    rows = [
+        {
+            "dataset": release.name,
+            "version": release.version,
+            "continues": release.parent,
+            "built": release.created,
+            "rows": f"{release.rows:,}",
+            "splits": ", ".join(f"{n:,} {split}" for split, n in release.splits.items()),
+            "changes": ", ".join(f"{n:,} {change}" for change, n in release.changes.items()),
+            "formats": ", ".join(release.recipe["formats"]),
+            "size": size_text(sum(file.size for file in release.files)),
+            "fingerprint": release.fingerprint[:12],
+        }
+        for release in releases
+    ]
+    return table_of(pd.DataFrame(rows), f"in {store.uri('datasets/')}")

@@ -1,0 +1,161 @@
+"""The dataset card: ``README.md`` with what Hugging Face's tools read at its top.
+
+With it a folder is a dataset of the Hub, and `datasets.load_dataset(folder)` reads it. Fields:
+https://github.com/huggingface/hub-docs/blob/main/datasetcard.md
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+import yaml
+
+from nanobanana_pipeline.datasets.formats.parquet import features, shard_schema
+from nanobanana_pipeline.datasets.release import Release, ReleaseFile
+
+__all__ = ["CARD", "PREVIEW", "PREVIEW_PICTURES", "card", "preview_places"]
+
+CARD: Final = "README.md"
+PREVIEW: Final = "preview.png"
+PREVIEW_PICTURES: Final = 12
+SIZES: Final = (
+    (10**3, "n<1K"),
+    (10**4, "1K<n<10K"),
+    (10**5, "10K<n<100K"),
+    (10**6, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+)
+SPDX: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
+
+
+def card(release: Release, splits: Sequence[str] | None = None) -> str:
+    """Write the card.
+
+    Args:
+        release: with its Parquet shards among its files.
+        splits: those that the folder has; None for all.
+    """
+    shards = [
+        file
+        for file in release.shards("parquet", ".parquet")
+        if splits is None or file.split in splits
+    ]
+    head = yaml.safe_dump(
+        _front_matter(release, shards), sort_keys=False, allow_unicode=True, width=100
+    )
+    return f"---\n{head}---\n\n{_text(release, shards)}"
+
+
+def preview_places(count: int) -> list[int]:
+    """Which of `count` rows the picture shows: some from everywhere."""
+    shown = min(count, PREVIEW_PICTURES)
+    return [place * count // shown for place in range(shown)]
+
+
+def _front_matter(release: Release, shards: Iterable[ReleaseFile]) -> dict[str, Any]:
+    by_split: dict[str, list[ReleaseFile]] = {}
+    for file in shards:
+        by_split.setdefault(str(file.split), []).append(file)
+    sizes = {split: sum(file.size for file in files) for split, files in by_split.items()}
+    recipe = release.recipe
+    return {
+        "pretty_name": release.name,
+        **_licence(str(recipe["licence"])),
+        "task_categories": ["text-to-image"],
+        "size_categories": [next((name for end, name in SIZES if release.rows < end), "n>10M")],
+        "tags": ["synthetic", "image-generation", "trainedAlgorithmicMedia", *recipe["tags"]],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [
+                    {"split": split, "path": f"parquet/{split}/*.parquet"} for split in by_split
+                ],
+            }
+        ],
+        "dataset_info": {
+            "features": _features(release),
+            "splits": [
+                {
+                    "name": split,
+                    "num_bytes": sizes[split],
+                    "num_examples": sum(file.rows or 0 for file in files),
+                }
+                for split, files in by_split.items()
+            ],
+            "download_size": sum(sizes.values()),
+            "dataset_size": sum(sizes.values()),
+        },
+    }
+
+
+def _licence(licence: str) -> dict[str, str]:
+    if SPDX.fullmatch(licence):
+        return {"license": licence.lower()}
+    return {"license": "other", "license_name": licence}
+
+
+def _features(release: Release) -> list[dict[str, str]]:
+    schema = pa.schema([pa.field(name, _type(kind)) for name, kind in release.columns.items()])
+    return [
+        {"name": name, "dtype": said.get("dtype", "image")}
+        for name, said in features(shard_schema(schema)).items()
+    ]
+
+
+def _type(kind: str) -> pa.DataType:
+    # PyArrow prints float and double, and takes float32 and float64.
+    return pa.type_for_alias({"float": "float32", "double": "float64"}.get(kind, kind))
+
+
+def _text(release: Release, shards: Iterable[ReleaseFile]) -> str:
+    rows: dict[str, int] = {}
+    sizes: dict[str, int] = {}
+    for file in shards:
+        rows[str(file.split)] = rows.get(str(file.split), 0) + (file.rows or 0)
+        sizes[str(file.split)] = sizes.get(str(file.split), 0) + file.size
+    splits = "\n".join(
+        f"| {split} | {count:,} | {sizes[split] / 1e6:,.1f} MB |" for split, count in rows.items()
+    )
+    columns = "\n".join(f"| `{name}` | {kind} |" for name, kind in release.columns.items())
+    recipe = yaml.safe_dump(dict(release.recipe), sort_keys=False, allow_unicode=True)
+    shown = "huggingface" in release.recipe["formats"]
+    preview = f"![Some of the pictures]({PREVIEW})\n\n" if shown else ""
+    parent = f", which continues {release.parent}" if release.parent else ""
+    return f"""# {release.name}
+
+{release.recipe["description"]}
+
+{preview}| split | pictures | Parquet |
+|---|---|---|
+{splits}
+
+```python
+from datasets import load_dataset
+
+pictures = load_dataset("path/to/this/folder")
+```
+
+## How it was made
+
+A model drew every picture from a prompt (IPTC digital source type: `trainedAlgorithmicMedia`).
+The pictures are the provider's bytes, unchanged, with the marks of provenance that they bear;
+`image_sha256` is their SHA-256, and `provenance` names the marks. `seed_asked` is the seed that
+was sent, `seed_reported` what the provider says it used, null where it said nothing.
+Rows with the same prompt, reference picture or look are in one split, never in two.
+
+This is {release.version}{parent}, made on {release.created} by nanobanana-pipeline
+{release.code_version}. Fingerprint: `{release.fingerprint}`. Its recipe:
+
+```yaml
+{recipe}```
+
+## Columns
+
+| column | type |
+|---|---|
+| `image` | picture |
+{columns}
+
+Licence: {release.recipe["licence"]}
+"""
