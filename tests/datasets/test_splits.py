@@ -163,6 +163,13 @@ def test_a_planted_leak_is_named(shared: str, one: dict[str, Any], other: dict[s
     assert sides == {"1": "train", "2": "test"}
 
 
+def test_a_prompt_is_the_same_in_whatever_case_and_form() -> None:
+    assert prompt_key(" \ufb01ve\tFOXES\n") == "five foxes"
+    # Folding the case of composed letters may take them apart, and of decomposed ones not.
+    assert prompt_key("\u03aa\u0301") == prompt_key("\u0390")
+    assert prompt_key("STRASSE") == prompt_key("straße")
+
+
 def test_pictures_farther_apart_than_the_recipe_says_are_no_leak() -> None:
     rows = table(row("1", "a fox", flipped()), row("2", "an owl", flipped(1, 2, 3, 4, 5)))
     rows = rows.assign(split=["train", "test"])
@@ -190,9 +197,10 @@ def test_of_newcomers_that_bridge_together_only_as_many_are_left_out_as_must() -
     old = [row("1", "a fox"), row("2", "an owl")]
     chain = [row("3", "a fox", ref="r"), row("4", "x", FAR[1], "r"), row("5", "an owl", FAR[1])]
     parent = parent_of(*old, splits=["train", "test"])
-    shares = share_out(table(*chain, *old), THIRDS, parent)
-    assert split_of(shares.rows) == {"1": "train", "2": "test", "3": "train", "4": "train"}
-    assert list(shares.left_out["row_id"]) == ["5"]
+    for rows in ([*chain, *old], [*old, *reversed(chain)]):
+        shares = share_out(table(*rows), THIRDS, parent)
+        assert split_of(shares.rows) == {"1": "train", "2": "test", "3": "train", "4": "train"}
+        assert list(shares.left_out["row_id"]) == ["5"]
 
 
 def test_released_rows_that_are_gone_bind_newcomers_still() -> None:
