@@ -1,4 +1,4 @@
-"""One release in every format, made once, on disk as its readers take it."""
+"""The commands, as tests of commands run them; and a release in every format, made once, on disk."""
 
 import os
 import uuid
@@ -13,7 +13,10 @@ from nanobanana_pipeline.datasets.publish import build_release
 from nanobanana_pipeline.datasets.pull import As, pull
 from nanobanana_pipeline.datasets.release import MANIFEST, Release, read_table
 from nanobanana_pipeline.storage import ObjectStore, s3_client
+from tests.cli.conftest import emulator, nanobanana
 from tests.datasets.release_rows import NOTHING_REJECTED, recipe, rows_of
+
+__all__ = ["Published", "emulator", "nanobanana", "published"]
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 """The library `datasets` looks at it when it is imported."""
