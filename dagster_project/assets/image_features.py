@@ -21,7 +21,8 @@ PROGRESS_GROWTH = 1.5
 STRIP_PICTURES = 4
 STRIP_BYTES = 700
 """As base64 in markdown it stays under 1,000 characters: Dagster hides more behind a link."""
-SHOWN = ["prompt", "mean", "entropy", "sharpness", "blank", "phash", "error"]
+FIGURES = ["mean", "entropy", "sharpness"]
+SHOWN = ["prompt", *FIGURES, "blank", "phash", "error"]
 
 
 @dg.asset(
@@ -79,7 +80,8 @@ def _metadata(store: ObjectStore, done: Refreshed) -> dict[str, Any]:
     thumbnails = list(rows["thumbnail"].dropna().head(STRIP_PICTURES))
     small = strip(thumbnails, STRIP_BYTES)
     # Those that want looking at come first.
-    first = rows.sort_values(["error", "blank"], ascending=[True, False], kind="stable")
+    first = rows.sort_values(["error", "blank"], ascending=[True, False], kind="stable")[SHOWN]
+    first[FIGURES] = first[FIGURES].astype("float64").round(2)
     return {
         "measured now": done.measured,
         "taken over": current.rows - done.measured,
@@ -93,5 +95,5 @@ def _metadata(store: ObjectStore, done: Refreshed) -> dict[str, Any]:
         "dagster/column_schema": column_schema(
             {name: (str(kind), text) for name, (kind, text) in COLUMNS.items()}
         ),
-        "rows": sample_table(first[SHOWN]),
+        "rows": sample_table(first),
     }

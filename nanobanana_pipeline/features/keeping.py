@@ -105,7 +105,7 @@ class Refreshed:
 
     Attributes:
         rows: the table's, in the manifest's order, with `prompt` and `key` (the picture's).
-        measured: pictures that were decoded now.
+        measured: how many of them were decoded now.
         gaps: cells of the manifest that are missing and may still come.
     """
 
@@ -173,9 +173,10 @@ def refresh_features(
             [rows[sha256] for sha256 in sorted(pictures.index)], schema=SCHEMA_OF_TABLE
         )
         content = _content_hash(table)
+        new = len(measured.keys() & set(pictures.index))
         shown = pictures.join(as_frame(table).set_index("image_sha256")).reset_index()
         if before is not None and (before.content, before.schema) == (content, SCHEMA):
-            return Refreshed(before, shown, len(measured), manifest.gaps)
+            return Refreshed(before, shown, new, manifest.gaps)
         current = CurrentFeatures(
             prompt_set=prompt_set,
             seed=seed,
@@ -191,7 +192,7 @@ def refresh_features(
         write_table(store, current.table, table)
         pointer = f"{features_prefix(prompt_set, seed)}current.json"
         if swap_pointer(store, pointer, asdict(current), etag):
-            return Refreshed(current, shown, len(measured), manifest.gaps)
+            return Refreshed(current, shown, new, manifest.gaps)
 
 
 def _pictures(
