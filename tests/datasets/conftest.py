@@ -1,4 +1,4 @@
-"""The commands, as tests of commands run them; and a release in every format, made once, on disk."""
+"""The commands, as tests of commands run them; and a release in every format, made once."""
 
 import os
 import uuid
