@@ -7,6 +7,11 @@ import dagster as dg
 # Partitions on checks are marked preview; without them a check has one status for all partitions.
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
+from dagster_project.assets.datasets import (  # noqa: E402
+    dataset_assets,
+    dataset_checks,
+    recipes_here,
+)
 from dagster_project.assets.generated_images import generated_images  # noqa: E402
 from dagster_project.assets.image_features import image_features  # noqa: E402
 from dagster_project.assets.prompt_set import prompt_set  # noqa: E402
@@ -16,9 +21,11 @@ from dagster_project.resources import resources  # noqa: E402
 
 __all__ = ["defs"]
 
+recipes = recipes_here()
+
 defs = dg.Definitions(
-    assets=[prompt_set, generated_images, image_features],
-    asset_checks=[audit, none_in_doubt],
+    assets=[prompt_set, generated_images, image_features, *dataset_assets(recipes)],
+    asset_checks=[audit, none_in_doubt, *dataset_checks(recipes)],
     jobs=[check_images, resolve_doubts],
     resources=resources(),
     # Steps of one partition run one after another in one process: measured in

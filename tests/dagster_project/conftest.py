@@ -7,6 +7,7 @@ import dagster as dg
 import pytest
 
 from dagster_project.assets.generated_images import generated_images
+from dagster_project.assets.image_features import image_features
 from dagster_project.assets.prompt_set import prompt_set
 from dagster_project.partitions import prompt_sets, seeds
 from dagster_project.resources import S3, BucketValues, NanobananaResource
@@ -32,7 +33,7 @@ class Project:
         """Materialize a prompt set of this table."""
         self.table.write_text(csv)
         self.instance.add_dynamic_partitions(str(prompt_sets.name), [name])
-        return self._run(prompt_set, name, {"prompt_set": {"config": {"table": str(self.table)}}})
+        return self.run(prompt_set, name, {"prompt_set": {"config": {"table": str(self.table)}}})
 
     def generate(
         self, key: str = "demo|1", config: dict[str, Any] | None = None, **run: Any
@@ -40,13 +41,13 @@ class Project:
         """Materialize the images of a partition."""
         self.instance.add_dynamic_partitions(str(seeds.name), [key.rpartition("|")[2]])
         settings = {"generated_images": {"config": SMALL if config is None else config}}
-        return self._run(generated_images, key, settings, **run)
+        return self.run(generated_images, key, settings, **run)
 
-    def _run(
+    def run(
         self, asset: dg.AssetsDefinition, key: str, ops: dict[str, Any], **run: Any
     ) -> dg.ExecuteInProcessResult:
         return dg.materialize(
-            [prompt_set, generated_images],
+            [prompt_set, generated_images, image_features],
             selection=[asset],
             partition_key=key,
             instance=self.instance,

@@ -32,10 +32,20 @@ GRAPH = {
         "partitions": "prompt_set × seed",
         "checks": [],
     },
+    # Of recipes/sample.yaml; each recipe makes one like it.
+    "datasets/sample": {
+        "after": ["image_features"],
+        "group": "datasets",
+        "kinds": {"webdataset", "s3"},
+        "partitions": "",
+        "checks": ["no_leaks", "readable"],
+    },
 }
 
 
 def _partitions(definition: dg.PartitionsDefinition | None) -> str:
+    if definition is None:
+        return ""
     if isinstance(definition, dg.MultiPartitionsDefinition):
         return " × ".join(d.name for d in definition.partitions_defs)
     assert isinstance(definition, dg.DynamicPartitionsDefinition)

@@ -1,0 +1,161 @@
+"""One asset a recipe: a file under `recipes/` is all it takes."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+from dagster_project.failures import plain_failures
+from dagster_project.metadata import sample_table
+from dagster_project.partitions import cell_key
+from dagster_project.resources import NanobananaResource
+from nanobanana_pipeline.datasets.publish import build_release
+from nanobanana_pipeline.datasets.pull import verify
+from nanobanana_pipeline.datasets.recipe import Recipe, load_recipes
+from nanobanana_pipeline.datasets.release import (
+    MANIFEST,
+    Release,
+    find_release,
+    read_latest,
+    read_table,
+)
+from nanobanana_pipeline.datasets.selection import Selection, released_rows, select
+from nanobanana_pipeline.datasets.splits import find_leaks
+from nanobanana_pipeline.layout import release_key
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["dataset_assets", "dataset_checks", "recipes_here"]
+
+FOLDER = Path("recipes")
+SHOWN = ["row_id", "split", "prompt", "seed", "sample", "width", "height", "image_sha256"]
+
+
+def recipes_here() -> list[Recipe]:
+    """The recipes of the working directory; none where it has no such folder.
+
+    Raises:
+        RecipeError: one of them is faulty: its file, line and field are named.
+    """
+    return load_recipes(FOLDER) if FOLDER.is_dir() else []
+
+
+def dataset_assets(recipes: list[Recipe]) -> list[dg.AssetsDefinition]:
+    """An asset for each recipe."""
+    return [_asset(recipe) for recipe in recipes]
+
+
+def dataset_checks(recipes: list[Recipe]) -> list[dg.AssetChecksDefinition]:
+    """Checks of each recipe's latest release, on its own files."""
+    return [check for recipe in recipes for check in (_no_leaks(recipe), _readable(recipe))]
+
+
+def _asset(recipe: Recipe) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=_key(recipe),
+        deps=[dg.AssetDep("image_features", partition_mapping=_partitions(recipe))],
+        group_name="datasets",
+        kinds={"s3", str(recipe.formats[0])},
+        owners=["team:data"],
+        code_version=recipe.fingerprint[:16],
+        description=(
+            f"{recipe.description}\n\nA release of what `recipes/` selects now: an immutable "
+            "version under its fingerprint; unchanged shards are taken over from the one before. "
+            "With nothing new no release is made. **Costs nothing.**"
+        ),
+    )
+    def dataset(
+        context: dg.AssetExecutionContext, nanobanana: NanobananaResource
+    ) -> dg.MaterializeResult[None]:
+        with plain_failures():
+            store = nanobanana.store()
+            latest, _ = read_latest(store, recipe.name)
+            chosen = select(store, recipe, released_rows(store, latest))
+            release = build_release(store, recipe, chosen.rows, chosen.rejected, parent=latest)
+        if latest is not None and release.version == latest.version:
+            context.log.info(f"nothing has changed since {release.version}: no release was made")
+        if len(chosen.shortfall):
+            missing = int(chosen.shortfall["missing"].sum())
+            context.log.warning(f"{missing:,} pictures are missing to what per_prompt asks for")
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(release.fingerprint),
+            metadata=_metadata(store, release, chosen),
+        )
+
+    return dataset
+
+
+def _metadata(store: ObjectStore, release: Release, chosen: Selection) -> dict[str, Any]:
+    formats = pd.DataFrame(
+        [(file.format, file.split or "", file.rows or 0, file.size) for file in release.files],
+        columns=["format", "split", "rows", "bytes"],
+    )
+    rejected = chosen.rejected["reason"].value_counts().rename_axis("reason").reset_index()
+    splits = pd.DataFrame(release.splits.items(), columns=["split", "rows"])
+    return {
+        "version": release.version,
+        "dagster/row_count": release.rows,
+        "dagster/uri": store.uri(release_key(release.name, release.version, "")),
+        "images": release.images,
+        "bytes of images": release.size,
+        "splits": sample_table(splits),
+        "files": sample_table(formats.groupby(["format", "split"], as_index=False).sum(), rows=50),
+        "selection": sample_table(chosen.steps, rows=50),
+        "left out": sample_table(rejected, rows=20),
+        "changes": dg.MetadataValue.json(dict(release.changes)),
+        "rows": sample_table(chosen.rows[[name for name in SHOWN if name in chosen.rows]]),
+    }
+
+
+def _no_leaks(recipe: Recipe) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=_key(recipe),
+        name="no_leaks",
+        description="No prompt, reference or look of the latest release is in two of its splits.",
+    )
+    def no_leaks(nanobanana: NanobananaResource) -> dg.AssetCheckResult:
+        with plain_failures():
+            store = nanobanana.store()
+            release = find_release(store, recipe.name)
+            leaks = find_leaks(read_table(store, release, MANIFEST), recipe.splits.near)
+        return dg.AssetCheckResult(
+            passed=leaks.empty,
+            metadata={"version": release.version, "leaks": sample_table(leaks, rows=20)},
+        )
+
+    return no_leaks
+
+
+def _readable(recipe: Recipe) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=_key(recipe),
+        name="readable",
+        description="Every file of the latest release is there, and is what was published.",
+    )
+    def readable(nanobanana: NanobananaResource) -> dg.AssetCheckResult:
+        with plain_failures():
+            store = nanobanana.store()
+            release = find_release(store, recipe.name)
+            faults = pd.DataFrame([vars(fault) for fault in verify(store, release)])
+        return dg.AssetCheckResult(
+            passed=faults.empty,
+            metadata={
+                "version": release.version,
+                "files": len(release.files),
+                "faults": sample_table(faults, rows=20),
+            },
+        )
+
+    return readable
+
+
+def _key(recipe: Recipe) -> dg.AssetKey:
+    return dg.AssetKey(["datasets", recipe.name])
+
+
+def _partitions(recipe: Recipe) -> dg.PartitionMapping:
+    """The partitions that a recipe reads: those it lists, else all there are."""
+    if recipe.seeds == "all":
+        return dg.AllPartitionMapping()
+    keys = [cell_key(name, seed) for name in recipe.prompt_sets for seed in recipe.seeds]
+    return dg.SpecificPartitionsPartitionMapping(keys)
