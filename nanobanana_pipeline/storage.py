@@ -289,6 +289,25 @@ class ObjectStore:
             if _code(error) != "NoSuchUpload":
                 self._raise(error, "give up writing", key)
 
+    @_patient
+    def abort_uploads(self, prefix: str, age_seconds: float) -> int:
+        """Give up the uploads under `prefix` that were begun at least so long ago; counts them."""
+        try:
+            answer = self._client.list_multipart_uploads(
+                Bucket=self.bucket, Prefix=self.prefix + prefix
+            )
+        except S3_FAULTS as error:
+            self._raise(error, "list the uploads to", prefix)
+        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        old = [
+            upload
+            for upload in answer.get("Uploads", [])
+            if (now - upload["Initiated"]).total_seconds() >= age_seconds
+        ]
+        for upload in old:
+            self.abort_upload(upload["Key"].removeprefix(self.prefix), upload["UploadId"])
+        return len(old)
+
     def create(
         self,
         key: str,

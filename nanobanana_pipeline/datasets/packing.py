@@ -8,9 +8,10 @@ with the other shards.
 import contextlib
 import hashlib
 import json
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -95,18 +96,20 @@ def pack(
         ThreadPoolExecutor(HELPERS, "release-io") as helpers,
         ThreadPoolExecutor(SHARDS_AT_ONCE, "release-shard") as workers,
     ):
+        stop = threading.Event()
         jobs = []
         for shard in shards:
             there = {name: by_digest.get((name, shard.digest), []) for name in formats}
             files += [file for found in there.values() for file in found]
             missing = [name for name, found in there.items() if not found]
             if missing:
-                job = _Job(store, folder, table, shard, missing, helpers)
+                job = _Job(store, folder, table, shard, missing, helpers, stop)
                 jobs.append(workers.submit(job.run))
         try:
             for made in jobs:
                 files += made.result()
         except BaseException:
+            stop.set()
             for job_left in jobs:
                 job_left.cancel()
             raise
@@ -122,6 +125,7 @@ class _Job:
     shard: "Shard"
     formats: Sequence[str]
     helpers: Executor
+    stop: threading.Event
 
     def run(self) -> list[ReleaseFile]:
         receipt = release_key(*self.folder, f"build/{self.shard.name}.json")
@@ -154,6 +158,8 @@ class _Job:
                 uploads[name] = stack.enter_context(upload)
                 packers[name] = kind.packer(upload, rows.schema)
             for row, image in _pictures(self.store, rows, self.helpers):
+                if self.stop.is_set():
+                    raise CancelledError
                 for packer in packers.values():
                     packer.add(row, image)
             for packer in packers.values():

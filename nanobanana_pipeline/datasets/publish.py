@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 __all__ = ["build_release"]
 
 SCHEMA: Final = 1
+GIVEN_UP_SECONDS: Final = 86_400
+"""An upload that was begun so long ago belongs to a build that was killed."""
 NEEDS_PARQUET: Final = frozenset({Format.PARQUET, Format.HUGGINGFACE, Format.CROISSANT})
 
 
@@ -110,12 +112,16 @@ def build_release(
         return latest
     _refuse_overtaken(store, recipe.name, parent, latest)
     version, claim = _claim(store, recipe.name, parent, fingerprint, rejected)
-    if store.get(release_key(recipe.name, version, "release.json")) is None:
+    store.abort_uploads(f"datasets/{recipe.name}/", GIVEN_UP_SECONDS)
+    key = release_key(recipe.name, version, "release.json")
+    if store.get(key) is None:
         release = _build(store, recipe, table, digests, rejected, parent, version, claim)
-        key = release_key(recipe.name, version, "release.json")
         create(store, key, release.to_json(), content_type="application/json")
     # Of two builders of the same, the first one's counts.
-    return _publish(store, read_release(store, recipe.name, version), parent)
+    found = store.get(key)
+    if found is None:
+        raise ReleaseError(f"{store.uri(key)} vanished while it was published: build again")
+    return _publish(store, recipe.name, version, hashlib.sha256(found.body).hexdigest(), parent)
 
 
 def _build(
@@ -281,7 +287,10 @@ def _claim(
 
 
 @patient
-def _publish(store: "ObjectStore", release: Release, parent: Release | None) -> Release:
+def _publish(
+    store: "ObjectStore", dataset: str, version: str, sha256: str, parent: Release | None
+) -> Release:
+    release = read_release(store, dataset, version, sha256)
     latest, etag = read_latest(store, release.name)
     if latest is not None and latest.fingerprint == release.fingerprint:
         return latest
@@ -292,7 +301,7 @@ def _publish(store: "ObjectStore", release: Release, parent: Release | None) -> 
         "version": release.version,
         "fingerprint": release.fingerprint,
         "release": release_key(release.name, release.version, "release.json"),
-        "sha256": hashlib.sha256(release.to_json()).hexdigest(),
+        "sha256": sha256,
     }
     body = json.dumps(pointer, indent=1).encode()
     if etag is None:
