@@ -5,6 +5,7 @@ Dagster runs as a child process: the domain and its command line do not import i
 
 import contextlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,10 @@ def dev(
             environment={**profile.environment, "DAGSTER_HOME": str(home)},
             grace_seconds=DAGSTER_GRACE_SECONDS,
         ) as process:
+            variables = data / "environment.sh"
+            variables.write_text(
+                "".join(f"export {n}={shlex.quote(v)}\n" for n, v in profile.environment.items())
+            )
             _explain(console, url, data, profile)
             with contextlib.suppress(KeyboardInterrupt):
                 raise typer.Exit(process.wait())
@@ -136,7 +141,8 @@ def _explain(console: Console, url: str, data: Path, profile: LocalProfile) -> N
     console.print(
         f"Put a table into {Path('prompts').resolve()}/<prompt set>.csv, materialize prompt_set "
         "with that name as its partition, then generated_images with it and a seed. "
-        "Ctrl-C ends everything.",
+        f"For the other commands beside it: source {data / 'environment.sh'}. Ctrl-C ends "
+        "everything.",
         soft_wrap=True,
     )
 

@@ -118,6 +118,15 @@ def test_dev_serves_the_ui_and_ends_with_all_its_children(
     answer = requests.post(f"{url}/graphql", json=query, timeout=30).json()
     names = {node["assetKey"]["path"][0] for node in answer["data"]["assetNodes"]}
     assert names >= {"prompt_set", "generated_images", "image_features"}, json.dumps(answer)
+    variables = str(data / "environment.sh")
+    run = "from nanobanana_pipeline.cli import app; app()"
+    status = subprocess.run(
+        ["bash", "-c", f'source "$1" && "$2" -c "{run}" status', "-", variables, sys.executable],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "no partition has a manifest yet" in status.stdout
     process.send_signal(how)
     assert process.wait(STOP_SECONDS) == 0
     assert not wait_until_gone(data)
