@@ -11,7 +11,14 @@ import json
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
+from concurrent.futures import (
+    FIRST_EXCEPTION,
+    CancelledError,
+    Executor,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -103,15 +110,15 @@ def pack(
             files += [file for found in there.values() for file in found]
             missing = [name for name, found in there.items() if not found]
             if missing:
-                job = _Job(store, folder, table, shard, missing, helpers, stop)
-                jobs.append(workers.submit(job.run))
+                todo = _Job(store, folder, table, shard, missing, helpers, stop)
+                jobs.append(workers.submit(todo.run))
         try:
-            for made in jobs:
-                files += made.result()
+            ended, _ = wait(jobs, return_when=FIRST_EXCEPTION)
+            files += [file for job in ended for file in job.result()]
         except BaseException:
             stop.set()
-            for job_left in jobs:
-                job_left.cancel()
+            for job in jobs:
+                job.cancel()
             raise
     order = {name: number for number, name in enumerate(formats)}
     return sorted(files, key=lambda file: (order[file.format], file.path))

@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from nanobanana_pipeline.datasets import packing
 from nanobanana_pipeline.datasets.publish import build_release
 from nanobanana_pipeline.datasets.release import (
     CHANGELOG,
@@ -207,6 +208,25 @@ def test_what_cannot_be_released_is_refused_and_leaves_no_release(
     assert not [key for key in store.keys("datasets/") if key.endswith("release.json")]
     with pytest.raises(ReleaseError, match="no release of 'pets'"):
         find_release(store, "pets")
+
+
+def test_a_build_that_fails_does_not_pack_the_other_shards_first(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of(store, 60)
+    bad, fetch = rows["row_id"][0], packing.picture
+
+    def slowly_or_not_at_all(store: ObjectStore, row: dict[str, Any]) -> bytes:
+        if row["row_id"] == bad:
+            raise ReleaseError("gone")
+        time.sleep(0.3)
+        return fetch(store, row)
+
+    monkeypatch.setattr(packing, "picture", slowly_or_not_at_all)
+    with pytest.raises(ReleaseError, match="gone"):
+        built(store, rows, *BOTH)
+    assert len(list(store.keys("datasets/pets/v1/build/"))) < 8
+    assert store.abort_uploads("datasets/", 0) == 0
 
 
 def test_rows_chosen_before_somebody_else_published_are_refused(store: ObjectStore) -> None:
