@@ -36,7 +36,7 @@ def recipe(*formats: str, images: int = 4, **more: Any) -> Recipe:
             "name": "pets",
             "description": "Pets: drawn on purpose.",
             "licence": "Apache-2.0",
-            "tags": ["pets"],
+            "tags": ["pets", "synthetic"],
             "prompt_sets": ["set"],
             "formats": formats or ("webdataset",),
             "shard_size": {"bytes": "500MB", "images": images},

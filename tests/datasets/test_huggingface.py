@@ -27,7 +27,7 @@ def front(published: Published) -> dict[str, Any]:
 def test_the_card_tells_configs_splits_sizes_licence_and_tags(published: Published) -> None:
     said = front(published)
     assert (said["license"], said["size_categories"]) == ("apache-2.0", ["n<1K"])
-    assert {"pets", "synthetic", "trainedAlgorithmicMedia"} <= set(said["tags"])
+    assert said["tags"] == ["synthetic", "image-generation", "trainedAlgorithmicMedia", "pets"]
     assert said["configs"] == [
         {
             "config_name": "default",

@@ -16,6 +16,7 @@ __all__ = ["CROISSANT", "croissant"]
 CROISSANT: Final = "croissant.json"
 SHARDS: Final = "parquet-shards"
 RECORDS: Final = "images"
+KEYWORDS: Final = ("synthetic", "trainedAlgorithmicMedia")
 ENCODING: Final = "application/x-parquet"
 TYPES: Final = {
     "int32": "sc:Integer",
@@ -66,7 +67,7 @@ def croissant(release: Release, url: str) -> bytes:
         "description": recipe["description"],
         "conformsTo": "http://mlcommons.org/croissant/1.1",
         "license": recipe["licence"],
-        "keywords": ["synthetic", "trainedAlgorithmicMedia", *recipe["tags"]],
+        "keywords": list(dict.fromkeys([*KEYWORDS, *recipe["tags"]])),
         "citeAs": f"{release.name} {release.version}, fingerprint {release.fingerprint}",
         "url": url,
         "version": f"{release.version.removeprefix('v')}.0.0",

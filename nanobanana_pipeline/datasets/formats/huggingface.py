@@ -26,6 +26,7 @@ SIZES: Final = (
     (10**6, "100K<n<1M"),
     (10**7, "1M<n<10M"),
 )
+TAGS: Final = ("synthetic", "image-generation", "trainedAlgorithmicMedia")
 SPDX: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 
 
@@ -64,7 +65,7 @@ def _front_matter(release: Release, shards: Iterable[ReleaseFile]) -> dict[str, 
         **_licence(str(recipe["licence"])),
         "task_categories": ["text-to-image"],
         "size_categories": [next((name for end, name in SIZES if release.rows < end), "n>10M")],
-        "tags": ["synthetic", "image-generation", "trainedAlgorithmicMedia", *recipe["tags"]],
+        "tags": list(dict.fromkeys([*TAGS, *recipe["tags"]])),
         "configs": [
             {
                 "config_name": "default",
