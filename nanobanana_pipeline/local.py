@@ -48,6 +48,7 @@ API_KEY: Final = "local-emulator-key"
 BUCKET: Final = "nanobanana"
 READY_SECONDS: Final = 60
 PR_SET_PDEATHSIG: Final = 1
+LOWEST_PORT: Final = 12_000
 GRPC_OFFSET: Final = 10_000
 """SeaweedFS opens a second port this far above each of its own."""
 
@@ -247,7 +248,8 @@ def free_port() -> int:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port: int = probe.getsockname()[1]
-        low = port % 20_000 + 12_000
+        # So that none is the neighbour of another, nor where the system takes its own from.
+        low = port % GRPC_OFFSET + LOWEST_PORT
         if _is_free(low) and _is_free(low + GRPC_OFFSET):
             return low
 

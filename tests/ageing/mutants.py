@@ -11,7 +11,7 @@ from nanobanana_pipeline.generation.buy import Buyer
 from nanobanana_pipeline.generation.evidence import Evidence
 from nanobanana_pipeline.generation.transfer import Transfer
 from nanobanana_pipeline.generation.work import Ended
-from nanobanana_pipeline.ledger import Attempt, Entry, Held, Ledger, Outcome, State
+from nanobanana_pipeline.ledger import Attempt, Entry, Held, Ledger, Outcome, State, now_iso
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["MUTANTS"]
@@ -77,7 +77,7 @@ def _claim_instead(
 ) -> Entry:
     """The new attempt takes the place of the old ones."""
     del rebuy
-    fresh = Attempt(nonce=nonce, run_id=run_id, started="", lease_seconds=lease_seconds)
+    fresh = Attempt(nonce=nonce, run_id=run_id, started=now_iso(), lease_seconds=lease_seconds)
     return self._changed(attempts=(fresh,))
 
 
