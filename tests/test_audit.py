@@ -16,6 +16,7 @@ import pytest
 
 from nanobanana_pipeline.audit import AuditReport, Finding, Kind, audit
 from nanobanana_pipeline.audit.report import LISTED
+from nanobanana_pipeline.features.keeping import COLUMNS, read_current_features, refresh_features
 from nanobanana_pipeline.generation.counters import partition_scope
 from nanobanana_pipeline.layout import (
     image_key,
@@ -536,3 +537,47 @@ def test_a_large_ledger_is_never_held_at_once(store: ObjectStore) -> None:
     assert report.states == {State.IN_DOUBT: 2 * LISTED}
     assert len(report.unsettled) == LISTED
     assert peak < 8_000_000
+
+
+def measured(store: ObjectStore) -> tuple[str, pd.DataFrame]:
+    """Features of the partition, and where their table lies."""
+    refresh_features(store, "set", 1)
+    current, _ = read_current_features(store, "set", 1)
+    assert current is not None
+    found = store.get(current.table)
+    assert found is not None
+    return current.table, pq.read_table(io.BytesIO(found.body)).to_pandas()
+
+
+def put_features(store: ObjectStore, key: str, rows: pd.DataFrame) -> None:
+    body = io.BytesIO()
+    schema = pa.schema([pa.field(name, kind) for name, (kind, _) in COLUMNS.items()])
+    pq.write_table(pa.Table.from_pandas(rows, schema=schema, preserve_index=False), body)
+    store.put(key, body.getvalue())
+
+
+@pytest.mark.usefixtures("launched")
+def test_features_that_speak_of_other_pictures_are_found(store: ObjectStore) -> None:
+    key, rows = measured(store)
+    assert is_clean(audit(store))
+    put_features(store, key, rows.iloc[1:])
+    assert "no row" in only(audit(store), Kind.FEATURES_WRONG).text
+    put_features(store, key, rows.assign(width=512))
+    finding = only(audit(store), Kind.FEATURES_WRONG)
+    assert finding.key == key
+    assert "3 rows have another format or size" in finding.text
+    put_features(store, key, rows)
+    assert is_clean(audit(store))
+
+
+@pytest.mark.usefixtures("launched")
+@pytest.mark.parametrize("body", [None, b"no Parquet"])
+def test_features_that_cannot_be_read_are_found(store: ObjectStore, body: bytes | None) -> None:
+    key, _ = measured(store)
+    if body is None:
+        store.delete(key)
+    else:
+        store.put(key, body)
+    finding = only(audit(store), Kind.UNREADABLE)
+    assert finding.key == "features/set/seed=1/current.json"
+    assert "costs nothing" in finding.text

@@ -10,6 +10,7 @@ from PIL import Image
 
 from nanobanana_pipeline.audit import Waste, find_garbage
 from nanobanana_pipeline.errors import StorageError
+from nanobanana_pipeline.features.keeping import refresh_features
 from nanobanana_pipeline.layout import (
     image_key,
     image_owner_key,
@@ -165,3 +166,17 @@ def test_what_cannot_be_read_may_refer_to_anything(store: ObjectStore) -> None:
     store.put(image_key("cd" * 32, "png"), b"")
     with pytest.raises(StorageError, match="run `nanobanana audit`"):
         list(find_garbage(later(store, WEEK)))
+
+
+def test_tables_of_features_that_another_has_replaced_are_garbage_after_a_week(
+    store: ObjectStore, account: Account
+) -> None:
+    keep_prompts(store, "set", prompts(1))
+    launch(store, account)
+    first = refresh_features(store, "set", 1).current.table
+    keep_prompts(store, "set", prompts(2))
+    launch(store, account)
+    second = refresh_features(store, "set", 1).current.table
+    assert first != second
+    assert "features" not in waste(store)
+    assert waste(later(store, WEEK))["features"] == {first}

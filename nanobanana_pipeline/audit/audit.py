@@ -1,4 +1,4 @@
-"""Whether ledger, images, manifests, runs and counters agree. It reads, and writes nothing.
+"""Whether ledger, images, manifests, features, runs and counters agree. It only reads.
 
 The order is part of it: manifests are read as they were before the ledger, and images are listed
 after it. Pictures are stored before entries name them, and entries settle before manifests say so;
@@ -12,6 +12,7 @@ from typing import Final
 
 import pandas as pd
 
+from nanobanana_pipeline.audit.features import check_features
 from nanobanana_pipeline.audit.index import Index, Mismatch
 from nanobanana_pipeline.audit.pictures import list_images, read_images
 from nanobanana_pipeline.audit.reading import Progress, list_entries, read_entries
@@ -74,6 +75,7 @@ def audit(
             work.compare_manifest(manifest.current, is_busy=name in busy)
         if partition is None:
             list_images(store, index, work.report, on_progress)
+            check_features(store, work.report)
             check_reservations(store, work.report)
         listed = partition is None
         read_images(store, index, work.report, on_progress, sample=sample, listed=listed)

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from nanobanana_pipeline.audit.features import list_features
 from nanobanana_pipeline.audit.index import Index
 from nanobanana_pipeline.audit.reading import Progress, find_orphans, list_entries, read_entries
 from nanobanana_pipeline.audit.runs import list_runs
 from nanobanana_pipeline.errors import StorageError
+from nanobanana_pipeline.features.keeping import read_current_features
 from nanobanana_pipeline.generation.manifest import read_all_current
 from nanobanana_pipeline.generation.runs import read_plan
 from nanobanana_pipeline.ledger import Held
@@ -33,6 +35,7 @@ class Waste(StrEnum):
 
     IMAGE = "image"
     MANIFEST = "manifest"
+    FEATURES = "features"
     PROMPT_SET = "prompt_set"
     REFERENCE = "reference"
     WEBHOOK = "webhook"
@@ -71,7 +74,12 @@ def find_garbage(
         for orphan in find_orphans(store, index):
             if orphan.age > WEEK_SECONDS:
                 yield Garbage(Waste.IMAGE, orphan.key, orphan.size, orphan.age)
-        yield from _manifests(store)
+        for current in read_all_current(store):
+            yield from _superseded(store, Waste.MANIFEST, current.manifest)
+        for name, seed in list_features(store):
+            features, _ = read_current_features(store, name, seed)
+            if features is not None:
+                yield from _superseded(store, Waste.FEATURES, features.table)
         yield from _prompt_sets(store, index, named)
         yield from _references(store, index)
         yield from _webhooks(store, index)
@@ -105,19 +113,18 @@ def _read_ledger(store: ObjectStore, index: Index, on_progress: Progress) -> Non
         on_progress("ledger entries", count)
 
 
-def _manifests(store: ObjectStore) -> Iterator[Garbage]:
-    """Manifests that another has taken the place of, a week ago or longer."""
-    for current in read_all_current(store):
-        folder = current.manifest.rpartition("/")[0] + "/"
-        files = [found for found in store.listing(folder) if found.key.endswith(".parquet")]
-        files.sort(key=lambda found: found.last_modified)
-        old = []
-        for found, successor in zip(files, [*files[1:], None], strict=True):
-            # One that lost its race was never in force: its own age counts.
-            since = found if successor is None else successor
-            if found.key != current.manifest and since.age_seconds > WEEK_SECONDS:
-                old.append(_garbage(Waste.MANIFEST, found))
-        yield from sorted(old, key=lambda each: each.key)
+def _superseded(store: ObjectStore, kind: Waste, in_force: str) -> Iterator[Garbage]:
+    """Tables beside this one of which another has taken the place, a week ago or longer."""
+    folder = in_force.rpartition("/")[0] + "/"
+    files = [found for found in store.listing(folder) if found.key.endswith(".parquet")]
+    files.sort(key=lambda found: found.last_modified)
+    old = []
+    for found, successor in zip(files, [*files[1:], None], strict=True):
+        # One that lost its race was never in force: its own age counts.
+        since = found if successor is None else successor
+        if found.key != in_force and since.age_seconds > WEEK_SECONDS:
+            old.append(_garbage(kind, found))
+    yield from sorted(old, key=lambda each: each.key)
 
 
 def _prompt_sets(store: ObjectStore, index: Index, named: dict[str, set[str]]) -> Iterator[Garbage]:

@@ -25,6 +25,7 @@ class Kind(StrEnum):
     IMAGE_UNOWNED = "image_unowned"
     MANIFEST_WRONG = "manifest_wrong"
     MANIFEST_BEHIND = "manifest_behind"
+    FEATURES_WRONG = "features_wrong"
     ACCEPTANCE_EXPIRING = "acceptance_expiring"
     CLAIM_ABANDONED = "claim_abandoned"
     RUN_UNFINISHED = "run_unfinished"

@@ -33,6 +33,7 @@ __all__ = ["doubt_commands"]
 
 DOUBTS_LEFT = 1
 KEY_SHOWN = 12
+TEXT_SHOWN = 60
 UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 doubt_commands = typer.Typer(
@@ -66,7 +67,8 @@ def list_doubts(
     wanted = _filter(keys, state, cause, run, older, min_cost)
     found = [d for d in find_doubts(store, settings.price_per_image) if wanted.allows(d)]
     if as_json:
-        rows = [{**asdict(doubt), "hints": hints(store, doubt)} for doubt in found]
+        perhaps = hints(store, found)
+        rows = [{**asdict(doubt), "hints": perhaps[doubt.request_key]} for doubt in found]
         typer.echo(json.dumps(rows, indent=1, default=str))
     else:
         _show(make_console(), store, found)
@@ -145,22 +147,20 @@ def _show(console: Console, store: ObjectStore, found: list[Doubt]) -> None:
         {
             "request": doubt.request_key[:KEY_SHOWN],
             "state": doubt.state.value,
-            "prompt set": f"{doubt.prompt_set}, seed {doubt.seed}",
-            "prompt": doubt.prompt,
-            "cause": doubt.cause,
+            "partition": f"{doubt.prompt_set}, seed {doubt.seed}",
+            "prompt": _cut(doubt.prompt),
+            "cause": _cut(doubt.cause),
             "age": _age(doubt.age),
             "images": doubt.images,
             "cost": cost_text(doubt.cost),
-            "run": doubt.run_id,
             "provider id": doubt.provider_id,
-            "perhaps": "\n".join(hints(store, doubt)),
         }
         for doubt in found
     ]
-    frame = pd.DataFrame(rows)
-    if not frame["perhaps"].any():
-        frame = frame.drop(columns="perhaps")
-    console.print(table_of(frame, f"{len(found):,} requests in doubt or lost"))
+    console.print(table_of(pd.DataFrame(rows), f"{len(found):,} requests in doubt or lost"))
+    for key, objects in hints(store, found).items():
+        for uri in objects:
+            console.print(f"{key[:KEY_SHOWN]}: perhaps {uri}", highlight=False, soft_wrap=True)
     console.print(
         "nanobanana doubts resolve [KEY] looks for evidence, and costs nothing; with --rebuy it "
         "buys again, with --abandon it gives up"
@@ -193,3 +193,7 @@ def _filter(
 def _age(age: timedelta) -> str:
     minutes = int(age.total_seconds() // 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h"  # noqa: PLR2004 - two hours
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= TEXT_SHOWN else f"{text[:TEXT_SHOWN]}…"

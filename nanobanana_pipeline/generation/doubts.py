@@ -6,7 +6,7 @@ end; never in the whole ledger.
 
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -156,21 +156,24 @@ def find_doubts(store: ObjectStore, price: Decimal | None) -> list[Doubt]:
     return sorted(found, key=lambda doubt: (doubt.since, doubt.request_key))
 
 
-def hints(store: ObjectStore, doubt: Doubt) -> list[str]:
-    """Objects in the customer's bucket that may be a doubt's pictures: for people, no evidence.
+def hints(store: ObjectStore, doubts: Sequence[Doubt]) -> dict[str, list[str]]:
+    """Objects in the customer's bucket that may be doubts' pictures: for people, no evidence.
 
     Returns:
-        The first few ``s3://`` addresses that appeared within half an hour of the attempt.
+        By request key, the first few ``s3://`` addresses that appeared within half an hour of its
+        attempt. The customer's folders are listed once, and only where there are doubts.
     """
+    found: dict[str, list[str]] = {doubt.request_key: [] for doubt in doubts}
+    since = {doubt.request_key: doubt.since for doubt in doubts}
     places, _ = read_places(store)
-    found: list[str] = []
-    for place in places.places:
+    for place in places.places if found else ():
         there = store.at(*place.bucket_and_folder)
         for listed in there.listing(""):
-            if timedelta(0) <= listed.last_modified - doubt.since <= HINT_WINDOW:
-                found.append(there.uri(listed.key))
-            if len(found) == MAX_HINTS:
-                return found
+            for key, begun in since.items():
+                # S3 tells whole seconds.
+                passed = listed.last_modified - begun.replace(microsecond=0)
+                if timedelta(0) <= passed <= HINT_WINDOW and len(found[key]) < MAX_HINTS:
+                    found[key].append(there.uri(listed.key))
     return found
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from nanobanana_pipeline.emulator import EmulatorThread
 from nanobanana_pipeline.ledger import State
+from nanobanana_pipeline.provider.own_bucket import Place, change_places
 from nanobanana_pipeline.storage import ObjectStore
 from tests.cli.conftest import Command
 from tests.launching import admin, bought, entries, states, tell
@@ -129,3 +130,21 @@ def test_options_that_exclude_each_other_and_values_that_mean_nothing_are_refuse
         ("list", "--min-cost", "-1"),
     ):
         assert nanobanana("doubts", *wrong).exit_code == 2
+
+
+def test_objects_that_may_be_a_doubts_pictures_are_shown_as_hints(
+    doubted: Command, store: ObjectStore
+) -> None:
+    assert all(d["hints"] == [] for d in json.loads(doubted("doubts", "list", "--json").output))
+    place = Place(
+        public_url="https://pictures.example.org/from-provider",
+        uri=f"s3://{store.bucket}/{store.prefix}from-provider",
+        since="2026-01-01T00:00:00+00:00",
+    )
+    change_places(store, lambda places: places.add(place))
+    store.put("from-provider/some-uuid-0.png", b"a picture, perhaps")
+    found = json.loads(doubted("doubts", "list", "--json").output)
+    assert [d["hints"] for d in found] == [[store.uri("from-provider/some-uuid-0.png")]] * 2
+    assert "some-uuid-0.png" in doubted("doubts", "list").output
+    assert doubted("doubts", "resolve").exit_code == 1
+    assert states(store) == {State.IN_DOUBT: 2}
