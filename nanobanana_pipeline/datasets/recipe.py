@@ -235,7 +235,6 @@ class Format(StrEnum):
     PARQUET = "parquet"
     HUGGINGFACE = "huggingface"
     CROISSANT = "croissant"
-    GALLERY = "gallery"
 
 
 class Recipe(_Part):
