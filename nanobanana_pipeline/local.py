@@ -37,6 +37,7 @@ __all__ = [
     "child",
     "free_port",
     "local_profile",
+    "running_profile",
     "s3_environment",
     "s3_server",
     "stop",
@@ -100,20 +101,40 @@ def _both_servers(data: Path, emulator: Sequence[str]) -> Iterator[LocalProfile]
             ready=lambda: _answers(f"{base_url}/healthz"),
         ),
     ):
-        api = f"{base_url}/api/v1/enterprise/nano_banana/"
-        yield LocalProfile(
-            s3_url,
-            api,
-            {
-                "NANOBANANA_API_KEY": API_KEY,
-                "NANOBANANA_BASE_URL": api,
-                "NANOBANANA_BUCKET": BUCKET,
-                "NANOBANANA_PREFIX": "",
-                "NANOBANANA_REALM": "emulator",
-                "NANOBANANA_ALLOWED_HOSTS": "127.0.0.1",
-                **s3_environment(s3_url),
-            },
+        yield _profile(s3_url, base_url)
+
+
+def running_profile(data: Path) -> LocalProfile:
+    """The servers that another process runs on `data`.
+
+    Raises:
+        LocalServerError: none are running there.
+    """
+    remembered = data / "ports.json"
+    ports = json.loads(remembered.read_text()) if remembered.exists() else {}
+    profile = _profile(*(f"http://127.0.0.1:{ports.get(name)}" for name in ("s3", "emulator")))
+    if not ports or not _answers(f"{profile.s3_url}/healthz"):
+        raise LocalServerError(
+            f"no local servers are running on {data}: start them with nanobanana dev --data {data}"
         )
+    return profile
+
+
+def _profile(s3_url: str, emulator_url: str) -> LocalProfile:
+    api = f"{emulator_url}/api/v1/enterprise/nano_banana/"
+    return LocalProfile(
+        s3_url,
+        api,
+        {
+            "NANOBANANA_API_KEY": API_KEY,
+            "NANOBANANA_BASE_URL": api,
+            "NANOBANANA_BUCKET": BUCKET,
+            "NANOBANANA_PREFIX": "",
+            "NANOBANANA_REALM": "emulator",
+            "NANOBANANA_ALLOWED_HOSTS": "127.0.0.1",
+            **s3_environment(s3_url),
+        },
+    )
 
 
 @contextlib.contextmanager

@@ -92,6 +92,7 @@ app.command("audit")(audit.audit)
 app.command("gc")(audit.gc)
 app.command("demo")(profile.demo)
 app.command("dev")(profile.dev)
+app.command("environment")(profile.environment)
 app.command("emulator")(emulator_command)
 
 

@@ -21,11 +21,17 @@ from nanobanana_pipeline.cli.show import make_console, partitions_table
 from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled, open_bucket
 from nanobanana_pipeline.contact_sheet import contact_sheet
 from nanobanana_pipeline.generation.manifest import CurrentManifest, read_current, read_manifest
-from nanobanana_pipeline.local import LocalProfile, check_port, child, local_profile
+from nanobanana_pipeline.local import (
+    LocalProfile,
+    check_port,
+    child,
+    local_profile,
+    running_profile,
+)
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["dagster_home", "demo", "dev"]
+__all__ = ["dagster_home", "demo", "dev", "environment"]
 
 SEEDS = (1, 2)
 DEMO_SET = "sample"
@@ -99,14 +105,16 @@ def dev(
             environment={**profile.environment, "DAGSTER_HOME": str(home)},
             grace_seconds=DAGSTER_GRACE_SECONDS,
         ) as process:
-            variables = data / "environment.sh"
-            variables.write_text(
-                "".join(f"export {n}={shlex.quote(v)}\n" for n, v in profile.environment.items())
-            )
             _explain(console, url, data, profile)
             with contextlib.suppress(KeyboardInterrupt):
                 raise typer.Exit(process.wait())
             console.print("stopping everything")
+
+
+def environment(*, data: Data = Path(".nanobanana")) -> None:
+    """Print what lets the other commands reach the servers that `dev` runs; for eval in a shell."""
+    for name, value in running_profile(data.resolve()).environment.items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
 
 
 def shipped(name: str) -> Path:
@@ -141,8 +149,8 @@ def _explain(console: Console, url: str, data: Path, profile: LocalProfile) -> N
     console.print(
         f"Put a table into {Path('prompts').resolve()}/<prompt set>.csv, materialize prompt_set "
         "with that name as its partition, then generated_images with it and a seed. "
-        f"For the other commands beside it: source {data / 'environment.sh'}. Ctrl-C ends "
-        "everything.",
+        "For the other commands in another terminal: "
+        f'eval "$(nanobanana environment --data {data})". Ctrl-C ends everything.',
         soft_wrap=True,
     )
 

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import requests
 from PIL import Image
+from typer.testing import CliRunner
 
 from nanobanana_pipeline import local
+from nanobanana_pipeline.cli import app
 from nanobanana_pipeline.emulator import EmulatorThread
 from nanobanana_pipeline.generation.manifest import read_current
 from nanobanana_pipeline.local import free_port
@@ -118,10 +120,9 @@ def test_dev_serves_the_ui_and_ends_with_all_its_children(
     answer = requests.post(f"{url}/graphql", json=query, timeout=30).json()
     names = {node["assetKey"]["path"][0] for node in answer["data"]["assetNodes"]}
     assert names >= {"prompt_set", "generated_images", "image_features"}, json.dumps(answer)
-    variables = str(data / "environment.sh")
-    run = "from nanobanana_pipeline.cli import app; app()"
+    run = f"{sys.executable} -c 'from nanobanana_pipeline.cli import app; app()'"
     status = subprocess.run(
-        ["bash", "-c", f'source "$1" && "$2" -c "{run}" status', "-", variables, sys.executable],
+        ["bash", "-c", f'eval "$({run} environment --data "$1")" && {run} status', "-", str(data)],
         capture_output=True,
         text=True,
         check=True,
@@ -130,6 +131,11 @@ def test_dev_serves_the_ui_and_ends_with_all_its_children(
     process.send_signal(how)
     assert process.wait(STOP_SECONDS) == 0
     assert not wait_until_gone(data)
+
+
+def test_the_environment_of_servers_that_do_not_run_is_refused(data: Path) -> None:
+    result = CliRunner().invoke(app, ["environment", "--data", str(data)])
+    assert (result.exit_code, "nanobanana dev" in result.output) == (2, True)
 
 
 def test_children_follow_a_parent_that_was_killed(data: Path, tmp_path: Path) -> None:
