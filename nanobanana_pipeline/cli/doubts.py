@@ -119,7 +119,7 @@ def resolve(
         report += one.report
     for reason, count in report.reasons.items():
         console.print(f"  {count:,} requests: {reason}", style="yellow", markup=False)
-    console.print(partitions_table([s.current for s in settled], store.uri("")))
+    console.print(partitions_table([s.current for s in settled], store))
     keys_chosen = {doubt.request_key for doubt in chosen}
     left = [d for d in find_doubts(store, settings.price_per_image) if d.request_key in keys_chosen]
     console.print(f"{len(chosen) - len(left):,} of {len(chosen):,} are settled")

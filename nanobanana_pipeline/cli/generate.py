@@ -100,7 +100,7 @@ def generate(
         cap = cap.less(report.spent, account.budget.price)
         if report.halted or cap.is_reached:
             break  # the next seed would be refused as this one was
-    console.print(partitions_table(manifests, store.uri("")))
+    console.print(partitions_table(manifests, store))
     if len(manifests) < len(chosen) or not all_settled(manifests):
         raise typer.Exit(NOT_SETTLED)
 

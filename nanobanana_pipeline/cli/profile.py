@@ -63,7 +63,7 @@ def demo(*, data: Data = Path(".nanobanana")) -> None:
         store = open_bucket(Settings.load())
         found = [read_current(store, DEMO_SET, seed)[0] for seed in SEEDS]
         manifests = [current for current in found if current]
-        console.print(partitions_table(manifests, store.uri("")))
+        console.print(partitions_table(manifests, store))
         if manifests:
             sheet = data / "contact_sheet.png"
             sheet.write_bytes(_sheet(store, manifests))

@@ -12,9 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from nanobanana_pipeline.errors import SettingsError
+from nanobanana_pipeline.generation.counters import partition_scope
 from nanobanana_pipeline.generation.manifest import CurrentManifest
+from nanobanana_pipeline.money import Budget, cost_text
 from nanobanana_pipeline.prompts.validation import REFERENCE, CheckedPrompts, attributes_of
 from nanobanana_pipeline.request import TABLE_FIELDS
+from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = [
     "confirm",
@@ -53,20 +56,21 @@ def table_of(frame: pd.DataFrame, title: str) -> Table:
     return table
 
 
-def partitions_table(manifests: Iterable[CurrentManifest], base_uri: str) -> Table:
-    """What was made: a row a partition."""
-    table = Table(title=f"in {base_uri}", box=box.SIMPLE_HEAD, title_justify="left")
+def partitions_table(manifests: Iterable[CurrentManifest], store: ObjectStore) -> Table:
+    """What was made: a row a partition, with what was ever counted as spent on it."""
+    table = Table(title=f"in {store.uri('')}", box=box.SIMPLE_HEAD, title_justify="left")
     for name in ("prompt set", "seed", "cells", "images", "size", "cost"):
         figures = name in {"seed", "images", "size"}
         table.add_column(name, justify="right" if figures else "left", overflow="fold")
     for current in manifests:
+        spent = partition_scope(store, Budget(), current.prompt_set, current.seed).read()
         table.add_row(
             current.prompt_set,
             str(current.seed),
             ", ".join(f"{n:,} {state}" for state, n in current.cells.items()),
             f"{current.images:,}",
             size_text(current.size),
-            "unknown",
+            cost_text(spent.cost_counted or None),
         )
     return table
 

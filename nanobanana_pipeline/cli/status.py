@@ -29,7 +29,7 @@ def status(
     if as_json:
         typer.echo(json.dumps([asdict(current) for current in manifests], indent=1))
     elif manifests:
-        make_console().print(partitions_table(manifests, store.uri("")))
+        make_console().print(partitions_table(manifests, store))
     else:
         make_console().print(f"no partition has a manifest yet in {store.uri('')}")
     if not all_settled(manifests):
