@@ -1,6 +1,8 @@
 """Jobs beside the assets."""
 
 from collections.abc import Callable
+from datetime import timedelta
+from decimal import Decimal
 
 import dagster as dg
 import pandas as pd
@@ -31,6 +33,10 @@ class DoubtsConfig(dg.Config):
     )
     cause: str | None = Field(default=None, description="A part of the cause.")
     run_id: str | None = Field(default=None, description="The run that made the attempt.")
+    older_hours: float | None = Field(default=None, description="At least so old.")
+    min_cost: float | None = Field(
+        default=None, description="At least so dear; none is while the price is unknown."
+    )
 
 
 @dg.op(
@@ -45,7 +51,13 @@ def settle_all_doubts(
     """Do what the config says about every doubt it names."""
     with plain_failures():
         store, account = nanobanana.store(), nanobanana.account()
-        wanted = Filter(keys=tuple(config.keys), cause=config.cause, run_id=config.run_id)
+        wanted = Filter(
+            keys=tuple(config.keys),
+            cause=config.cause,
+            run_id=config.run_id,
+            older=None if config.older_hours is None else timedelta(hours=config.older_hours),
+            cost=None if config.min_cost is None else Decimal(str(config.min_cost)),
+        )
         price = account.budget.price
         chosen = [doubt for doubt in find_doubts(store, price) if wanted.allows(doubt)]
         for settled in settle_doubts(

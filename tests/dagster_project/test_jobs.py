@@ -29,6 +29,9 @@ def test_looking_buys_nothing_and_giving_up_completes_the_partition(project: Pro
     assert looked.success
     assert states(here.store) == {State.IN_DOUBT: 3}
     assert not looked.filter_events(lambda event: event.is_step_materialization)
+    for nothing in ({"older_hours": 1.0}, {"min_cost": 0.01}, {"cause": "no such cause"}):
+        assert resolved(here, action="ABANDON", **nothing).success
+        assert states(here.store) == {State.IN_DOUBT: 3}
     given_up = resolved(here, action="ABANDON")
     assert given_up.success
     (event,) = given_up.filter_events(lambda event: event.is_step_materialization)
