@@ -6,7 +6,7 @@ two lines here, the ledger tells the next worker what may be done.
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from nanobanana_pipeline.errors import ForbiddenTransition, ProviderHalt, StorageError
@@ -168,9 +168,13 @@ class Buyer:
     def _buy(self, work: Work) -> Step:
         """Claim a request and send it, as far as the budget goes."""
         planned = work.planned
-        missing = [s for s in planned.request.ref_sha256 if self._references.read(s) is None]
-        if missing:
-            return Ended(State.OPEN, f"reference {missing[0]} is gone: make the prompt set again")
+        # Before the claim: once that stands, nothing may come between it and the sending.
+        references = []
+        for sha256 in planned.request.ref_sha256:
+            data = self._references.read(sha256)
+            if data is None:
+                return Ended(work.state, f"reference {sha256} is gone: make the prompt set again")
+            references.append(data)
         images = planned.request.samples
         if not self._purse.take(images):
             if work.held is None:
@@ -196,14 +200,14 @@ class Buyer:
             with self._lock:
                 self._sending[nonce] = held
             try:
-                return self._send(work, held, nonce)
+                return self._send(work, held, nonce, references)
             finally:
                 self._answer_is_written(nonce)
         finally:
             if not _may_have_cost(work.held, nonce):
                 self._purse.give_back(images)
 
-    def _send(self, work: Work, held: Held, nonce: str) -> Step:
+    def _send(self, work: Work, held: Held, nonce: str, references: Sequence[bytes]) -> Step:
         """Send a claimed request, if the claim will outlast the answer."""
         needed = self._provider.submit_seconds + LEASE_MARGIN_SECONDS
         if held.lease_left < needed:
@@ -218,7 +222,6 @@ class Buyer:
             work.held = self._ledger.record(held, lambda entry: entry.not_sent(nonce, reason))
             return Later(0)
         request = self._addressed(work.planned, nonce)
-        references = [self._references.read(sha256) or b"" for sha256 in request.ref_sha256]
         sent = boot_clock()
         return self._answered(work, held, nonce, sent, self._provider.submit(request, references))
 

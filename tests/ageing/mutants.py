@@ -94,10 +94,9 @@ def _lease_ignored_by_its_owner() -> Iterator[None]:
 
     send = Buyer._send
 
-    def careless(self: Buyer, work: Any, held: Held, nonce: str) -> Any:
-        return send(
-            self, work, Endless(held.entry, held.etag, held.age_seconds, held.read_at), nonce
-        )
+    def careless(self: Buyer, work: Any, held: Held, nonce: str, references: Any) -> Any:
+        endless = Endless(held.entry, held.etag, held.age_seconds, held.read_at)
+        return send(self, work, endless, nonce, references)
 
     with mock.patch.object(Buyer, "_send", careless):
         yield
