@@ -24,6 +24,7 @@ from nanobanana_pipeline.errors import (
 )
 from nanobanana_pipeline.generation.budget import Purse
 from nanobanana_pipeline.generation.buy import Buyer
+from nanobanana_pipeline.generation.crew import Crew
 from nanobanana_pipeline.generation.transfer import Transfer
 from nanobanana_pipeline.generation.work import (
     Bought,
@@ -189,12 +190,11 @@ class Engine:
         work = [Work(request) for request in planned]
         todo = WorkList(work)
         started = time.monotonic()
-        buyers: list[threading.Thread] = []
-        movers: list[threading.Thread] = []
+        buyers = Crew("buyer", functools.partial(self._buy, todo))
+        movers = Crew("mover", self._move)
         try:
-            most = min(self._slots.most, len(work))
-            self._start(buyers, "buyer", most, functools.partial(self._buy, todo))
-            self._start(movers, "mover", min(MOVERS, len(work)), self._move)
+            buyers.start(min(self._slots.most, len(work)))
+            movers.start(min(MOVERS, len(work)))
             self._all_started.set()
             self._watch(buyers, len(work), started)
             self._all_bought.set()
@@ -218,21 +218,10 @@ class Engine:
         report.states = +report.states
         return report
 
-    def _start(
-        self, threads: list[threading.Thread], name: str, count: int, job: Callable[[], None]
-    ) -> None:
-        # Daemons: a thread that waits for an answer must not keep a stopped process alive; what
-        # it waits for is in the ledger.
-        for number in range(count):
-            thread = threading.Thread(target=job, name=f"{name}-{number}", daemon=True)
-            thread.start()
-            threads.append(thread)
-
-    def _watch(self, threads: list[threading.Thread], total: int, started: float) -> None:
+    def _watch(self, crew: Crew, total: int, started: float) -> None:
         """Wait for threads in small steps, so that the calling thread can be interrupted."""
         due = time.monotonic() + self._progress_seconds
-        while alive := [thread for thread in threads if thread.is_alive()]:
-            alive[0].join(0.2)
+        while not crew.wait(0.2):
             self._renew()
             if self._on_progress and time.monotonic() >= due:
                 due += self._progress_seconds
@@ -245,19 +234,16 @@ class Engine:
         except StorageUnavailable as error:
             log.warning("this shard's sign of life could not be written: %s", error)
 
-    def _end(
-        self, buyers: list[threading.Thread], movers: list[threading.Thread], deadline: float
-    ) -> None:
+    def _end(self, buyers: Crew, movers: Crew, deadline: float) -> None:
         """Let both stages run out until the deadline, and leave what is not done by then."""
-        _join(buyers, deadline)
-        if any(thread.is_alive() for thread in buyers):
+        if not buyers.wait(deadline - time.monotonic()):
             self._give_up.set()
         # In a thread of its own: no stop waits long for a bucket that stays silent.
-        doubts: list[threading.Thread] = []
-        self._start(doubts, "doubts", 1, self._buyer.doubt_unanswered)
-        _join(doubts, time.monotonic() + DOUBT_SECONDS)
+        doubts = Crew("doubts", self._buyer.doubt_unanswered)
+        doubts.start(1)
+        doubts.wait(DOUBT_SECONDS)
         self._all_bought.set()
-        _join(movers, deadline)
+        movers.wait(deadline - time.monotonic())
         self._give_up.set()
 
     def _buy(self, todo: WorkList) -> None:
@@ -376,8 +362,3 @@ class Engine:
                 size=self._report.size,
                 seconds=time.monotonic() - started,
             )
-
-
-def _join(threads: list[threading.Thread], deadline: float) -> None:
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))

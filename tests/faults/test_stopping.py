@@ -127,6 +127,13 @@ class Dagster:
             time.sleep(0.5)
         pytest.fail(f"run {run_id} does not end")
 
+    def log_of(self, run_id: str) -> str:
+        """What a run said, a line an event."""
+        query = """query($id: ID!) { logsForRun(runId: $id) { ... on EventConnection {
+            events { ... on MessageEvent { timestamp eventType message } } } } }"""
+        events = self.ask(query, id=run_id)["logsForRun"]["events"]
+        return "\n".join(f"{e['timestamp']} {e['eventType']} {e['message']}" for e in events)
+
 
 WHERE = {"repositoryName": "__repository__", "repositoryLocationName": "nanobanana"}
 
@@ -178,8 +185,9 @@ def test_terminate_in_dagster_ends_every_shard_and_the_next_launch_goes_on(
     dagster.terminate(run_id)
     assert dagster.wait_for(run_id) == "CANCELED"
     sold = record()["total"]
-    wait_until(lambda: not set(states(store)) - {State.SETTLED, State.OPEN}, 40)
-    assert states(store)[State.SETTLED] == sold < ROWS // 2
+    left = states(store)
+    assert set(left) <= {State.SETTLED, State.OPEN}, (left, dagster.log_of(run_id))
+    assert left[State.SETTLED] == sold < ROWS // 2
     time.sleep(3)
     assert record()["total"] == sold
 
