@@ -77,6 +77,6 @@ def test_a_marker_that_is_none_is_refused_and_left_alone(store: ObjectStore, bod
 
 
 def test_a_bucket_that_is_not_there_is_a_storage_error(store: ObjectStore) -> None:
-    missing = ObjectStore(store._client, "no-such-bucket")
+    missing = ObjectStore(store.client, "no-such-bucket")
     with pytest.raises(StorageError, match="NANOBANANA_BUCKET"):
         claim_bucket(missing, "emulator")

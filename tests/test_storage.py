@@ -194,7 +194,7 @@ def test_keys_come_in_order_over_many_pages_and_only_those_asked_for(store: Obje
 
 
 def test_a_prefix_hides_the_rest_of_the_bucket(store: ObjectStore) -> None:
-    inner = ObjectStore(store._client, store.bucket, f"/{store.prefix}inner/")
+    inner = ObjectStore(store.client, store.bucket, f"/{store.prefix}inner/")
     inner.put("a", b"1")
     assert list(inner.keys("")) == ["a"]
     assert list(store.keys("")) == ["inner/a"]
@@ -206,7 +206,7 @@ def test_a_prefix_hides_the_rest_of_the_bucket(store: ObjectStore) -> None:
 
 
 def test_a_bucket_that_is_not_there_is_told_with_a_hint(store: ObjectStore) -> None:
-    missing = ObjectStore(store._client, "no-such-bucket")
+    missing = ObjectStore(store.client, "no-such-bucket")
     for call in (
         lambda: missing.get("a"),
         lambda: missing.put("a", b""),
@@ -223,7 +223,7 @@ def test_a_bucket_that_is_not_there_is_told_with_a_hint(store: ObjectStore) -> N
 @pytest.mark.parametrize("name", ["My Bucket", "s3://bucket", "a/b", ""])
 def test_a_name_that_no_bucket_can_have_is_a_storage_error(store: ObjectStore, name: str) -> None:
     with pytest.raises(StorageError):
-        ObjectStore(store._client, name).get("a")
+        ObjectStore(store.client, name).get("a")
 
 
 @pytest.mark.parametrize(
@@ -431,7 +431,7 @@ def test_an_object_is_copied_with_type_and_metadata_of_our_own(
     store: ObjectStore, theirs: str
 ) -> None:
     assert adopted(store, theirs)
-    found = store._client.get_object(Bucket=store.bucket, Key=store.prefix + "copy")
+    found = store.client.get_object(Bucket=store.bucket, Key=store.prefix + "copy")
     assert found["Body"].read() == b"their bytes"
     assert (found["ContentType"], found["Metadata"]) == ("image/png", {"request-key": "k"})
     assert body_of(store, "theirs/a b+%20.bin") == b"their bytes"

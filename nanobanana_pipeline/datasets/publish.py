@@ -39,6 +39,7 @@ from nanobanana_pipeline.datasets.shards import BUILD, Layout, lay_out
 from nanobanana_pipeline.errors import ReleaseError, StorageUnavailable
 from nanobanana_pipeline.layout import latest_release_key, release_key
 from nanobanana_pipeline.prompts.writes import create, patient
+from nanobanana_pipeline.storage import abort_uploads
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.datasets.recipe import Recipe
@@ -112,7 +113,7 @@ def build_release(
         return latest
     _refuse_overtaken(store, recipe.name, parent, latest)
     version, claim = _claim(store, recipe.name, parent, fingerprint, rejected)
-    store.abort_uploads(f"datasets/{recipe.name}/", GIVEN_UP_SECONDS)
+    abort_uploads(store, f"datasets/{recipe.name}/", GIVEN_UP_SECONDS)
     key = release_key(recipe.name, version, "release.json")
     if store.get(key) is None:
         release = _build(store, recipe, table, digests, rejected, parent, version, claim)

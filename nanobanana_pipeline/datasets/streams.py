@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from nanobanana_pipeline.errors import StorageError
+from nanobanana_pipeline.storage import Multipart
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.storage import ObjectStore
@@ -38,7 +39,7 @@ class Upload:
         self._helpers = helpers
         self._buffer = bytearray()
         self._digest = hashlib.sha256()
-        self._upload: str | None = None
+        self._upload: Multipart | None = None
         self._under_way: deque[Future[str]] = deque()
         self._etags: list[str] = []
         self.size = 0
@@ -60,7 +61,7 @@ class Upload:
         if self._upload is not None:
             for part in self._under_way:
                 part.cancel() or part.exception()
-            self._store.abort_upload(self._key, self._upload)
+            self._upload.abort()
 
     @property
     def sha256(self) -> str:
@@ -106,19 +107,17 @@ class Upload:
                 self._send()
             while self._under_way:
                 self._etags.append(self._under_way.popleft().result())
-            self._store.finish_upload(self._key, self._upload, self._etags, self.size)
+            self._upload.finish(self._etags, self.size)
         self.closed = True
 
     def _send(self) -> None:
         if self._upload is None:
-            self._upload = self._store.start_upload(self._key, content_type=self._type)
+            self._upload = Multipart(self._store, self._key, content_type=self._type)
         while len(self._under_way) >= PARTS_UNDER_WAY:
             self._etags.append(self._under_way.popleft().result())
         number = len(self._etags) + len(self._under_way) + 1
         body, self._buffer = bytes(self._buffer), bytearray()
-        self._under_way.append(
-            self._helpers.submit(self._store.upload_part, self._key, self._upload, number, body)
-        )
+        self._under_way.append(self._helpers.submit(self._upload.part, number, body))
 
 
 def pieces(store: "ObjectStore", key: str, size: int) -> Iterator[bytes]:

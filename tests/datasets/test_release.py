@@ -29,7 +29,7 @@ from nanobanana_pipeline.datasets.release import (
     read_table,
 )
 from nanobanana_pipeline.errors import ReleaseError, StorageUnavailable
-from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage import ObjectStore, abort_uploads
 from tests.datasets.release_rows import NOTHING_REJECTED, read, recipe, row, rows_of, table
 
 BOTH = ("webdataset", "parquet")
@@ -44,7 +44,7 @@ def writes(store: ObjectStore) -> list[str]:
         written.append(params["Key"].removeprefix(store.prefix))
 
     for call in ("PutObject", "CreateMultipartUpload"):
-        store._client.meta.events.register(f"provide-client-params.s3.{call}", note)
+        store.client.meta.events.register(f"provide-client-params.s3.{call}", note)
     return written
 
 
@@ -226,7 +226,7 @@ def test_a_build_that_fails_does_not_pack_the_other_shards_first(
     with pytest.raises(ReleaseError, match="gone"):
         built(store, rows, *BOTH)
     assert len(list(store.keys("datasets/pets/v1/build/"))) < 8
-    assert store.abort_uploads("datasets/", 0) == 0
+    assert abort_uploads(store, "datasets/", 0) == 0
 
 
 def test_rows_chosen_before_somebody_else_published_are_refused(store: ObjectStore) -> None:
@@ -276,7 +276,7 @@ def test_a_pointer_whose_answer_is_lost_is_read_again(store: ObjectStore) -> Non
                 raise StorageUnavailable("no answer")
             return done
 
-    mute = Mute(store._client, store.bucket, store.prefix)
+    mute = Mute(store.client, store.bucket, store.prefix)
     release = built(mute, rows_of(store, 9))
     assert mute.lost > 3
     assert release.version == "v1"

@@ -7,7 +7,7 @@ import pytest
 
 from nanobanana_pipeline.datasets.streams import PART_BYTES, Upload, pieces
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
-from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage import Multipart, ObjectStore, abort_uploads
 from tests.datasets.release_rows import read
 
 TYPE = "application/x-tar"
@@ -35,7 +35,7 @@ def test_what_is_written_in_pieces_is_one_object(
     found = list(pieces(store, "big", len(body)))
     assert b"".join(found) == body
     assert all(len(piece) <= PART_BYTES for piece in found)
-    assert store.abort_uploads("", 0) == 0
+    assert abort_uploads(store, "", 0) == 0
 
 
 @pytest.mark.parametrize("size", [10, 3 * PART_BYTES])
@@ -54,27 +54,27 @@ def test_a_block_that_is_left_by_an_error_leaves_nothing(
         fail_in_the_middle()
     upload.close()
     assert read(store, "big") == b"before"
-    assert store.abort_uploads("", 0) == 0
+    assert abort_uploads(store, "", 0) == 0
 
 
 def test_uploads_that_a_killed_build_has_begun_are_given_up_by_their_age(
     store: ObjectStore,
 ) -> None:
-    upload = store.start_upload("datasets/a/v1/x.tar", content_type=TYPE)
-    etag = store.upload_part("datasets/a/v1/x.tar", upload, 1, b"1")
-    assert store.abort_uploads("datasets/b/", 0) == 0
-    assert store.abort_uploads("datasets/a/", 3600) == 0
-    assert store.abort_uploads("datasets/a/", 0) == 1
+    upload = Multipart(store, "datasets/a/v1/x.tar", content_type=TYPE)
+    etag = upload.part(1, b"1")
+    assert abort_uploads(store, "datasets/b/", 0) == 0
+    assert abort_uploads(store, "datasets/a/", 3600) == 0
+    assert abort_uploads(store, "datasets/a/", 0) == 1
     with pytest.raises(StorageError):
-        store.finish_upload("datasets/a/v1/x.tar", upload, [etag], 1)
+        upload.finish([etag], 1)
     assert store.get("datasets/a/v1/x.tar") is None
-    store.abort_upload("datasets/a/v1/x.tar", upload)
+    upload.abort()
 
 
 def test_an_upload_whose_last_answer_is_lost_is_finished(
     store: ObjectStore, helpers: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    complete, asked = store._client.complete_multipart_upload, []
+    complete, asked = store.client.complete_multipart_upload, []
 
     def lose_the_first_answer(**given: object) -> object:
         answer = complete(**given)  # type: ignore[arg-type]
@@ -83,7 +83,7 @@ def test_an_upload_whose_last_answer_is_lost_is_finished(
             raise StorageUnavailable("no answer")
         return answer
 
-    monkeypatch.setattr(store._client, "complete_multipart_upload", lose_the_first_answer)
+    monkeypatch.setattr(store.client, "complete_multipart_upload", lose_the_first_answer)
     with Upload(store, "big", TYPE, helpers) as upload:
         upload.write(bytes(PART_BYTES + 1))
     assert len(set(asked)) == 1

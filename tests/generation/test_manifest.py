@@ -245,7 +245,7 @@ def test_a_large_partition_costs_in_proportion_and_reads_no_settled_entry(
     store: ObjectStore,
 ) -> None:
     """Work is counted in Python calls, not in time."""
-    counting = CountingStore(store._client, store.bucket, store.prefix)
+    counting = CountingStore(store.client, store.bucket, store.prefix)
     calls, reads = {}, {}
     for count in (MANY // 10, MANY):
         name = f"set-{count}"

@@ -106,7 +106,7 @@ def proxy(s3_url: str) -> Iterator[S3Proxy]:
 
 
 def stored(store: ObjectStore, key: str) -> tuple[bytes, str, dict[str, str]]:
-    found = store._client.get_object(Bucket=store.bucket, Key=store.prefix + key)
+    found = store.client.get_object(Bucket=store.bucket, Key=store.prefix + key)
     return found["Body"].read(), found["ContentType"], found["Metadata"]
 
 
@@ -220,7 +220,7 @@ def test_where_copies_are_not_allowed_the_bytes_are_uploaded(
             raise StorageError("AccessDenied: s3:GetObjectTagging")
 
     store.put(f"{own}0.png", picture())
-    strict = NoCopies(store._client, store.bucket, store.prefix)
+    strict = NoCopies(store.client, store.bucket, store.prefix)
     held = accepted(store)
     (image,) = bring(held, f"{PUBLIC}/0.png", through=strict).held.entry.images
     data, content_type, metadata = stored(store, image.key)
@@ -262,11 +262,11 @@ def test_a_picture_that_may_not_be_read_stays_accepted_and_the_permission_is_nam
         "Resource": f"arn:aws:s3:::{store.bucket}/{store.prefix}{own}*",
     }
     policy = json.dumps({"Version": "2012-10-17", "Statement": [deny]})
-    store._client.put_bucket_policy(Bucket=store.bucket, Policy=policy)
+    store.client.put_bucket_policy(Bucket=store.bucket, Policy=policy)
     try:
         result = bring(held, f"{PUBLIC}/0.png")
     finally:
-        store._client.delete_bucket_policy(Bucket=store.bucket)
+        store.client.delete_bucket_policy(Bucket=store.bucket)
     assert (result.held.entry.state, result.refused) == (State.ACCEPTED, True)
     assert "s3:GetObject" in str(result.reason)
     assert f"s3://{store.bucket}" in str(result.reason)

@@ -207,7 +207,7 @@ def test_a_server_that_ignores_conditions_on_copies_is_refused(store: ObjectStor
             return True
 
     with pytest.raises(StorageError, match="conditional copies"):
-        check_copies(Careless(store._client, store.bucket, store.prefix))
+        check_copies(Careless(store.client, store.bucket, store.prefix))
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_a_server_that_ignores_conditions_on_copies_is_refused(store: ObjectStor
 def test_deliveries_never_lie_among_our_own_objects(
     store: ObjectStore, *, prefix: str, uri: str, fine: bool
 ) -> None:
-    ours = ObjectStore(store._client, "b", prefix)
+    ours = ObjectStore(store.client, "b", prefix)
     if fine:
         check_apart(ours, place(uri=uri))
         return

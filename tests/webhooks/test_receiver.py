@@ -229,7 +229,7 @@ def test_a_write_whose_answer_is_lost_is_kept_once(store: ObjectStore, s3_url: s
 def test_a_bucket_that_refuses_is_told_in_the_log_and_may_be_mended(
     store: ObjectStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with receiving(ObjectStore(store._client, "no-such-bucket")) as webhooks:
+    with receiving(ObjectStore(store.client, "no-such-bucket")) as webhooks:
         address = webhooks.address(ATTEMPT)
         assert post(address, SUCCESS) == 503
     assert "NANOBANANA_BUCKET" in caplog.text

@@ -9,85 +9,26 @@ is sent again. All other calls repeat safely and are retried here, and nowhere e
 import base64
 import hashlib
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-import boto3
-import tenacity
-from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    NoCredentialsError,
-    ParamValidationError,
-    PartialCredentialsError,
-)
-
-from nanobanana_pipeline.errors import (
-    ObjectTooLarge,
-    StorageError,
-    StorageFull,
-    StorageUnavailable,
+from nanobanana_pipeline.errors import ObjectTooLarge, StorageError
+from nanobanana_pipeline.storage.faults import (
+    LOST_RACE_CODES,
+    MISSING_CODES,
+    S3_FAULTS,
+    code_of,
+    patient,
+    translated,
 )
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["ListedObject", "ObjectStore", "StoredObject", "s3_client", "s3_config"]
-
-LOST_RACE_CODES = frozenset(
-    {"PreconditionFailed", "ConditionalRequestConflict", "412", "NoSuchKey", "404"}
-)
-MISSING_CODES = frozenset({"NoSuchKey", "404", "NotFound"})
-PASSING_CODES = frozenset(
-    {
-        "SlowDown",
-        "ServiceUnavailable",
-        "InternalError",
-        "RequestTimeout",
-        "OperationAborted",
-        "Throttling",
-        "ThrottlingException",
-        "RequestLimitExceeded",
-        "BadDigest",  # the bytes were damaged on the way
-        "XAmzContentSHA256Mismatch",
-        "IncompleteBody",
-    }
-)
-FULL_CODES = frozenset(
-    {
-        "InsufficientStorage",
-        "QuotaExceeded",  # Ceph, with 403
-        "XMinioStorageFull",
-        "XMinioAdminBucketQuotaExceeded",  # MinIO, with 400
-    }
-)
-SERVER_ERROR, NOT_IMPLEMENTED, INSUFFICIENT_STORAGE = 500, 501, 507
-# botocore says RuntimeError where refreshed credentials have expired already.
-S3_FAULTS = (BotoCoreError, ClientError, RuntimeError)
-FULL = "it is full: free space or raise the quota, then launch again"
-EXPIRED = "renew the AWS session (with aws sso login, or new AWS_… variables), then launch again"
-HINTS = {
-    "NoSuchBucket": "create it, or correct NANOBANANA_BUCKET",
-    "AccessDenied": "these credentials may not do this; check the bucket policy",
-    "403": "these credentials may not do this; check AWS_ACCESS_KEY_ID and the bucket policy",
-    "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL_S3",
-    "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY",
-    "ExpiredToken": EXPIRED,
-    "ExpiredTokenException": EXPIRED,
-    "TokenRefreshRequired": EXPIRED,
-    "NotImplemented": "this S3 server cannot do it; use AWS S3 or SeaweedFS 4",
-}
-
-_patient = tenacity.retry(
-    retry=tenacity.retry_if_exception_type(StorageUnavailable),
-    wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
-    stop=tenacity.stop_after_delay(60),
-    reraise=True,
-)
+__all__ = ["ListedObject", "ObjectStore", "StoredObject"]
 
 
 @dataclass(frozen=True)
@@ -123,34 +64,6 @@ class ListedObject:
     age_seconds: float
 
 
-def s3_config(connections: int = 64) -> Config:
-    """How this project speaks S3: no retries inside boto3, bounded waits, `connections` sockets."""
-    return Config(
-        retries={"total_max_attempts": 1, "mode": "standard"},
-        connect_timeout=5,
-        read_timeout=20,
-        max_pool_connections=connections,
-        user_agent_extra="nanobanana-pipeline",
-    )
-
-
-def s3_client(profile: str | None = None, **given: Any) -> "S3Client":  # noqa: ANN401
-    """Make an S3 client from AWS's own variables and files (``AWS_ENDPOINT_URL_S3``, …).
-
-    Args:
-        profile: of AWS's configuration files.
-        given: further arguments of boto3's `Session.client`, which go first.
-
-    Raises:
-        StorageError: they contradict each other.
-    """
-    try:
-        session = boto3.session.Session(profile_name=profile)
-        return session.client("s3", config=s3_config(), **given)
-    except (BotoCoreError, ValueError) as error:
-        raise StorageError(f"S3 is not configured: {error}") from None
-
-
 class ObjectStore:
     """The objects under one prefix of one bucket. Safe to share between threads.
 
@@ -164,7 +77,7 @@ class ObjectStore:
     """
 
     def __init__(self, client: "S3Client", bucket: str, prefix: str = "") -> None:
-        self._client = client
+        self.client = client
         self.bucket = bucket
         self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
 
@@ -177,37 +90,37 @@ class ObjectStore:
 
     def at(self, bucket: str, prefix: str) -> "ObjectStore":
         """Another place, seen with the same credentials."""
-        return ObjectStore(self._client, bucket, prefix)
+        return ObjectStore(self.client, bucket, prefix)
 
-    @_patient
+    @patient
     def get(self, key: str) -> StoredObject | None:
         """Read an object whole; None if there is none."""
         try:
-            return _read(self._client.get_object(Bucket=self.bucket, Key=self.prefix + key))
+            return _read(self.client.get_object(Bucket=self.bucket, Key=self.prefix + key))
         except S3_FAULTS as error:
-            if _code(error) in MISSING_CODES:
+            if code_of(error) in MISSING_CODES:
                 return None
-            self._raise(error, "read", key)
+            raise translated(error, "read", self.uri(key)) from error
 
-    @_patient
+    @patient
     def head(self, key: str) -> Mapping[str, str] | None:
         """An object's user metadata; None if there is no such object."""
         try:
-            return self._client.head_object(Bucket=self.bucket, Key=self.prefix + key)["Metadata"]
+            return self.client.head_object(Bucket=self.bucket, Key=self.prefix + key)["Metadata"]
         except S3_FAULTS as error:
-            if _code(error) in MISSING_CODES:
+            if code_of(error) in MISSING_CODES:
                 return None
-            self._raise(error, "look at", key)
+            raise translated(error, "look at", self.uri(key)) from error
 
-    @_patient
+    @patient
     def put(self, key: str, body: bytes, *, content_type: str = "application/octet-stream") -> str:
         """Write an object, whatever was there; gives its ETag."""
         try:
             return self._put(key, body, content_type=content_type)
         except S3_FAULTS as error:
-            self._raise(error, "write", key)
+            raise translated(error, "write", self.uri(key)) from error
 
-    @_patient
+    @patient
     def get_range(self, key: str, start: int, length: int) -> bytes | None:
         """Read a part of an object, `length` bytes from `start`; None if there is no such object.
 
@@ -216,97 +129,15 @@ class ObjectStore:
         """
         span = f"bytes={start}-{start + length - 1}"
         try:
-            found = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key, Range=span)
+            found = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key, Range=span)
             body = found["Body"].read()
         except S3_FAULTS as error:
-            if _code(error) in MISSING_CODES:
+            if code_of(error) in MISSING_CODES:
                 return None
-            self._raise(error, f"read {span} of", key)
+            raise translated(error, f"read {span} of", self.uri(key)) from error
         if len(body) != length:
             raise StorageError(f"{self.uri(key)} has {len(body):,} bytes where {span} should be")
         return body
-
-    @_patient
-    def start_upload(self, key: str, *, content_type: str) -> str:
-        """Begin to write an object in parts, which cannot be read yet; gives the upload's id."""
-        try:
-            return self._client.create_multipart_upload(
-                Bucket=self.bucket, Key=self.prefix + key, ContentType=content_type
-            )["UploadId"]
-        except S3_FAULTS as error:
-            self._raise(error, "begin to write", key)
-
-    @_patient
-    def upload_part(self, key: str, upload: str, number: int, body: bytes) -> str:
-        """Write a part of an upload; gives its ETag.
-
-        Args:
-            key: as for `start_upload`.
-            upload: its id.
-            number: from 1 to 10,000.
-            body: at least 5 MiB, unless it is the last part.
-        """
-        try:
-            return self._client.upload_part(
-                Bucket=self.bucket,
-                Key=self.prefix + key,
-                UploadId=upload,
-                PartNumber=number,
-                Body=body,
-            )["ETag"]
-        except S3_FAULTS as error:
-            self._raise(error, f"write part {number} of", key)
-
-    @_patient
-    def finish_upload(self, key: str, upload: str, etags: Sequence[str], size: int) -> None:
-        """Make an object of its parts; whatever was there is replaced.
-
-        Args:
-            key: as for `start_upload`.
-            upload: its id.
-            etags: of its parts, in order.
-            size: the object's bytes.
-        """
-        parts: Any = [{"PartNumber": n, "ETag": etag} for n, etag in enumerate(etags, 1)]
-        where: Any = {"Bucket": self.bucket, "Key": self.prefix + key}
-        try:
-            self._client.complete_multipart_upload(
-                **where, UploadId=upload, MultipartUpload={"Parts": parts}
-            )
-        except S3_FAULTS as error:
-            # Sent again after its answer was lost: the upload is over, and the object is there.
-            if _code(error) != "NoSuchUpload" or self._size(where) != size:
-                self._raise(error, "finish", key)
-
-    @_patient
-    def abort_upload(self, key: str, upload: str) -> None:
-        """Give an upload up, and free its parts; it is no error if there is none."""
-        try:
-            self._client.abort_multipart_upload(
-                Bucket=self.bucket, Key=self.prefix + key, UploadId=upload
-            )
-        except S3_FAULTS as error:
-            if _code(error) != "NoSuchUpload":
-                self._raise(error, "give up writing", key)
-
-    @_patient
-    def abort_uploads(self, prefix: str, age_seconds: float) -> int:
-        """Give up the uploads under `prefix` that were begun at least so long ago; counts them."""
-        try:
-            answer = self._client.list_multipart_uploads(
-                Bucket=self.bucket, Prefix=self.prefix + prefix
-            )
-        except S3_FAULTS as error:
-            self._raise(error, "list the uploads to", prefix)
-        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
-        old = [
-            upload
-            for upload in answer.get("Uploads", [])
-            if (now - upload["Initiated"]).total_seconds() >= age_seconds
-        ]
-        for upload in old:
-            self.abort_upload(upload["Key"].removeprefix(self.prefix), upload["UploadId"])
-        return len(old)
 
     def create(
         self,
@@ -374,7 +205,7 @@ class ObjectStore:
             tells which.
         """
         try:
-            self._client.copy_object(
+            self.client.copy_object(
                 Bucket=self.bucket,
                 Key=self.prefix + key,
                 CopySource={"Bucket": bucket, "Key": source},
@@ -386,18 +217,18 @@ class ObjectStore:
                 ChecksumAlgorithm="SHA256",
             )
         except S3_FAULTS as error:
-            if _code(error) in LOST_RACE_CODES:
+            if code_of(error) in LOST_RACE_CODES:
                 return False
-            self._raise(error, f"copy s3://{bucket}/{source} to", key)
+            raise translated(error, f"copy s3://{bucket}/{source} to", self.uri(key)) from error
         return True
 
-    @_patient
+    @patient
     def delete(self, key: str) -> None:
         """Remove an object; it is no error if there is none."""
         try:
-            self._client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
+            self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
         except S3_FAULTS as error:
-            self._raise(error, "delete", key)
+            raise translated(error, "delete", self.uri(key)) from error
 
     def keys(self, prefix: str, *, limit: int | None = None) -> Iterator[str]:
         """The keys under `prefix`, in order, a page at a time.
@@ -431,17 +262,17 @@ class ObjectStore:
                     age_seconds=(now - modified).total_seconds(),
                 )
 
-    @_patient
+    @patient
     def open_url(self, url: str) -> bytes:
         """Read any ``s3://bucket/key`` with the same credentials."""
         bucket, _, key = url.removeprefix("s3://").partition("/")
         try:
-            found = self._client.get_object(Bucket=bucket, Key=key)
+            found = self.client.get_object(Bucket=bucket, Key=key)
             return _read(found).body
         except S3_FAULTS as error:
-            self._raise(error, "read", url)
+            raise translated(error, "read", url) from error
 
-    @_patient
+    @patient
     def read_object(self, bucket: str, key: str, max_bytes: int) -> StoredObject | None:
         """Read an object of any bucket with the same credentials; None if there is none.
 
@@ -455,18 +286,18 @@ class ObjectStore:
         """
         where = f"s3://{bucket}/{key}"
         try:
-            answer = self._client.get_object(Bucket=bucket, Key=key)
+            answer = self.client.get_object(Bucket=bucket, Key=key)
             size = answer["ContentLength"]
             if size > max_bytes:
                 answer["Body"].close()
                 raise ObjectTooLarge(f"{where} has {size:,} bytes, more than {max_bytes:,}")
             return _read(answer)
         except S3_FAULTS as error:
-            if _code(error) in MISSING_CODES:
+            if code_of(error) in MISSING_CODES:
                 return None
-            self._raise(error, "read", where)
+            raise translated(error, "read", where) from error
 
-    @_patient
+    @patient
     def probe(self) -> None:
         """Make sure that this bucket honours conditional writes.
 
@@ -496,14 +327,14 @@ class ObjectStore:
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
-    @_patient
+    @patient
     def _page(self, prefix: str, token: dict[str, Any]) -> Any:  # noqa: ANN401 - boto3's own dict
         try:
-            return self._client.list_objects_v2(
+            return self.client.list_objects_v2(
                 Bucket=self.bucket, Prefix=self.prefix + prefix, **token
             )
         except S3_FAULTS as error:
-            self._raise(error, "list", prefix)
+            raise translated(error, "list", self.uri(prefix)) from error
 
     def _put(
         self,
@@ -515,7 +346,7 @@ class ObjectStore:
         condition: Mapping[str, Any] | None = None,
     ) -> str:
         digest = base64.b64encode(sha256 or hashlib.sha256(body).digest()).decode()
-        answer = self._client.put_object(
+        answer = self.client.put_object(
             Bucket=self.bucket,
             Key=self.prefix + key,
             Body=body,
@@ -524,14 +355,6 @@ class ObjectStore:
             **(condition or {}),
         )
         return answer["ETag"]
-
-    def _size(self, where: Mapping[str, Any]) -> int | None:
-        try:
-            return self._client.head_object(**where)["ContentLength"]
-        except S3_FAULTS as error:
-            if _code(error) in MISSING_CODES:
-                return None
-            self._raise(error, "look at", where["Key"])
 
     def _conditional(
         self,
@@ -547,37 +370,9 @@ class ObjectStore:
                 key, body, content_type=content_type, sha256=sha256, condition=condition
             )
         except S3_FAULTS as error:
-            if _code(error) in LOST_RACE_CODES:
+            if code_of(error) in LOST_RACE_CODES:
                 return None
-            self._raise(error, "write", key)
-
-    def _raise(self, error: Exception, verb: str, key: str) -> NoReturn:
-        """Translate boto3's error; the one place where that is done."""
-        where = key if "://" in key else self.uri(key)
-        code = _code(error)
-        if isinstance(error, ClientError):
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            said = f"{code}: {error.response.get('Error', {}).get('Message', '')}"
-            if code in FULL_CODES or status == INSUFFICIENT_STORAGE:
-                raise StorageFull(f"could not {verb} {where}: {said}; {FULL}") from error
-            if code in PASSING_CODES or (status >= SERVER_ERROR and status != NOT_IMPLEMENTED):
-                raise StorageUnavailable(f"could not {verb} {where}: {said}") from error
-            hint = f"; {HINTS[code]}" if code in HINTS else ""
-            raise StorageError(f"could not {verb} {where}: {said}{hint}") from error
-        if isinstance(error, ParamValidationError):
-            raise StorageError(f"could not {verb} {where}: {error}") from error
-        if isinstance(error, NoCredentialsError | PartialCredentialsError):
-            raise StorageError(
-                f"could not {verb} {where}: {error}; set AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, or an AWS profile"
-            ) from error
-        raise StorageUnavailable(f"could not {verb} {where}: {error}") from error
-
-
-def _code(error: Exception) -> str:
-    if isinstance(error, ClientError):
-        return str(error.response.get("Error", {}).get("Code", ""))
-    return ""
+            raise translated(error, "write", self.uri(key)) from error
 
 
 def _read(answer: Any) -> StoredObject:  # noqa: ANN401
