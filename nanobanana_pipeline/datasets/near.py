@@ -11,8 +11,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 __all__ = ["Hashes", "Positions", "components", "first_alike", "hashes_of", "near_pairs"]
 
@@ -62,6 +60,10 @@ def near_pairs(hashes: Hashes, distance: int) -> Iterator[tuple[Positions, Posit
 
 def components(count: int, links: Iterable[tuple[Positions, Positions]]) -> Positions:
     """Which of `count` things hang together through links: a number for each, equal for those."""
+    # Takes a fifth of a second, which Dagster would pay for each process that loads a recipe.
+    from scipy.sparse import coo_array  # noqa: PLC0415
+    from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
+
     label = np.arange(count)
     for left, right in links:
         one, other = label[left], label[right]

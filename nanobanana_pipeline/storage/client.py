@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 
@@ -35,6 +34,9 @@ def s3_client(profile: str | None = None, **given: Any) -> "S3Client":  # noqa: 
     Raises:
         StorageError: they contradict each other.
     """
+    # Dagster loads this module in every process, also in those that never speak S3.
+    import boto3  # noqa: PLC0415
+
     try:
         session = boto3.session.Session(profile_name=profile)
         return session.client("s3", config=s3_config(), **given)
