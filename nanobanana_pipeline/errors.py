@@ -6,6 +6,7 @@ NanobananaError
 ├── PlanError             a launch that must not start: seed 0, changed parameters, …
 ├── RecipeError           a dataset's recipe is wrong, or what it asks for is not there
 ├── ReleaseError          a release cannot be built, or is not what was published
+├── TraceError            nothing is known of what was to be traced
 ├── LocalServerError      a child process of the local profile did not come up
 ├── StorageError          S3 answered, and the answer is no
 │   ├── StorageUnavailable    S3 did not answer, or asked to come back later: try again
@@ -45,6 +46,7 @@ __all__ = [
     "StorageError",
     "StorageFull",
     "StorageUnavailable",
+    "TraceError",
 ]
 
 
@@ -78,6 +80,10 @@ class RecipeError(NanobananaError):
 
 class ReleaseError(NanobananaError):
     """A release cannot be built from these rows, or its files are not what was published."""
+
+
+class TraceError(NanobananaError):
+    """Nothing in the bucket is known by the name that was to be traced."""
 
 
 class LocalServerError(NanobananaError):

@@ -16,6 +16,7 @@ __all__ = [
     "features_prefix",
     "image_key",
     "image_owner_key",
+    "index_key",
     "latest_release_key",
     "ledger_key",
     "manifest_prefix",
@@ -55,6 +56,11 @@ def image_key(sha256: str, extension: str) -> str:
 def image_owner_key(sha256: str, request_key: str) -> str:
     """The empty object that says that another request made the very same bytes."""
     return f"images/{sha256[:2]}/{sha256}.refs/{request_key}"
+
+
+def index_key(leaf: str) -> str:
+    """A file of the index that traces pictures: ``current.json``, or a table that it names."""
+    return f"index/{leaf}"
 
 
 def reference_key(sha256: str) -> str:

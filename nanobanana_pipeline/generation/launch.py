@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from importlib.metadata import version as installed_version
 from typing import Any
 
 import pandas as pd
@@ -113,7 +114,7 @@ def plan(
     if survey.changes and not launch.change_parameters:
         raise PlanError(_refusal(made, survey.changes))
     names = write_shards(store, launch.run_id, survey.requests(launch), launch.shard_size)
-    made = replace(made, shards=names)
+    made = replace(made, shards=names, code_version=installed_version("nanobanana-pipeline"))
     write_plan(store, made)
     return made
 

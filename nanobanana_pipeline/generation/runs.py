@@ -55,6 +55,7 @@ class Plan:
         price: of one image; None if unknown.
         rebuy: requests in doubt or lost are among those to buy.
         max_images, max_cost: the run's own caps; None leaves the configured ones.
+        code_version: of this package; None where an older one made the plan.
     """
 
     prompt_set: str
@@ -74,6 +75,7 @@ class Plan:
     rebuy: bool = False
     max_images: int | None = None
     max_cost: Decimal | None = None
+    code_version: str | None = None
     schema: int = SCHEMA
 
     @property

@@ -54,12 +54,14 @@ class ListedObject:
 
     Attributes:
         size: bytes.
+        etag: as S3 quotes it, the same that reading it gives.
         last_modified: by the S3 server's clock.
         age_seconds: the answer's ``Date`` minus `last_modified`: that clock alone, in seconds.
     """
 
     key: str
     size: int
+    etag: str
     last_modified: datetime
     age_seconds: float
 
@@ -258,6 +260,7 @@ class ObjectStore:
                 yield ListedObject(
                     key=found["Key"].removeprefix(self.prefix),
                     size=found["Size"],
+                    etag=found["ETag"],
                     last_modified=modified,
                     age_seconds=(now - modified).total_seconds(),
                 )
