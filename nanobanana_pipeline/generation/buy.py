@@ -6,13 +6,14 @@ two lines here, the ledger tells the next worker what may be done.
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-from nanobanana_pipeline.errors import ForbiddenTransition, ProviderHalt, StorageError
+from nanobanana_pipeline.errors import ProviderHalt, StorageError
 from nanobanana_pipeline.generation.budget import Purse
 from nanobanana_pipeline.generation.evidence import Evidence
 from nanobanana_pipeline.generation.references import KeptReferences
+from nanobanana_pipeline.generation.under_way import UnderWay
 from nanobanana_pipeline.generation.wait import Waiter
 from nanobanana_pipeline.generation.work import (
     Bought,
@@ -63,7 +64,6 @@ FAILED_PAUSE_SECONDS: Final = 1.0
 UNSENT_TRIES: Final = 6
 MAX_BACKOFF_SECONDS: Final = 10.0
 OTHERS_CLAIM_POLL_SECONDS: Final = 3.0
-UNWRITTEN_SECONDS: Final = 5.0
 
 
 class Buyer:
@@ -78,6 +78,12 @@ class Buyer:
         stop: once set, nothing new is sent.
         give_up: once set, nothing is waited for.
         rebuy: send requests in doubt or lost again.
+
+    Attributes:
+        under_way: what is between two writes.
+        accepted: how many the provider accepted.
+        provider_seconds: summed over requests, from sending to noticing that it is done.
+        served: requests over which that is summed.
     """
 
     def __init__(
@@ -105,11 +111,10 @@ class Buyer:
         self._give_up = give_up
         inbox = Inbox(store)
         self._evidence = Evidence(self._ledger, account.client, inbox)
+        self.under_way = UnderWay(self._ledger)
         self._waiter = Waiter(account.client, inbox, slots, give_up=give_up)
         self._lease_seconds = account.client.submit_seconds + 2 * LEASE_MARGIN_SECONDS
         self._lock = threading.Lock()
-        self._sending: dict[str, Held] = {}  # by nonce
-        self._unwritten: dict[str, tuple[float, str, str | None]] = {}  # since, key, provider id
         self._waiting_told = False
         self.accepted = 0
         self.provider_seconds = 0.0
@@ -150,21 +155,6 @@ class Buyer:
         finally:
             self._slots.release()
 
-    def doubt_unanswered(self) -> None:
-        """At the end of a stop's grace: put in doubt what was sent and not answered."""
-        self._tell_unwritten(UNWRITTEN_SECONDS)
-        with self._lock:
-            sending = list(self._sending.items())
-        for nonce, held in sending:
-            try:
-                self._ledger.apply(held, _doubt_of(nonce))
-            except ForbiddenTransition:
-                log.info("request %s was answered meanwhile", held.entry.request_key)
-            except StorageError as error:
-                # Whoever meets these claims next finds their lease run out.
-                log.warning("what was not answered stays marked as being sent: %s", error)
-                return
-
     def _buy(self, work: Work) -> Step:
         """Claim a request and send it, as far as the budget goes."""
         planned = work.planned
@@ -197,12 +187,11 @@ class Buyer:
                 work.held = self._ledger.read(planned.request_key)
                 return Later(0)
             work.held = held
-            with self._lock:
-                self._sending[nonce] = held
+            self.under_way.sending(nonce, held)
             try:
                 return self._send(work, held, nonce, references)
             finally:
-                self._answer_is_written(nonce)
+                self.under_way.answered(nonce)
         finally:
             if not _may_have_cost(work.held, nonce):
                 self._purse.give_back(images)
@@ -242,7 +231,7 @@ class Buyer:
         match outcome:
             case Queued() | Done():
                 work.held = held = self._accept(held, nonce, outcome)
-                self._answer_is_written(nonce)
+                self.under_way.answered(nonce)
                 if held.entry.attempt(nonce).outcome is not Outcome.ACCEPTED:
                     return ended(held)
                 if isinstance(outcome, Queued):
@@ -275,7 +264,7 @@ class Buyer:
         log.info("request %s has provider id %s", held.entry.request_key, provider_id)
         with self._lock:
             self.accepted += 1
-            self._unwritten[nonce] = (boot_clock(), held.entry.request_key, provider_id)
+        self.under_way.bought(nonce, held.entry.request_key, provider_id)
         output = outcome.output if isinstance(outcome, Done) else ()
         if provider_id is not None and not all(map(is_url, output)):
             output = ()  # pictures sent inline are too large to note; the id brings them again
@@ -284,29 +273,10 @@ class Buyer:
                 held, lambda e: e.accept(nonce, provider_id, output, outcome.seed)
             )
         except StorageError:
-            self._tell_unwritten(0)
+            self.under_way.tell_unwritten(0)
             raise
-        with self._lock:
-            self._unwritten.pop(nonce, None)
+        self.under_way.written(nonce)
         return accepted
-
-    def _tell_unwritten(self, seconds: float) -> None:
-        """Tell of what was bought and has not been written down for so long: once, with its id."""
-        with self._lock:
-            late = {n: u for n, u in self._unwritten.items() if boot_clock() - u[0] >= seconds}
-            for nonce in late:
-                del self._unwritten[nonce]
-        for _, key, provider_id in late.values():
-            log.error(
-                "request %s was bought, and the ledger does not take it: keep its provider id %s. "
-                "Once S3 is back and the claim has run out: nanobanana doubts resolve %s "
-                "--provider-id %s",
-                *(key, provider_id, key, provider_id),
-            )
-
-    def _answer_is_written(self, nonce: str) -> None:
-        with self._lock:
-            self._sending.pop(nonce, None)
 
     def _resume(self, work: Work, held: Held) -> Step:
         """Go on with what was accepted before, perhaps by a worker that is dead."""
@@ -389,10 +359,6 @@ class Buyer:
             self.provider_seconds += seconds
             self.served += 1
         self._slots.served(seconds)
-
-
-def _doubt_of(nonce: str) -> Callable[[Entry], Entry]:
-    return lambda entry: entry.doubt(nonce, "stopped before an answer came")
 
 
 def _rebuy_wait(held: Held) -> float:

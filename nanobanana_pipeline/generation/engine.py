@@ -239,7 +239,7 @@ class Engine:
         if not buyers.wait(deadline - time.monotonic()):
             self._give_up.set()
         # In a thread of its own: no stop waits long for a bucket that stays silent.
-        doubts = Crew("doubts", self._buyer.doubt_unanswered)
+        doubts = Crew("doubts", self._buyer.under_way.doubt_unanswered)
         doubts.start(1)
         doubts.wait(DOUBT_SECONDS)
         self._all_bought.set()

@@ -272,7 +272,7 @@ class World:
             if not worker.main.ended and not worker.main.crashed:
                 self.scheduler.start(
                     f"{worker.name}'s doubts",
-                    worker.buyer.doubt_unanswered,
+                    worker.buyer.under_way.doubt_unanswered,
                     boot=worker.main.boot,
                     wall=worker.main.wall,
                 )

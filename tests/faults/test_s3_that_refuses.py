@@ -7,7 +7,7 @@ import pytest
 import tenacity
 
 from nanobanana_pipeline.errors import StorageError, StorageFull
-from nanobanana_pipeline.generation import buy, engine, transfer
+from nanobanana_pipeline.generation import engine, transfer, under_way
 from nanobanana_pipeline.generation.doubts import Action, find_doubts, name_id, settle_doubts
 from nanobanana_pipeline.generation.launch import settle_shard
 from nanobanana_pipeline.ledger import State
@@ -207,7 +207,7 @@ def test_a_stop_while_a_purchase_cannot_be_written_down_tells_its_id(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A full bucket takes no entry; whoever waits for room is stopped by Ctrl-C."""
-    monkeypatch.setattr(buy, "UNWRITTEN_SECONDS", 0.5)
+    monkeypatch.setattr(under_way, "UNWRITTEN_SECONDS", 0.5)
     monkeypatch.setattr(engine, "GRACE_SECONDS", 1.0)
     monkeypatch.setattr(engine, "DOUBT_SECONDS", 1.0)
     emulator = emulators()
