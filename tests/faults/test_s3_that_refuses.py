@@ -7,7 +7,7 @@ import pytest
 import tenacity
 
 from nanobanana_pipeline.errors import StorageError, StorageFull
-from nanobanana_pipeline.generation import engine, transfer, under_way
+from nanobanana_pipeline.generation import buy, engine, transfer, under_way
 from nanobanana_pipeline.generation.doubts import Action, find_doubts, name_id, settle_doubts
 from nanobanana_pipeline.generation.launch import settle_shard
 from nanobanana_pipeline.ledger import State
