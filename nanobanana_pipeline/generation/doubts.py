@@ -14,23 +14,20 @@ from enum import StrEnum
 from typing import Final
 
 from nanobanana_pipeline.errors import PlanError
-from nanobanana_pipeline.generation.engine import Progress, Report
+from nanobanana_pipeline.generation.again import Settled, launch_again, settle_launch
+from nanobanana_pipeline.generation.engine import Progress
 from nanobanana_pipeline.generation.evidence import Evidence
-from nanobanana_pipeline.generation.launch import Launch, collect, plan, settle_shard
 from nanobanana_pipeline.generation.manifest import (
     CellState,
-    CurrentManifest,
     read_all_current,
-    read_current,
     read_manifest,
 )
-from nanobanana_pipeline.generation.runs import Plan, read_shard, unfinished_runs
+from nanobanana_pipeline.generation.runs import read_shard, unfinished_runs
 from nanobanana_pipeline.generation.work import Later
 from nanobanana_pipeline.ledger import UNSURE, Entry, Held, Ledger, Outcome, State
 from nanobanana_pipeline.money import cost_of
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.own_bucket import read_places
-from nanobanana_pipeline.request import PictureParameters
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.webhooks.inbox import Inbox
 
@@ -38,7 +35,6 @@ __all__ = [
     "Action",
     "Doubt",
     "Filter",
-    "Settled",
     "find_doubts",
     "hints",
     "name_id",
@@ -127,14 +123,6 @@ class Filter:
             and (self.older is None or doubt.age >= self.older)
             and (self.cost is None or (doubt.cost is not None and doubt.cost >= self.cost))
         )
-
-
-@dataclass(frozen=True)
-class Settled:
-    """What became of one partition's doubts."""
-
-    current: CurrentManifest
-    report: Report
 
 
 def find_doubts(store: ObjectStore, price: Decimal | None) -> list[Doubt]:
@@ -228,16 +216,12 @@ def settle_doubts(
         if action is Action.ABANDON:
             _abandon(Ledger(store), mine)
         launch = replace(
-            _launch_again(store, prompt_set, seed, run_id()),
+            launch_again(store, prompt_set, seed, run_id()),
             only=frozenset(doubt.request_key for doubt in mine),
             rebuy=action is Action.REBUY,
             max_images=None if action is Action.REBUY else 0,
         )
-        made = plan(store, account.realm, launch, account.budget)
-        report = Report()
-        for shard in made.shards:
-            report += settle_shard(store, account, made.run_id, shard, on_progress=on_progress)
-        yield Settled(collect(store, account.realm, made, report), report)
+        yield settle_launch(store, account, launch, on_progress=on_progress)
 
 
 def _suspects(store: ObjectStore) -> Iterator[tuple[str, tuple[str, int]]]:
@@ -289,25 +273,3 @@ def _abandon(ledger: Ledger, doubts: Iterable[Doubt]) -> None:
         if held is not None and held.entry.state in UNSURE:
             nonce, reason = doubt.nonce, f"abandoned by hand; it was {doubt.state}: {doubt.cause}"
             ledger.record(held, lambda e, n=nonce, r=reason: e.abandon(n, r))  # type: ignore[misc]
-
-
-def _launch_again(store: ObjectStore, prompt_set: str, seed: int, run_id: str) -> Launch:
-    """A launch of a partition as it was launched the last time."""
-    current, _ = read_current(store, prompt_set, seed)
-    if current is not None:
-        return Launch(prompt_set, seed, run_id, limit=current.limit)
-    made = _last_plan(store, prompt_set, seed)
-    parameters = PictureParameters(**made.parameters)
-    return Launch(prompt_set, seed, run_id, parameters=parameters, limit=made.limit)
-
-
-def _last_plan(store: ObjectStore, prompt_set: str, seed: int) -> Plan:
-    """The plan of a run that never came to its manifest.
-
-    Raises:
-        PlanError: there is none.
-    """
-    mine = [m for m in unfinished_runs(store) if (m.prompt_set, m.seed) == (prompt_set, seed)]
-    if not mine:
-        raise PlanError(f"{prompt_set}, seed {seed} was never launched: launch it first")
-    return mine[-1]
