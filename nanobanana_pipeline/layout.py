@@ -19,6 +19,7 @@ __all__ = [
     "index_key",
     "latest_release_key",
     "ledger_key",
+    "lineage_key",
     "manifest_prefix",
     "partition_budget_key",
     "prompt_set_key",
@@ -121,6 +122,11 @@ def partition_budget_key(prompt_set: str, seed: int) -> str:
 def run_done_key(run_id: str) -> str:
     """Its presence says that a run came to its end and left nothing to rescue."""
     return f"runs/{run_id}/done.json"
+
+
+def lineage_key(day: str, run_id: str) -> str:
+    """Where the lineage events of a run that began on a UTC day (ISO date) lie."""
+    return f"lineage/{day}/{run_id}.ndjson"
 
 
 def webhook_prefix(attempt_id: str) -> str:
