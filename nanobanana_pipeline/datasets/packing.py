@@ -10,7 +10,7 @@ import hashlib
 import json
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import (
     FIRST_EXCEPTION,
     CancelledError,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from nanobanana_pipeline.datasets.shards import Shard
     from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["PACKED", "PARQUET_TYPE", "pack", "picture"]
+__all__ = ["HELPERS", "PACKED", "PARQUET_TYPE", "pack", "picture", "pictures"]
 
 SHARDS_AT_ONCE: Final = 4
 HELPERS: Final = 24
@@ -86,7 +86,8 @@ def pack(
         table: the release's rows with their keys.
         shards: all, as `lay_out` gives them.
         formats: names out of `PACKED`.
-        earlier: files of the parent; those made of the very same rows are referred to.
+        earlier: files of the parent; those made of the very same rows are referred to, if they
+            are there.
 
     Returns:
         Every shard's files, by format, split and number.
@@ -96,6 +97,7 @@ def pack(
         StorageError: the bucket refuses.
     """
     by_digest: dict[tuple[str, str | None], list[ReleaseFile]] = {}
+    sizes = {each.key: each.size for each in store.listing(f"datasets/{folder[0]}/")}
     for file in earlier:
         by_digest.setdefault((file.format, file.digest), []).append(file)
     files: list[ReleaseFile] = []
@@ -107,8 +109,10 @@ def pack(
         jobs = []
         for shard in shards:
             there = {name: by_digest.get((name, shard.digest), []) for name in formats}
-            files += [file for found in there.values() for file in found]
-            missing = [name for name, found in there.items() if not found]
+            missing = [name for name, found in there.items() if not _whole(found, sizes)]
+            files += [
+                file for name, found in there.items() if name not in missing for file in found
+            ]
             if missing:
                 todo = _Job(store, folder, table, shard, missing, helpers, stop)
                 jobs.append(workers.submit(todo.run))
@@ -149,9 +153,8 @@ class _Job:
         if found is None:
             return None
         files = [ReleaseFile(**said) for said in json.loads(found.body)]
-        listed = {file.key: list(self.store.listing(file.key)) for file in files}
-        whole = all([each.size for each in listed[f.key]] == [f.size] for f in files)
-        return files if whole else None
+        sizes = {o.key: o.size for file in files for o in self.store.listing(file.key)}
+        return files if _whole(files, sizes) else None
 
     def _made(self) -> list[ReleaseFile]:
         rows = taken(self.table, self.shard.places)
@@ -164,7 +167,7 @@ class _Job:
                 upload = Upload(self.store, key, kind.type, self.helpers)
                 uploads[name] = stack.enter_context(upload)
                 packers[name] = kind.packer(upload, rows.schema)
-            for row, image in _pictures(self.store, rows, self.helpers):
+            for row, image in pictures(self.store, rows, self.helpers):
                 if self.stop.is_set():
                     raise CancelledError
                 for packer in packers.values():
@@ -200,10 +203,18 @@ class _Job:
         )
 
 
-def _pictures(
+def _whole(files: Sequence[ReleaseFile], sizes: Mapping[str, int]) -> bool:
+    return bool(files) and all(sizes.get(file.key) == file.size for file in files)
+
+
+def pictures(
     store: "ObjectStore", rows: "pa.Table", helpers: Executor
 ) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Each row with its picture, in order; a few are fetched ahead."""
+    """Each row with its picture, in order; a few are fetched ahead.
+
+    Raises:
+        ReleaseError: a picture is missing or damaged.
+    """
     ahead: deque[tuple[dict[str, Any], Future[bytes]]] = deque()
     held = 0
     try:

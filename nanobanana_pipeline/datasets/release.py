@@ -30,6 +30,7 @@ __all__ = [
     "all_releases",
     "dataset_names",
     "find_release",
+    "read_arrow",
     "read_latest",
     "read_release",
     "read_table",
@@ -227,15 +228,27 @@ def read_table(
     Raises:
         ReleaseError: the release has none, or it is damaged.
     """
+    nullable = {pa.int64(): pd.Int64Dtype(), pa.int32(): pd.Int32Dtype()}
+    frame: pd.DataFrame = read_arrow(store, release, path, columns).to_pandas(
+        types_mapper=nullable.get
+    )
+    return frame
+
+
+def read_arrow(
+    store: ObjectStore, release: Release, path: str, columns: list[str] | None = None
+) -> pa.Table:
+    """The same, as it is stored.
+
+    Raises:
+        ReleaseError: the release has none, or it is damaged.
+    """
     file = release.file(path)
     found = store.get(file.key)
     if found is None or hashlib.sha256(found.body).hexdigest() != file.sha256:
         what = "missing" if found is None else "damaged"
         raise ReleaseError(f"{store.uri(file.key)} is {what}")
-    table = pq.read_table(io.BytesIO(found.body), columns=columns)
-    nullable = {pa.int64(): pd.Int64Dtype(), pa.int32(): pd.Int32Dtype()}
-    frame: pd.DataFrame = table.to_pandas(types_mapper=nullable.get)
-    return frame
+    return pq.read_table(io.BytesIO(found.body), columns=columns).replace_schema_metadata()
 
 
 def table_bytes(table: pa.Table) -> bytes:
