@@ -13,10 +13,10 @@ from typing import Final
 from nanobanana_pipeline.audit.features import list_features
 from nanobanana_pipeline.audit.index import Index
 from nanobanana_pipeline.audit.reading import Progress, find_orphans, list_entries, read_entries
-from nanobanana_pipeline.audit.runs import list_runs
 from nanobanana_pipeline.errors import StorageError
 from nanobanana_pipeline.features.keeping import read_current_features
 from nanobanana_pipeline.generation.manifest import read_all_current
+from nanobanana_pipeline.generation.rescue import list_runs
 from nanobanana_pipeline.generation.runs import read_plan
 from nanobanana_pipeline.ledger import Held
 from nanobanana_pipeline.prompts import prompt_set

@@ -1,9 +1,7 @@
 """Runs that ended before their end, and what dead shards hold back of a budget."""
 
-import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import datetime
 
 from nanobanana_pipeline.audit.index import Index
@@ -11,43 +9,16 @@ from nanobanana_pipeline.audit.report import AuditReport, Kind
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
 from nanobanana_pipeline.generation.budget import DEAD_SECONDS, is_dead
 from nanobanana_pipeline.generation.counters import Scope
+from nanobanana_pipeline.generation.rescue import Run, list_runs
 from nanobanana_pipeline.generation.runs import Plan, read_plan, read_shard
 from nanobanana_pipeline.layout import run_done_key, run_plan_key
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.money import Cap
-from nanobanana_pipeline.storage import ListedObject, ObjectStore
+from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["Run", "check_reservations", "check_runs", "list_runs"]
+__all__ = ["check_reservations", "check_runs"]
 
 Partition = tuple[str, int]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run as its files tell of it.
-
-    Attributes:
-        planned: when its plan was written, by S3's clock.
-        quiet_seconds: since anything of it was written, by the same.
-        has_shards_alive: some shard of it has said lately that it lives.
-        done_seconds: since it came to its end; None if it has not.
-    """
-
-    run_id: str
-    planned: datetime
-    quiet_seconds: float
-    has_shards_alive: bool
-    done_seconds: float | None
-
-
-def list_runs(store: ObjectStore) -> Iterator[Run]:
-    """All runs that have written a plan."""
-    for run_id, files in itertools.groupby(
-        store.listing("runs/"), key=lambda found: found.key.split("/")[1]
-    ):
-        run = _read_run(run_id, files)
-        if run is not None:
-            yield run
 
 
 def check_runs(
@@ -99,21 +70,6 @@ def check_reservations(store: ObjectStore, report: AuditReport) -> None:
         for key in store.keys(prefix):
             if prefix == "budget/" or key.endswith("/budget.json"):
                 _check_counter(store, report, key)
-
-
-def _read_run(run_id: str, files: Iterator[ListedObject]) -> Run | None:
-    planned: datetime | None = None
-    done: float | None = None
-    quiet, alive = float("inf"), False
-    for found in files:
-        quiet = min(quiet, found.age_seconds)
-        if found.key == run_plan_key(run_id):
-            planned = found.last_modified
-        elif found.key == run_done_key(run_id):
-            done = found.age_seconds
-        elif found.key.endswith(".alive"):
-            alive = alive or found.age_seconds <= DEAD_SECONDS
-    return None if planned is None else Run(run_id, planned, quiet, alive, done)
 
 
 def _check_dead(

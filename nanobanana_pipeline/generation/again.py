@@ -24,8 +24,17 @@ class Settled:
     report: Report
 
 
-def launch_again(store: ObjectStore, prompt_set: str, seed: int, run_id: str) -> Launch:
+def launch_again(
+    store: ObjectStore, prompt_set: str, seed: int, run_id: str, last: Plan | None = None
+) -> Launch:
     """A launch of a partition with the parameters and the pilot's limit of the last one.
+
+    Args:
+        store: the bucket.
+        prompt_set: the partition's.
+        seed: the partition's.
+        run_id: names the launch.
+        last: a plan to go by where the partition has no manifest yet; None looks for one.
 
     Raises:
         PlanError: it was never launched.
@@ -34,7 +43,7 @@ def launch_again(store: ObjectStore, prompt_set: str, seed: int, run_id: str) ->
     current, _ = read_current(store, prompt_set, seed)
     if current is not None:
         return Launch(prompt_set, seed, run_id, limit=current.limit)
-    made = _last_plan(store, prompt_set, seed)
+    made = last or _last_plan(store, prompt_set, seed)
     parameters = PictureParameters(**made.parameters)
     return Launch(prompt_set, seed, run_id, parameters=parameters, limit=made.limit)
 

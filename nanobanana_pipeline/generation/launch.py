@@ -48,7 +48,16 @@ from nanobanana_pipeline.provider.slots import Slots
 from nanobanana_pipeline.request import DeliveryParameters, PictureParameters
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["Launch", "Plan", "Survey", "collect", "plan", "settle_shard", "survey_cells"]
+__all__ = [
+    "Launch",
+    "Plan",
+    "Survey",
+    "collect",
+    "needs_rescue",
+    "plan",
+    "settle_shard",
+    "survey_cells",
+]
 
 
 @dataclass(frozen=True)
@@ -305,7 +314,7 @@ def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> Curre
         )
         if publish(store, table, current, etag):
             break
-    if not any(_needs_rescue(h.entry, made.run_id) for h in held.values()):
+    if not any(needs_rescue(h.entry, made.run_id) for h in held.values()):
         mark_done(store, made.run_id, report.bought)
     return current
 
@@ -316,7 +325,7 @@ def _state_of_missing(made: Plan, report: Report) -> CellState:
     return CellState.OVER_BUDGET if capped else CellState.PENDING
 
 
-def _needs_rescue(entry: Entry, run_id: str) -> bool:
+def needs_rescue(entry: Entry, run_id: str) -> bool:
     """Whether a run has bought something that is neither here nor given up."""
     unfinished = {State.SUBMITTING, State.ACCEPTED, State.IN_DOUBT}
     return entry.state in unfinished and any(a.run_id == run_id for a in entry.attempts)

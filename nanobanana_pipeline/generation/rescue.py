@@ -1,0 +1,186 @@
+"""Runs that died before their end: found, and what they had bought brought to its end.
+
+The provider deletes its pictures after 24 hours, so this must not wait for somebody who launches
+the partition again. It buys nothing.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final
+
+from nanobanana_pipeline.generation.again import Settled, launch_again
+from nanobanana_pipeline.generation.budget import DEAD_SECONDS
+from nanobanana_pipeline.generation.engine import Progress, Report
+from nanobanana_pipeline.generation.evidence import may_have_evidence
+from nanobanana_pipeline.generation.launch import collect, needs_rescue, plan, settle_shard
+from nanobanana_pipeline.generation.runs import (
+    Plan,
+    mark_done,
+    read_plan,
+    read_shard,
+    write_plan,
+    write_shards,
+)
+from nanobanana_pipeline.generation.work import PlannedRequest
+from nanobanana_pipeline.layout import run_done_key, run_plan_key
+from nanobanana_pipeline.ledger import COSTING, Entry, Ledger, State
+from nanobanana_pipeline.provider.account import Account
+from nanobanana_pipeline.storage import ListedObject, ObjectStore
+
+__all__ = ["Run", "dead_runs", "list_runs", "rescue"]
+
+ROUND_SECONDS: Final = 4 * 3600.0
+LAST_ROUND: Final = 6
+"""The provider's 24 hours in rounds; what it has not told by then it tells no more."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its files tell of it.
+
+    Attributes:
+        planned: when its plan was written, by S3's clock.
+        quiet_seconds: since anything of it was written, by the same.
+        has_shards_alive: some shard of it has said lately that it lives.
+        done_seconds: since it came to its end; None if it has not.
+    """
+
+    run_id: str
+    planned: datetime
+    quiet_seconds: float
+    has_shards_alive: bool
+    done_seconds: float | None
+
+    @property
+    def round(self) -> int:
+        """Which try to rescue it is due, 0 to 6: at once, then every four hours for a day."""
+        return min(int(self.quiet_seconds // ROUND_SECONDS), LAST_ROUND)
+
+
+def list_runs(store: ObjectStore) -> Iterator[Run]:
+    """All runs that have written a plan."""
+    for run_id, files in itertools.groupby(
+        store.listing("runs/"), key=lambda found: found.key.split("/")[1]
+    ):
+        run = _read_run(run_id, files)
+        if run is not None:
+            yield run
+
+
+def dead_runs(store: ObjectStore) -> list[Run]:
+    """Runs that never came to their end and give no sign of life, the longest silent first.
+
+    One LIST for a thousand objects under ``runs/``; nothing is read.
+
+    Raises:
+        StorageError: S3 refuses.
+    """
+    found = (
+        run
+        for run in list_runs(store)
+        if run.done_seconds is None
+        and not run.has_shards_alive
+        and run.quiet_seconds > DEAD_SECONDS
+    )
+    return sorted(found, key=lambda run: (-run.quiet_seconds, run.run_id))
+
+
+def rescue(
+    store: ObjectStore,
+    account: Account,
+    run_id: str,
+    *,
+    new_run_id: Callable[[], str],
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Settled:
+    """Bring what a dead run has bought, and publish its partition's manifest. Buys nothing.
+
+    What it bought is brought even where the prompt table or the pilot's limit is another by now,
+    and nobody asks for those cells any more. Where nothing is left to rescue the run is marked as
+    done.
+
+    Args:
+        store: the bucket.
+        account: who asks the provider.
+        run_id: the dead run.
+        new_run_id: names the runs of this rescue.
+        on_progress: called now and then from this thread.
+
+    Returns:
+        The partition as it is now, and what was brought.
+
+    Raises:
+        PlanError: the prompt set is gone, so that no manifest can be published.
+        StorageError: S3 refuses or holds damaged objects.
+    """
+    dead = read_plan(store, run_id)
+    own = {
+        planned.request_key: planned
+        for shard in dead.shards
+        for planned in read_shard(store, run_id, shard)
+    }
+    ledger = Ledger(store)
+    entries = [held.entry for held in ledger.read_many(own).values()]
+    owed = [replace(own[e.request_key], buy=False) for e in entries if _may_be_brought(e)]
+    report = _bring(store, account, dead, new_run_id(), owed, on_progress)
+    launch = launch_again(store, dead.prompt_set, dead.seed, new_run_id(), last=dead)
+    # Of the partition as a whole only the manifest is made: the rest is for who launches it.
+    settle_nothing = replace(launch, max_images=0, only=frozenset())
+    made = plan(store, account.realm, settle_nothing, account.budget)
+    current = collect(store, account.realm, made, report)
+    entries = [held.entry for held in ledger.read_many(own).values()]
+    if not any(needs_rescue(entry, run_id) for entry in entries):
+        bought = [a for e in entries for a in e.attempts if a.run_id == run_id]
+        mark_done(store, run_id, sum(attempt.outcome in COSTING for attempt in bought))
+    return Settled(current, report)
+
+
+def _bring(
+    store: ObjectStore,
+    account: Account,
+    dead: Plan,
+    run_id: str,
+    owed: list[PlannedRequest],
+    on_progress: Callable[[Progress], None] | None,
+) -> Report:
+    """Settle these requests of a dead run under a run of their own, which may buy nothing."""
+    shards = write_shards(store, run_id, owed, None)
+    made = replace(
+        dead,
+        run_id=run_id,
+        shards=shards,
+        buy=0,
+        buy_images=0,
+        resume=len(owed),
+        look=0,
+        rebuy=False,
+        max_images=0,
+        max_cost=None,
+    )
+    write_plan(store, made)
+    report = Report()
+    for shard in shards:
+        report += settle_shard(store, account, run_id, shard, on_progress=on_progress)
+    mark_done(store, run_id, 0)
+    return report
+
+
+def _may_be_brought(entry: Entry) -> bool:
+    return entry.state in {State.ACCEPTED, State.SUBMITTING} or may_have_evidence(entry)
+
+
+def _read_run(run_id: str, files: Iterator[ListedObject]) -> Run | None:
+    planned: datetime | None = None
+    done: float | None = None
+    quiet, alive = float("inf"), False
+    for found in files:
+        quiet = min(quiet, found.age_seconds)
+        if found.key == run_plan_key(run_id):
+            planned = found.last_modified
+        elif found.key == run_done_key(run_id):
+            done = found.age_seconds
+        elif found.key.endswith(".alive"):
+            alive = alive or found.age_seconds <= DEAD_SECONDS
+    return None if planned is None else Run(run_id, planned, quiet, alive, done)

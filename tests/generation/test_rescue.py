@@ -1,0 +1,91 @@
+"""Dead runs are found by their silence, and what they bought is brought without buying."""
+
+import itertools
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from nanobanana_pipeline.generation.manifest import read_current
+from nanobanana_pipeline.generation.rescue import dead_runs, rescue
+from nanobanana_pipeline.ledger import State
+from nanobanana_pipeline.storage import ObjectStore
+from tests.buying_child import kill_once_accepted
+from tests.conftest import Emulators, account_for
+from tests.later import later
+from tests.launching import admin, keep_prompts, launch, planned, prompts, states
+
+DEAD = timedelta(minutes=16)
+
+
+def names() -> Callable[[], str]:
+    count = itertools.count()
+    return lambda: f"rescue-{next(count)}"
+
+
+def test_a_run_is_dead_once_it_is_silent_and_not_done(
+    store: ObjectStore, emulators: Emulators
+) -> None:
+    keep_prompts(store, "set", prompts(2))
+    launch(store, account_for(emulators().base_url, store), run_id="done")
+    planned(store, seed=2, run_id="died")
+    assert dead_runs(store) == []
+    [dead] = dead_runs(later(store, DEAD))
+    assert (dead.run_id, dead.round) == ("died", 0)
+    rounds = [
+        dead_runs(later(store, timedelta(hours=hours)))[0].round for hours in (3, 5, 23, 25, 99)
+    ]
+    assert rounds == [0, 1, 5, 6, 6]
+
+
+@pytest.mark.parametrize("change", ["nothing", "the table", "the limit"])
+def test_what_a_killed_run_bought_is_brought_whatever_has_changed_since(
+    store: ObjectStore, emulators: Emulators, change: str
+) -> None:
+    emulator = emulators(latency_seconds=(4, 4))
+    account = account_for(emulator.base_url, store)
+    keep_prompts(store, "set", prompts(4))
+    if change == "the limit":
+        launch(store, account, run_id="pilot", limit=1)
+    made = planned(store)
+    kill_once_accepted(store, emulator.base_url, made)
+    if change == "the table":
+        keep_prompts(store, "set", prompts(4, "machine"))
+    settled = rescue(store, account, made.run_id, new_run_id=names())
+    assert states(store) == {State.SETTLED: 4}
+    expected = {
+        "nothing": {"settled": 4},
+        "the table": {"pending": 4},
+        "the limit": {"not_requested": 3, "settled": 1},
+    }
+    assert settled.current.cells == expected[change]
+    assert settled.report.bought == settled.report.spent == 0
+    record = admin(emulator, "purchases")
+    assert (record["total"], record["bought_twice"]) == (4, 0)
+    assert dead_runs(later(store, DEAD)) == []
+
+
+def test_a_run_that_bought_nothing_gets_the_manifest_it_owes(
+    store: ObjectStore, emulators: Emulators
+) -> None:
+    emulator = emulators()
+    keep_prompts(store, "set", prompts(2))
+    made = planned(store)
+    account = account_for(emulator.base_url, store)
+    rescue(store, account, made.run_id, new_run_id=names())
+    current, _ = read_current(store, "set", 1)
+    assert current is not None
+    assert (current.cells, current.parameters) == ({"pending": 2}, made.parameters)
+    assert admin(emulator, "purchases")["total"] == 0
+    assert dead_runs(later(store, DEAD)) == []
+
+
+def test_what_stays_in_doubt_keeps_its_run_unfinished(
+    store: ObjectStore, emulators: Emulators
+) -> None:
+    account = account_for(emulators(moods={"lost_answer_after": 1.0}).base_url, store)
+    keep_prompts(store, "set", prompts(1))
+    first = launch(store, account)
+    assert first.states == {"in_doubt": 1}
+    rescue(store, account, first.made.run_id, new_run_id=names())
+    assert [run.run_id for run in dead_runs(later(store, DEAD))] == [first.made.run_id]
