@@ -8,11 +8,11 @@ last.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 import pyarrow as pa
@@ -20,6 +20,7 @@ import pyarrow as pa
 from nanobanana_pipeline.contact_sheet import contact_sheet
 from nanobanana_pipeline.datasets.changes import changes
 from nanobanana_pipeline.datasets.formats.croissant import CROISSANT, croissant
+from nanobanana_pipeline.datasets.formats.gallery import GALLERY, gallery, shown_places
 from nanobanana_pipeline.datasets.formats.huggingface import CARD, PREVIEW, card, preview_places
 from nanobanana_pipeline.datasets.packing import PACKED, PARQUET_TYPE, pack, picture
 from nanobanana_pipeline.datasets.recipe import Format
@@ -36,35 +37,47 @@ from nanobanana_pipeline.datasets.release import (
 )
 from nanobanana_pipeline.datasets.rows import KEY, as_table, row_digests, schema_text, taken
 from nanobanana_pipeline.datasets.shards import BUILD, Layout, lay_out
+from nanobanana_pipeline.datasets.thumbnails import read_thumbnails
 from nanobanana_pipeline.errors import ReleaseError, StorageUnavailable
+from nanobanana_pipeline.features.measuring import THUMBNAIL_SIDE
 from nanobanana_pipeline.layout import latest_release_key, release_key
 from nanobanana_pipeline.prompts.writes import create, patient
 from nanobanana_pipeline.storage import abort_uploads
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.datasets.recipe import Recipe
+    from nanobanana_pipeline.generation.manifest import CurrentManifest
     from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["build_release"]
+__all__ = ["build_release", "samples_path"]
 
 SCHEMA: Final = 1
 GIVEN_UP_SECONDS: Final = 86_400
 """An upload that was begun so long ago belongs to a build that was killed."""
+SAMPLES: Final = 24
+SAMPLES_A_ROW: Final = 8
+EVERY_RELEASE: Final = "manifest"
+"""The format of files that every release has."""
 NEEDS_PARQUET: Final = frozenset({Format.PARQUET, Format.HUGGINGFACE, Format.CROISSANT})
 
 
 @dataclass(frozen=True)
 class _Claim:
-    """What a version's folder was begun with."""
+    """What a version's folder was begun with.
+
+    Who goes on with a build takes over when it was begun, and the manifests that its rows came
+    from: the same rows may be in a later manifest too.
+    """
 
     fingerprint: str
     parent: str | None
     rejected: str
     created: str
+    sources: Sequence[dict[str, Any]] = ()
     schema: int = SCHEMA
 
     def same_build(self, other: "_Claim") -> bool:
-        return replace(self, created=other.created) == other
+        return replace(self, created=other.created, sources=other.sources) == other
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,7 @@ def build_release(
     rejected: pd.DataFrame,
     *,
     parent: Release | None,
+    manifests: "Sequence[CurrentManifest]" = (),
 ) -> Release:
     """Publish these rows as the dataset's next release.
 
@@ -96,6 +110,7 @@ def build_release(
         rows: one a picture, in release order.
         rejected: rows left out: row_id and reason at least.
         parent: the release that these rows continue: the latest one when they were chosen.
+        manifests: what the rows were drawn from; the gallery names them.
 
     Returns:
         The release that is the latest now, with these rows.
@@ -112,7 +127,7 @@ def build_release(
     if latest is not None and latest.fingerprint == fingerprint:
         return latest
     _refuse_overtaken(store, recipe.name, parent, latest)
-    version, claim = _claim(store, recipe.name, parent, fingerprint, rejected)
+    version, claim = _claim(store, recipe.name, parent, fingerprint, rejected, manifests)
     abort_uploads(store, f"datasets/{recipe.name}/", GIVEN_UP_SECONDS)
     key = release_key(recipe.name, version, "release.json")
     if store.get(key) is None:
@@ -177,12 +192,36 @@ def _build(
         tables[CHANGELOG] = _plain(changelog)
     pages = [
         *_described(store, release, recipe, keyed),
+        *_shown(store, release, keyed, claim.sources),
         *(
-            _Page(path, table_bytes(each), "manifest", PARQUET_TYPE)
+            _Page(path, table_bytes(each), EVERY_RELEASE, PARQUET_TYPE)
             for path, each in tables.items()
         ),
     ]
     return replace(release, files=(*release.files, *(_kept(store, release, p) for p in pages)))
+
+
+def samples_path(split: str) -> str:
+    """Where some pictures of a split lie on one, in a release."""
+    return f"samples/{split}.webp"
+
+
+def _shown(
+    store: "ObjectStore", release: Release, table: pa.Table, sources: Sequence[dict[str, Any]]
+) -> Iterator[_Page]:
+    """The pages on which people look at the pictures."""
+    shown = taken(table, shown_places(table))
+    thumbnails = read_thumbnails(store, shown)
+    page = gallery(release, shown, thumbnails, sources, store.uri(""))
+    yield _Page(GALLERY, page, EVERY_RELEASE, "text/html; charset=utf-8")
+    rows = shown.select(["split", "image_sha256", "prompt"]).to_pandas()
+    for split, some in rows.groupby("split", sort=True):
+        first = some.head(SAMPLES)
+        pictures = [(thumbnails[sha256], prompt) for _, sha256, prompt in first.to_numpy()]
+        sheet = contact_sheet(
+            pictures, columns=SAMPLES_A_ROW, tile=THUMBNAIL_SIDE, image_format="WEBP"
+        )
+        yield _Page(samples_path(str(split)), sheet, EVERY_RELEASE, "image/webp")
 
 
 def _described(
@@ -261,6 +300,7 @@ def _claim(
     parent: Release | None,
     fingerprint: str,
     rejected: pd.DataFrame,
+    manifests: "Sequence[CurrentManifest]",
 ) -> tuple[str, _Claim]:
     """A version whose folder belongs to this build, and what it was begun with.
 
@@ -271,6 +311,16 @@ def _claim(
         parent=parent.version if parent else None,
         rejected=hashlib.sha256(table_bytes(_plain(rejected))).hexdigest(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        sources=[
+            {
+                "prompt_set": each.prompt_set,
+                "seed": each.seed,
+                "fingerprint": each.fingerprint,
+                "manifest": each.manifest,
+                "parameters": dict(each.parameters),
+            }
+            for each in manifests
+        ],
     )
     number = int(parent.version.removeprefix("v")) if parent else 0
     while True:

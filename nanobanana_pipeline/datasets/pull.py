@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from nanobanana_pipeline.datasets.formats.croissant import CROISSANT
+from nanobanana_pipeline.datasets.formats.gallery import GALLERY
 from nanobanana_pipeline.datasets.formats.huggingface import CARD, card
 from nanobanana_pipeline.datasets.formats.scorers import (
     Picture,
@@ -138,6 +139,8 @@ def _plan(
             f"{', '.join(sorted({f.format for f in release.files if f.format in PACKED}))}"
         )
     files = [file for file in shards if split in (None, file.split)]
+    if split is None:
+        files += [file for file in release.files if file.path == GALLERY]
     if layout is As.HUGGINGFACE:
         yield CARD, _Body(card(release, None if split is None else [split]).encode())
         files += [

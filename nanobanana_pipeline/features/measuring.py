@@ -18,7 +18,7 @@ from PIL import Image
 from nanobanana_pipeline.errors import ImageBroken
 from nanobanana_pipeline.images import inspect
 
-__all__ = ["Features", "measure"]
+__all__ = ["THUMBNAIL_SIDE", "Features", "measure", "thumbnail"]
 
 BLANK_LEVELS: Final = 8
 BLANK_SHARE: Final = 0.99
@@ -83,6 +83,15 @@ def measure(sha256: str, data: bytes) -> Features:
         provenance=" ".join(facts.marks) or None,
         thumbnail=_thumbnail(picture),
     )
+
+
+def thumbnail(data: bytes) -> bytes:
+    """A picture as small as `measure` makes it: a WebP, longest side 128 pixels.
+
+    Raises:
+        ImageBroken: its pixels cannot be decoded.
+    """
+    return _thumbnail(_decoded(data)[1])
 
 
 def _decoded(data: bytes) -> tuple[str, Image.Image]:

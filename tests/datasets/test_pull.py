@@ -31,7 +31,8 @@ def test_a_layout_has_the_files_that_were_published(
 ) -> None:
     pulled = pull(published.store, published.release, tmp_path, layout)
     found = tree(tmp_path)
-    expected = {f.path: f.sha256 for f in published.release.files if re.fullmatch(files, f.path)}
+    wanted = rf"{files}|gallery\.html"
+    expected = {f.path: f.sha256 for f in published.release.files if re.fullmatch(wanted, f.path)}
     assert {path: sha256(body) for path, body in found.items()} == expected
     assert pulled == Pulled(len(found), 0, sum(map(len, found.values())))
 
@@ -78,7 +79,10 @@ def test_a_release_that_refers_to_its_parents_shards_is_pulled_whole(
     first = build_release(store, recipe(), rows.iloc[:9], NOTHING_REJECTED, parent=None)
     second = build_release(store, recipe(), rows, NOTHING_REJECTED, parent=first)
     pull(store, second, tmp_path, As.WEBDATASET)
-    assert set(tree(tmp_path)) == {file.path for file in second.shards("webdataset", "")}
+    assert set(tree(tmp_path)) == {
+        "gallery.html",
+        *(file.path for file in second.shards("webdataset", "")),
+    }
     assert list(verify(store, second)) == []
 
 

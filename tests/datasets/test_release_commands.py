@@ -66,7 +66,7 @@ def test_a_release_is_built_listed_compared_verified_and_pulled(
     assert (pulled.exit_code, "5 files written" in pulled.output) == (0, True), pulled.output
     assert len(tree(home)) == 5
     one = nanobanana("release", "pull", "animals", tmp_path / "one", "--version", "v1")
-    assert (one.exit_code, len(tree(tmp_path / "one"))) == (0, 2)
+    assert (one.exit_code, len(tree(tmp_path / "one"))) == (0, 3)
     none = nanobanana("release", "pull", "animals", home, "--version", "v9")
     assert (none.exit_code, "there are v2, v1" in none.output) == (2, True)
 
@@ -74,6 +74,14 @@ def test_a_release_is_built_listed_compared_verified_and_pulled(
     store.put(shard.key, read(store, shard.key)[:-1])
     damaged = nanobanana("release", "verify", "animals")
     assert (damaged.exit_code, "bytes instead of" in damaged.output) == (1, True)
+    table = find_release(store, "animals").file("rejected.parquet")
+    whole = read(store, table.key)
+    store.put(table.key, b"?")
+    mended = nanobanana("release", "verify", "animals", "--mend")
+    assert (mended.exit_code, "made again, as published" in mended.output) == (1, True)
+    assert "is no shard and cannot be made again" in " ".join(mended.output.split())
+    store.put(table.key, whole)
+    assert nanobanana("release", "verify", "animals").exit_code == 0
 
 
 def test_a_bucket_of_another_realm_is_refused(

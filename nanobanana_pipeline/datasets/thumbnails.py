@@ -1,0 +1,59 @@
+"""Small pictures of a release's rows: those that were measured, and the rest drawn anew."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+from nanobanana_pipeline.current import read_table
+from nanobanana_pipeline.datasets.packing import picture
+from nanobanana_pipeline.errors import ImageBroken, ReleaseError
+from nanobanana_pipeline.features.keeping import COLUMNS, read_current_features
+from nanobanana_pipeline.features.measuring import thumbnail
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["read_thumbnails"]
+
+AT_ONCE: Final = 4
+
+
+def read_thumbnails(store: "ObjectStore", rows: "pa.Table") -> dict[str, bytes]:
+    """A thumbnail of each distinct picture: a WebP, longest side 128 pixels.
+
+    One partition's table of features is read after the other, so memory holds one of them.
+
+    Args:
+        store: the bucket.
+        rows: of a release: prompt_set, seed, image_sha256, image_key and row_id.
+
+    Returns:
+        By SHA-256, in the rows' order.
+
+    Raises:
+        ReleaseError: a picture is missing, damaged, or cannot be decoded.
+        StorageError: S3 refuses or holds damaged objects.
+    """
+    columns = ["prompt_set", "seed", "image_sha256", "image_key", "row_id"]
+    frame = rows.select(columns).to_pandas().drop_duplicates("image_sha256")
+    found: dict[str, bytes] = {}
+    for (name, seed), wanted in frame.groupby(["prompt_set", "seed"]):
+        current, _ = read_current_features(store, str(name), int(seed))
+        if current is None:
+            continue
+        table = read_table(store, current.table, COLUMNS, ["image_sha256", "thumbnail"])
+        table = table[table["image_sha256"].isin(wanted["image_sha256"])].dropna()
+        found.update(zip(table["image_sha256"], table["thumbnail"], strict=True))
+    missing = frame[~frame["image_sha256"].isin(found)].to_dict("records")
+    with ThreadPoolExecutor(AT_ONCE, "thumbnails") as helpers:
+        drawn = helpers.map(lambda row: _drawn(store, row), missing)
+        found.update(zip((row["image_sha256"] for row in missing), drawn, strict=True))
+    return {sha256: found[sha256] for sha256 in frame["image_sha256"]}
+
+
+def _drawn(store: "ObjectStore", row: dict[Any, Any]) -> bytes:
+    try:
+        return thumbnail(picture(store, row))
+    except ImageBroken as error:
+        raise ReleaseError(f"{store.uri(row['image_key'])} cannot be shown: {error}") from error
