@@ -1,8 +1,9 @@
 """What a recipe selects: each row with its group and split, and each rejected one with its reason.
 
-In this order go: pictures that cannot be decoded, what a filter refuses, pictures that another row
-asked for with the same request, equal and alike pictures, what would join two splits, and what a
-prompt has too many of.
+In this order go: what was asked for and did not come, pictures that cannot be decoded, what a
+filter refuses, pictures that another row asked for with the same request, equal and alike pictures,
+what would join two splits, and what a prompt has too many of. Nothing here buys anything: what is
+missing to a number of pictures a prompt, `top_up` buys when it is told to.
 """
 
 from dataclasses import dataclass
@@ -35,12 +36,14 @@ class Selection:
         rows: one a chosen picture: `sources.ROW_COLUMNS`, the attributes, ``group`` and ``split``
             (str); ``row_id`` is unique. In the order of the recipe's prompt sets, then by
             prompt_id, seed and sample.
-        rejected: the other settled pictures: `REJECTED_COLUMNS`, of which ``step`` is that of
-            `steps` which took it out. One whose request another row shares bears that row's
-            ``row_id``.
+        rejected: all else that was asked for: `REJECTED_COLUMNS`, of which ``step`` is that of
+            `steps` which took it out; without ``image_sha256`` where there is no picture. One
+            whose request another row shares bears that row's ``row_id``.
         shortfall: prompts with fewer pictures than `per_prompt` asks for: prompt_set, prompt_id,
             prompt (str), wanted, accepted, missing, candidates (asked for so far), candidates_left
-            (int64).
+            (int64). A prompt that a filter refuses by what the prompt table says is none of the
+            dataset's, and not among them.
+        tried: `Sources.tried`.
         steps: how many rows were left after each step: step (str), rows (int64).
         manifests: what the rows were drawn from.
     """
@@ -48,6 +51,7 @@ class Selection:
     rows: pd.DataFrame
     rejected: pd.DataFrame
     shortfall: pd.DataFrame
+    tried: pd.DataFrame
     steps: pd.DataFrame
     manifests: list[CurrentManifest]
 
@@ -83,13 +87,14 @@ def select(store: ObjectStore, recipe: Recipe, released: pd.DataFrame | None = N
     left_out = shares.left_out.set_index("row_id")["reason"]
     sieve.drop("joins no two splits", sieve.rows["row_id"].map(left_out))
     if recipe.per_prompt:
-        _drop_surplus(sieve, recipe.per_prompt)
+        _drop_surplus(sieve, recipe.per_prompt, released)
     places = shares.rows.set_index("row_id")[["group", "split"]]
     rows = sieve.rows[[*ROW_COLUMNS, *sources.attributes]].join(places, on="row_id")
     return Selection(
         rows=rows.reset_index(drop=True),
-        rejected=sieve.rejected(),
-        shortfall=_shortfall(sources, rows, recipe.per_prompt),
+        rejected=pd.concat([_not_come(sources), sieve.rejected()], ignore_index=True),
+        shortfall=_shortfall(sources, rows, recipe),
+        tried=sources.tried,
         steps=pd.DataFrame(sieve.steps, columns=["step", "rows"]),
         manifests=sources.manifests,
     )
@@ -97,6 +102,8 @@ def select(store: ObjectStore, recipe: Recipe, released: pd.DataFrame | None = N
 
 def released_rows(store: ObjectStore, parent: Release | None) -> pd.DataFrame | None:
     """Every row of a release and of those before it, also rows that are gone by now.
+
+    Those of later releases come first, in each release's order.
 
     Args:
         store: the bucket.
@@ -165,16 +172,35 @@ def _drop_alike(sieve: _Sieve, known: set[str], distance: int) -> None:
     sieve.drop("distinct looks", reasons.reindex(sieve.rows.index))
 
 
-def _drop_surplus(sieve: _Sieve, wanted: PerPrompt) -> None:
-    rows = sieve.rows.sort_values(["seed", "sample"], kind="stable")
-    place = rows.groupby(["prompt_set", "prompt_id"]).cumcount()
+def _drop_surplus(sieve: _Sieve, wanted: PerPrompt, released: pd.DataFrame | None) -> None:
+    """Of a prompt's pictures the first stay: released ones, those of later releases, then seeds."""
+    before = pd.Series(dtype="str") if released is None else released["row_id"].astype("str")
+    place = pd.Series(range(len(before)), index=before, dtype="Int64")
+    rows = sieve.rows.assign(place=sieve.rows["row_id"].map(place))
+    rows = rows.sort_values(["place", "seed", "sample"], na_position="last")
+    count = rows.groupby(["prompt_set", "prompt_id"]).cumcount()
     reason = pd.Series(f"beyond the {wanted.images} pictures of its prompt", rows.index)
-    sieve.drop("per prompt", reason.where(place >= wanted.images).reindex(sieve.rows.index))
+    sieve.drop("per prompt", reason.where(count >= wanted.images).reindex(sieve.rows.index))
 
 
-def _shortfall(sources: Sources, rows: pd.DataFrame, wanted: PerPrompt | None) -> pd.DataFrame:
+def _not_come(sources: Sources) -> pd.DataFrame:
+    """What was asked for and is not settled anywhere, as `REJECTED_COLUMNS` has it."""
+    tried = sources.tried[~sources.tried["row_id"].isin(sources.rows["row_id"])]
+    tried = tried.drop_duplicates(["prompt_set", "prompt_id", "row_id"])
+    state = tried["state"].str.replace("_", " ")
+    reason = (state + ": " + tried["reason"]).fillna(state)
+    return tried.assign(
+        image_sha256=pd.Series(pd.NA, tried.index, dtype="str"), reason=reason, step="settled"
+    )[REJECTED_COLUMNS]
+
+
+def _shortfall(sources: Sources, rows: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     named = ["prompt_set", "prompt_id"]
-    found = sources.prompts
+    wanted, found = recipe.per_prompt, sources.prompts
+    for column, rule in recipe.filters.items():
+        if column in found:
+            found = found[why_not(found[column], rule).isna()]
+    found = found[[*named, "prompt"]]
     if wanted is None:
         found = found.iloc[:0]
     accepted = rows.groupby(named).size().rename("accepted")

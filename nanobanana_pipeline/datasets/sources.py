@@ -1,5 +1,6 @@
 """What a recipe draws from: manifests, features and prompt tables, joined."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -8,6 +9,7 @@ import pyarrow as pa
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from nanobanana_pipeline.current import as_frame
+from nanobanana_pipeline.datasets.derived import derived_prefix, origin_of
 from nanobanana_pipeline.datasets.recipe import ALL_SEEDS, Recipe, near_matches
 from nanobanana_pipeline.errors import RecipeError
 from nanobanana_pipeline.features.keeping import COLUMNS as FEATURE_COLUMNS
@@ -69,6 +71,11 @@ LOOKS: Final = [
     name for name in FEATURE_COLUMNS if name not in MANIFEST_COLUMNS and name != "thumbnail"
 ]
 RESERVED: Final = frozenset({*ROW_COLUMNS, *MANIFEST_COLUMNS, *FEATURE_COLUMNS, "group", "split"})
+CELL: Final = ["prompt_set", "prompt_id", "row_id"]
+OF_PROMPTS: Final = {
+    name: ROW_COLUMNS[name]
+    for name in ("prompt_set", "prompt_id", "prompt", "negative_prompt", "ref_sha256")
+}
 NOT_TRIED: Final = frozenset({CellState.NOT_REQUESTED, CellState.OVER_BUDGET, CellState.PENDING})
 
 
@@ -77,13 +84,16 @@ class Sources:
     """What there is to choose from.
 
     Attributes:
-        manifests: the partitions', in the order of the recipe's prompt sets, then of the seeds.
+        manifests: the partitions', in the order of the recipe's prompt sets, then of the seeds;
+            after them those of prompt sets that were derived for the dataset.
         rows: one a picture of a settled cell: `ROW_COLUMNS`, the other columns of the manifest and
-            the features (without thumbnails), and the attributes.
+            the features (without thumbnails), and the attributes. Those of a derived prompt set
+            bear the name of its origin.
         attributes: names of the columns that come from the prompt tables.
-        tried: one a picture that was asked for, whatever came of it: prompt_set, prompt_id, prompt,
-            row_id (str).
-        prompts: prompt_set, prompt_id, prompt (str) of every prompt of the partitions.
+        tried: one a picture that was asked for, whatever came of it: prompt_set (the origin's),
+            prompt_id, prompt, row_id, state, reason (str), seed (Int64).
+        prompts: one a prompt of the partitions: prompt_set, prompt_id, prompt, negative_prompt,
+            ref_sha256 (str) and the attributes.
     """
 
     manifests: list[CurrentManifest]
@@ -101,17 +111,24 @@ def read_sources(store: ObjectStore, recipe: Recipe) -> Sources:
         PromptTableError: a prompt set is damaged.
         StorageError: S3 refuses or holds damaged objects.
     """
-    manifests = _partitions(store, recipe)
+    # What a derived set lacks are candidates that came to nothing, and no gaps.
+    derived = list(_derived(store, recipe))
+    manifests = _partitions(store, recipe) + [current for current, _ in derived]
+    origins = {current.prompt_set: origin for current, origin in derived}
     described: dict[tuple[str, str], pd.DataFrame] = {}
-    parts, cells, unmeasured = [], [], []
+    parts: list[pd.DataFrame] = []
+    prompts: list[pd.DataFrame] = []
+    cells, unmeasured = [], []
     for current in manifests:
         table = (current.prompt_set, current.fingerprint)
         if table not in described:
             described[table] = _described(prompt_set.load(store, *table))
         manifest = read_manifest(store, current.manifest)
+        manifest["prompt_set"] = origins.get(current.prompt_set, current.prompt_set)
         manifest["row_id"] = manifest["request_key"] + "-" + manifest["sample"].astype("str")
-        cells.append(manifest[["prompt_set", "prompt_id", "prompt", "row_id", "state"]])
+        cells.append(manifest[[*CELL, "prompt", "seed", "state", "reason"]])
         rows = manifest[manifest["state"] == CellState.SETTLED]
+        rows = rows.assign(further=current.prompt_set in origins)
         features = read_features(store, current.prompt_set, current.seed)
         if features is None:
             features = as_frame(NO_FEATURES)
@@ -120,9 +137,11 @@ def read_sources(store: ObjectStore, recipe: Recipe) -> Sources:
             name = _name(current.prompt_set, current.seed)
             unmeasured.append(f"{name}: {without.nunique():,} pictures")
         rows = rows.merge(features[["image_sha256", *LOOKS]], on="image_sha256", how="left")
-        rows = rows.merge(described[table], on="prompt_id", how="left")
-        own = rows["negative_prompt"].fillna(current.parameters.get("negative_prompt") or "")
-        parts.append(rows.assign(negative_prompt=own))
+        told = manifest[["prompt_set", "prompt_id", "prompt"]].drop_duplicates("prompt_id")
+        for found, into in ((rows, parts), (told, prompts)):
+            joined = found.merge(described[table], on="prompt_id", how="left")
+            own = joined["negative_prompt"].fillna(current.parameters.get("negative_prompt") or "")
+            into.append(joined.assign(negative_prompt=own))
     if unmeasured:
         raise RecipeError(
             "the features of some pictures are not measured yet; materialise image_features for "
@@ -132,11 +151,24 @@ def read_sources(store: ObjectStore, recipe: Recipe) -> Sources:
     asked = pd.concat(cells, ignore_index=True)
     return Sources(
         manifests=manifests,
-        rows=_together(parts, attributes),
+        rows=_as_rows(_together(parts, attributes)),
         attributes=attributes,
-        tried=asked[~asked["state"].isin(NOT_TRIED)].drop(columns="state"),
-        prompts=asked[["prompt_set", "prompt_id", "prompt"]].drop_duplicates(ignore_index=True),
+        tried=asked[~asked["state"].isin(NOT_TRIED)],
+        prompts=_together(prompts, attributes)
+        .drop_duplicates(["prompt_set", "prompt_id"], ignore_index=True)
+        .astype(OF_PROMPTS)[[*OF_PROMPTS, *attributes]],
     )
+
+
+def _derived(store: ObjectStore, recipe: Recipe) -> Iterator[tuple[CurrentManifest, str]]:
+    """The manifests of what was drawn further for the dataset, each with the prompt set's origin.
+
+    They count whatever seeds the recipe names, and also where it asks for no number any more.
+    """
+    for current in read_all_current(store, derived_prefix(recipe.name)):
+        origin = origin_of(recipe.name, current.prompt_set)
+        if origin in recipe.prompt_sets:
+            yield current, origin
 
 
 def _partitions(store: ObjectStore, recipe: Recipe) -> list[CurrentManifest]:
@@ -209,7 +241,13 @@ def _together(parts: list[pd.DataFrame], attributes: list[str]) -> pd.DataFrame:
             part[name] = (
                 part[name].astype(kind) if name in part else pd.Series(pd.NA, part.index, kind)
             )
-    rows = pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _as_rows(found: pd.DataFrame) -> pd.DataFrame:
+    """What was settled, as `Sources.rows` has it."""
+    # A cell that was drawn for a derived set may have been drawn for its origin since, or before.
+    rows = found[~(found.pop("further") & found.duplicated(CELL))].reset_index(drop=True)
     rows["image_key"] = [
         image_key(sha256, kind)
         for sha256, kind in zip(rows["image_sha256"], rows["format"], strict=True)

@@ -176,9 +176,14 @@ def read_current(
     return read_pointer(store, key, CurrentManifest, SCHEMA)
 
 
-def read_all_current(store: ObjectStore) -> Iterator[CurrentManifest]:
-    """Every partition's current manifest, by prompt set and seed."""
-    for key in store.keys("manifests/"):
+def read_all_current(store: ObjectStore, begins: str = "") -> Iterator[CurrentManifest]:
+    """Every partition's current manifest, by prompt set and seed.
+
+    Args:
+        store: the bucket.
+        begins: only prompt sets whose names begin so.
+    """
+    for key in store.keys(f"manifests/{begins}"):
         folder, _, leaf = key.rpartition("/")
         if leaf == "current.json":
             _, name, seed = folder.split("/")

@@ -305,6 +305,29 @@ def test_exactly_n_of_each_prompt_and_the_shortfall(world: World) -> None:
     ]
 
 
+def test_of_more_than_n_the_released_ones_stay(world: World) -> None:
+    one = {"images": 1, "candidates": 3}
+    late = world.select(per_prompt=one, filters={"seed": {"min": 2}}).rows
+    assert set(late["seed"]) == {2}
+    early = world.select(per_prompt=one).rows
+    assert set(early["seed"]) == {1}
+    assert world.select(late, per_prompt=one).rows["row_id"].tolist() == late["row_id"].tolist()
+    # What later releases took goes before what only earlier ones had.
+    chain = pd.concat([late[late["prompt_id"] != "a2"], early, late]).drop_duplicates("row_id")
+    again = world.select(chain, per_prompt=one).rows
+    assert places(again) == [("a1", 2), ("a2", 1), ("a3", 2), ("a4", 2)]
+
+
+def test_a_prompt_that_the_recipe_leaves_out_misses_nothing(world: World) -> None:
+    asked = {"images": 3, "candidates": 3}
+    by_table = world.select(per_prompt=asked, filters={"kind": {"equals": "land"}})
+    assert by_table.shortfall["prompt_id"].tolist() == ["a1", "a4"]
+    negative = world.select(per_prompt=asked, filters={"negative_prompt": {"equals": "night"}})
+    assert negative.shortfall["prompt_id"].tolist() == ["a2"]
+    by_looks = world.select(per_prompt=asked, filters={"sharpness": {"min": 1000}})
+    assert by_looks.shortfall["accepted"].tolist() == [0, 0, 0, 0]
+
+
 def test_nothing_leaks_whatever_the_seed_and_released_rows_stay(world: World) -> None:
     first = world.select(seeds="1", splits=HALVES).rows
     grown = world.select(first, prompt_sets=["animals", "things"], splits=HALVES)
@@ -379,7 +402,7 @@ def test_preview_says_what_would_be_selected_and_writes_nothing(
     path.write_text(
         "name: cats\ndescription: d\nlicence: l\nprompt_sets: [animals]\n"
         "splits: {ratios: {train: 0.5, test: 0.5}}\n"
-        "per_prompt: {images: 2, candidates: 3}\nfilters: {legs: {min: 1}}\n"
+        "per_prompt: {images: 3, candidates: 3}\nfilters: {legs: {min: 1}}\n"
     )
     before = list(world.store.keys(""))
     done = nanobanana("recipe", "preview", path)

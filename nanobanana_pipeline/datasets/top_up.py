@@ -1,0 +1,292 @@
+"""Further candidates for a dataset that asks for a number of pictures of each prompt.
+
+Round after round: what the recipe selects now says which prompts miss pictures; they become derived
+prompt sets, are drawn under seeds that none of them was drawn under, and are measured. It ends when
+every prompt has its pictures or no candidate left, or a budget does. Whatever ends it, the same
+call goes on: where a dataset stands follows from the bucket alone.
+"""
+
+import itertools
+import math
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any, Final
+
+import pandas as pd
+
+from nanobanana_pipeline.datasets.derived import derived_prefix, keep_derived
+from nanobanana_pipeline.datasets.recipe import PerPrompt, Recipe
+from nanobanana_pipeline.datasets.release import read_latest
+from nanobanana_pipeline.datasets.selection import Selection, released_rows, select
+from nanobanana_pipeline.errors import RecipeError
+from nanobanana_pipeline.features.keeping import (
+    Refreshed,
+    read_current_features,
+    refresh_features,
+)
+from nanobanana_pipeline.generation.again import launch_again, settle_launch
+from nanobanana_pipeline.generation.engine import Progress, Report
+from nanobanana_pipeline.generation.launch import Launch, survey_cells
+from nanobanana_pipeline.generation.manifest import CurrentManifest, read_all_current
+from nanobanana_pipeline.generation.runs import Plan, unfinished_runs
+from nanobanana_pipeline.money import Cap, cost_of
+from nanobanana_pipeline.prompts import prompt_set
+from nanobanana_pipeline.provider.account import Account
+from nanobanana_pipeline.request import PictureParameters
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["Drawn", "Standing", "stand", "top_up"]
+
+SURPLUS: Final = "per prompt"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a dataset stands against the number of pictures that its recipe asks for.
+
+    Attributes:
+        selection: what the recipe selects now.
+        short: `Selection.shortfall`, and of each prompt ``samples`` (pictures a request), ``more``
+            (int64: requests that its candidates allow) and ``why_none`` (str: why there is none
+            more to ask for; null where there is).
+        rejected: `Selection.rejected`, without what a prompt merely has too many of.
+        complete: prompts that have their pictures.
+    """
+
+    selection: Selection
+    short: pd.DataFrame
+    rejected: pd.DataFrame
+    complete: int
+
+    @property
+    def least(self) -> int:
+        """Images to buy if every one passes; some of them may be in the bucket already."""
+        able = self.short[self.short["more"] > 0]
+        needed = _needed(able).clip(upper=able["more"])
+        return int((needed * able["samples"]).sum())
+
+    @property
+    def most(self) -> int:
+        """Images to buy if none passes."""
+        return int((self.short["more"] * self.short["samples"]).sum())
+
+    def cost(self, price: Decimal | None) -> Decimal | None:
+        """What the most cost; None if the price is unknown."""
+        return cost_of(self.most, price)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One partition of a derived prompt set, launched and measured."""
+
+    current: CurrentManifest
+    report: Report
+    features: Refreshed
+
+
+@dataclass(frozen=True)
+class _Round:
+    """What is asked of one prompt set next: all of these prompts under each of these seeds."""
+
+    origin: prompt_set.PromptSet
+    prompts: pd.DataFrame
+    parameters: Mapping[str, Any]
+    seeds: list[int]
+
+
+def stand(store: ObjectStore, recipe: Recipe) -> Standing:
+    """See which prompts of a dataset miss pictures. Reads only.
+
+    Raises:
+        RecipeError: the recipe asks for no number, or for what is not there.
+        PromptTableError: a prompt set is damaged.
+        StorageError: S3 refuses or holds damaged objects.
+    """
+    wanted = _wanted(recipe)
+    latest, _ = read_latest(store, recipe.name)
+    selection = select(store, recipe, released_rows(store, latest))
+    rejected = selection.rejected[selection.rejected["step"] != SURPLUS]
+    counted = selection.rows.groupby(["prompt_set", "prompt_id"]).size()
+    parts = [
+        _with_means(store, selection, str(name), short)
+        for name, short in selection.shortfall.groupby("prompt_set", sort=False)
+    ]
+    nothing = selection.shortfall.assign(samples=0, more=0, why_none="")
+    return Standing(
+        selection=selection,
+        short=pd.concat(parts, ignore_index=True) if parts else nothing,
+        rejected=rejected.reset_index(drop=True),
+        complete=int((counted == wanted.images).sum()),
+    )
+
+
+def top_up(
+    store: ObjectStore,
+    account: Account,
+    recipe: Recipe,
+    cap: Cap = Cap(),  # noqa: B008 - frozen
+    *,
+    run_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+    on_round: Callable[[Standing], None] = lambda _standing: None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Iterator[Drawn]:
+    """Buy further candidates, a partition at a time, until each prompt has its pictures.
+
+    First it brings what an earlier call has bought and not stored, at no cost. It stops early where
+    a cap is reached or the provider refuses the account (see `Report`), and where a round brought
+    nothing; how far it came `stand` says.
+
+    Args:
+        store: the bucket.
+        account: who buys.
+        recipe: the dataset's.
+        cap: of this call, beside those that are configured.
+        run_id: names the run of each partition.
+        on_round: called before each round with what is still missing; the first is the quote.
+        on_progress: called now and then from this thread.
+
+    Raises:
+        RecipeError: the recipe asks for no number, or for what is not there.
+        PlanError: a partition cannot be launched: a bad cap, …
+        PromptTableError: a prompt set is damaged, or a derived one would have too long a name.
+        StorageError: S3 refuses or holds damaged objects.
+    """
+    _wanted(recipe)
+    yield from _bring_home(store, account, recipe, run_id, on_progress)
+    tried = -1
+    while True:
+        standing = stand(store, recipe)
+        before, tried = tried, int(standing.selection.tried["row_id"].nunique())
+        on_round(standing)
+        if tried == before:
+            return
+        for each in _rounds(store, standing):
+            name = keep_derived(store, recipe.name, each.origin, each.prompts, each.parameters)
+            for seed in each.seeds:
+                if cap.is_reached:
+                    return
+                launch = Launch(
+                    name,
+                    seed,
+                    run_id(),
+                    PictureParameters(**each.parameters),
+                    max_images=cap.images,
+                    max_cost=cap.cost,
+                )
+                drawn = _draw(store, account, launch, on_progress)
+                yield drawn
+                cap = cap.less(drawn.report.spent, account.budget.price)
+                if drawn.report.halted or drawn.report.over_budget:
+                    return
+
+
+def _wanted(recipe: Recipe) -> PerPrompt:
+    if recipe.per_prompt is None:
+        raise RecipeError(
+            f"{recipe.where('per_prompt')}: is not given, so that no picture is missing; say how "
+            "many of each prompt there should be: per_prompt: {images: 4, candidates: 8}"
+        )
+    return recipe.per_prompt
+
+
+def _with_means(
+    store: ObjectStore, selection: Selection, name: str, short: pd.DataFrame
+) -> pd.DataFrame:
+    """Prompts of one set that miss pictures, with what may still be done for them."""
+    _, prompts = _snapshot(store, name)
+    rows = prompts.set_index("prompt_id").reindex(short["prompt_id"]).reset_index()
+    rows.index = short.index
+    empty = pd.Series(pd.NA, rows.index, dtype="Int64")
+    samples = rows.get("samples", empty).fillna(_parameters(selection, name)["samples"])
+    samples = samples.astype("int64")
+    more = short["candidates_left"] // samples
+    why = pd.Series(pd.NA, rows.index, dtype="str")
+    why = why.mask(more == 0, "no candidate is left")
+    why = why.mask(rows.get("seed", empty).notna(), "its row names the seed itself")
+    why = why.mask(rows["prompt"] != short["prompt"], "the prompt set has another text by now")
+    why = why.mask(rows["prompt"].isna(), "it is not in the prompt set any more")
+    return short.assign(samples=samples, more=more.where(why.isna(), 0), why_none=why)
+
+
+def _rounds(store: ObjectStore, standing: Standing) -> Iterator[_Round]:
+    """What to ask for next: as many seeds as every prompt of a set still needs, so none too many.
+
+    They are the first seeds from 1 on that none of the prompts was drawn under: pictures that
+    others have bought under them cost nothing.
+    """
+    tried = standing.selection.tried
+    able = standing.short[standing.short["more"] > 0]
+    for name, short in able.groupby("prompt_set", sort=False):
+        origin, prompts = _snapshot(store, str(name))
+        chosen = prompts[prompts["prompt_id"].isin(short["prompt_id"])]
+        theirs = (tried["prompt_set"] == name) & tried["prompt_id"].isin(short["prompt_id"])
+        used = set(tried.loc[theirs, "seed"])
+        count = int(_needed(short).clip(upper=short["more"]).min())
+        free = (seed for seed in itertools.count(1) if seed not in used)
+        yield _Round(
+            origin=origin,
+            prompts=chosen,
+            parameters=_parameters(standing.selection, str(name)),
+            seeds=list(itertools.islice(free, count)),
+        )
+
+
+def _needed(short: pd.DataFrame) -> "pd.Series[int]":
+    """Requests that would do if every picture passed."""
+    return (short["missing"] / short["samples"]).map(math.ceil)
+
+
+def _snapshot(store: ObjectStore, name: str) -> tuple[prompt_set.PromptSet, pd.DataFrame]:
+    current = prompt_set.current(store, name)
+    if current is None:
+        raise RecipeError(f"the prompt set {name!r} has vanished from {store.uri('')}")
+    return current, prompt_set.load(store, name, current.fingerprint)
+
+
+def _parameters(selection: Selection, name: str) -> Mapping[str, Any]:
+    """The picture parameters that the prompt set's last manifest was made with."""
+    mine = [current for current in selection.manifests if current.prompt_set == name]
+    return max(mine, key=lambda current: current.created).parameters
+
+
+def _bring_home(
+    store: ObjectStore,
+    account: Account,
+    recipe: Recipe,
+    run_id: Callable[[], str],
+    on_progress: Callable[[Progress], None] | None,
+) -> Iterator[Drawn]:
+    """Bring what an earlier call has bought and left, and measure what it has not. Buys nothing."""
+    begins = derived_prefix(recipe.name)
+    launched = list(read_all_current(store, begins))
+    known = {(current.prompt_set, current.seed) for current in launched}
+    left: dict[tuple[str, int], Plan | None] = {
+        (current.prompt_set, current.seed): None for current in launched if current.gaps
+    }
+    for made in unfinished_runs(store):
+        if made.prompt_set.startswith(begins) and (made.prompt_set, made.seed) not in known:
+            left[made.prompt_set, made.seed] = made
+    for (name, seed), last in left.items():
+        launch = replace(launch_again(store, name, seed, run_id(), last), max_images=0)
+        _, prompts = _snapshot(store, name)
+        found = survey_cells(store, account.realm, launch, prompts, account.budget)
+        if found.todo or last is not None:
+            yield _draw(store, account, launch, on_progress)
+    for name, seed in known:
+        features, _ = read_current_features(store, name, seed)
+        if features is None:
+            refresh_features(store, name, seed)
+
+
+def _draw(
+    store: ObjectStore,
+    account: Account,
+    launch: Launch,
+    on_progress: Callable[[Progress], None] | None,
+) -> Drawn:
+    """Launch a partition and measure its pictures."""
+    settled = settle_launch(store, account, launch, on_progress=on_progress)
+    features = refresh_features(store, launch.prompt_set, launch.seed)
+    return Drawn(settled.current, settled.report, features)
