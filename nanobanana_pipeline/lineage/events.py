@@ -1,0 +1,264 @@
+"""Lineage of each run, as OpenLineage events (docs/lineage.md).
+
+They are written to ``lineage/<UTC day>/<run id>.ndjson``, a line an event, and sent to an endpoint
+where OpenLineage's own variables name one. A run is worth more than its lineage: whatever fails
+here is a warning, and a slow endpoint is waited for at a run's end only, and not for long.
+"""
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
+
+from nanobanana_pipeline.errors import NanobananaError, StorageUnavailable
+from nanobanana_pipeline.layout import lineage_key
+from nanobanana_pipeline.lineage.events_told import Told
+from nanobanana_pipeline.prompts.writes import patient
+
+if TYPE_CHECKING:
+    from openlineage.client.event_v2 import RunEvent
+
+    from nanobanana_pipeline.storage import ObjectStore, StoredObject
+
+__all__ = ["Parent", "Recording", "State", "recorded"]
+
+log = logging.getLogger(__name__)
+
+State = Literal["START", "RUNNING", "COMPLETE", "FAIL", "ABORT"]
+Given = TypeVar("Given")
+
+WRITE_SECONDS: Final = 10.0
+"""How long a run waits for the bucket to take an event; a stop must not hang on a silent one."""
+PATIENCE_SECONDS: Final = 5.0
+"""How long a run waits at its end for the endpoint to take its events."""
+LONGEST_RUN: Final = timedelta(days=7)
+"""How far back a later step looks for the file that the run's first step began."""
+CONFIGURED_BY: Final = ("OPENLINEAGE_URL", "OPENLINEAGE_CONFIG", "OPENLINEAGE__TRANSPORT")
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The run of another engine that a run is a step of.
+
+    Attributes:
+        run_id: a UUID.
+        job: its name.
+        engine: what runs it, such as ``dagster``.
+        version: the engine's.
+    """
+
+    run_id: str
+    job: str
+    engine: str
+    version: str
+
+
+@contextmanager
+def recorded(
+    store: "ObjectStore",
+    job: str,
+    run_id: str,
+    begin: Callable[[], Told],
+    *,
+    parent: Parent | None = None,
+    starts: bool = True,
+    ends: bool = True,
+) -> Iterator["Recording"]:
+    """Record a run, or one step of it.
+
+    START when the block is entered, and when it is left COMPLETE, FAIL (it raised, or what it told
+    is a failure) or ABORT (it was interrupted). What is raised goes on.
+
+    Args:
+        store: the bucket.
+        job: ``prompt_set``, ``generated_images``, …
+        run_id: as the bucket knows the run; one run may have several jobs.
+        begin: gives what is known before anything is done; called once, where it is needed.
+        parent: whose step this is.
+        starts: this is the run's first step.
+        ends: this is the run's last step; another one that has told something writes RUNNING.
+    """
+    recording = Recording(store, job, run_id, begin, parent)
+    try:
+        if starts:
+            recording.emit("START")
+        yield recording
+    except BaseException as error:
+        recording.emit("FAIL" if isinstance(error, Exception) else "ABORT", error)
+        raise
+    else:
+        failure = recording.told.failure if recording.told else None
+        if ends:
+            recording.emit("FAIL" if failure else "COMPLETE", failure)
+        elif recording.told:
+            recording.emit("RUNNING")
+    finally:
+        recording.close()
+
+
+class Recording:
+    """A run that is being recorded; see `recorded`."""
+
+    def __init__(
+        self,
+        store: "ObjectStore",
+        job: str,
+        run_id: str,
+        begin: Callable[[], Told],
+        parent: Parent | None,
+    ) -> None:
+        self._store, self._job, self._run_id, self._parent = store, job, run_id, parent
+        self._begin = begin
+        self._begun: Told | None = None
+        self._endpoint = _Endpoint() if _is_configured() else None
+        self.told: Told | None = None
+
+    def tell(self, how: Callable[[], Told]) -> None:
+        """Keep what the next event is to say.
+
+        Args:
+            how: gives it. Where it fails the run goes on, and the event says what it said before.
+        """
+        told = self._guarded("what it did", how)
+        self.told = told or self.told
+
+    def emit(self, state: State, error: BaseException | str | None = None) -> None:
+        """Write an event, and send it; never fails."""
+        writing = threading.Thread(
+            target=self._guarded, args=(state, lambda: self._emit(state, error)), daemon=True
+        )
+        writing.start()
+        writing.join(WRITE_SECONDS)
+        if writing.is_alive():
+            log.warning(
+                "the lineage of run %s (%s): the bucket did not take %s within %.0f s, and the run "
+                "goes on",
+                self._run_id,
+                self._job,
+                state,
+                WRITE_SECONDS,
+            )
+
+    def close(self) -> None:
+        """Wait for the endpoint, but not for long."""
+        if self._endpoint is not None:
+            self._endpoint.close()
+
+    def _emit(self, state: State, error: BaseException | str | None) -> None:
+        # OpenLineage takes 0.2 s to import, which Dagster's definitions would wait for.
+        from nanobanana_pipeline.lineage import facets  # noqa: PLC0415
+
+        if self.told is None and self._begun is None:
+            self._begun = self._guarded("what it begins with", self._begin) or Told()
+        told = self.told or self._begun or Told()
+        now = datetime.now(UTC)
+        event = facets.run_event(state, now, self._job, self._run_id, told, self._parent, error)
+        if self._endpoint is not None:
+            self._endpoint.send(event)
+        days = LONGEST_RUN.days if state != "START" else 0
+        _append(self._store, now, days, self._run_id, facets.as_line(event))
+
+    def _guarded(self, what: str, act: Callable[[], Given]) -> Given | None:
+        try:
+            return act()
+        except Exception as fault:
+            known = isinstance(fault, NanobananaError)
+            log.warning(
+                "the lineage of run %s (%s) lacks %s, and the run goes on: %s",
+                self._run_id,
+                self._job,
+                what,
+                fault if known else type(fault).__name__,
+                exc_info=not known,
+            )
+            return None
+
+
+class _Endpoint:
+    """Sends events in order, in a thread that nobody has to wait for."""
+
+    def __init__(self) -> None:
+        self._events: queue.SimpleQueue[RunEvent | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="lineage", daemon=True)
+        self._thread.start()
+
+    def send(self, event: "RunEvent") -> None:
+        self._events.put(event)
+
+    def close(self) -> None:
+        self._events.put(None)
+        self._thread.join(PATIENCE_SECONDS)
+        if self._thread.is_alive():
+            log.warning(
+                "the OpenLineage endpoint did not take all events within %.0f s, and the run goes "
+                "on; the bucket has them",
+                PATIENCE_SECONDS,
+            )
+
+    def _work(self) -> None:
+        from nanobanana_pipeline.lineage import facets  # noqa: PLC0415 - as above
+
+        while (event := self._events.get()) is not None:
+            try:
+                facets.send(event, PATIENCE_SECONDS)
+            except Exception as fault:  # noqa: BLE001 - as above
+                # Its text may quote the address, and with it a password.
+                answer = getattr(getattr(fault, "response", None), "status_code", "none")
+                log.warning(
+                    "the OpenLineage endpoint did not take an event (%s, HTTP status: %s), and the "
+                    "run goes on; the bucket has it: check OPENLINEAGE_URL",
+                    type(fault).__name__,
+                    answer,
+                )
+
+
+def _is_configured() -> bool:
+    return any(name.startswith(CONFIGURED_BY) and value for name, value in os.environ.items())
+
+
+@patient
+def _append(store: "ObjectStore", now: datetime, days: int, run_id: str, line: str) -> None:
+    """Add a line to a run's file, whoever else does so at the same time.
+
+    Args:
+        store: the bucket.
+        now: UTC.
+        days: how many days ago the file may have been begun.
+        run_id: whose file.
+        line: unlike any other.
+
+    Raises:
+        StorageError: the bucket refuses, or stays silent.
+    """
+    key, found = _find(store, now, days, run_id)
+    before = b"" if found is None else found.body
+    new = line.encode() + b"\n"
+    if new in before:
+        return  # the answer to an earlier try was lost
+    kind = "application/x-ndjson"
+    if found is None:
+        written = store.create(key, new, content_type=kind)
+    else:
+        written = store.update(key, before + new, found.etag, content_type=kind)
+    if written is None:
+        raise StorageUnavailable(f"{store.uri(key)} was changed by somebody else at the same time")
+
+
+def _find(
+    store: "ObjectStore", now: datetime, days: int, run_id: str
+) -> tuple[str, "StoredObject | None"]:
+    """A run's file, which lies under the day on which it was begun; else where to begin it."""
+    keys = [
+        lineage_key((now - timedelta(days=ago)).date().isoformat(), run_id)
+        for ago in range(days + 1)
+    ]
+    for key in keys:
+        found = store.get(key)
+        if found is not None:
+            return key, found
+    return keys[0], None
