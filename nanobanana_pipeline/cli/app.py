@@ -19,6 +19,7 @@ from nanobanana_pipeline.cli.provider import provider_commands
 from nanobanana_pipeline.cli.quote import quote_command
 from nanobanana_pipeline.cli.recipe import recipe_commands
 from nanobanana_pipeline.cli.release import release_commands
+from nanobanana_pipeline.cli.trace import index_commands, trace_command
 from nanobanana_pipeline.emulator.command import emulator_command
 from nanobanana_pipeline.errors import NanobananaError
 
@@ -85,6 +86,8 @@ app.add_typer(provider_commands, name="provider")
 app.add_typer(doubt_commands, name="doubts")
 app.add_typer(recipe_commands, name="recipe")
 app.add_typer(release_commands, name="release")
+app.add_typer(index_commands, name="index")
+app.command("trace")(trace_command)
 app.command("generate")(generate.generate)
 app.command("quote")(quote_command)
 app.command("status")(status.status)

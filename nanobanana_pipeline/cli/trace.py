@@ -1,0 +1,150 @@
+"""`nanobanana trace`: where a picture comes from; `nanobanana index`: what makes that fast."""
+
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from itertools import groupby
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.tree import Tree
+
+from nanobanana_pipeline.cli.show import make_console
+from nanobanana_pipeline.layout import check_bucket
+from nanobanana_pipeline.lineage.graphs import (
+    Kind,
+    Lineage,
+    Link,
+    Node,
+    as_dot,
+    as_json,
+    as_mermaid,
+)
+from nanobanana_pipeline.lineage.indexing import refresh
+from nanobanana_pipeline.lineage.trace import trace
+from nanobanana_pipeline.settings import Settings
+from nanobanana_pipeline.storage import ObjectStore, s3_client
+
+__all__ = ["index_commands", "trace_command"]
+
+SHOWN = 20
+"""So many of a kind below one thing; machines get them all."""
+
+
+class Graph(StrEnum):
+    """How a graph is written."""
+
+    DOT = "dot"
+    MERMAID = "mermaid"
+
+
+index_commands = typer.Typer(no_args_is_help=True, help="Look after the index that trace uses.")
+
+
+def trace_command(
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="A picture's file, SHA-256, s3:// address or place in a release "
+            "(NAME/VERSION/KEY); a prompt's id, a run's, a request key, or a provider's id."
+        ),
+    ],
+    *,
+    as_json_: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+    graph: Annotated[
+        Graph | None, typer.Option(help="Print a graph for Graphviz or Mermaid instead.")
+    ] = None,
+) -> None:
+    """Show where a picture comes from, and what became of a prompt or a run. Writes nothing."""
+    lineage = trace(_store(), what)
+    if as_json_:
+        typer.echo(as_json(lineage))
+    elif graph is not None:
+        typer.echo(as_dot(lineage) if graph is Graph.DOT else as_mermaid(lineage))
+    else:
+        console = make_console()
+        for found in lineage.found[:SHOWN]:
+            console.print(_tree(lineage, lineage.nodes[found]), soft_wrap=True, highlight=False)
+    for note in lineage.notes:
+        Console(stderr=True).print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+@index_commands.command("refresh")
+def refresh_(
+    *,
+    rebuild: Annotated[
+        bool, typer.Option(help="Read all manifests and releases again, and make it anew.")
+    ] = False,
+) -> None:
+    """Bring the index up to date with the manifests in force and the releases."""
+    store = _store()
+    console = Console(stderr=True)
+    with console.status("reading") as status:
+        done = refresh(
+            store,
+            rebuild=rebuild,
+            on_progress=lambda what, count: status.update(f"{what}: {count:,}"),
+        )
+    make_console().print(
+        f"the index covers {done.partitions:,} partitions and {done.releases:,} releases, "
+        f"{done.rows:,} rows; {done.read:,} were read for it",
+        highlight=False,
+    )
+
+
+def _store() -> ObjectStore:
+    settings = Settings.load_without_key()
+    store = ObjectStore(s3_client(), str(settings.bucket), settings.prefix)
+    check_bucket(store, str(settings.realm))
+    return store
+
+
+def _tree(lineage: Lineage, root: Node) -> Tree:
+    """What was asked for, with what it was made of above what was made of it."""
+    tree = Tree(f"[bold]{_title(root)}")
+    _add_facts(tree, root.facts)
+    if list(lineage.above(root.id)):
+        _grow(tree.add("[bold]made of"), lineage, root, up=True)
+    if list(lineage.below(root.id)):
+        _grow(tree.add("[bold]went into"), lineage, root, up=False)
+    return tree
+
+
+def _grow(branch: Tree, lineage: Lineage, node: Node, *, up: bool) -> None:
+    for _, alike in groupby(_neighbours(lineage, node, up=up), key=lambda each: each[0].kind):
+        found = list(alike)
+        for other, link in found[:SHOWN]:
+            told = ", ".join(f"{k} {v}" for k, v in link.facts.items() if v is not None)
+            twig = branch.add(f"{_title(other)}{escape(f' ({told})') if told else ''}")
+            _add_facts(twig, other.facts)
+            _grow(twig, lineage, other, up=up)
+        if len(found) > SHOWN:
+            branch.add(f"and {len(found) - SHOWN:,} more: --json has them all")
+
+
+def _neighbours(lineage: Lineage, node: Node, *, up: bool) -> list[tuple[Node, Link]]:
+    order = list(Kind)
+    found: Iterator[tuple[Node, Link]] = lineage.above(node.id) if up else lineage.below(node.id)
+    return sorted(found, key=lambda each: order.index(each[0].kind))
+
+
+def _title(node: Node) -> str:
+    return f"[cyan]{node.kind}[/] {escape(node.name)}"
+
+
+def _add_facts(tree: Tree, facts: Mapping[str, Any]) -> None:
+    for name, value in facts.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            for number, each in enumerate(value, 1):
+                tree.add(f"[dim]{name} {number}[/] {escape(_text(each))}")
+        else:
+            tree.add(f"[dim]{name.replace('_', ' ')}[/] {escape(_text(value))}")
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {each}" for name, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)

@@ -1,0 +1,128 @@
+"""The rows of the index: what manifests and releases say, once for each way to look it up.
+
+Every order has a column ``k``, a number of 64 bits that it is sorted by: the first 8 bytes of a
+hash that is looked up, or of the SHA-256 of another text. Numbers compare fast, spread evenly over
+files whatever people call their prompts, and make small statistics.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from nanobanana_pipeline.datasets.release import MANIFEST, read_release
+from nanobanana_pipeline.datasets.release import read_table as read_release_table
+from nanobanana_pipeline.generation.manifest import read_manifest
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["MANIFEST_COLUMNS", "SCHEMAS", "VALUE", "Order", "key_of", "plain", "rows_of"]
+
+
+class Order(StrEnum):
+    """What rows are found by."""
+
+    IMAGE = "image"
+    REQUEST = "request"
+    PROMPT = "prompt"
+    PROVIDER = "provider"
+    RELEASE = "release"
+
+
+HASH: Final = pa.binary(32)
+KEYS: Final = [("k", pa.uint64()), ("table", pa.int32())]
+CELL: Final = [
+    ("prompt_id", pa.string()),
+    ("request_key", HASH),
+    ("sample", pa.int32()),
+    ("state", pa.string()),
+    ("image_sha256", HASH),
+    ("run_id", pa.string()),
+    ("provider_id", pa.string()),
+]
+SCHEMAS: Final[Mapping[Order, pa.Schema]] = {
+    Order.IMAGE: pa.schema([*KEYS, ("image_sha256", HASH), ("request_key", HASH)]),
+    Order.REQUEST: pa.schema([*KEYS, *CELL]),
+    Order.PROMPT: pa.schema([*KEYS, *CELL]),
+    Order.PROVIDER: pa.schema([*KEYS, ("provider_id", pa.string()), ("request_key", HASH)]),
+    Order.RELEASE: pa.schema(
+        [
+            *KEYS,
+            ("image_sha256", HASH),
+            ("key", pa.string()),
+            ("split", pa.string()),
+            ("shard", pa.int32()),
+        ]
+    ),
+}
+"""Each order's columns. ``table`` says which table of the segment a row was read from."""
+
+VALUE: Final[Mapping[Order, str]] = {
+    Order.IMAGE: "image_sha256",
+    Order.REQUEST: "request_key",
+    Order.PROMPT: "prompt_id",
+    Order.PROVIDER: "provider_id",
+    Order.RELEASE: "image_sha256",
+}
+"""The column that each order finds rows by."""
+
+MANIFEST_COLUMNS: Final = [name for name, _ in CELL]
+RELEASE_COLUMNS: Final = ["image_sha256", "key", "split", "shard"]
+
+
+def key_of(order: Order, value: str) -> int:
+    """The number under which a value's rows stand."""
+    if SCHEMAS[order].field(VALUE[order]).type == HASH:
+        return int(value[:16], 16)
+    return int.from_bytes(hashlib.sha256(value.encode()).digest()[:8])
+
+
+def rows_of(store: ObjectStore, table: str, number: int) -> dict[Order, pa.Table]:
+    """What a table gives to each order.
+
+    Args:
+        store: the bucket.
+        table: the key of a partition's or a release's manifest.
+        number: what the rows shall have in their column ``table``.
+
+    Raises:
+        StorageError: it is missing or damaged.
+        ReleaseError: the same of a release.
+    """
+    folder, name, version, *_ = table.split("/")
+    if folder == "datasets":
+        release = read_release(store, name, version)
+        frame = read_release_table(store, release, MANIFEST, RELEASE_COLUMNS)
+        orders: tuple[Order, ...] = (Order.RELEASE,)
+    else:
+        frame = read_manifest(store, table, MANIFEST_COLUMNS)
+        orders = (Order.IMAGE, Order.REQUEST, Order.PROMPT, Order.PROVIDER)
+    return {order: _rows(order, frame[frame[VALUE[order]].notna()], number) for order in orders}
+
+
+def plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with its hashes in hexadecimal digits."""
+    return {k: v.hex() if isinstance(v, bytes) else v for k, v in row.items()}
+
+
+def _rows(order: Order, frame: pd.DataFrame, number: int) -> pa.Table:
+    columns: dict[str, pa.Array] = {
+        "k": pa.array(_keys(order, frame[VALUE[order]]), pa.uint64()),
+        "table": pa.array(np.full(len(frame), number, np.int32)),
+    }
+    for field in SCHEMAS[order]:
+        if field.name not in columns:
+            values = frame[field.name]
+            if field.type == HASH:
+                hashes = [None if pd.isna(v) else bytes.fromhex(v) for v in values]
+                columns[field.name] = pa.array(hashes, HASH)
+            else:
+                columns[field.name] = pa.array(values, field.type, from_pandas=True)
+    return pa.table(columns, schema=SCHEMAS[order])
+
+
+def _keys(order: Order, values: Iterable[str]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    return np.fromiter((key_of(order, value) for value in values), np.uint64)

@@ -1,0 +1,331 @@
+"""From one thing to all that it was made of and all that was made of it.
+
+Of many requests only the first have their ledger entries read, and of many runs and prompt rows the
+first their plans and attributes; the manifests tell enough of the rest.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import pandas as pd
+
+from nanobanana_pipeline.errors import PromptTableError, StorageError, StorageUnavailable
+from nanobanana_pipeline.generation.manifest import read_manifest
+from nanobanana_pipeline.generation.runs import Plan, read_plan, read_shard
+from nanobanana_pipeline.layout import (
+    ledger_key,
+    manifest_prefix,
+    release_key,
+    run_done_key,
+    run_plan_key,
+)
+from nanobanana_pipeline.ledger import Entry, Ledger
+from nanobanana_pipeline.lineage.graphs import Kind, Lineage, Link, Node
+from nanobanana_pipeline.lineage.in_force import Partition, read_partition
+from nanobanana_pipeline.lineage.index import Index
+from nanobanana_pipeline.lineage.rows import MANIFEST_COLUMNS, Order
+from nanobanana_pipeline.prompts import prompt_set
+from nanobanana_pipeline.prompts.validation import attributes_of
+from nanobanana_pipeline.request import NOT_IN_THE_PICTURE
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["Walk", "run_rows"]
+
+MOST_ENTRIES: Final = 100
+MOST_RUNS: Final = 32
+MOST_SNAPSHOTS: Final = 8
+
+Row = Mapping[str, Any]
+
+
+class Walk:
+    """Collects a lineage. To be used in one thread.
+
+    Args:
+        store: the bucket.
+        index: what is known.
+    """
+
+    def __init__(self, store: ObjectStore, index: Index) -> None:
+        self.index = index
+        self._store = store
+        self._found: dict[str, None] = {}
+        self._nodes: dict[str, Node] = {}
+        self._links: dict[tuple[str, str], Link] = {}
+        self._notes: dict[str, None] = {}
+        self._plans: dict[str, Plan | None] = {}
+
+    def add_image(self, sha256: str, request_keys: Iterable[str]) -> None:
+        """A picture, the requests that made it, and the releases that hold it."""
+        keys = sorted(request_keys)
+        self._requests(keys, self._cells(keys), only={sha256})
+        if not keys:
+            self._add(Kind.IMAGE, sha256)
+            self._notes["no manifest in force has this picture: only releases do"] = None
+        self._releases([sha256])
+        self._found[f"{Kind.IMAGE}:{sha256}"] = None
+
+    def add_requests(self, request_keys: Iterable[str]) -> None:
+        """Requests, whatever became of them."""
+        keys = sorted(request_keys)
+        self._releases(self._requests(keys, self._cells(keys)))
+        self._found |= {f"{Kind.REQUEST}:{key}": None for key in keys}
+
+    def add_prompts(self, cells: Sequence[Row]) -> None:
+        """The prompt rows of these cells, with all that was made of them."""
+        keys = sorted({row["request_key"] for row in cells})
+        self._releases(self._requests(keys, cells))
+        for row in cells:
+            self._found[f"{Kind.PROMPT_ROW}:{_prompt_name(row)}"] = None
+
+    def add_run(self, run_id: str, rows: Sequence[Row]) -> None:
+        """A run, with what it made."""
+        keys = sorted({row["request_key"] for row in rows})
+        if rows:
+            self._releases(self._requests(keys, rows))
+        else:
+            plan = self._plan(run_id)
+            planned = _planned(self._store, plan) if plan else []
+            self._releases(self._requests(planned, self._cells(planned)))
+            self._notes[f"no manifest has anything of run {run_id}: it bought nothing"] = None
+        self._run(run_id)
+        self._found[f"{Kind.RUN}:{run_id}"] = None
+
+    def lineage(self, asked: str) -> Lineage:
+        """What was collected."""
+        notes = [self.index.behind_text] if self.index.behind else []
+        return Lineage(
+            asked=asked,
+            found=tuple(self._found),
+            nodes=self._nodes,
+            links=tuple(self._links.values()),
+            notes=(*notes, *self._notes),
+        )
+
+    def _add(self, kind: Kind, name: str, **facts: Any) -> str:  # noqa: ANN401
+        """Note a node, and whatever more is known of it now; gives its id."""
+        known = {n: value for n, value in facts.items() if value is not None}
+        before = self._nodes.get(f"{kind}:{name}")
+        node = Node(kind, name, {**(before.facts if before else {}), **known})
+        self._nodes[node.id] = node
+        return node.id
+
+    def _link(self, source: str, target: str, **facts: Any) -> None:  # noqa: ANN401
+        self._links.setdefault((source, target), Link(source, target, facts))
+
+    def _cells(self, request_keys: Sequence[str]) -> list[Row]:
+        """The cells of requests; those that the index does not know from their runs' partitions."""
+        cells: list[Row] = list(self.index.find(Order.REQUEST, request_keys))
+        missing = set(request_keys) - {row["request_key"] for row in cells}
+        if missing:
+            held = Ledger(self._store).read_many(sorted(missing)[:MOST_ENTRIES])
+            runs = {a.run_id for each in held.values() for a in each.entry.attempts}
+            plans = [plan for run in sorted(runs)[:MOST_RUNS] if (plan := self._plan(run))]
+            for name, seed in sorted({(plan.prompt_set, plan.seed) for plan in plans}):
+                of = read_partition(self._store, name, seed)
+                rows = _rows(self._store, of) if of else []
+                cells += [row for row in rows if row["request_key"] in missing]
+        return cells
+
+    def _requests(
+        self, keys: Sequence[str], cells: Sequence[Row], only: set[str] | None = None
+    ) -> list[str]:
+        """Note requests with their cells, runs and pictures; gives the pictures' hashes."""
+        held = Ledger(self._store).read_many(keys[:MOST_ENTRIES])
+        if len(keys) > MOST_ENTRIES:
+            self._notes[
+                f"of {len(keys):,} requests the first {MOST_ENTRIES} have parameters and attempts; "
+                "trace a request key for those of another"
+            ] = None
+        images: dict[str, None] = {}
+        for key in keys:
+            request = self._add(Kind.REQUEST, key, ledger=self._store.uri(ledger_key(key)))
+            if key in held:
+                images |= self._entry(request, held[key].entry, only)
+        for row in cells:
+            request = self._add(Kind.REQUEST, row["request_key"])
+            self._link(self._cell(row), request)
+            sha256 = row["image_sha256"]
+            if row["request_key"] not in held:
+                self._add(Kind.REQUEST, row["request_key"], state=row["state"])
+                self._made(row["run_id"], request)
+            if sha256 is not None and (only is None or sha256 in only):
+                self._link(request, self._add(Kind.IMAGE, sha256), sample=row["sample"])
+                images[sha256] = None
+        self._describe_prompts(cells)
+        return list(images)
+
+    def _entry(self, request: str, entry: Entry, only: set[str] | None) -> dict[str, None]:
+        parameters = entry.request.model_dump(mode="json", exclude=set(NOT_IN_THE_PICTURE))
+        self._add(
+            Kind.REQUEST,
+            entry.request_key,
+            state=entry.state.value,
+            reason=entry.reason,
+            realm=entry.realm,
+            endpoint=entry.endpoint,
+            parameters={k: v for k, v in parameters.items() if v not in ("", [])},
+            attempts=[
+                # Output URLs are left out: whoever has one can read the picture.
+                attempt.model_dump(mode="json", exclude={"output"}, exclude_none=True)
+                for attempt in entry.attempts
+            ],
+        )
+        for attempt in entry.attempts:
+            self._made(attempt.run_id, request)
+        images: dict[str, None] = {}
+        for image in entry.images:
+            if only is None or image.sha256 in only:
+                node = self._add(
+                    Kind.IMAGE,
+                    image.sha256,
+                    uri=self._store.uri(image.key),
+                    format=image.format,
+                    width=image.width,
+                    height=image.height,
+                    bytes=image.size,
+                    provenance=list(image.marks) or None,
+                )
+                self._link(request, node, sample=image.sample)
+                images[image.sha256] = None
+        return images
+
+    def _cell(self, row: Row) -> str:
+        of: Partition = row["of"]
+        table = self._add(Kind.PROMPT_SET, of.prompt_set)
+        prompt = self._add(Kind.PROMPT_ROW, _prompt_name(row))
+        cell = self._add(
+            Kind.CELL,
+            f"{_prompt_name(row)} seed={of.seed}",
+            state=row["state"],
+            manifest=self._store.uri(of.table),
+            table_fingerprint=of.fingerprint,
+        )
+        self._link(table, prompt)
+        self._link(prompt, cell)
+        return cell
+
+    def _made(self, run_id: str | None, request: str) -> None:
+        if run_id is not None:
+            self._link(self._run(run_id), request)
+
+    def _run(self, run_id: str) -> str:
+        if f"{Kind.RUN}:{run_id}" in self._nodes:
+            return f"{Kind.RUN}:{run_id}"
+        plan = self._plan(run_id) if len(self._plans) < MOST_RUNS else None
+        if plan is None:
+            return self._add(Kind.RUN, run_id)
+        return self._add(
+            Kind.RUN,
+            run_id,
+            prompt_set=plan.prompt_set,
+            seed=plan.seed,
+            table_fingerprint=plan.fingerprint,
+            code_version=plan.code_version or "unknown: the run's plan does not say it",
+            parameters=dict(plan.parameters),
+            plan=self._store.uri(run_plan_key(run_id)),
+            finished=self._store.head(run_done_key(run_id)) is not None,
+        )
+
+    def _plan(self, run_id: str) -> Plan | None:
+        """A run's plan; None where it is gone or cannot be read, which is noted."""
+        if run_id not in self._plans:
+            try:
+                self._plans[run_id] = read_plan(self._store, run_id)
+            except StorageUnavailable:
+                raise
+            except StorageError as error:
+                self._plans[run_id] = None
+                self._notes[str(error)] = None
+        return self._plans[run_id]
+
+    def _describe_prompts(self, cells: Sequence[Row]) -> None:
+        """What the snapshots say of the prompt rows: prompt and attributes."""
+        wanted: dict[tuple[str, str], set[str]] = {}
+        for row in cells:
+            of: Partition = row["of"]
+            wanted.setdefault((of.prompt_set, of.fingerprint), set()).add(row["prompt_id"])
+        for name, fingerprint in sorted(wanted)[:MOST_SNAPSHOTS]:
+            current = prompt_set.current(self._store, name)
+            is_current = current is not None and current.fingerprint == fingerprint
+            self._add(
+                Kind.PROMPT_SET,
+                name,
+                table_fingerprint=fingerprint,
+                snapshot=self._store.uri(f"prompt_sets/{name}/{fingerprint}.parquet"),
+                source=current.source if current and is_current else None,
+            )
+            try:
+                prompts = prompt_set.load(self._store, name, fingerprint)
+            except PromptTableError as error:
+                self._notes[str(error)] = None
+                continue
+            rows = prompts[prompts["prompt_id"].isin(wanted[name, fingerprint])]
+            said = ["prompt", *attributes_of(prompts)]
+            for prompt_id, values in zip(
+                rows["prompt_id"], rows[said].astype(object).to_dict("records"), strict=True
+            ):
+                self._add(
+                    Kind.PROMPT_ROW,
+                    f"{name}/{prompt_id}",
+                    prompt=values.pop("prompt"),
+                    attributes={k: _plain(v) for k, v in values.items() if not pd.isna(v)} or None,
+                )
+
+    def _releases(self, images: Iterable[str]) -> None:
+        for row in self.index.find(Order.RELEASE, images):
+            of = row["of"]
+            release = self._add(
+                Kind.RELEASE,
+                f"{of.dataset} {of.version}",
+                uri=self._store.uri(release_key(of.dataset, of.version, "release.json")),
+                created=of.created,
+                code_version=of.code_version,
+                fingerprint=of.fingerprint,
+            )
+            image = f"{Kind.IMAGE}:{row['image_sha256']}"
+            self._link(image, release, split=row["split"], shard=row["shard"], key=row["key"])
+
+
+def run_rows(store: ObjectStore, run_id: str) -> list[Row]:
+    """The rows that a run brought, of the manifest it wrote itself and of the one in force.
+
+    Where a partition's parameters have changed since, only the first has them still.
+    """
+    plan = read_plan(store, run_id)
+    folder = manifest_prefix(plan.prompt_set, plan.seed)
+    own = [
+        Partition(plan.prompt_set, plan.seed, "", key, plan.fingerprint, 0)
+        for key in store.keys(f"{folder}{run_id}-")
+    ]
+    now = read_partition(store, plan.prompt_set, plan.seed)
+    found: dict[tuple[str, int, str], Row] = {}
+    for of in [*own, *([now] if now else [])]:
+        for row in _rows(store, of):
+            if row["run_id"] == run_id:
+                found[row["request_key"], row["sample"], row["prompt_id"]] = row
+    return list(found.values())
+
+
+def _rows(store: ObjectStore, of: Partition) -> list[Row]:
+    rows = read_manifest(store, of.table, MANIFEST_COLUMNS)
+    plain = rows.astype(object).where(rows.notna(), None)
+    return [{**{str(k): v for k, v in row.items()}, "of": of} for row in plain.to_dict("records")]
+
+
+def _planned(store: ObjectStore, plan: Plan) -> list[str]:
+    """The first requests that a run set out to settle."""
+    return sorted(
+        each.request_key
+        for shard in plan.shards[:1]
+        for each in read_shard(store, plan.run_id, shard)
+    )
+
+
+def _prompt_name(row: Row) -> str:
+    return f"{row['of'].prompt_set}/{row['prompt_id']}"
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """A cell's value as JSON has it."""
+    return value.item() if hasattr(value, "item") else value
