@@ -38,7 +38,7 @@ from nanobanana_pipeline.request import (
 )
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["GenerationConfig", "generated_images"]
+__all__ = ["GenerationConfig", "generated_images", "launch_of"]
 
 CODE_VERSION = "1"
 PROGRESS_SECONDS = 2.0
@@ -151,7 +151,7 @@ def plan(
         made = launch.plan(
             store,
             account.realm,
-            _launch_of(config, name, seed, context.run_id),
+            launch_of(config, name, seed, context.run_id),
             account.budget,
         )
     context.log.info(f"{made}; {made.cells:,} cells: {made.states}")
@@ -286,7 +286,7 @@ def generated_images(prompts: Any) -> dict[str, Any]:  # noqa: ANN401 - a graph 
     return {"result": finished.result, "generated_images_cells": finished.cells}
 
 
-def _launch_of(config: GenerationConfig, name: str, seed: int, run_id: str) -> Launch:
+def launch_of(config: GenerationConfig, name: str, seed: int, run_id: str) -> Launch:
     """What a launch's config asks for.
 
     Raises:
