@@ -1,21 +1,91 @@
-"""Checks of a partition's pictures that can be run at any time. They buy nothing."""
+"""Checks of what is in the bucket, which can be run at any time. They buy nothing.
+
+Those of pictures read tables that their assets have made. A release asks the manifests itself, and
+relies on no check.
+"""
+
+from collections.abc import Mapping
+from typing import Any
 
 import dagster as dg
 import pandas as pd
 
 from dagster_project.failures import plain_failures
 from dagster_project.metadata import sample_table
-from dagster_project.partitions import grid, read_cell_key
+from dagster_project.partitions import grid, prompt_sets, read_cell_key
 from dagster_project.resources import NanobananaResource
 from nanobanana_pipeline.audit import audit as audit_bucket
-from nanobanana_pipeline.generation.manifest import read_current, read_manifest
+from nanobanana_pipeline.features.judging import (
+    ALIKE_BITS,
+    ALIKE_SHARE,
+    find_twins,
+    find_wrong_sizes,
+    read_pictures,
+)
+from nanobanana_pipeline.generation.counters import partition_scope
+from nanobanana_pipeline.generation.manifest import CellState, read_current, read_manifest
 from nanobanana_pipeline.ledger import UNSURE, Ledger
+from nanobanana_pipeline.money import cost_text
+from nanobanana_pipeline.prompts import prompt_set as snapshots
 
-__all__ = ["audit", "check_images", "none_in_doubt"]
+__all__ = ["check_images", "checks"]
 
+PROMPTS = dg.AssetKey("prompt_set")
 IMAGES = dg.AssetKey("generated_images")
+FEATURES = dg.AssetKey("image_features")
 SHOWN = 100
 LONGEST = 1000
+
+
+def _verdict(
+    bad: pd.DataFrame,
+    table: str,
+    metadata: Mapping[str, Any],
+    *,
+    passed: bool | None = None,
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
+    words: str | None = None,
+) -> dg.AssetCheckResult:
+    """Fail, unless told otherwise, where a table names something; it is shown either way."""
+    return dg.AssetCheckResult(
+        passed=bad.empty if passed is None else passed,
+        severity=severity,
+        description=words,
+        metadata={table: sample_table(bad, SHOWN, LONGEST), **metadata},
+    )
+
+
+def _nothing_yet(what: str) -> dg.AssetCheckResult:
+    """What is not there disagrees with nothing; it is said, so that nobody takes it for good."""
+    return dg.AssetCheckResult(passed=True, description=f"Nothing was looked at: {what}")
+
+
+NEVER_LAUNCHED = "the partition was never launched."
+NOT_MEASURED = "its pictures are not measured yet: materialize image_features."
+
+
+@dg.asset_check(
+    asset=PROMPTS,
+    partitions_def=prompt_sets,
+    description="No row of the prompt table is in quarantine: all are asked for.",
+)
+def quarantine_empty(
+    context: dg.AssetCheckExecutionContext, nanobanana: NanobananaResource
+) -> dg.AssetCheckResult:
+    """Name the rows that were left out, each with its faults."""
+    with plain_failures():
+        store = nanobanana.store()
+        kept = snapshots.current(store, context.partition_key)
+        if kept is None:
+            return _nothing_yet("the prompt set was never made.")
+        rows = snapshots.load_quarantine(store, kept.name, kept.fingerprint)
+    return _verdict(
+        rows,
+        "quarantine",
+        {"good rows": kept.rows, "quarantined rows": kept.quarantined, "table": kept.source},
+        # The good rows go on, and the bad ones may be meant to stay where they are.
+        severity=dg.AssetCheckSeverity.WARN,
+    )
 
 
 @dg.asset_check(
@@ -33,18 +103,21 @@ def audit(
     with plain_failures():
         partition = read_cell_key(context.partition_key)
         report = audit_bucket(nanobanana.store(), partition=partition)
+    if not report.manifests and report.agrees:
+        return _nothing_yet(NEVER_LAUNCHED)
     findings = pd.DataFrame(
         [(found.kind.value, found.key, found.text) for found in report.findings],
         columns=["kind", "key", "what is wrong, and what to do"],
     )
-    return dg.AssetCheckResult(
-        passed=report.agrees,
-        metadata={
-            "findings": sample_table(findings, SHOWN, LONGEST),
+    return _verdict(
+        findings,
+        "findings",
+        {
             "ledger entries": report.states.total(),
             "images": report.images,
             "images read": report.images_read,
         },
+        passed=report.agrees,
     )
 
 
@@ -64,7 +137,7 @@ def none_in_doubt(
         store = nanobanana.store()
         current, _ = read_current(store, *read_cell_key(context.partition_key))
         if current is None:
-            return dg.AssetCheckResult(passed=True, metadata={"cells": "never launched"})
+            return _nothing_yet(NEVER_LAUNCHED)
         rows = read_manifest(
             store, current.manifest, ["prompt_id", "prompt", "request_key", "state"]
         )
@@ -81,19 +154,144 @@ def none_in_doubt(
         state=[unsure[key].state.value for key in rows["request_key"]],
         cause=[unsure[key].reason or "" for key in rows["request_key"]],
     )
-    return dg.AssetCheckResult(
-        passed=cells.empty,
+    return _verdict(
+        cells,
+        "cells",
+        {state.value: int((cells["state"] == state).sum()) for state in sorted(UNSURE)},
         severity=dg.AssetCheckSeverity.WARN,
-        metadata={
-            "cells": sample_table(cells, SHOWN, LONGEST),
-            **{state.value: int((cells["state"] == state).sum()) for state in sorted(UNSURE)},
-        },
     )
 
 
+@dg.asset_check(
+    asset=IMAGES,
+    partitions_def=grid,
+    description=(
+        "Not more was spent on the partition than its cap allows, and no cell waits for want of "
+        "money: a cap holds cells back, and lowering one cannot undo what was spent."
+    ),
+)
+def within_budget(
+    context: dg.AssetCheckExecutionContext, nanobanana: NanobananaResource
+) -> dg.AssetCheckResult:
+    """Compare what was counted for the partition with its cap, and name the cells held back."""
+    with plain_failures():
+        store, name_and_seed = nanobanana.store(), read_cell_key(context.partition_key)
+        current, _ = read_current(store, *name_and_seed)
+        if current is None:
+            return _nothing_yet(NEVER_LAUNCHED)
+        budget = nanobanana.settings().budget
+        scope = partition_scope(store, budget, *name_and_seed)
+        spent, cap = scope.read(), scope.cap
+        rows = read_manifest(store, current.manifest, ["prompt_id", "prompt", "state"])
+    held_back = rows[rows["state"] == CellState.OVER_BUDGET].drop_duplicates("prompt_id")
+    too_much = (cap.images is not None and spent.images_counted > cap.images) or (
+        cap.cost is not None and spent.cost_counted > cap.cost
+    )
+    return _verdict(
+        held_back,
+        "cells",
+        {
+            "images counted": spent.images_counted,
+            "cost counted": cost_text(None if budget.price is None else spent.cost_counted),
+            "cap of the partition": str(cap),
+        },
+        passed=held_back.empty and not too_much,
+        severity=dg.AssetCheckSeverity.ERROR if too_much else dg.AssetCheckSeverity.WARN,
+        words="More was spent on it than its cap allows." if too_much else None,
+    )
+
+
+@dg.asset_check(
+    asset=FEATURES,
+    partitions_def=grid,
+    description="Every picture of the partition has the size that was asked for.",
+)
+def sizes_as_asked(
+    context: dg.AssetCheckExecutionContext, nanobanana: NanobananaResource
+) -> dg.AssetCheckResult:
+    """Name the pictures that came in another size."""
+    with plain_failures():
+        store, name_and_seed = nanobanana.store(), read_cell_key(context.partition_key)
+        pictures = read_pictures(store, *name_and_seed)
+        if pictures is None:
+            return _nothing_yet(NOT_MEASURED)
+        wrong = find_wrong_sizes(store, *name_and_seed, pictures)
+    shown = ["prompt_id", "prompt", "sample", "asked", "width", "height", "image_uri"]
+    return _verdict(wrong[shown], "pictures", {"looked at": len(pictures)})
+
+
+@dg.asset_check(
+    asset=FEATURES,
+    partitions_def=grid,
+    description=(
+        "Every picture of the partition can be decoded, and none is blank: near-uniform, as the "
+        "column `blank` says."
+    ),
+)
+def no_blank_pictures(
+    context: dg.AssetCheckExecutionContext, nanobanana: NanobananaResource
+) -> dg.AssetCheckResult:
+    """Name the pictures that show nothing."""
+    with plain_failures():
+        pictures = read_pictures(nanobanana.store(), *read_cell_key(context.partition_key))
+    if pictures is None:
+        return _nothing_yet(NOT_MEASURED)
+    bad = pictures[pictures["error"].notna() | pictures["blank"].fillna(value=False)]
+    bad = bad.assign(why=bad["error"].fillna("blank"))
+    shown = ["prompt_id", "prompt", "sample", "why", "image_uri"]
+    return _verdict(bad[shown], "pictures", {"looked at": len(pictures)})
+
+
+@dg.asset_check(
+    asset=FEATURES,
+    partitions_def=grid,
+    description=(
+        "The provider heeds seeds: pictures of one prompt under other seeds, and the samples of "
+        f"one request, differ. They look alike where at most {ALIKE_BITS} of 64 bits of their "
+        f"perceptual hashes differ; {ALIKE_SHARE:.0%} of the prompts may have such twins. "
+        "Compares what is stored, and asks for nothing."
+    ),
+)
+def seed_honesty(
+    context: dg.AssetCheckExecutionContext, nanobanana: NanobananaResource
+) -> dg.AssetCheckResult:
+    """Name the pictures that look like another that they should not look like."""
+    with plain_failures():
+        store, name_and_seed = nanobanana.store(), read_cell_key(context.partition_key)
+        pictures = read_pictures(store, *name_and_seed)
+        if pictures is None:
+            return _nothing_yet(NOT_MEASURED)
+        twins = find_twins(store, *name_and_seed, pictures)
+    if not twins.prompts:
+        return _nothing_yet("no prompt has two pictures, under two seeds or of one request.")
+    return _verdict(
+        twins.rows,
+        "twins",
+        {
+            "prompts compared": twins.prompts,
+            "prompts with twins": twins.alike,
+            "share": round(twins.alike / twins.prompts, 4),
+            "most that may be": ALIKE_SHARE,
+            "other seeds": ", ".join(map(str, twins.seeds)) or "none",
+        },
+        passed=not twins.are_too_many,
+    )
+
+
+PARTITION_CHECKS = [
+    audit,
+    none_in_doubt,
+    within_budget,
+    sizes_as_asked,
+    no_blank_pictures,
+    seed_honesty,
+]
+checks = [quarantine_empty, *PARTITION_CHECKS]
+"""All of this module, for the definitions."""
+
 check_images = dg.define_asset_job(
     "check_images",
-    selection=dg.AssetSelection.checks(audit, none_in_doubt),
+    selection=dg.AssetSelection.checks(*PARTITION_CHECKS),
     # Dagster asks for no partition where a job has checks alone; the tag is what it goes by.
     description=(
         "Look at a partition's pictures, also where it failed and its checks never ran. Name the "

@@ -15,7 +15,7 @@ from dagster_project.assets.datasets import (  # noqa: E402
 from dagster_project.assets.generated_images import generated_images  # noqa: E402
 from dagster_project.assets.image_features import image_features  # noqa: E402
 from dagster_project.assets.prompt_set import prompt_set  # noqa: E402
-from dagster_project.checks import audit, check_images, none_in_doubt  # noqa: E402
+from dagster_project.checks import check_images, checks  # noqa: E402
 from dagster_project.jobs import resolve_doubts  # noqa: E402
 from dagster_project.resources import resources  # noqa: E402
 
@@ -25,7 +25,7 @@ recipes = recipes_here()
 
 defs = dg.Definitions(
     assets=[prompt_set, generated_images, image_features, *dataset_assets(recipes)],
-    asset_checks=[audit, none_in_doubt, *dataset_checks(recipes)],
+    asset_checks=[*checks, *dataset_checks(recipes)],
     jobs=[check_images, resolve_doubts],
     resources=resources(),
     # Steps of one partition run one after another in one process: measured in

@@ -13,6 +13,7 @@ __all__ = [
     "contact_sheet_key",
     "day_budget_key",
     "delivery_key",
+    "features_folder",
     "features_prefix",
     "image_key",
     "image_owner_key",
@@ -74,9 +75,14 @@ def manifest_prefix(prompt_set: str, seed: int) -> str:
     return f"manifests/{prompt_set}/seed={seed}/"
 
 
+def features_folder(prompt_set: str) -> str:
+    """The folder of all that was measured of one prompt set."""
+    return f"features/{prompt_set}/"
+
+
 def features_prefix(prompt_set: str, seed: int) -> str:
     """The folder of one partition's tables of features."""
-    return f"features/{prompt_set}/seed={seed}/"
+    return f"{features_folder(prompt_set)}seed={seed}/"
 
 
 def contact_sheet_key(prompt_set: str, seed: int) -> str:

@@ -16,7 +16,7 @@ from nanobanana_pipeline.request import (
     request_key,
 )
 
-__all__ = ["LAST_SEED", "Cells", "check_seed", "draw_cells", "read_seeds"]
+__all__ = ["LAST_SEED", "Cells", "check_seed", "draw_cells", "draw_requests", "read_seeds"]
 
 LAST_SEED: Final = 2**32 - 1
 MAX_SEEDS: Final = 10_000
@@ -45,7 +45,7 @@ class Cells:
     ) -> Iterator[ImageRequest]:
         """The requests of the cells at these positions of `frame`, delivered as a launch says."""
         chosen = {**self.parameters, **(delivery.given() if delivery else {})}
-        return _requests(self.prompts.iloc[positions], self.seed, chosen)
+        return draw_requests(self.prompts.iloc[positions], self.seed, chosen)
 
 
 def check_seed(seed: int) -> int:
@@ -101,7 +101,7 @@ def draw_cells(
     """
     check_seed(seed)
     keys, asked, samples = [], [], []
-    for request in _requests(prompts, seed, parameters):
+    for request in draw_requests(prompts, seed, parameters):
         keys.append(request_key(request, realm=realm))
         asked.append(request.seed)
         samples.append(request.samples)
@@ -115,9 +115,10 @@ def draw_cells(
     return Cells(frame, prompts, seed, parameters)
 
 
-def _requests(
+def draw_requests(
     prompts: pd.DataFrame, seed: int, parameters: Mapping[str, Any]
 ) -> Iterator[ImageRequest]:
+    """The request of each row of a prompt set, in order; arguments as `draw_cells` takes them."""
     named = [name for name in REQUEST_FIELDS if name in prompts.columns]
     columns = [prompts[name].astype(object).where(prompts[name].notna(), None) for name in named]
     for values in zip(*columns, strict=True):

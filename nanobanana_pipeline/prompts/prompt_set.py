@@ -23,7 +23,7 @@ from nanobanana_pipeline.prompts.writes import create, patient
 if TYPE_CHECKING:
     from nanobanana_pipeline.storage import ObjectStore, StoredObject
 
-__all__ = ["PromptSet", "current", "load", "snapshot", "valid_name"]
+__all__ = ["PromptSet", "current", "load", "load_quarantine", "snapshot", "valid_name"]
 
 SCHEMA: Final = 1
 SCHEMA_KEY: Final = b"nanobanana.schema"
@@ -123,7 +123,24 @@ def load(store: "ObjectStore", name: str, fingerprint: str) -> pd.DataFrame:
         PromptTableError: there is no such snapshot, or it is damaged or of a newer version.
         StorageError: the bucket refuses.
     """
-    key = _key(valid_name(name), f"{fingerprint}.parquet")
+    return _table(store, valid_name(name), f"{fingerprint}.parquet")
+
+
+def load_quarantine(store: "ObjectStore", name: str, fingerprint: str) -> pd.DataFrame:
+    """Read what was left out of a snapshot.
+
+    Returns:
+        What `CheckedPrompts.quarantine` was.
+
+    Raises:
+        PromptTableError: there is no such snapshot, or it is damaged or of a newer version.
+        StorageError: the bucket refuses.
+    """
+    return _table(store, valid_name(name), f"{fingerprint}.quarantine.parquet")
+
+
+def _table(store: "ObjectStore", name: str, leaf: str) -> pd.DataFrame:
+    key = _key(name, leaf)
     stored = store.get(key)
     if stored is None:
         raise PromptTableError(

@@ -1,39 +1,61 @@
 """Checks that can be run at any time, on an ephemeral instance and a real bucket."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
+import pytest
 
 from dagster_project import checks
 from dagster_project.assets.generated_images import generated_images
+from dagster_project.assets.image_features import image_features
 from dagster_project.assets.prompt_set import prompt_set
+from nanobanana_pipeline.current import write_table
+from nanobanana_pipeline.features.keeping import COLUMNS, read_current_features, read_features
 from nanobanana_pipeline.ledger import Ledger
+from nanobanana_pipeline.storage import ObjectStore
 from tests.dagster_project.conftest import SMALL, Project
 from tests.launching import bought, entries
 
 Projects = Callable[..., Project]
 Evaluations = dict[str, dg.AssetCheckEvaluation]
 
+NAMES = {
+    "audit",
+    "none_in_doubt",
+    "within_budget",
+    "sizes_as_asked",
+    "no_blank_pictures",
+    "seed_honesty",
+}
+
 
 def run_checks(project: Project, key: str = "demo|1") -> Evaluations:
-    """Run both checks of a partition, and nothing else."""
+    """Run the checks of a partition, and nothing else."""
     before = bought(project.emulator)
     here = dg.Definitions(
-        assets=[prompt_set, generated_images],
-        asset_checks=[checks.audit, checks.none_in_doubt],
+        assets=[prompt_set, generated_images, image_features],
+        asset_checks=checks.checks,
         jobs=[checks.check_images],
         resources=project.resources,
     )
     job = here.resolve_job_def("check_images")
     result = job.execute_in_process(tags={"dagster/partition": key}, instance=project.instance)
     assert result.success
-    assert not result.asset_materializations_for_node("generated_images.collect")
+    assert not [event for event in result.all_events if event.is_step_materialization]
     assert bought(project.emulator) == before
     found = {each.check_name: each for each in result.get_asset_check_evaluations()}
-    assert set(found) == {"audit", "none_in_doubt"}
+    assert set(found) == NAMES
     assert {str(each.partition) for each in found.values()} == {key}
     return found
+
+
+def make(project: Project, key: str = "demo|1", **config: Any) -> None:
+    """Buy and measure a partition."""
+    assert project.generate(key, config={**SMALL, **config}).success
+    assert project.run(image_features, key, {}).success
 
 
 def rows(check: dg.AssetCheckEvaluation, name: str) -> list[dict[str, Any]]:
@@ -42,16 +64,45 @@ def rows(check: dg.AssetCheckEvaluation, name: str) -> list[dict[str, Any]]:
     return [dict(record.data) for record in table.records]
 
 
-def test_a_settled_partition_passes(project: Projects) -> None:
+def value(check: dg.AssetCheckEvaluation, name: str) -> Any:
+    return check.metadata[name].value
+
+
+def failed(found: Evaluations) -> set[str]:
+    return {name for name, check in found.items() if not check.passed}
+
+
+def test_good_partitions_pass_and_every_check_has_looked(project: Projects) -> None:
     here = project()
     here.make_prompt_set()
+    make(here, "demo|1", samples=2)
+    make(here, "demo|2", samples=2)
+    found = run_checks(here)
+    assert failed(found) == set()
+    assert {name: check.description for name, check in found.items() if check.description} == {}
+    assert rows(found["audit"], "findings") == []
+    assert value(found["audit"], "images read") == 6
+    assert rows(found["none_in_doubt"], "cells") == []
+    assert value(found["within_budget"], "images counted") == 6
+    assert value(found["within_budget"], "cap of the partition") == "no cap"
+    assert value(found["sizes_as_asked"], "looked at") == 6
+    assert value(found["no_blank_pictures"], "looked at") == 6
+    honesty = found["seed_honesty"]
+    assert (value(honesty, "prompts compared"), value(honesty, "other seeds")) == (3, "2")
+
+
+def test_what_was_never_made_says_so(project: Projects) -> None:
+    here = project()
+    here.make_prompt_set()
+    here.instance.add_dynamic_partitions("seed", ["9"])
+    found = run_checks(here, "demo|9")
+    assert failed(found) == set()
+    for name, check in found.items():
+        assert "Nothing was looked at" in str(check.description), name
     here.generate()
     found = run_checks(here)
-    assert found["audit"].passed
-    assert rows(found["audit"], "findings") == []
-    assert found["audit"].metadata["images read"].value == 3
-    assert found["none_in_doubt"].passed
-    assert rows(found["none_in_doubt"], "cells") == []
+    unmeasured = {name for name, check in found.items() if check.description}
+    assert unmeasured == {"sizes_as_asked", "no_blank_pictures", "seed_honesty"}
 
 
 def test_what_disagrees_is_named_with_what_to_do(project: Projects) -> None:
@@ -62,12 +113,11 @@ def test_what_disagrees_is_named_with_what_to_do(project: Projects) -> None:
     [image] = next(e.images for e in entries(here.store) if e.request.seed == 1)
     here.store.put(image.key, b"no picture")
     found = run_checks(here)
-    assert not found["audit"].passed
+    assert failed(found) == {"audit"}
     assert found["audit"].severity == dg.AssetCheckSeverity.ERROR
     [row] = rows(found["audit"], "findings")
     assert (row["kind"], row["key"]) == ("image_damaged", image.key)
     assert "restore it" in row["what is wrong, and what to do"]
-    assert found["none_in_doubt"].passed
     assert run_checks(here, "demo|2")["audit"].passed
 
 
@@ -76,28 +126,140 @@ def test_cells_in_doubt_are_named_until_somebody_gives_them_up(project: Projects
     here.make_prompt_set()
     assert not here.generate().success
     found = run_checks(here)
-    assert found["audit"].passed
+    assert failed(found) == {"none_in_doubt"}
     check = found["none_in_doubt"]
-    assert not check.passed
     assert check.severity == dg.AssetCheckSeverity.WARN
     assert {row["prompt"] for row in rows(check, "cells")} == {"a fox", "a whale", "a kite"}
     assert all(row["cause"] for row in rows(check, "cells"))
-    assert (check.metadata["in_doubt"].value, check.metadata["lost"].value) == (3, 0)
+    assert (value(check, "in_doubt"), value(check, "lost")) == (3, 0)
     ledger = Ledger(here.store)
     for entry in entries(here.store)[:2]:
         held = ledger.read(entry.request_key)
         assert held is not None
         nonce = entry.attempts[0].nonce
         ledger.apply(held, lambda e, nonce=nonce: e.abandon(nonce, "enough"))  # type: ignore[misc]
-    assert run_checks(here)["none_in_doubt"].metadata["in_doubt"].value == 1
+    assert value(run_checks(here)["none_in_doubt"], "in_doubt") == 1
 
 
-def test_a_partition_that_was_never_launched_has_nothing_to_disagree(project: Projects) -> None:
+def test_cells_that_a_cap_holds_back_are_named_and_overspending_fails(
+    project: Projects, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = project()
     here.make_prompt_set()
-    here.instance.add_dynamic_partitions("seed", ["9"])
-    found = run_checks(here, "demo|9")
-    assert all(check.passed for check in found.values())
+    assert not here.generate(config={**SMALL, "max_images": 2}).success
+    check = run_checks(here)["within_budget"]
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    [row] = rows(check, "cells")
+    assert row["state"] == "over_budget"
+    assert here.generate(config={}).success
+    assert run_checks(here)["within_budget"].passed
+    monkeypatch.setenv("NANOBANANA_MAX_IMAGES_PER_PARTITION", "2")
+    check = run_checks(here)["within_budget"]
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert (value(check, "images counted"), value(check, "cap of the partition")) == (3, "2 images")
+
+
+def test_pictures_of_another_size_are_named(project: Projects) -> None:
+    """A picture that comes in another size is refused: so it is the manifest that is changed."""
+    here = project()
+    here.make_prompt_set(csv="id,prompt,width\na,a fox,\nb,a whale,1024\n")
+    make(here)
+    key = "manifests/demo/seed=1/current.json"
+    current = here.store.get(key)
+    assert current is not None
+    said = json.loads(current.body)
+    said["parameters"]["width"] = 1056
+    here.store.put(key, json.dumps(said).encode())
+    found = run_checks(here)
+    assert failed(found) == {"sizes_as_asked"}
+    # The other row asks for its own width.
+    [row] = rows(found["sizes_as_asked"], "pictures")
+    assert (row["prompt"], row["asked"], row["width"]) == ("a fox", "1056×1024", 1024)
+    assert row["image_uri"].startswith(here.store.uri("images/"))
+
+
+def test_blank_and_broken_pictures_are_named(project: Projects) -> None:
+    here = project()
+    here.make_prompt_set()
+    make(here)
+    change_features(here.store, blank=[True, False, False], error=[None, "cut off", None])
+    found = run_checks(here)
+    assert failed(found) == {"no_blank_pictures"}
+    named = rows(found["no_blank_pictures"], "pictures")
+    assert {row["why"] for row in named} == {"blank", "cut off"}
+    assert all(row["image_uri"].startswith(here.store.uri("images/")) for row in named)
+
+
+def test_a_provider_that_ignores_seeds_is_found_out(project: Projects) -> None:
+    here = project(moods={"seed_ignored": 1.0})
+    here.make_prompt_set()
+    make(here, "demo|1")
+    lonely = run_checks(here)["seed_honesty"]
+    assert lonely.passed
+    assert "no prompt has two pictures" in str(lonely.description)
+    make(here, "demo|2")
+    for key, other in (("demo|1", 2), ("demo|2", 1)):
+        found = run_checks(here, key)
+        assert failed(found) == {"seed_honesty"}
+        check = found["seed_honesty"]
+        assert (value(check, "share"), value(check, "prompts with twins")) == (1.0, 3)
+        twins = rows(check, "twins")
+        assert {row["prompt"] for row in twins} == {"a fox", "a whale", "a kite"}
+        assert {row["other_seed"] for row in twins} == {other}
+        assert all(row["image_uri"].startswith(here.store.uri("images/")) for row in twins)
+
+
+def test_a_row_with_a_seed_of_its_own_is_rightly_the_same_everywhere(project: Projects) -> None:
+    here = project()
+    here.make_prompt_set(csv="id,prompt,seed\na,a fox,5\nb,a whale,\n")
+    make(here, "demo|1")
+    make(here, "demo|2")
+    check = run_checks(here)["seed_honesty"]
+    assert check.passed
+    assert value(check, "prompts compared") == 1
+
+
+def test_samples_of_one_request_that_look_alike_are_found_out(project: Projects) -> None:
+    here = project()
+    here.make_prompt_set()
+    make(here, samples=2)
+    assert run_checks(here)["seed_honesty"].passed
+    change_features(here.store, phash=["00ff00ff00ff00ff"] * 6)
+    check = run_checks(here)["seed_honesty"]
+    assert not check.passed
+    assert {(row["sample"], row["other_sample"]) for row in rows(check, "twins")} == {(0, 1)}
+    assert value(check, "other seeds") == "none"
+
+
+def test_rows_in_quarantine_are_named(project: Projects) -> None:
+    here = project()
+
+    only = dg.AssetSelection.checks(checks.quarantine_empty)
+    definitions = dg.Definitions(
+        assets=[prompt_set],
+        asset_checks=[checks.quarantine_empty],
+        jobs=[dg.define_asset_job("look", only)],
+        resources=here.resources,
+    )
+
+    def checked() -> dg.AssetCheckEvaluation:
+        result = definitions.resolve_job_def("look").execute_in_process(
+            tags={"dagster/partition": "demo"}, instance=here.instance
+        )
+        [found] = result.get_asset_check_evaluations()
+        assert found.partition == "demo"
+        return found
+
+    here.instance.add_dynamic_partitions("prompt_set", ["demo"])
+    assert "never made" in str(checked().description)
+    here.make_prompt_set(csv="id,prompt,width\na,a fox,1024\nb,,1024\nc,a kite,999\n")
+    found = checked()
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    named = rows(found, "quarantine")
+    assert [(row["row"], row["column"]) for row in named] == [(2, "prompt"), (3, "width")]
+    assert all(row["reason"] for row in named)
+    here.make_prompt_set()
+    assert checked().passed
 
 
 def test_they_run_beside_the_asset_in_one_run(project: Projects) -> None:
@@ -105,8 +267,8 @@ def test_they_run_beside_the_asset_in_one_run(project: Projects) -> None:
     here.make_prompt_set()
     here.instance.add_dynamic_partitions("seed", ["1"])
     result = dg.materialize(
-        [prompt_set, generated_images, checks.audit, checks.none_in_doubt],
-        selection=dg.AssetSelection.assets(generated_images),
+        [prompt_set, generated_images, image_features, *checks.checks],
+        selection=dg.AssetSelection.assets(generated_images, image_features),
         partition_key="demo|1",
         instance=here.instance,
         resources=here.resources,
@@ -114,4 +276,15 @@ def test_they_run_beside_the_asset_in_one_run(project: Projects) -> None:
     )
     assert result.success
     found = {each.check_name: each.passed for each in result.get_asset_check_evaluations()}
-    assert found == {"audit": True, "cells": True, "none_in_doubt": True}
+    assert found == dict.fromkeys({*NAMES, "cells"}, True)
+
+
+def change_features(store: ObjectStore, **columns: Sequence[Any]) -> None:
+    """Have the table of features say something else."""
+    current, _ = read_current_features(store, "demo", 1)
+    table = read_features(store, "demo", 1)
+    assert current is not None
+    assert table is not None
+    fields = [(name, kind) for name, (kind, _) in COLUMNS.items()]
+    changed = pa.Table.from_pandas(table.assign(**columns), pa.schema(fields), preserve_index=False)
+    write_table(store, current.table, changed)
