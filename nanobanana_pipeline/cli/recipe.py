@@ -1,17 +1,25 @@
-"""`nanobanana recipe`: whether a recipe is sound, and what it would select."""
+"""`nanobanana recipe`: whether a recipe is sound, what it would select, and what that lacks."""
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
 import typer
+from rich.console import Console
 
+from nanobanana_pipeline.cli.generate import read_money
 from nanobanana_pipeline.cli.show import make_console, table_of
+from nanobanana_pipeline.cli.status import NOT_SETTLED, open_bucket
 from nanobanana_pipeline.datasets.recipe import Recipe, load_recipes, read_recipe
 from nanobanana_pipeline.datasets.release import read_latest
 from nanobanana_pipeline.datasets.selection import Selection, released_rows, select
+from nanobanana_pipeline.datasets.top_up import Drawn, Standing, stand, top_up
 from nanobanana_pipeline.errors import RecipeError
+from nanobanana_pipeline.generation.manifest import advice
 from nanobanana_pipeline.layout import check_bucket
+from nanobanana_pipeline.money import Cap, cost_of, cost_text
+from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 
@@ -59,6 +67,111 @@ def preview(
             console.print(f"… and {len(frame) - SHOWN:,} more")
     after = f"; the latest is {latest.version}" if latest else ""
     console.print(f"{len(selection.rows):,} pictures would be released{after}", highlight=False)
+    if len(selection.shortfall):
+        console.print(
+            f"nanobanana recipe top-up {file} buys what is missing", markup=False, highlight=False
+        )
+
+
+@recipe_commands.command("top-up")
+def top_up_(
+    file: Annotated[Path, typer.Argument(help="A recipe with per_prompt.")],
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what is missing, and what it may cost.")
+    ] = False,
+    max_images: Annotated[
+        int | None, typer.Option(min=1, help="Buy at most so many images.")
+    ] = None,
+    max_cost: Annotated[str | None, typer.Option(help="Spend at most so much money.")] = None,
+) -> None:
+    """Buy further candidates until every prompt has its pictures, or none is left, or the budget.
+
+    Goes on where an earlier call was ended, and buys nothing twice. Ends with 1 where prompts are
+    still short.
+    """
+    recipe = read_recipe(file)
+    cap = Cap(max_images, read_money("--max-cost", max_cost))
+    settings = Settings.load()
+    account, console = Account.open(settings), make_console()
+    price = account.budget.price
+
+    def tell(standing: Standing) -> None:
+        console.print(_quote(recipe, standing, cap, price), markup=False, highlight=False)
+
+    if dry_run:
+        store = ObjectStore(s3_client(), str(settings.bucket), settings.prefix)
+        check_bucket(store, account.realm)
+        standing = stand(store, recipe)
+        tell(standing)
+    else:
+        store = open_bucket(settings)
+        try:
+            for drawn in top_up(
+                *(store, account, recipe, cap),
+                on_round=tell,
+                on_progress=lambda progress: console.print(str(progress), highlight=False),
+            ):
+                _print_drawn(console, drawn)
+        except KeyboardInterrupt:
+            console.print("stopped; the same command goes on from here", style="yellow")
+            raise
+        standing = stand(store, recipe)
+    _print_standing(console, recipe, standing)
+    if len(standing.short) and not dry_run:
+        raise typer.Exit(NOT_SETTLED)
+
+
+def _quote(recipe: Recipe, standing: Standing, cap: Cap, price: Decimal | None) -> str:
+    short = standing.short
+    if short.empty:
+        return f"{recipe.name}: all {standing.complete:,} prompts have their pictures"
+    least, most = standing.least, standing.most
+    told = (
+        f"{recipe.name}: {standing.complete:,} prompts have their pictures, {len(short):,} miss "
+        f"{short['missing'].sum():,} together; {least:,} to {most:,} images to buy"
+    )
+    costs = [cost_text(cost_of(images, price)) for images in (least, most)]
+    told += f" for {' to '.join(costs)}" if price is not None else " at an unknown price"
+    return f"{told}; this call buys at most {cap}" if cap != Cap() else told
+
+
+def _print_drawn(console: Console, drawn: Drawn) -> None:
+    current, report = drawn.current, drawn.report
+    console.print(
+        f"{current.prompt_set}, seed {current.seed}: {report.bought:,} bought, {report.images:,} "
+        f"images stored, {drawn.features.measured:,} measured",
+        markup=False,
+        highlight=False,
+    )
+    for reason, count in report.reasons.items():
+        console.print(f"  {count:,} requests: {reason}", style="yellow", markup=False)
+    if report.halted:
+        console.print(f"stopped early: {report.halted}", style="bold red", markup=False)
+    for sentence in advice(current):
+        console.print(f"  {sentence}", markup=False, highlight=False)
+
+
+def _print_standing(console: Console, recipe: Recipe, standing: Standing) -> None:
+    short = standing.short.drop(columns=["wanted", "samples", "more"])
+    rejected = standing.rejected[["prompt_set", "prompt_id", "prompt", "seed", "reason"]]
+    counted = standing.rejected.groupby("step", sort=False).size().rename("pictures").reset_index()
+    for title, frame in (
+        ("rejected, by step", counted),
+        ("rejected", rejected),
+        ("too few pictures", short),
+    ):
+        if len(frame):
+            console.print(table_of(frame.head(SHOWN), title))
+        if len(frame) > SHOWN:
+            console.print(f"… and {len(frame) - SHOWN:,} more")
+    missing = int(standing.short["missing"].sum())
+    console.print(
+        f"{recipe.name}: {standing.complete:,} prompts accepted, {len(short):,} short by "
+        f"{missing:,} pictures, {len(rejected):,} pictures rejected",
+        markup=False,
+        highlight=False,
+    )
 
 
 def _summary(recipe: Recipe, selection: Selection) -> list[tuple[str, pd.DataFrame]]:

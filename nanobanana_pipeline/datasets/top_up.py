@@ -144,7 +144,8 @@ def top_up(
         recipe: the dataset's.
         cap: of this call, beside those that are configured.
         run_id: names the run of each partition.
-        on_round: called before each round with what is still missing; the first is the quote.
+        on_round: called with what is missing before each round, and when there is none; the first
+            is the quote.
         on_progress: called now and then from this thread.
 
     Raises:
@@ -160,9 +161,10 @@ def top_up(
         standing = stand(store, recipe)
         before, tried = tried, int(standing.selection.tried["row_id"].nunique())
         on_round(standing)
-        if tried == before:
+        rounds = list(_rounds(store, standing))
+        if not rounds or tried == before:
             return
-        for each in _rounds(store, standing):
+        for each in rounds:
             name = keep_derived(store, recipe.name, each.origin, each.prompts, each.parameters)
             for seed in each.seeds:
                 if cap.is_reached:
