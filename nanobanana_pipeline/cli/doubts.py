@@ -2,6 +2,7 @@
 
 import json
 import re
+import uuid
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Annotated
@@ -24,6 +25,8 @@ from nanobanana_pipeline.generation.doubts import (
 )
 from nanobanana_pipeline.generation.engine import Report
 from nanobanana_pipeline.ledger import State
+from nanobanana_pipeline.lineage.events import recorded
+from nanobanana_pipeline.lineage.events_told import Told, launched_again
 from nanobanana_pipeline.money import cost_text
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.settings import Settings
@@ -107,21 +110,33 @@ def resolve(
     action = Action.REBUY if rebuy else Action.ABANDON if abandon else Action.LOOK
     if action is not Action.LOOK:
         _ask(chosen, action, yes=yes)
-    if provider_id is not None:
-        if len(chosen) != 1:
-            raise typer.BadParameter(
-                f"--provider-id names one request, and {len(chosen):,} are chosen: give its key"
+    if provider_id is not None and len(chosen) != 1:
+        raise typer.BadParameter(
+            f"--provider-id names one request, and {len(chosen):,} are chosen: give its key"
+        )
+    with recorded(store, "resolve_doubts", uuid.uuid4().hex, Told) as recording:
+        if provider_id is not None:
+            name_id(store, account, chosen[0], provider_id)
+        settled = list(settle_doubts(store, account, chosen, action))
+        keys_chosen = {doubt.request_key for doubt in chosen}
+        found = find_doubts(store, settings.price_per_image)
+        left = [doubt for doubt in found if doubt.request_key in keys_chosen]
+        recording.tell(
+            lambda: launched_again(
+                store,
+                [(one.current, one.report) for one in settled],
+                action=action,
+                chosen=len(chosen),
+                left=len(left),
+                price=settings.price_per_image,
             )
-        name_id(store, account, chosen[0], provider_id)
-    settled = list(settle_doubts(store, account, chosen, action))
+        )
     report = Report()
     for one in settled:
         report += one.report
     for reason, count in report.reasons.items():
         console.print(f"  {count:,} requests: {reason}", style="yellow", markup=False)
     console.print(partitions_table([s.current for s in settled], store))
-    keys_chosen = {doubt.request_key for doubt in chosen}
-    left = [d for d in find_doubts(store, settings.price_per_image) if d.request_key in keys_chosen]
     console.print(f"{len(chosen) - len(left):,} of {len(chosen):,} are settled")
     if left:
         raise typer.Exit(DOUBTS_LEFT)

@@ -2,6 +2,7 @@
 
 import uuid
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Annotated
 
@@ -16,6 +17,14 @@ from nanobanana_pipeline.generation import engine
 from nanobanana_pipeline.generation.cells import read_seeds
 from nanobanana_pipeline.generation.launch import Launch, Plan, collect, plan, settle_shard
 from nanobanana_pipeline.generation.manifest import CurrentManifest, advice
+from nanobanana_pipeline.lineage.events import recorded
+from nanobanana_pipeline.lineage.events_told import (
+    launch_begins,
+    launch_collected,
+    launch_planned,
+    table_begins,
+    table_snapshotted,
+)
 from nanobanana_pipeline.money import Cap
 from nanobanana_pipeline.prompts.prompt_set import snapshot, valid_name
 from nanobanana_pipeline.prompts.references import References
@@ -75,8 +84,11 @@ def generate(
     console = make_console()
     set_name = valid_name(name or PurePosixPath(file).name.partition(".")[0])
     references = References(account.downloader, store, keep=True)
-    checked = check_prompts(read_table(file, store), references)
-    prompts = snapshot(store, set_name, checked)
+    begin = partial(table_begins, set_name, file)
+    with recorded(store, "prompt_set", uuid.uuid4().hex, begin) as recording:
+        checked = check_prompts(read_table(file, store), references)
+        prompts = snapshot(store, set_name, checked)
+        recording.tell(lambda: table_snapshotted(store, checked, prompts))
     console.print(
         f"prompt set {prompts.name}: {prompts.rows:,} rows, {prompts.quarantined:,} in quarantine"
     )
@@ -148,17 +160,23 @@ def read_launch_parameters(given: list[str]) -> tuple[PictureParameters, Deliver
 def _launch(
     console: Console, store: ObjectStore, account: Account, launch: Launch
 ) -> tuple[CurrentManifest, engine.Report]:
-    made = plan(store, account.realm, launch, account.budget)
-    console.print(f"{launch.prompt_set}, seed {launch.seed}: {made}")
-    report = engine.Report()
-    try:
-        report = _settle(console, store, account, made)
-    except KeyboardInterrupt:
-        console.print("stopped; the same command goes on from here", style="yellow")
-        _summary(console, collect(store, account.realm, made, report), report)
-        raise
-    current = collect(store, account.realm, made, report)
-    _summary(console, current, report)
+    begin = partial(launch_begins, store, launch.prompt_set, launch.seed)
+    with recorded(store, "generated_images", launch.run_id, begin) as recording:
+        made = plan(store, account.realm, launch, account.budget)
+        console.print(f"{launch.prompt_set}, seed {launch.seed}: {made}")
+        recording.running(lambda: launch_planned(store, made))
+        report = engine.Report()
+        try:
+            report = _settle(console, store, account, made)
+        except KeyboardInterrupt:
+            console.print("stopped; the same command goes on from here", style="yellow")
+            current = collect(store, account.realm, made, report)
+            _summary(console, current, report)
+            recording.tell(lambda: launch_collected(store, made, current, report))
+            raise
+        current = collect(store, account.realm, made, report)
+        _summary(console, current, report)
+        recording.tell(lambda: launch_collected(store, made, current, report))
     return current, report
 
 

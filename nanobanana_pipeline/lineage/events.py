@@ -81,7 +81,7 @@ def recorded(
         begin: gives what is known before anything is done; called once, where it is needed.
         parent: whose step this is.
         starts: this is the run's first step.
-        ends: this is the run's last step; another one that has told something writes RUNNING.
+        ends: this is the run's last step.
     """
     recording = Recording(store, job, run_id, begin, parent)
     try:
@@ -95,8 +95,6 @@ def recorded(
         failure = recording.told.failure if recording.told else None
         if ends:
             recording.emit("FAIL" if failure else "COMPLETE", failure)
-        elif recording.told:
-            recording.emit("RUNNING")
     finally:
         recording.close()
 
@@ -126,6 +124,11 @@ class Recording:
         """
         told = self._guarded("what it did", how)
         self.told = told or self.told
+
+    def running(self, how: Callable[[], Told]) -> None:
+        """Say now what is known in the middle of a run."""
+        self.tell(how)
+        self.emit("RUNNING")
 
     def emit(self, state: State, error: BaseException | str | None = None) -> None:
         """Write an event, and send it; never fails."""

@@ -38,12 +38,12 @@ __all__ = [
     "Figures",
     "Origin",
     "Told",
-    "doubts_settled",
     "features_begin",
     "features_refreshed",
     "launch_begins",
     "launch_collected",
     "launch_planned",
+    "launched_again",
     "release_begins",
     "release_built",
     "table_begins",
@@ -322,7 +322,7 @@ def release_built(
     return Told((*tables, *features), (output,), facet, source=begun.source)
 
 
-def doubts_settled(
+def launched_again(
     store: "ObjectStore",
     settled: Iterable[tuple["CurrentManifest", "Report"]],
     *,
@@ -331,7 +331,7 @@ def doubts_settled(
     left: int,
     price: Decimal | None,
 ) -> Told:
-    """Something was done about requests in doubt or lost.
+    """Partitions were launched again, to settle requests in doubt or lost.
 
     Args:
         store: the bucket.

@@ -237,15 +237,15 @@ def _output(dataset: Dataset) -> event_v2.OutputDataset:
         facets["dataQualityMetrics"] = metrics.DataQualityMetricsDatasetFacet(
             columnMetrics=columns, rowCount=dataset.rows, producer=_producer()
         )
-    statistics = facet.output_statistics_output_dataset
-    found: dict[str, facet.OutputDatasetFacet] = {
-        "outputStatistics": statistics.OutputStatisticsOutputDatasetFacet(
+    found: dict[str, facet.OutputDatasetFacet] = {}
+    if dataset.rows is not None:
+        statistics = facet.output_statistics_output_dataset
+        found["outputStatistics"] = statistics.OutputStatisticsOutputDatasetFacet(
             rowCount=dataset.rows,
             size=dataset.size,
             fileCount=dataset.files,
             producer=_producer(),
         )
-    }
     return event_v2.OutputDataset(namespace, name, facets=facets, outputFacets=found)
 
 
