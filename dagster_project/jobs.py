@@ -1,20 +1,34 @@
 """Jobs beside the assets."""
 
-from collections.abc import Callable
 from datetime import timedelta
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
+from typing import Any
 
 import dagster as dg
 import pandas as pd
 from pydantic import Field
 
+from dagster_project.assets.generated_images import GenerationConfig, launch_of
 from dagster_project.failures import plain_failures
 from dagster_project.metadata import sample_table
-from dagster_project.partitions import cell_key
+from dagster_project.partitions import read_cell_key
 from dagster_project.resources import NanobananaResource
+from dagster_project.settling import run_ids, show_settled
+from nanobanana_pipeline.audit import audit as audit_bucket
+from nanobanana_pipeline.errors import PlanError
+from nanobanana_pipeline.generation.again import retry
+from nanobanana_pipeline.generation.cells import read_seeds
 from nanobanana_pipeline.generation.doubts import Action, Filter, find_doubts, settle_doubts
+from nanobanana_pipeline.generation.quote import quote, room_today
+from nanobanana_pipeline.generation.rescue import rescue
+from nanobanana_pipeline.generation.wanted import find_wanted
+from nanobanana_pipeline.money import Cap, cost_of, cost_text
+from nanobanana_pipeline.prompts import prompt_set
 
-__all__ = ["resolve_doubts"]
+__all__ = ["audit_bucket_job", "quote_only", "rescue_run", "resolve_doubts", "retry_failed"]
+
+SHOWN = 100
+LONGEST = 1000
 
 
 class DoubtsConfig(dg.Config):
@@ -60,24 +74,9 @@ def settle_all_doubts(
         )
         price = account.budget.price
         chosen = [doubt for doubt in find_doubts(store, price) if wanted.allows(doubt)]
-        for settled in settle_doubts(
-            store, account, chosen, config.action, run_id=_run_ids(context.run_id)
-        ):
-            current = settled.current
-            # As the asset itself does: what has gaps is seen, and not made.
-            event = dg.AssetObservation if current.gaps else dg.AssetMaterialization
-            context.log_event(
-                event(
-                    "generated_images",
-                    partition=cell_key(current.prompt_set, current.seed),
-                    metadata={
-                        "cells": dg.MetadataValue.json(dict(current.cells)),
-                        "images stored in this run": settled.report.images,
-                        "dagster/uri": store.uri(current.manifest),
-                    },
-                    tags={"dagster/data_version": current.content},
-                )
-            )
+        names = run_ids(context.run_id, "doubts")
+        for settled in settle_doubts(store, account, chosen, config.action, run_id=names):
+            show_settled(context, store, settled, price)
         keys = {doubt.request_key for doubt in chosen}
         left = [doubt for doubt in find_doubts(store, price) if doubt.request_key in keys]
     rows = pd.DataFrame([vars(doubt) for doubt in left]).astype("str")
@@ -96,13 +95,254 @@ def resolve_doubts() -> None:
     settle_all_doubts()
 
 
-def _run_ids(run_id: str) -> Callable[[], str]:
-    """A run of its own for each partition, named after Dagster's."""
-    count = 0
+class RetryConfig(dg.Config):
+    """How much a second try may cost, and of which partitions."""
 
-    def name() -> str:
-        nonlocal count
-        count += 1
-        return f"{run_id}-doubts-{count}"
+    max_images: int = Field(
+        description="The budget: buy at most so many images, over all partitions together."
+    )
+    max_cost: str | None = Field(
+        default=None,
+        description="Spend at most so much, in the currency of NANOBANANA_PRICE_PER_IMAGE.",
+    )
+    partitions: list[str] = Field(
+        default=[], description="Keys such as animals|1. Left out: all that lack cells."
+    )
 
-    return name
+
+@dg.op(
+    description=(
+        "Launches partitions again that lack cells which may still come: first those that lack "
+        "fewest. Each goes on as it was launched the last time. **Costs money: one request a "
+        "missing cell, up to max_images.** What is in doubt or lost is looked into, and not bought."
+    )
+)
+def retry_partitions(
+    context: dg.OpExecutionContext, config: RetryConfig, nanobanana: NanobananaResource
+) -> None:
+    """Buy what is missing of partitions that were launched before."""
+    with plain_failures():
+        cap = _budget_of(config)
+        store, account = nanobanana.store(), nanobanana.account()
+        only = {read_cell_key(key) for key in config.partitions}
+        wanted = [(each.prompt_set, each.seed) for each in find_wanted(store)]
+        chosen = [partition for partition in wanted if not only or partition in only]
+        done = []
+        names = run_ids(context.run_id, "retry")
+        for settled in retry(store, account, chosen, cap, run_id=names):
+            current, report = settled.current, settled.report
+            show_settled(context, store, settled, account.budget.price)
+            row = (current.prompt_set, current.seed, report.bought, report.spent, current.gaps)
+            context.log.info(
+                f"{current.prompt_set}, seed {current.seed}: {report.bought:,} requests bought, "
+                f"{current.gaps:,} cells still missing"
+            )
+            if report.halted:
+                context.log.warning(f"stopped early: {report.halted}")
+            done.append(row)
+    columns = ["prompt set", "seed", "requests bought", "images bought", "still missing"]
+    rows = pd.DataFrame(done, columns=columns)
+    images = int(rows["images bought"].sum())
+    context.add_output_metadata(
+        {
+            "partitions that lack cells": len(chosen),
+            "launched": len(done),
+            "images bought": images,
+            "cost": cost_text(cost_of(images, account.budget.price)),
+            "partitions": sample_table(rows, SHOWN) if done else "none",
+        }
+    )
+
+
+@dg.job(description="Launch partitions again for what is missing, within a budget you name.")
+def retry_failed() -> None:
+    """One op: partitions share its budget."""
+    retry_partitions()
+
+
+class QuoteConfig(GenerationConfig):
+    """What would be launched: all that a launch may say, for several seeds at once."""
+
+    prompt_set: str = Field(description="Its name; it must be materialized.")
+    seeds: str = Field(description="Seeds: 1-4, or 1,7,9-12.")
+
+
+@dg.op(
+    description=(
+        "Says what launching a prompt set under these seeds would buy, cost, store and last. "
+        "**Costs nothing: buys nothing and writes nothing.**"
+    )
+)
+def quote_launches(
+    context: dg.OpExecutionContext, config: QuoteConfig, nanobanana: NanobananaResource
+) -> None:
+    """Plan without launching."""
+    with plain_failures():
+        store, account = nanobanana.store(), nanobanana.account()
+        kept = prompt_set.current(store, config.prompt_set)
+        if kept is None:
+            raise PlanError(
+                f"there is no prompt set {config.prompt_set!r}: materialize prompt_set first"
+            )
+        prompts = prompt_set.load(store, kept.name, kept.fingerprint)
+        slots = config.slots or account.slots
+        rows: list[dict[str, Any]] = []
+        for seed in _seeds_of(config.seeds):
+            launch = launch_of(config, kept.name, seed, "quote")
+            one = quote(store, account.realm, launch, prompts, budget=account.budget, slots=slots)
+            size, seconds = one.estimate.size, one.estimate.seconds
+            rows.append(
+                {
+                    "seed": seed,
+                    "requests": one.made.buy,
+                    "images": one.made.buy_images,
+                    "cost": cost_text(one.made.cost),
+                    "bytes": "unknown" if size is None else size,
+                    "hours": "unknown" if seconds is None else round(seconds / 3600, 2),
+                    "to resume": one.made.resume + one.made.look,
+                    "needs change_parameters": one.changes,
+                }
+            )
+        _, _, room = room_today(store, account.budget)
+    images = sum(row["images"] for row in rows)
+    context.add_output_metadata(
+        {
+            "images": images,
+            "cost": cost_text(cost_of(images, account.budget.price)),
+            "bytes": _sum_of(rows, "bytes"),
+            "hours": _sum_of(rows, "hours"),
+            "room today, in images": "no cap" if room is None else room,
+            "seeds": sample_table(pd.DataFrame(rows), SHOWN),
+        }
+    )
+
+
+@dg.job(description="Say what a launch would buy, cost, store and last. Buys and writes nothing.")
+def quote_only() -> None:
+    """One op: nothing is made."""
+    quote_launches()
+
+
+class RescueConfig(dg.Config):
+    """Which run died."""
+
+    run_id: str = Field(
+        description="A run that never came to its end: a folder of runs/ without done.json."
+    )
+
+
+@dg.op(
+    description=(
+        "Brings what a dead run has bought and not stored, looks for evidence of what is in "
+        "doubt, and publishes its partition's manifest. **Costs nothing: buys nothing.**"
+    )
+)
+def rescue_one_run(
+    context: dg.OpExecutionContext, config: RescueConfig, nanobanana: NanobananaResource
+) -> None:
+    """Settle what a dead run has left."""
+    with plain_failures():
+        store, account = nanobanana.store(), nanobanana.account()
+        names = run_ids(context.run_id, "rescue")
+        settled = rescue(store, account, config.run_id, new_run_id=names)
+        show_settled(context, store, settled, account.budget.price)
+    current, report = settled.current, settled.report
+    context.log.info(
+        f"run {config.run_id} over {current.prompt_set}, seed {current.seed}: {report.images:,} "
+        f"images brought, {current.gaps:,} cells of the partition still missing"
+    )
+    context.add_output_metadata(
+        {
+            "images brought": report.images,
+            "requests by state": dg.MetadataValue.json(
+                {s.value: n for s, n in report.states.items()}
+            ),
+            "cells": dg.MetadataValue.json(dict(current.cells)),
+        }
+        | ({"stopped early": report.halted} if report.halted else {})
+    )
+
+
+@dg.job(
+    description=(
+        "Bring what a dead run has bought, before the provider deletes it after 24 hours. The "
+        "sensor `rescue` launches it by itself. Buys nothing."
+    )
+)
+def rescue_run() -> None:
+    """One op: the run has one partition."""
+    rescue_one_run()
+
+
+class AuditConfig(dg.Config):
+    """How closely to look."""
+
+    sample: int = Field(
+        default=1000, ge=0, description="How many pictures are read whole and hashed."
+    )
+
+
+@dg.op(
+    description=(
+        "Looks whether ledger, pictures, manifests, features, runs and budgets agree, and reads a "
+        "sample of the pictures. **Buys nothing**; S3 is asked for each entry of the ledger."
+    )
+)
+def audit_whole_bucket(
+    context: dg.OpExecutionContext, config: AuditConfig, nanobanana: NanobananaResource
+) -> None:
+    """Audit everything, and fail where something disagrees."""
+    with plain_failures():
+        report = audit_bucket(nanobanana.store(), sample=config.sample)
+    found = pd.DataFrame(
+        [(each.kind.value, each.key, each.text) for each in report.findings],
+        columns=["kind", "key", "what is wrong, and what to do"],
+    )
+    metadata: dict[str, Any] = {
+        "findings": sample_table(found, SHOWN, LONGEST),
+        "ledger entries": report.states.total(),
+        "images": report.images,
+        "images read": report.images_read,
+    }
+    if not report.agrees:
+        raise dg.Failure(
+            f"{len(found):,} findings: see the table; each says what to do",
+            metadata=metadata,
+            allow_retries=False,
+        )
+    context.add_output_metadata(metadata)
+
+
+@dg.job(
+    name="audit_bucket",
+    description="Look whether all that lies in the bucket agrees, as `nanobanana audit` does.",
+)
+def audit_bucket_job() -> None:
+    """One op: there is one bucket."""
+    audit_whole_bucket()
+
+
+def _budget_of(config: RetryConfig) -> Cap:
+    """What a retry may spend.
+
+    Raises:
+        PlanError: it is no amount.
+    """
+    if config.max_images < 1:
+        raise PlanError(f"max_images {config.max_images} is out of range: use 1 or more")
+    try:
+        return Cap(config.max_images, None if config.max_cost is None else Decimal(config.max_cost))
+    except InvalidOperation:
+        raise PlanError(f"max_cost {config.max_cost!r} is no amount of money") from None
+
+
+def _seeds_of(text: str) -> list[int]:
+    try:
+        return read_seeds(text)
+    except ValueError as error:
+        raise PlanError(f"seeds {error}") from None
+
+
+def _sum_of(rows: list[dict[str, Any]], name: str) -> int | float | str:
+    values = [row[name] for row in rows]
+    return "unknown" if "unknown" in values else round(sum(values), 2)
