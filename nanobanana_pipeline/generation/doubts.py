@@ -24,18 +24,20 @@ from nanobanana_pipeline.generation.manifest import (
 )
 from nanobanana_pipeline.generation.runs import read_shard, unfinished_runs
 from nanobanana_pipeline.generation.work import Later
+from nanobanana_pipeline.layout import webhook_prefix
 from nanobanana_pipeline.ledger import UNSURE, Entry, Held, Ledger, Outcome, State
 from nanobanana_pipeline.money import cost_of
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.own_bucket import read_places
 from nanobanana_pipeline.storage import ObjectStore
-from nanobanana_pipeline.webhooks.inbox import Inbox
+from nanobanana_pipeline.webhooks.inbox import Inbox, attempt_id
 
 __all__ = [
     "Action",
     "Doubt",
     "Filter",
     "find_doubts",
+    "find_mail",
     "hints",
     "name_id",
     "settle_doubts",
@@ -163,6 +165,23 @@ def hints(store: ObjectStore, doubts: Sequence[Doubt]) -> dict[str, list[str]]:
                 if timedelta(0) <= passed <= HINT_WINDOW and len(found[key]) < MAX_HINTS:
                     found[key].append(there.uri(listed.key))
     return found
+
+
+def find_mail(store: ObjectStore, doubts: Iterable[Doubt]) -> dict[str, list[str]]:
+    """What webhooks have brought for doubts: the keys of their bodies, by request key.
+
+    One LIST a doubt. A webhook is a hint: settling asks the provider.
+
+    Raises:
+        StorageError: S3 refuses.
+    """
+    found = {
+        doubt.request_key: sorted(
+            store.keys(webhook_prefix(attempt_id(doubt.request_key, doubt.nonce)))
+        )
+        for doubt in doubts
+    }
+    return {key: letters for key, letters in found.items() if letters}
 
 
 def name_id(store: ObjectStore, account: Account, doubt: Doubt, provider_id: str) -> None:

@@ -1,0 +1,57 @@
+"""What a recipe would draw from now, in one short text that is another one once that changes."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from nanobanana_pipeline.datasets.recipe import Recipe
+from nanobanana_pipeline.features.keeping import read_current_features
+from nanobanana_pipeline.generation.manifest import read_all_current, read_current
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["Inputs", "read_inputs"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a recipe would draw from.
+
+    Attributes:
+        fingerprint: SHA-256, in hexadecimal, of the recipe and of the content of the manifests and
+            features of all its partitions.
+        lacks: why no release can be built now, a sentence each.
+    """
+
+    fingerprint: str
+    lacks: tuple[str, ...]
+
+
+def read_inputs(store: ObjectStore, recipe: Recipe) -> Inputs:
+    """Compare what a recipe draws from without reading it: two small objects a partition.
+
+    Raises:
+        StorageError: S3 refuses or holds damaged objects.
+    """
+    lacks, contents, gaps = [], [], 0
+    for name, seed in _partitions(store, recipe):
+        current, _ = read_current(store, name, seed)
+        features, _ = read_current_features(store, name, seed)
+        if current is None or features is None:
+            what = "generated_images" if current is None else "image_features"
+            lacks.append(f"{name}, seed {seed} has no {what} yet")
+            continue
+        gaps += current.gaps
+        contents.append([name, seed, current.content, current.fingerprint, features.content])
+    if gaps > recipe.allow_gaps:
+        lacks.append(f"{gaps:,} cells are missing, and {recipe.allow_gaps:,} may be")
+    if not contents and not lacks:
+        lacks.append("nothing was generated yet that it could draw from")
+    text = json.dumps([recipe.fingerprint, contents], separators=(",", ":"))
+    return Inputs(hashlib.sha256(text.encode()).hexdigest(), tuple(lacks))
+
+
+def _partitions(store: ObjectStore, recipe: Recipe) -> list[tuple[str, int]]:
+    if recipe.seeds == "all":
+        there = ((m.prompt_set, m.seed) for m in read_all_current(store))
+        return sorted(each for each in there if each[0] in recipe.prompt_sets)
+    return [(name, seed) for name in recipe.prompt_sets for seed in sorted(recipe.seeds)]

@@ -1,0 +1,102 @@
+"""Which prompt tables lie in a folder and below the bucket's prefix, without reading them."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from nanobanana_pipeline.errors import PromptTableError
+from nanobanana_pipeline.prompts.prompt_set import valid_name
+from nanobanana_pipeline.prompts.table import PARQUET, TEXT_FORMATS
+
+if TYPE_CHECKING:
+    from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["PREFIX", "FoundTable", "find_tables"]
+
+PREFIX: Final = "prompts/"
+"""Where tables are put, below the bucket's prefix."""
+QUIET_SECONDS: Final = 3.0
+"""A local file that was changed just now may be half written: it is left for the next look."""
+
+
+@dataclass(frozen=True)
+class FoundTable:
+    """A file that is, or should be, a prompt table.
+
+    Attributes:
+        source: its path or ``s3://`` URL.
+        name: of the prompt set it makes; "" where `fault` says why it makes none.
+        stamp: another one whenever the file is written.
+        fault: what is wrong with it, and what to do; None if nothing is.
+    """
+
+    source: str
+    name: str
+    stamp: str
+    fault: str | None = None
+
+
+def find_tables(folder: Path, store: "ObjectStore") -> list[FoundTable]:
+    """The tables of both places, by source. Names that begin with a dot are passed over.
+
+    Two files that would make the same prompt set are both at fault.
+
+    Args:
+        folder: of this machine; it need not exist.
+        store: whose ``prompts/`` is listed too, one LIST for a thousand files.
+
+    Raises:
+        StorageError: the bucket refuses.
+    """
+    found = [_described(*each) for each in [*_in_folder(folder), *_in_bucket(store)]]
+    sources = defaultdict(list)
+    for table in found:
+        if table.fault is None:
+            sources[table.name].append(table.source)
+    return sorted(
+        (_unless_shared(table, sources[table.name]) for table in found),
+        key=lambda table: table.source,
+    )
+
+
+def _in_folder(folder: Path) -> Iterator[tuple[str, str, str]]:
+    if not folder.is_dir():
+        return
+    now = time.time()
+    for path in folder.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            stat = path.stat()
+            if not 0 <= now - stat.st_mtime < QUIET_SECONDS:
+                stamp = f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
+                yield str(path.resolve()), path.name, stamp
+
+
+def _in_bucket(store: "ObjectStore") -> Iterator[tuple[str, str, str]]:
+    for found in store.listing(PREFIX):
+        leaf = found.key.removeprefix(PREFIX)
+        if leaf and not leaf.startswith(".") and "/" not in leaf:
+            stamp = f"{found.last_modified.timestamp():.0f}-" + found.etag.strip('"')
+            yield store.uri(found.key), leaf, stamp
+
+
+def _described(source: str, leaf: str, stamp: str) -> FoundTable:
+    bare = leaf.lower().removesuffix(".gz")
+    known = [*TEXT_FORMATS, *([PARQUET] if bare == leaf.lower() else [])]
+    suffix = next((each for each in known if bare.endswith(each)), None)
+    if suffix is None:
+        fault = "is of no known format: name it .csv, .tsv, .jsonl, .ndjson or .parquet"
+        return FoundTable(source, "", stamp, f"{source} {fault}")
+    try:
+        return FoundTable(source, valid_name(leaf[: len(bare) - len(suffix)]), stamp)
+    except PromptTableError as error:
+        return FoundTable(source, "", stamp, f"{source}: {error}")
+
+
+def _unless_shared(table: FoundTable, sources: list[str]) -> FoundTable:
+    if table.fault is not None or len(sources) == 1:
+        return table
+    fault = f"{' and '.join(sorted(sources))} would all make {table.name!r}: keep one"
+    return FoundTable(table.source, "", table.stamp, fault)
