@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
+from dagster_project.conditions import on_changed_inputs
 from dagster_project.failures import plain_failures
 from dagster_project.metadata import sample_table
 from dagster_project.partitions import cell_key
@@ -58,6 +59,7 @@ def _asset(recipe: Recipe) -> dg.AssetsDefinition:
         kinds={"s3", str(recipe.formats[0])},
         owners=["team:data"],
         code_version=recipe.fingerprint[:16],
+        automation_condition=on_changed_inputs,
         description=(
             f"{recipe.description}\n\nA release of what `recipes/` selects now: an immutable "
             "version under its fingerprint; unchanged shards are taken over from the one before. "

@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 
+from dagster_project.conditions import on_changed_inputs
 from dagster_project.failures import plain_failures
 from dagster_project.metadata import column_schema, inline_picture, sample_table
 from dagster_project.partitions import grid, read_cell_key
@@ -32,6 +33,7 @@ SHOWN = ["prompt", *FIGURES, "blank", "phash", "error"]
     kinds={"pillow", "s3", "parquet"},
     owners=["team:data"],
     code_version="1",
+    automation_condition=on_changed_inputs,
     description=(
         "Size, luminance, entropy, sharpness, perceptual hash, provenance marks and a thumbnail "
         "of every distinct picture of a partition, measured from all its pixels, and a contact "
