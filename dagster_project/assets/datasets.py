@@ -7,6 +7,7 @@ import dagster as dg
 import pandas as pd
 
 from dagster_project.conditions import on_changed_inputs
+from dagster_project.columns import RELEASES
 from dagster_project.failures import plain_failures
 from dagster_project.metadata import sample_table
 from dagster_project.partitions import cell_key
@@ -58,6 +59,8 @@ def _asset(recipe: Recipe) -> dg.AssetsDefinition:
         group_name="datasets",
         kinds={"s3", str(recipe.formats[0])},
         owners=["team:data"],
+        tags={"cost": "free"},
+        metadata=RELEASES,
         code_version=recipe.fingerprint[:16],
         automation_condition=on_changed_inputs,
         description=(

@@ -13,6 +13,7 @@ import dagster as dg
 import pandas as pd
 from pydantic import Field, TypeAdapter, ValidationError
 
+from dagster_project.columns import IMAGES
 from dagster_project.failures import plain_failures
 from dagster_project.metadata import column_schema, sample_table
 from dagster_project.partitions import grid, read_cell_key
@@ -271,6 +272,8 @@ def generation_config(config: GenerationConfig) -> dict[str, Any]:
     group_name="images",
     kinds={"requests", "s3", "parquet"},
     owners=["team:data"],
+    tags={"cost": "paid"},
+    metadata=IMAGES,
     code_version=CODE_VERSION,
     description=(
         "Every prompt of a set drawn under one seed. Missing pictures are bought from the "

@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from dagster_project.conditions import on_changed_inputs
+from dagster_project.columns import FEATURES
 from dagster_project.failures import plain_failures
 from dagster_project.metadata import column_schema, inline_picture, sample_table
 from dagster_project.partitions import grid, read_cell_key
@@ -29,9 +30,11 @@ SHOWN = ["prompt", *FIGURES, "blank", "phash", "error"]
 @dg.asset(
     partitions_def=grid,
     deps=["generated_images"],
-    group_name="images",
+    group_name="features",
     kinds={"pillow", "s3", "parquet"},
     owners=["team:data"],
+    tags={"cost": "free"},
+    metadata=FEATURES,
     code_version="1",
     automation_condition=on_changed_inputs,
     description=(

@@ -5,6 +5,7 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
+from dagster_project.columns import PROMPTS
 from dagster_project.failures import plain_failures
 from dagster_project.metadata import sample_table
 from dagster_project.partitions import prompt_sets
@@ -39,6 +40,8 @@ class PromptTableConfig(dg.Config):
     group_name="prompts",
     kinds={"pandas", "parquet", "s3"},
     owners=["team:data"],
+    tags={"cost": "free"},
+    metadata=PROMPTS,
     code_version="1",
     description=(
         "A prompt table, checked and frozen. Good rows become a snapshot under their fingerprint; "
