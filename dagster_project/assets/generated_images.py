@@ -7,6 +7,7 @@ downstream assets run. Pictures that can never be drawn only warn.
 
 from collections.abc import Callable, Iterator
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -17,6 +18,7 @@ from dagster_project.columns import IMAGES
 from dagster_project.failures import plain_failures
 from dagster_project.metadata import column_schema, sample_table
 from dagster_project.partitions import grid, read_cell_key
+from dagster_project.recording import recorded_step
 from dagster_project.resources import NanobananaResource
 from nanobanana_pipeline.errors import NanobananaError, PlanError
 from nanobanana_pipeline.generation import launch
@@ -30,6 +32,11 @@ from nanobanana_pipeline.generation.manifest import (
     read_manifest,
 )
 from nanobanana_pipeline.generation.quote import Estimate, estimate
+from nanobanana_pipeline.lineage.events_told import (
+    launch_begins,
+    launch_collected,
+    launch_planned,
+)
 from nanobanana_pipeline.money import cost_of, cost_text
 from nanobanana_pipeline.request import (
     DeliveryParameters,
@@ -149,12 +156,11 @@ def plan(
     with plain_failures():
         name, seed = read_cell_key(context.partition_key)
         account, store = nanobanana.account(), nanobanana.store()
-        made = launch.plan(
-            store,
-            account.realm,
-            launch_of(config, name, seed, context.run_id),
-            account.budget,
-        )
+        begin = partial(launch_begins, store, name, seed)
+        with recorded_step(context, store, "generated_images", begin, ends=False) as recording:
+            asked = launch_of(config, name, seed, context.run_id)
+            made = launch.plan(store, account.realm, asked, account.budget)
+            recording.running(partial(launch_planned, store, made))
     context.log.info(f"{made}; {made.cells:,} cells: {made.states}")
     for shard in made.shards:
         key = shard.replace("-", "_")
@@ -184,15 +190,27 @@ def generate(
 ) -> dict[str, Any]:
     """Settle one run file."""
     try:
-        report = launch.settle_shard(
-            nanobanana.store(),
-            nanobanana.account(),
-            shard["run_id"],
-            shard["shard"],
-            slots=config.slots,
-            on_progress=_progress_log(context, shard["shard"]),
-            progress_seconds=PROGRESS_SECONDS,
-        )
+        store = nanobanana.store()
+        begin = partial(launch_begins, store, *read_cell_key(context.partition_key))
+        with recorded_step(
+            context,
+            store,
+            "generated_images",
+            begin,
+            run_id=shard["run_id"],
+            starts=False,
+            ends=False,
+            passes=(NanobananaError,),
+        ):
+            report = launch.settle_shard(
+                store,
+                nanobanana.account(),
+                shard["run_id"],
+                shard["shard"],
+                slots=config.slots,
+                on_progress=_progress_log(context, shard["shard"]),
+                progress_seconds=PROGRESS_SECONDS,
+            )
     except NanobananaError as error:
         context.log.error(f"{shard['shard']} stopped: {error}")
         report = Report(halted=str(error))
@@ -225,7 +243,12 @@ def collect(
     with plain_failures():
         store = nanobanana.store()
         plan_made = _PLAN.validate_python(made)
-        current = launch.collect(store, nanobanana.account().realm, plan_made, report)
+        begin = partial(launch_begins, store, plan_made.prompt_set, plan_made.seed)
+        with recorded_step(
+            context, store, "generated_images", begin, run_id=plan_made.run_id, starts=False
+        ) as recording:
+            current = launch.collect(store, nanobanana.account().realm, plan_made, report)
+            recording.tell(partial(launch_collected, store, plan_made, current, report))
         metadata = _metadata(store, current, report, plan_made.price)
     refused = current.cells.get(CellState.REFUSED, 0)
     check = dg.AssetCheckResult(

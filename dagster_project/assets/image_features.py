@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -11,9 +12,11 @@ from dagster_project.columns import FEATURES
 from dagster_project.failures import plain_failures
 from dagster_project.metadata import column_schema, inline_picture, sample_table
 from dagster_project.partitions import grid, read_cell_key
+from dagster_project.recording import recorded_step
 from dagster_project.resources import NanobananaResource
 from nanobanana_pipeline.contact_sheet import strip
 from nanobanana_pipeline.features.keeping import COLUMNS, Refreshed, refresh_features
+from nanobanana_pipeline.lineage.events_told import features_begin, features_refreshed
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["image_features"]
@@ -51,7 +54,10 @@ def image_features(
     with plain_failures():
         name, seed = read_cell_key(context.partition_key)
         store = nanobanana.store()
-        done = refresh_features(store, name, seed, _progress_log(context, start))
+        begin = partial(features_begin, store, name, seed)
+        with recorded_step(context, store, "image_features", begin) as recording:
+            done = refresh_features(store, name, seed, _progress_log(context, start))
+            recording.tell(partial(features_refreshed, store, done))
     if done.gaps:
         context.log.warning(
             f"{done.gaps:,} cells have no picture yet: launch generated_images again, then this"

@@ -1,5 +1,6 @@
 """A prompt table becomes a prompt set: checked, fingerprinted, kept for ever."""
 
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -9,9 +10,11 @@ from dagster_project.columns import PROMPTS
 from dagster_project.failures import plain_failures
 from dagster_project.metadata import sample_table
 from dagster_project.partitions import prompt_sets
+from dagster_project.recording import recorded_step
 from dagster_project.resources import NanobananaResource
 from nanobanana_pipeline.errors import PromptTableError
 from nanobanana_pipeline.layout import prompt_set_key
+from nanobanana_pipeline.lineage.events_told import table_begins, table_snapshotted
 from nanobanana_pipeline.prompts.prompt_set import snapshot, valid_name
 from nanobanana_pipeline.prompts.references import References
 from nanobanana_pipeline.prompts.table import read_table
@@ -58,8 +61,12 @@ def prompt_set(
         name = valid_name(context.partition_key)
         store = nanobanana.store()
         references = References(nanobanana.account().downloader, store, keep=True)
-        checked = check_prompts(read_table(config.table or find_table(name), store), references)
-        made = snapshot(store, name, checked)
+        table = config.table or find_table(name)
+        begin = partial(table_begins, name, str(table))
+        with recorded_step(context, store, "prompt_set", begin) as recording:
+            checked = check_prompts(read_table(table, store), references)
+            made = snapshot(store, name, checked)
+            recording.tell(partial(table_snapshotted, store, checked, made))
     carried = attributes_of(checked.prompts)
     if carried:
         context.log.info(f"carried along, not sent to the provider: {', '.join(carried)}")

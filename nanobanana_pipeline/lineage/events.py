@@ -68,6 +68,7 @@ def recorded(
     parent: Parent | None = None,
     starts: bool = True,
     ends: bool = True,
+    passes: tuple[type[Exception], ...] = (),
 ) -> Iterator["Recording"]:
     """Record a run, or one step of it.
 
@@ -82,6 +83,7 @@ def recorded(
         parent: whose step this is.
         starts: this is the run's first step.
         ends: this is the run's last step.
+        passes: errors that do not end the run: a later step tells of them.
     """
     recording = Recording(store, job, run_id, begin, parent)
     try:
@@ -89,7 +91,8 @@ def recorded(
             recording.emit("START")
         yield recording
     except BaseException as error:
-        recording.emit("FAIL" if isinstance(error, Exception) else "ABORT", error)
+        if not isinstance(error, passes):
+            recording.emit("FAIL" if isinstance(error, Exception) else "ABORT", error)
         raise
     else:
         failure = recording.told.failure if recording.told else None
