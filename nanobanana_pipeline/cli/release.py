@@ -8,6 +8,7 @@ import typer
 
 from nanobanana_pipeline.cli.show import make_console, size_text, table_of
 from nanobanana_pipeline.datasets.changes import changes
+from nanobanana_pipeline.datasets.mending import mend
 from nanobanana_pipeline.datasets.publish import build_release
 from nanobanana_pipeline.datasets.pull import As, pull, verify
 from nanobanana_pipeline.datasets.recipe import read_recipe
@@ -59,7 +60,9 @@ def build(
             "nanobanana recipe preview",
             markup=False,
         )
-    release = build_release(store, wanted, chosen.rows, chosen.rejected, parent=latest)
+    release = build_release(
+        store, wanted, chosen.rows, chosen.rejected, parent=latest, manifests=chosen.manifests
+    )
     if latest is not None and release.version == latest.version:
         console.print(f"nothing has changed since {release.version}: no release was made")
     console.print(_table([release], store))
@@ -109,23 +112,42 @@ def diff(
 
 
 @release_commands.command("verify")
-def verify_(dataset: Dataset, *, version: Version = None) -> None:
+def verify_(
+    dataset: Dataset,
+    *,
+    version: Version = None,
+    mend_: Annotated[
+        bool, typer.Option("--mend", help="Make damaged shards again from their pictures.")
+    ] = False,
+) -> None:
     """Read every file of a release again, and compare it with what was published."""
     store = _store()
     release = find_release(store, dataset, version)
     console = make_console()
-    faults = pd.DataFrame([fault.__dict__ for fault in verify(store, release)])
+    faults = list(verify(store, release))
     size = sum(file.size for file in release.files)
     told = f"{dataset} {release.version}: {len(release.files):,} files, {size_text(size)}"
-    if faults.empty:
+    if not faults:
         console.print(f"{told}: all as published", highlight=False)
         return
-    console.print(table_of(faults, f"{told}: {len(faults):,} not as published"))
-    console.print(
-        "restore them from a copy: a folder that was pulled earlier has the same files under the "
-        "same paths"
-    )
-    raise typer.Exit(DAMAGED)
+    shown = pd.DataFrame([fault.__dict__ for fault in faults])
+    console.print(table_of(shown, f"{told}: {len(faults):,} not as published"))
+    if not mend_:
+        console.print(
+            "--mend makes shards again from their pictures; a folder that was pulled earlier has "
+            "the same files under the same paths"
+        )
+        raise typer.Exit(DAMAGED)
+    left = 0
+    for fault in faults:
+        try:
+            mend(store, release, fault.path)
+            console.print(f"{fault.path}: made again, as published", highlight=False, markup=False)
+        except ReleaseError as error:
+            left += 1
+            console.print(f"{fault.path}: {error}", highlight=False, markup=False)
+    if left:
+        raise typer.Exit(DAMAGED)
 
 
 @release_commands.command("pull")
