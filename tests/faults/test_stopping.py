@@ -1,6 +1,5 @@
 """A launch that is told to stop: from a shell, by a supervisor, in Dagster's UI."""
 
-import json
 import os
 import signal
 import time
@@ -11,20 +10,16 @@ from typing import Any
 import pytest
 import requests
 
-from nanobanana_pipeline import local
 from nanobanana_pipeline.generation.manifest import read_current
 from nanobanana_pipeline.ledger import State
-from nanobanana_pipeline.storage import ObjectStore, s3_client
+from nanobanana_pipeline.storage import ObjectStore
 from tests.cli.test_profile import (
     START_SECONDS,
-    STOP_SECONDS,
     nanobanana,
-    start_dev,
     wait_for_purchases,
-    wait_until_gone,
 )
 from tests.conftest import API_KEY, Emulators
-from tests.graphql import Dagster
+from tests.graphql import Dev, running_dev
 from tests.launching import admin, bought, entries, states
 from tests.s3_proxy import wait_until
 
@@ -67,32 +62,16 @@ def test_a_stopped_command_sends_nothing_more_and_leaves_nothing_in_the_air(
 
 
 @pytest.fixture
-def dev(tmp_path: Path) -> Iterator[tuple[Dagster, str, ObjectStore]]:
-    """`nanobanana dev` with one table; gives Dagster, the emulator's address, and the bucket."""
-    (tmp_path / "prompts").mkdir()
-    (tmp_path / "prompts" / "many.csv").write_text(TABLE)
-    data = tmp_path / "data"
-    process, url = start_dev(data, tmp_path / "dev.log", cwd=tmp_path)
-    try:
-        ports = json.loads((data / "ports.json").read_text())
-        client = s3_client(
-            endpoint_url=f"http://127.0.0.1:{ports['s3']}",
-            aws_access_key_id=local.ACCESS_KEY,
-            aws_secret_access_key=local.SECRET_KEY,
-            region_name="us-east-1",
-        )
-        emulator = f"http://127.0.0.1:{ports['emulator']}"
-        yield Dagster(url), emulator, ObjectStore(client, local.BUCKET)
-    finally:
-        process.terminate()
-        process.wait(STOP_SECONDS)
-        assert not wait_until_gone(data)
+def dev(tmp_path: Path) -> Iterator[Dev]:
+    """`nanobanana dev` with one table."""
+    with running_dev(tmp_path, {"many.csv": TABLE}) as dev:
+        yield dev
 
 
 def test_terminate_in_dagster_ends_every_shard_and_the_next_launch_goes_on(
-    dev: tuple[Dagster, str, ObjectStore],
+    dev: Dev,
 ) -> None:
-    dagster, emulator, store = dev
+    dagster, emulator, store = dev.dagster, dev.emulator, dev.store
 
     def record() -> dict[str, Any]:
         found: dict[str, Any] = requests.get(f"{emulator}/admin/purchases", timeout=10).json()
