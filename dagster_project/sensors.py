@@ -10,7 +10,6 @@ from pathlib import Path
 import dagster as dg
 
 from dagster_project.assets.prompt_set import FOLDER, prompt_set
-from dagster_project.jobs import rescue_run, resolve_doubts
 from dagster_project.partitions import prompt_sets
 from dagster_project.resources import NanobananaResource
 from nanobanana_pipeline.errors import SettingsError
@@ -88,7 +87,7 @@ def new_prompt_tables(
 
 
 @dg.sensor(
-    job=resolve_doubts,
+    job_name="resolve_doubts",
     minimum_interval_seconds=300,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
@@ -129,7 +128,7 @@ def webhook_inbox(
 
 
 @dg.sensor(
-    job=rescue_run,
+    job_name="rescue_run",
     minimum_interval_seconds=300,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(

@@ -4,9 +4,11 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+from nanobanana_pipeline.datasets.derived import origin_of
 from nanobanana_pipeline.datasets.recipe import Recipe
 from nanobanana_pipeline.features.keeping import read_current_features
 from nanobanana_pipeline.generation.manifest import read_all_current, read_current
+from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["Inputs", "read_inputs"]
@@ -27,21 +29,27 @@ class Inputs:
 
 
 def read_inputs(store: ObjectStore, recipe: Recipe) -> Inputs:
-    """Compare what a recipe draws from without reading it: two small objects a partition.
+    """Compare what a recipe draws from without reading it: three small objects a partition.
 
     Raises:
+        PromptTableError: a prompt set's ``current.json`` is damaged.
         StorageError: S3 refuses or holds damaged objects.
     """
     lacks, contents, gaps = [], [], 0
     for name, seed in _partitions(store, recipe):
         current, _ = read_current(store, name, seed)
         features, _ = read_current_features(store, name, seed)
-        if current is None or features is None:
-            what = "generated_images" if current is None else "image_features"
-            lacks.append(f"{name}, seed {seed} has no {what} yet")
+        if current is None:
+            kept = prompt_set.current(store, name)
+            gaps += kept.rows if kept else 0
+            lacks += [] if kept else [f"there is no prompt set {name!r}"]
             continue
-        gaps += current.gaps
-        contents.append([name, seed, current.content, current.fingerprint, features.content])
+        # What a derived set lacks are candidates that came to nothing, and no gaps.
+        gaps += 0 if origin_of(recipe.name, name) else current.gaps
+        if current.images and features is None:
+            lacks.append(f"the features of {name}, seed {seed} are not measured yet")
+        measured = features.content if features else ""
+        contents.append([name, seed, current.content, current.fingerprint, measured])
     if gaps > recipe.allow_gaps:
         lacks.append(f"{gaps:,} cells are missing, and {recipe.allow_gaps:,} may be")
     if not contents and not lacks:
@@ -51,7 +59,10 @@ def read_inputs(store: ObjectStore, recipe: Recipe) -> Inputs:
 
 
 def _partitions(store: ObjectStore, recipe: Recipe) -> list[tuple[str, int]]:
+    """Those that the recipe names, then those that were derived for it."""
+    there = [(m.prompt_set, m.seed) for m in read_all_current(store)]
+    derived = [each for each in there if origin_of(recipe.name, each[0])]
     if recipe.seeds == "all":
-        there = ((m.prompt_set, m.seed) for m in read_all_current(store))
-        return sorted(each for each in there if each[0] in recipe.prompt_sets)
-    return [(name, seed) for name in recipe.prompt_sets for seed in sorted(recipe.seeds)]
+        return [each for each in there if each[0] in recipe.prompt_sets] + derived
+    named = [(name, seed) for name in recipe.prompt_sets for seed in sorted(recipe.seeds)]
+    return named + derived
