@@ -1,13 +1,12 @@
-"""Tables and pictures as Dagster shows them."""
+"""Tables as Dagster shows them."""
 
-import base64
 from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
 import pandas as pd
 
-__all__ = ["column_schema", "inline_picture", "sample_table"]
+__all__ = ["column_schema", "sample_table"]
 
 SAMPLE_ROWS = 10
 MAX_CELL_CHARACTERS = 120
@@ -33,12 +32,6 @@ def column_schema(columns: Mapping[str, tuple[str, str]]) -> dg.TableSchema:
             for name, (kind, description) in columns.items()
         ]
     )
-
-
-def inline_picture(webp: bytes, words: str) -> dg.MarkdownMetadataValue:
-    """A small WebP, shown at once on the asset's page as long as it has at most 700 bytes."""
-    data = base64.b64encode(webp).decode()
-    return dg.MetadataValue.md(f"![{words}](data:image/webp;base64,{data})")
 
 
 def _shown(value: Any, longest: int) -> str | int | float | bool | None:  # noqa: ANN401 - any cell

@@ -72,6 +72,9 @@ class NanobananaResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         default=None,
         description="What webhooks' addresses are signed with; NANOBANANA_WEBHOOK_SECRET.",
     )
+    preview_url: str | None = Field(
+        default=None, description="The bucket's address for browsers, to show pictures from."
+    )
     price_per_image: str | None = Field(
         default=None, description="What an image costs, in your currency; unknown if left out."
     )

@@ -2,12 +2,15 @@
 
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["contact_sheet", "strip"]
+from nanobanana_pipeline.errors import ImageBroken
+
+__all__ = ["contact_sheet", "shrunk", "strip"]
 
 TILE = 256
 FONT_SIZE = 13
@@ -81,6 +84,30 @@ def strip(pictures: Sequence[bytes], most_bytes: int) -> bytes | None:
             if out.tell() <= most_bytes:
                 return out.getvalue()
     return None
+
+
+def shrunk(data: bytes, side: int) -> bytes:
+    """A picture made small; of a JPEG no more is decoded than that needs.
+
+    Args:
+        data: an encoded image, which is only read.
+        side: pixels of the longest side.
+
+    Returns:
+        A WebP without loss.
+
+    Raises:
+        ImageBroken: its pixels cannot be decoded.
+    """
+    out = io.BytesIO()
+    try:
+        # A palette with transparency is warned of; transparency is left out anyway.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _small(data, side).save(out, "WEBP", lossless=True)
+    except Exception as error:  # a stranger's bytes may make a decoder raise anything
+        raise ImageBroken(f"its pixels cannot be decoded: {error}") from error
+    return out.getvalue()
 
 
 def _small(data: bytes, side: int) -> Image.Image:

@@ -23,6 +23,7 @@ __all__ = [
     "lineage_key",
     "manifest_prefix",
     "partition_budget_key",
+    "preview_key",
     "prompt_set_key",
     "reference_key",
     "release_key",
@@ -73,6 +74,11 @@ def reference_key(sha256: str) -> str:
 def manifest_prefix(prompt_set: str, seed: int) -> str:
     """The folder of one partition's manifests."""
     return f"manifests/{prompt_set}/seed={seed}/"
+
+
+def preview_key(prompt_set: str, seed: int, content: str) -> str:
+    """Where some pictures of a manifest lie on one, by its content: another has another key."""
+    return f"{manifest_prefix(prompt_set, seed)}{content[:16]}.webp"
 
 
 def features_folder(prompt_set: str) -> str:

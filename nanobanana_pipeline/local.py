@@ -131,6 +131,7 @@ def _profile(s3_url: str, emulator_url: str) -> LocalProfile:
             "NANOBANANA_BUCKET": BUCKET,
             "NANOBANANA_PREFIX": "",
             "NANOBANANA_REALM": "emulator",
+            "NANOBANANA_PREVIEW_URL": f"{s3_url}/{BUCKET}",
             "NANOBANANA_ALLOWED_HOSTS": "127.0.0.1",
             **s3_environment(s3_url),
         },
@@ -159,6 +160,8 @@ S3_PORTS = ("s3", "master", "volume", "filer", "admin")
 def s3_server(data: Path, ports: Mapping[str, int] | None = None) -> Iterator[str]:
     """Run SeaweedFS with one bucket until the block ends; gives its URL.
 
+    Without keys its objects can be read, so that a browser shows pictures; only on loopback.
+
     Raises:
         LocalServerError: it did not come up.
     """
@@ -167,9 +170,11 @@ def s3_server(data: Path, ports: Mapping[str, int] | None = None) -> Iterator[st
     config = data / "s3.json"
     keys = {"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    config.write_text(
-        json.dumps({"identities": [{"name": "local", "credentials": [keys], "actions": actions}]})
-    )
+    identities = [
+        {"name": "local", "credentials": [keys], "actions": actions},
+        {"name": "anonymous", "actions": [f"Read:{BUCKET}"]},
+    ]
+    config.write_text(json.dumps({"identities": identities}))
     config.chmod(0o600)
     command = [
         *(_program("weed"), "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),

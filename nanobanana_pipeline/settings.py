@@ -9,7 +9,7 @@ import os
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -68,6 +68,9 @@ class Settings(BaseSettings):
     )
     webhook_secret: SecretStr | None = Field(
         None, description="what the addresses of webhooks are signed with"
+    )
+    preview_url: str | None = Field(
+        None, description="the bucket's address for browsers, in which Dagster shows pictures"
     )
     price_per_image: Money | None = Field(
         None, description="what an image costs, in your currency; unknown if not set"
@@ -128,6 +131,19 @@ class Settings(BaseSettings):
             run=Cap(self.max_images_per_run, self.max_cost_per_run),
         )
 
+    def preview_of(self, key: str, version: str = "") -> str | None:
+        """The address under which a browser reads an object; None if there is no such way.
+
+        Args:
+            key: below the prefix.
+            version: of what lies there now, so that a browser shows no older one that it has kept.
+        """
+        if not self.preview_url:
+            return None
+        prefix = f"{self.prefix.strip('/')}/" if self.prefix else ""
+        address = f"{self.preview_url.rstrip('/')}/{quote(prefix + key)}"
+        return f"{address}?v={version}" if version else address
+
     @property
     def host(self) -> str:
         """The provider's host name, in lower case; "" if the base URL has none."""
@@ -159,6 +175,9 @@ class Settings(BaseSettings):
 
     def _contradictions(self) -> list[str]:
         found = [*self._contradictions_of_the_base_url(), *self._contradictions_of_webhooks()]
+        if self.preview_url:
+            why = "pictures' addresses are made of it, and stand in Dagster's event log"
+            found += filter(None, [_read_url("NANOBANANA_PREVIEW_URL", self.preview_url, why)[1]])
         if "//" in self.prefix or self.prefix.startswith("/"):
             found.append(
                 f"NANOBANANA_PREFIX={self.prefix!r} starts with a slash or has an empty part"

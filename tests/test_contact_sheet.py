@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nanobanana_pipeline.contact_sheet import contact_sheet, strip
+from nanobanana_pipeline.contact_sheet import contact_sheet, shrunk, strip
+from nanobanana_pipeline.errors import ImageBroken
 
 
 def picture(colour: str, size: tuple[int, int] = (300, 200)) -> bytes:
@@ -72,3 +73,13 @@ def test_a_strip_shows_as_many_as_fit_and_as_large_as_fits() -> None:
     assert width < 4 * height
     assert strip(pictures, 10) is None
     assert strip([], 700) is None
+
+
+def test_a_picture_is_made_small_and_a_broken_one_is_named() -> None:
+    small = opened(shrunk(picture("red", (300, 200)), 60))
+    assert (small.format, small.size) == ("WEBP", (60, 40))
+    # Not so small as to be made larger.
+    assert opened(shrunk(picture("red", (30, 20)), 60)).size == (30, 20)
+    for bytes_ in (b"no picture", noisy(1)[:-200]):
+        with pytest.raises(ImageBroken, match="cannot be decoded"):
+            shrunk(bytes_, 60)

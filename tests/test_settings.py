@@ -303,3 +303,25 @@ def test_no_error_quotes_the_key() -> None:
 def test_an_account_needs_settings_that_were_checked() -> None:
     with pytest.raises(SettingsError, match=r"Settings\.load"):
         Account.open(Settings())
+
+
+def test_a_key_has_an_address_for_browsers_only_where_one_is_configured() -> None:
+    assert Settings.load(**REQUIRED).preview_of("a/b.webp") is None
+    for given, address in [
+        ({"preview_url": "http://127.0.0.1:9/b"}, "http://127.0.0.1:9/b/seed%3D1/a%20%29.webp"),
+        (
+            {"preview_url": "https://cdn.example/", "prefix": "team/x/"},
+            "https://cdn.example/team/x/seed%3D1/a%20%29.webp",
+        ),
+    ]:
+        settings = Settings.load(**REQUIRED, **given)
+        assert settings.preview_of("seed=1/a ).webp") == address
+        assert settings.preview_of("seed=1/a ).webp", "0f") == f"{address}?v=0f"
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "not a url", "https://u:pass@x", "https://x/?token=1"])
+def test_an_address_for_browsers_must_be_fit_to_be_kept_for_ever(url: str) -> None:
+    [problem] = problems(**REQUIRED, preview_url=url)
+    assert problem.startswith("NANOBANANA_PREVIEW_URL")
+    assert "pass" not in problem.replace("password", "")
+    assert "token" not in problem

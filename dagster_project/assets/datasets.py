@@ -5,14 +5,17 @@ from typing import Any
 
 import dagster as dg
 import pandas as pd
+import pyarrow as pa
 
 from dagster_project.conditions import on_changed_inputs
 from dagster_project.columns import RELEASES
 from dagster_project.failures import plain_failures
 from dagster_project.metadata import sample_table
 from dagster_project.partitions import cell_key
+from dagster_project.pictures import picture, plot
 from dagster_project.resources import NanobananaResource
-from nanobanana_pipeline.datasets.publish import build_release
+from nanobanana_pipeline.datasets.formats.gallery import GALLERY
+from nanobanana_pipeline.datasets.publish import build_release, samples_path
 from nanobanana_pipeline.datasets.pull import verify
 from nanobanana_pipeline.datasets.recipe import Recipe, load_recipes
 from nanobanana_pipeline.datasets.release import (
@@ -24,12 +27,15 @@ from nanobanana_pipeline.datasets.release import (
 )
 from nanobanana_pipeline.datasets.selection import Selection, released_rows, select
 from nanobanana_pipeline.datasets.splits import find_leaks
+from nanobanana_pipeline.datasets.thumbnails import read_thumbnails
 from nanobanana_pipeline.layout import release_key
+from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["dataset_assets", "dataset_checks", "recipes_here"]
 
 FOLDER = Path("recipes")
+STRIP_PICTURES = 4
 SHOWN = ["row_id", "split", "prompt", "seed", "sample", "width", "height", "image_sha256"]
 
 
@@ -76,7 +82,15 @@ def _asset(recipe: Recipe) -> dg.AssetsDefinition:
             store = nanobanana.store()
             latest, _ = read_latest(store, recipe.name)
             chosen = select(store, recipe, released_rows(store, latest))
-            release = build_release(store, recipe, chosen.rows, chosen.rejected, parent=latest)
+            release = build_release(
+                store,
+                recipe,
+                chosen.rows,
+                chosen.rejected,
+                parent=latest,
+                manifests=chosen.manifests,
+            )
+            metadata = _metadata(store, nanobanana.settings(), release, chosen)
         if latest is not None and release.version == latest.version:
             context.log.info(f"nothing has changed since {release.version}: no release was made")
         if len(chosen.shortfall):
@@ -84,13 +98,15 @@ def _asset(recipe: Recipe) -> dg.AssetsDefinition:
             context.log.warning(f"{missing:,} pictures are missing to what per_prompt asks for")
         return dg.MaterializeResult(
             data_version=dg.DataVersion(release.fingerprint),
-            metadata=_metadata(store, release, chosen),
+            metadata=metadata,
         )
 
     return dataset
 
 
-def _metadata(store: ObjectStore, release: Release, chosen: Selection) -> dict[str, Any]:
+def _metadata(
+    store: ObjectStore, settings: Settings, release: Release, chosen: Selection
+) -> dict[str, Any]:
     formats = pd.DataFrame(
         [(file.format, file.split or "", file.rows or 0, file.size) for file in release.files],
         columns=["format", "split", "rows", "bytes"],
@@ -99,6 +115,14 @@ def _metadata(store: ObjectStore, release: Release, chosen: Selection) -> dict[s
     splits = pd.DataFrame(release.splits.items(), columns=["split", "rows"])
     return {
         "version": release.version,
+        "gallery": _gallery(store, settings, release),
+        **{
+            f"samples of {split}": _samples(store, settings, release, str(split), rows)
+            for split, rows in chosen.rows.groupby("split")
+        },
+        "split sizes": plot("pictures of each split", release.splits),
+        "resolution": plot("pictures of each size in pixels", _sizes(chosen.rows)),
+        "flags": plot("pictures with each flag", _flags(chosen.rows)),
         "dagster/row_count": release.rows,
         "dagster/uri": store.uri(release_key(release.name, release.version, "")),
         "images": release.images,
@@ -112,6 +136,46 @@ def _metadata(store: ObjectStore, release: Release, chosen: Selection) -> dict[s
     }
 
 
+def _gallery(store: ObjectStore, settings: Settings, release: Release) -> dg.MetadataValue | str:
+    key = _key_of(release, GALLERY)
+    address = settings.preview_of(key) if key else None
+    if address is not None:
+        return dg.MetadataValue.url(address)
+    return store.uri(key) if key else "none: this release is older than galleries"
+
+
+def _samples(
+    store: ObjectStore, settings: Settings, release: Release, split: str, rows: pd.DataFrame
+) -> dg.MetadataValue:
+    key = _key_of(release, samples_path(split))
+    first = rows.head(STRIP_PICTURES)
+    return picture(
+        f"some pictures of {split}",
+        settings.preview_of(key) if key else None,
+        lambda: list(read_thumbnails(store, pa.Table.from_pandas(first)).values()),
+    )
+
+
+def _key_of(release: Release, path: str) -> str | None:
+    return next((file.key for file in release.files if file.path == path), None)
+
+
+def _sizes(rows: pd.DataFrame) -> dict[str, int]:
+    sizes = rows["width"].astype("str") + " × " + rows["height"].astype("str")
+    return {str(size): int(count) for size, count in sizes.value_counts().items()}
+
+
+def _flags(rows: pd.DataFrame) -> dict[str, int]:
+    marks = rows["provenance"].str.split().explode().value_counts()
+    other = rows["seed_reported"].notna() & (rows["seed_reported"] != rows["seed_asked"])
+    return {
+        "near-uniform": int(rows["blank"].sum()),
+        "another seed reported": int(other.sum()),
+        "no provenance mark": int(rows["provenance"].isna().sum()),
+        **{f"bears {mark}": int(count) for mark, count in marks.items()},
+    }
+
+
 def _no_leaks(recipe: Recipe) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=_key(recipe),
@@ -122,10 +186,15 @@ def _no_leaks(recipe: Recipe) -> dg.AssetChecksDefinition:
         with plain_failures():
             store = nanobanana.store()
             release = find_release(store, recipe.name)
+            page = _gallery(store, nanobanana.settings(), release)
             leaks = find_leaks(read_table(store, release, MANIFEST), recipe.splits.near)
         return dg.AssetCheckResult(
             passed=leaks.empty,
-            metadata={"version": release.version, "leaks": sample_table(leaks, rows=20)},
+            metadata={
+                "version": release.version,
+                "gallery": page,
+                "leaks": sample_table(leaks, rows=20),
+            },
         )
 
     return no_leaks
@@ -141,11 +210,13 @@ def _readable(recipe: Recipe) -> dg.AssetChecksDefinition:
         with plain_failures():
             store = nanobanana.store()
             release = find_release(store, recipe.name)
+            page = _gallery(store, nanobanana.settings(), release)
             faults = pd.DataFrame([vars(fault) for fault in verify(store, release)])
         return dg.AssetCheckResult(
             passed=faults.empty,
             metadata={
                 "version": release.version,
+                "gallery": page,
                 "files": len(release.files),
                 "faults": sample_table(faults, rows=20),
             },

@@ -18,9 +18,10 @@ from dagster_project.columns import IMAGES
 from dagster_project.failures import plain_failures
 from dagster_project.metadata import column_schema, sample_table
 from dagster_project.partitions import grid, read_cell_key
+from dagster_project.pictures import picture
 from dagster_project.recording import recorded_step
 from dagster_project.resources import NanobananaResource
-from nanobanana_pipeline.errors import NanobananaError, PlanError
+from nanobanana_pipeline.errors import NanobananaError, PlanError, StorageError
 from nanobanana_pipeline.generation import launch
 from nanobanana_pipeline.generation.engine import Progress, Report
 from nanobanana_pipeline.generation.launch import Launch, Plan
@@ -31,6 +32,7 @@ from nanobanana_pipeline.generation.manifest import (
     advice,
     read_manifest,
 )
+from nanobanana_pipeline.generation.preview import keep_preview, some_pictures
 from nanobanana_pipeline.generation.quote import Estimate, estimate
 from nanobanana_pipeline.lineage.events_told import (
     launch_begins,
@@ -44,6 +46,7 @@ from nanobanana_pipeline.request import (
     parameter_faults,
     read_parameters,
 )
+from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["GenerationConfig", "generated_images", "launch_of"]
@@ -51,6 +54,7 @@ __all__ = ["GenerationConfig", "generated_images", "launch_of"]
 CODE_VERSION = "1"
 PROGRESS_SECONDS = 2.0
 PROGRESS_GROWTH = 1.5
+STRIP_PICTURES = 4
 
 _PLAN = TypeAdapter(Plan)
 _REPORT = TypeAdapter(Report)
@@ -249,7 +253,7 @@ def collect(
         ) as recording:
             current = launch.collect(store, nanobanana.account().realm, plan_made, report)
             recording.tell(partial(launch_collected, store, plan_made, current, report))
-        metadata = _metadata(store, current, report, plan_made.price)
+        metadata = _metadata(store, nanobanana.settings(), current, report, plan_made.price)
     refused = current.cells.get(CellState.REFUSED, 0)
     check = dg.AssetCheckResult(
         asset_key=dg.AssetKey("generated_images"),
@@ -372,13 +376,18 @@ def _progress_log(context: dg.OpExecutionContext, shard: str) -> Callable[[Progr
 
 
 def _metadata(
-    store: ObjectStore, current: CurrentManifest, report: Report, price: Decimal | None
+    store: ObjectStore,
+    settings: Settings,
+    current: CurrentManifest,
+    report: Report,
+    price: Decimal | None,
 ) -> dict[str, Any]:
     rows = read_manifest(store, current.manifest)
     shown = ["prompt", "state", "reason", "image_uri", "bytes", "seed_reported"]
     first = rows.sort_values("state", key=lambda s: s == CellState.SETTLED, kind="stable")
     cells = pd.DataFrame(current.cells.items(), columns=["state", "cells"])
     return {
+        "contact sheet": _contact_sheet(store, settings, current, rows),
         "cells": sample_table(cells),
         "images": current.images,
         "bytes": current.size,
@@ -397,6 +406,21 @@ def _metadata(
         "fingerprint": current.fingerprint,
         "parameters": dg.MetadataValue.json(dict(current.parameters)),
     } | ({"stopped": report.halted} if report.halted else {})
+
+
+def _contact_sheet(
+    store: ObjectStore, settings: Settings, current: CurrentManifest, rows: pd.DataFrame
+) -> dg.MetadataValue | str:
+    try:
+        key = keep_preview(store, current, rows)
+        return picture(
+            "some of the pictures",
+            settings.preview_of(key) if key else None,
+            lambda: [small for small, _ in some_pictures(store, rows, STRIP_PICTURES)],
+        )
+    except StorageError as error:
+        # All is accounted for by now: the partition does not fail for want of a sheet.
+        return f"could not be drawn: {error}"
 
 
 def _what_now(current: CurrentManifest, report: Report) -> str:

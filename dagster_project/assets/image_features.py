@@ -10,13 +10,14 @@ import dagster as dg
 from dagster_project.conditions import on_changed_inputs
 from dagster_project.columns import FEATURES
 from dagster_project.failures import plain_failures
-from dagster_project.metadata import column_schema, inline_picture, sample_table
+from dagster_project.metadata import column_schema, sample_table
 from dagster_project.partitions import grid, read_cell_key
+from dagster_project.pictures import picture
 from dagster_project.recording import recorded_step
 from dagster_project.resources import NanobananaResource
-from nanobanana_pipeline.contact_sheet import strip
 from nanobanana_pipeline.features.keeping import COLUMNS, Refreshed, refresh_features
 from nanobanana_pipeline.lineage.events_told import features_begin, features_refreshed
+from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["image_features"]
@@ -24,8 +25,6 @@ __all__ = ["image_features"]
 PROGRESS_SECONDS = 2.0
 PROGRESS_GROWTH = 1.5
 STRIP_PICTURES = 4
-STRIP_BYTES = 700
-"""As base64 in markdown it stays under 1,000 characters: Dagster hides more behind a link."""
 FIGURES = ["mean", "entropy", "sharpness"]
 SHOWN = ["prompt", *FIGURES, "blank", "phash", "error"]
 
@@ -68,7 +67,8 @@ def image_features(
         )
     return dg.MaterializeResult(
         data_version=dg.DataVersion(done.current.content),
-        metadata=_metadata(store, done) | {"seconds": round(time.monotonic() - start, 1)},
+        metadata=_metadata(store, nanobanana.settings(), done)
+        | {"seconds": round(time.monotonic() - start, 1)},
     )
 
 
@@ -86,21 +86,22 @@ def _progress_log(context: dg.AssetExecutionContext, start: float) -> Callable[[
     return write
 
 
-def _metadata(store: ObjectStore, done: Refreshed) -> dict[str, Any]:
+def _metadata(store: ObjectStore, settings: Settings, done: Refreshed) -> dict[str, Any]:
     current, rows = done.current, done.rows
-    thumbnails = list(rows["thumbnail"].dropna().head(STRIP_PICTURES))
-    small = strip(thumbnails, STRIP_BYTES)
+    # The sheet is drawn anew under the same key where the features change.
+    sheet = settings.preview_of(current.sheet, current.content[:12]) if current.sheet else None
+    thumbnails = rows["thumbnail"].dropna().head(STRIP_PICTURES)
     # Those that want looking at come first.
     first = rows.sort_values(["error", "blank"], ascending=[True, False], kind="stable")[SHOWN]
     first[FIGURES] = first[FIGURES].astype("float64").round(2)
     return {
+        "contact sheet": picture("the first pictures", sheet, lambda: list(thumbnails)),
         "measured now": done.measured,
         "taken over": current.rows - done.measured,
         "blank": current.blank,
         "not measurable": current.errors,
         "missing cells": done.gaps,
-        "first pictures": inline_picture(small, "the first pictures") if small else "none",
-        "contact sheet": store.uri(current.sheet) if current.sheet else "none",
+        "contact sheet lies at": store.uri(current.sheet) if current.sheet else "none",
         "dagster/uri": store.uri(current.table),
         "dagster/row_count": current.rows,
         "dagster/column_schema": column_schema(

@@ -65,7 +65,7 @@ def project(
     """Makes a `Project` whose emulator is as told."""
     with dg.DagsterInstance.ephemeral() as instance:
 
-        def make(**emulator: Any) -> Project:
+        def make(*, preview_url: str | None = None, **emulator: Any) -> Project:
             provider = emulators(**emulator)
             s3 = S3()
             nanobanana = NanobananaResource(
@@ -75,6 +75,7 @@ def project(
                 bucket=store.bucket,
                 prefix=store.prefix.rstrip("/"),
                 allowed_hosts="127.0.0.1",
+                preview_url=preview_url,
             )
             return Project(
                 instance,

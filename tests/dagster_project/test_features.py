@@ -9,6 +9,8 @@ from dagster_project.assets.generated_images import generated_images
 from dagster_project.assets.image_features import image_features
 from dagster_project.assets.prompt_set import prompt_set
 from nanobanana_pipeline.features.keeping import COLUMNS, read_current_features
+from nanobanana_pipeline.generation.manifest import read_current
+from nanobanana_pipeline.layout import preview_key
 from tests.dagster_project.conftest import CSV, Project
 from tests.launching import bought
 
@@ -48,15 +50,46 @@ def test_a_partition_is_measured_and_described(project: Projects) -> None:
     assert told["dagster/uri"] == here.store.uri(current.table)
     assert (told["dagster/row_count"], told["measured now"], told["taken over"]) == (3, 3, 0)
     assert (told["blank"], told["not measurable"], told["missing cells"]) == (0, 0, 0)
-    assert told["contact sheet"] == here.store.uri("features/demo/seed=1/contact_sheet.webp")
+    sheet = "features/demo/seed=1/contact_sheet.webp"
+    assert told["contact sheet lies at"] == here.store.uri(sheet)
     columns = told["dagster/column_schema"].columns
     assert [column.name for column in columns] == list(COLUMNS)
     assert all(column.description for column in columns)
     assert [record.data["blank"] for record in metadata["rows"].records] == [False] * 3
-    picture = told["first pictures"]
+    picture = told["contact sheet"]
     assert picture.startswith("![the first pictures](data:image/webp;base64,")
     # More is hidden behind a link.
     assert len(picture) < 1000
+
+
+def test_with_an_address_for_browsers_the_stored_sheet_is_shown(project: Projects) -> None:
+    here = project(preview_url="http://127.0.0.1:1/bucket")
+    here.make_prompt_set()
+    made = here.generate()
+    [event] = made.asset_materializations_for_node("generated_images.collect")
+    bucket = f"http://127.0.0.1:1/bucket/{here.store.prefix}"
+    current, _ = read_current(here.store, "demo", 1)
+    assert current is not None
+    key = preview_key("demo", 1, current.content)
+    assert here.store.head(key) is not None
+    assert event.metadata["contact sheet"].value == (
+        f"![some of the pictures]({bucket}{key.replace('=', '%3D')})"
+    )
+    [check] = made.get_asset_check_evaluations()
+    assert check.metadata["contact sheet"] == event.metadata["contact sheet"]
+    metadata, version = materialized(run(here))
+    assert metadata["contact sheet"].value == (
+        f"![the first pictures]({bucket}features/demo/seed%3D1/contact_sheet.webp?v={version[:12]})"
+    )
+
+
+def test_without_one_generated_images_shows_small_pictures_too(project: Projects) -> None:
+    here = project()
+    here.make_prompt_set()
+    [event] = here.generate().asset_materializations_for_node("generated_images.collect")
+    shown = str(event.metadata["contact sheet"].value)
+    assert shown.startswith("![some of the pictures](data:image/webp;base64,")
+    assert len(shown) < 1000
 
 
 def test_a_second_run_measures_nothing_and_is_the_same_version(project: Projects) -> None:
@@ -91,4 +124,4 @@ def test_cells_that_are_missing_are_counted(project: Projects) -> None:
     metadata, _ = materialized(run(here))
     assert metadata["missing cells"].value == 3
     assert metadata["dagster/row_count"].value == 0
-    assert metadata["first pictures"].value == "none"
+    assert metadata["contact sheet"].value == "none"

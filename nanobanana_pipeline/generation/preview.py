@@ -1,0 +1,72 @@
+"""What a partition looks like as soon as it is generated: a few of its pictures on one."""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Final
+
+import pandas as pd
+
+from nanobanana_pipeline.contact_sheet import contact_sheet, shrunk
+from nanobanana_pipeline.errors import ImageBroken
+from nanobanana_pipeline.generation.manifest import CurrentManifest
+from nanobanana_pipeline.layout import image_key, preview_key
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["keep_preview", "some_pictures"]
+
+PICTURES: Final = 12
+COLUMNS: Final = 6
+SIDE: Final = 128
+AT_ONCE: Final = 4
+
+
+def keep_preview(store: ObjectStore, current: CurrentManifest, rows: pd.DataFrame) -> str | None:
+    """Draw the preview of a manifest, if it is not there yet.
+
+    Args:
+        store: the bucket.
+        current: the manifest.
+        rows: its rows: image_sha256, format and prompt at least.
+
+    Returns:
+        The key of a WebP; None where there is no picture that can be shown.
+
+    Raises:
+        StorageError: S3 refuses.
+    """
+    key = preview_key(current.prompt_set, current.seed, current.content)
+    if store.head(key) is None:
+        pictures = some_pictures(store, rows, PICTURES)
+        if not pictures:
+            return None
+        sheet = contact_sheet(pictures, columns=COLUMNS, tile=SIDE, image_format="WEBP")
+        store.put(key, sheet, content_type="image/webp")
+    return key
+
+
+def some_pictures(store: ObjectStore, rows: pd.DataFrame, count: int) -> list[tuple[bytes, str]]:
+    """A few of a manifest's pictures, made small, with their prompts: some from everywhere.
+
+    Those that are gone or cannot be decoded are left out: to find these is the audit's work.
+
+    Raises:
+        StorageError: S3 refuses.
+    """
+    there = rows.dropna(subset="image_sha256").drop_duplicates("image_sha256")
+    shown = min(count, len(there))
+    places = [place * len(there) // shown for place in range(shown)]
+    named = there.iloc[places][["image_sha256", "format", "prompt"]].itertuples(index=False)
+    with ThreadPoolExecutor(AT_ONCE, "preview") as helpers:
+        found = list(helpers.map(partial(_small, store), [tuple(map(str, each)) for each in named]))
+    return [each for each in found if each is not None]
+
+
+def _small(store: ObjectStore, named: tuple[str, str, str]) -> tuple[bytes, str] | None:
+    sha256, kind, prompt = named
+    stored = store.get(image_key(sha256, kind))
+    if stored is None:
+        return None
+    try:
+        return shrunk(stored.body, SIDE), prompt
+    except ImageBroken:
+        return None
