@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -12,16 +13,19 @@ from dagster_project.assets.generated_images import GenerationConfig, launch_of
 from dagster_project.failures import plain_failures
 from dagster_project.metadata import sample_table
 from dagster_project.partitions import read_cell_key
+from dagster_project.recording import recorded_step
 from dagster_project.resources import NanobananaResource
 from dagster_project.settling import run_ids, show_settled
 from nanobanana_pipeline.audit import audit as audit_bucket
 from nanobanana_pipeline.errors import PlanError
-from nanobanana_pipeline.generation.again import retry
+from nanobanana_pipeline.generation.again import Settled, retry
 from nanobanana_pipeline.generation.cells import read_seeds
 from nanobanana_pipeline.generation.doubts import Action, Filter, find_doubts, settle_doubts
 from nanobanana_pipeline.generation.quote import quote, room_today
 from nanobanana_pipeline.generation.rescue import rescue
 from nanobanana_pipeline.generation.wanted import find_wanted
+from nanobanana_pipeline.lineage.events import declare_dead
+from nanobanana_pipeline.lineage.events_told import Told, launched_again
 from nanobanana_pipeline.money import Cap, cost_of, cost_text
 from nanobanana_pipeline.prompts import prompt_set
 
@@ -75,10 +79,17 @@ def settle_all_doubts(
         price = account.budget.price
         chosen = [doubt for doubt in find_doubts(store, price) if wanted.allows(doubt)]
         names = run_ids(context.run_id, "doubts")
-        for settled in settle_doubts(store, account, chosen, config.action, run_id=names):
-            show_settled(context, store, settled, price)
-        keys = {doubt.request_key for doubt in chosen}
-        left = [doubt for doubt in find_doubts(store, price) if doubt.request_key in keys]
+        done = []
+        with recorded_step(context, store, "resolve_doubts", Told) as recording:
+            for settled in settle_doubts(store, account, chosen, config.action, run_id=names):
+                show_settled(context, store, settled, price)
+                done.append(settled)
+            keys = {doubt.request_key for doubt in chosen}
+            left = [doubt for doubt in find_doubts(store, price) if doubt.request_key in keys]
+            counts = {"chosen": len(chosen), "left": len(left)}
+            recording.tell(
+                partial(launched_again, store, done, price, action=config.action, **counts)
+            )
     rows = pd.DataFrame([vars(doubt) for doubt in left]).astype("str")
     context.add_output_metadata(
         {
@@ -129,17 +140,22 @@ def retry_partitions(
         chosen = [partition for partition in wanted if not only or partition in only]
         done = []
         names = run_ids(context.run_id, "retry")
-        for settled in retry(store, account, chosen, cap, run_id=names):
-            current, report = settled.current, settled.report
-            show_settled(context, store, settled, account.budget.price)
-            row = (current.prompt_set, current.seed, report.bought, report.spent, current.gaps)
-            context.log.info(
-                f"{current.prompt_set}, seed {current.seed}: {report.bought:,} requests bought, "
-                f"{current.gaps:,} cells still missing"
-            )
-            if report.halted:
-                context.log.warning(f"stopped early: {report.halted}")
-            done.append(row)
+        price = account.budget.price
+        again: list[Settled] = []
+        with recorded_step(context, store, "retry_failed", Told) as recording:
+            for settled in retry(store, account, chosen, cap, run_id=names):
+                current, report = settled.current, settled.report
+                show_settled(context, store, settled, price)
+                row = (current.prompt_set, current.seed, report.bought, report.spent, current.gaps)
+                context.log.info(
+                    f"{current.prompt_set}, seed {current.seed}: {report.bought:,} requests "
+                    f"bought, {current.gaps:,} cells still missing"
+                )
+                if report.halted:
+                    context.log.warning(f"stopped early: {report.halted}")
+                done.append(row)
+                again.append(settled)
+            recording.tell(partial(launched_again, store, again, price, action="retry"))
     columns = ["prompt set", "seed", "requests bought", "images bought", "still missing"]
     rows = pd.DataFrame(done, columns=columns)
     images = int(rows["images bought"].sum())
@@ -244,8 +260,12 @@ def rescue_one_run(
     with plain_failures():
         store, account = nanobanana.store(), nanobanana.account()
         names = run_ids(context.run_id, "rescue")
-        settled = rescue(store, account, config.run_id, new_run_id=names)
-        show_settled(context, store, settled, account.budget.price)
+        price = account.budget.price
+        declare_dead(store, "generated_images", config.run_id)
+        with recorded_step(context, store, "rescue_run", Told) as recording:
+            settled = rescue(store, account, config.run_id, new_run_id=names)
+            show_settled(context, store, settled, price)
+            recording.tell(partial(launched_again, store, [settled], price, action="rescue"))
     current, report = settled.current, settled.report
     context.log.info(
         f"run {config.run_id} over {current.prompt_set}, seed {current.seed}: {report.images:,} "

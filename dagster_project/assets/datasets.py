@@ -1,5 +1,6 @@
 """One asset a recipe: a file under `recipes/` is all it takes."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from dagster_project.failures import plain_failures
 from dagster_project.metadata import sample_table
 from dagster_project.partitions import cell_key
 from dagster_project.pictures import picture, plot
+from dagster_project.recording import recorded_step
 from dagster_project.resources import NanobananaResource
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY
 from nanobanana_pipeline.datasets.publish import build_release, samples_path
@@ -29,6 +31,7 @@ from nanobanana_pipeline.datasets.selection import Selection, released_rows, sel
 from nanobanana_pipeline.datasets.splits import find_leaks
 from nanobanana_pipeline.datasets.thumbnails import read_thumbnails
 from nanobanana_pipeline.layout import release_key
+from nanobanana_pipeline.lineage.events_told import release_begins, release_built
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 
@@ -80,16 +83,19 @@ def _asset(recipe: Recipe) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult[None]:
         with plain_failures():
             store = nanobanana.store()
-            latest, _ = read_latest(store, recipe.name)
-            chosen = select(store, recipe, released_rows(store, latest))
-            release = build_release(
-                store,
-                recipe,
-                chosen.rows,
-                chosen.rejected,
-                parent=latest,
-                manifests=chosen.manifests,
-            )
+            begin = partial(release_begins, recipe)
+            with recorded_step(context, store, f"datasets.{recipe.name}", begin) as recording:
+                latest, _ = read_latest(store, recipe.name)
+                chosen = select(store, recipe, released_rows(store, latest))
+                release = build_release(
+                    store,
+                    recipe,
+                    chosen.rows,
+                    chosen.rejected,
+                    parent=latest,
+                    manifests=chosen.manifests,
+                )
+                recording.tell(partial(release_built, store, recipe, chosen.manifests, release))
             metadata = _metadata(store, nanobanana.settings(), release, chosen)
         if latest is not None and release.version == latest.version:
             context.log.info(f"nothing has changed since {release.version}: no release was made")

@@ -124,11 +124,11 @@ def resolve(
         recording.tell(
             lambda: launched_again(
                 store,
-                [(one.current, one.report) for one in settled],
+                settled,
+                settings.price_per_image,
                 action=action,
                 chosen=len(chosen),
                 left=len(left),
-                price=settings.price_per_image,
             )
         )
     report = Report()

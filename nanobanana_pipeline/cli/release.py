@@ -1,5 +1,7 @@
 """`nanobanana release`: build datasets, look at what was published, and take it home."""
 
+import uuid
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +27,8 @@ from nanobanana_pipeline.datasets.release import (
 from nanobanana_pipeline.datasets.selection import released_rows, select
 from nanobanana_pipeline.errors import ReleaseError
 from nanobanana_pipeline.layout import check_bucket
+from nanobanana_pipeline.lineage.events import recorded
+from nanobanana_pipeline.lineage.events_told import release_begins, release_built
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 
@@ -50,19 +54,22 @@ def build(
     """Publish what a recipe selects now. Goes on where an earlier try was ended; buys nothing."""
     wanted = read_recipe(recipe)
     store = _store()
-    latest, _ = read_latest(store, wanted.name)
-    chosen = select(store, wanted, released_rows(store, latest))
     console = make_console()
-    if len(chosen.shortfall):
-        missing = int(chosen.shortfall["missing"].sum())
-        console.print(
-            f"{missing:,} pictures are missing to what {wanted.where('per_prompt')} asks for; see "
-            "nanobanana recipe preview",
-            markup=False,
+    begin = partial(release_begins, wanted)
+    with recorded(store, f"datasets.{wanted.name}", uuid.uuid4().hex, begin) as recording:
+        latest, _ = read_latest(store, wanted.name)
+        chosen = select(store, wanted, released_rows(store, latest))
+        if len(chosen.shortfall):
+            missing = int(chosen.shortfall["missing"].sum())
+            console.print(
+                f"{missing:,} pictures are missing to what {wanted.where('per_prompt')} asks for; "
+                "see nanobanana recipe preview",
+                markup=False,
+            )
+        release = build_release(
+            store, wanted, chosen.rows, chosen.rejected, parent=latest, manifests=chosen.manifests
         )
-    release = build_release(
-        store, wanted, chosen.rows, chosen.rejected, parent=latest, manifests=chosen.manifests
-    )
+        recording.tell(partial(release_built, store, wanted, chosen.manifests, release))
     if latest is not None and release.version == latest.version:
         console.print(f"nothing has changed since {release.version}: no release was made")
     console.print(_table([release], store))

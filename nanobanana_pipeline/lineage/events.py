@@ -5,6 +5,7 @@ where OpenLineage's own variables name one. A run is worth more than its lineage
 here is a warning, and a slow endpoint is waited for at a run's end only, and not for long.
 """
 
+import json
 import logging
 import os
 import queue
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from nanobanana_pipeline.storage import ObjectStore, StoredObject
 
-__all__ = ["Parent", "Recording", "State", "recorded"]
+__all__ = ["Parent", "Recording", "State", "declare_dead", "recorded"]
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ PATIENCE_SECONDS: Final = 5.0
 """How long a run waits at its end for the endpoint to take its events."""
 LONGEST_RUN: Final = timedelta(days=7)
 """How far back a later step looks for the file that the run's first step began."""
+ENDED: Final = frozenset({"COMPLETE", "FAIL", "ABORT"})
 CONFIGURED_BY: Final = ("OPENLINEAGE_URL", "OPENLINEAGE_CONFIG", "OPENLINEAGE__TRANSPORT")
 
 
@@ -102,6 +104,27 @@ def recorded(
         recording.close()
 
 
+def declare_dead(store: "ObjectStore", job: str, run_id: str) -> None:
+    """End the record of a run that was killed: ABORT, unless it has come to an end by itself.
+
+    Args:
+        store: the bucket.
+        job: whose run.
+        run_id: it began within the last 7 days, or nothing is written.
+    """
+    recording = Recording(store, job, run_id, Told, None)
+    recording.guarded("whether it ended", lambda: _end(store, recording, job, run_id))
+    recording.close()
+
+
+def _end(store: "ObjectStore", recording: "Recording", job: str, run_id: str) -> None:
+    _, found = _find(store, datetime.now(UTC), LONGEST_RUN.days, run_id)
+    events = [] if found is None else [json.loads(line) for line in found.body.splitlines()]
+    states = {event["eventType"] for event in events if event["job"]["name"] == job}
+    if states and not states & ENDED:
+        recording.emit("ABORT", "the run died: it was killed, or lost its machine")
+
+
 class Recording:
     """A run that is being recorded; see `recorded`."""
 
@@ -125,7 +148,7 @@ class Recording:
         Args:
             how: gives it. Where it fails the run goes on, and the event says what it said before.
         """
-        told = self._guarded("what it did", how)
+        told = self.guarded("what it did", how)
         self.told = told or self.told
 
     def running(self, how: Callable[[], Told]) -> None:
@@ -136,7 +159,7 @@ class Recording:
     def emit(self, state: State, error: BaseException | str | None = None) -> None:
         """Write an event, and send it; never fails."""
         writing = threading.Thread(
-            target=self._guarded, args=(state, lambda: self._emit(state, error)), daemon=True
+            target=self.guarded, args=(state, lambda: self._emit(state, error)), daemon=True
         )
         writing.start()
         writing.join(WRITE_SECONDS)
@@ -160,7 +183,7 @@ class Recording:
         from nanobanana_pipeline.lineage import facets  # noqa: PLC0415
 
         if self.told is None and self._begun is None:
-            self._begun = self._guarded("what it begins with", self._begin) or Told()
+            self._begun = self.guarded("what it begins with", self._begin) or Told()
         told = self.told or self._begun or Told()
         now = datetime.now(UTC)
         event = facets.run_event(state, now, self._job, self._run_id, told, self._parent, error)
@@ -169,7 +192,8 @@ class Recording:
         days = LONGEST_RUN.days if state != "START" else 0
         _append(self._store, now, days, self._run_id, facets.as_line(event))
 
-    def _guarded(self, what: str, act: Callable[[], Given]) -> Given | None:
+    def guarded(self, what: str, act: Callable[[], Given]) -> Given | None:
+        """What `act` gives; None, and a warning that names `what`, where it fails."""
         try:
             return act()
         except Exception as fault:

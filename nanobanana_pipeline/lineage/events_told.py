@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nanobanana_pipeline.datasets.recipe import Recipe
     from nanobanana_pipeline.datasets.release import Release
     from nanobanana_pipeline.features.keeping import Refreshed
+    from nanobanana_pipeline.generation.again import Settled
     from nanobanana_pipeline.generation.engine import Report
     from nanobanana_pipeline.generation.manifest import CurrentManifest
     from nanobanana_pipeline.generation.runs import Plan
@@ -324,32 +325,34 @@ def release_built(
 
 def launched_again(
     store: "ObjectStore",
-    settled: Iterable[tuple["CurrentManifest", "Report"]],
+    settled: Iterable["Settled"],
+    price: Decimal | None,
     *,
     action: str,
-    chosen: int,
-    left: int,
-    price: Decimal | None,
+    chosen: int | None = None,
+    left: int | None = None,
 ) -> Told:
-    """Partitions were launched again, to settle requests in doubt or lost.
+    """Partitions were launched again, for what was missing or in doubt.
 
     Args:
         store: the bucket.
-        settled: each partition's new manifest, and what was done for it.
-        action: look, rebuy or abandon.
-        chosen: how many requests were meant.
-        left: how many of them are still in doubt or lost.
+        settled: what came of each partition.
         price: of an image; None if unknown.
+        action: what it was for: look, rebuy, abandon, retry or rescue.
+        chosen: how many requests in doubt or lost were meant, where that is what it was about.
+        left: how many of them still are.
     """
     parts = list(settled)
-    spent = sum(report.spent for _, report in parts)
+    reports = [part.report for part in parts]
+    spent = sum(report.spent for report in reports)
+    doubts = {} if chosen is None else {"chosen": chosen, "left": left}
     facet = {
         "action": action,
-        "requests": {"chosen": chosen, "left": left, "bought": sum(r.bought for _, r in parts)},
-        "images": {"bought": spent, "stored": sum(report.images for _, report in parts)},
+        "requests": {"bought": sum(report.bought for report in reports), **doubts},
+        "images": {"bought": spent, "stored": sum(report.images for report in reports)},
         "cost": {"spent": _money(cost_of(spent, price)), "perImage": _money(price)},
     }
-    return Told(outputs=tuple(_manifest(store, current) for current, _ in parts), facet=facet)
+    return Told(outputs=tuple(_manifest(store, part.current) for part in parts), facet=facet)
 
 
 def _prompts(store: "ObjectStore", name: str, fingerprint: str) -> Dataset:

@@ -38,6 +38,8 @@ DESCRIPTIONS: Final = {
     "generated_images": "Buys what is missing of a prompt set under a seed, and stores it.",
     "image_features": "Measures the pictures of a partition.",
     "resolve_doubts": "Settles requests that may have been paid for and are not here.",
+    "retry_failed": "Launches partitions again for what they lack, within a budget.",
+    "rescue_run": "Brings what a dead run has bought and not stored.",
 }
 
 
