@@ -1,0 +1,175 @@
+"""The job that buys what a dataset's prompts miss. Nothing starts it by itself."""
+
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from dagster_project.assets.datasets import recipes_here
+from dagster_project.failures import plain_failures
+from dagster_project.metadata import sample_table
+from dagster_project.partitions import cell_key, prompt_sets, seeds
+from dagster_project.resources import NanobananaResource
+from dagster_project.settling import run_ids, show_settled
+from nanobanana_pipeline.datasets.recipe import Recipe, near_matches
+from nanobanana_pipeline.datasets.top_up import Drawn, Standing, stand, top_up
+from nanobanana_pipeline.errors import PlanError, RecipeError
+from nanobanana_pipeline.generation.again import Settled
+from nanobanana_pipeline.money import Cap, cost_of, cost_text
+from nanobanana_pipeline.prompts import prompt_set
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["top_up_dataset"]
+
+SHOWN = 100
+
+
+class TopUpConfig(dg.Config):
+    """Which dataset, and how much it may cost."""
+
+    recipe: str = Field(
+        description="The dataset's name, as its recipe says; the recipe has per_prompt."
+    )
+    max_images: int = Field(ge=1, description="The budget: buy at most so many images.")
+    max_cost: str | None = Field(
+        default=None,
+        description="Spend at most so much, in the currency of NANOBANANA_PRICE_PER_IMAGE.",
+    )
+
+
+@dg.op(
+    description=(
+        "Draws the prompts of a dataset that miss pictures under further seeds, measures what "
+        "comes and selects again, until each has as many as the recipe asks for, has used its "
+        "candidates, or max_images is reached. **Costs money: one request a prompt and further "
+        "seed, up to max_images.** The first line of its log is the quote."
+    )
+)
+def buy_further_candidates(
+    context: dg.OpExecutionContext, config: TopUpConfig, nanobanana: NanobananaResource
+) -> None:
+    """Buy, show every partition on its assets' pages, and account for every rejection."""
+    with plain_failures():
+        recipe, cap = _recipe_of(config.recipe), _cap_of(config)
+        store, account = nanobanana.store(), nanobanana.account()
+        price = account.budget.price
+        spent, halted = 0, None
+
+        def tell(standing: Standing) -> None:
+            context.log.info(
+                f"{standing.complete:,} prompts have their pictures, {len(standing.short):,} miss "
+                f"{standing.short['missing'].sum():,}; {standing.least:,} to {standing.most:,} "
+                f"images to buy; cost at most: {cost_text(standing.cost(price))}; the budget of "
+                f"this run: {cap}"
+            )
+
+        names = run_ids(context.run_id, "top-up")
+        for drawn in top_up(store, account, recipe, cap, run_id=names, on_round=tell):
+            _show_drawn(context, store, drawn, price)
+            spent += drawn.report.spent
+            halted = halted or drawn.report.halted
+        standing = stand(store, recipe)
+    metadata = _metadata(standing) | {
+        "images bought": spent,
+        "cost": cost_text(cost_of(spent, price)),
+    }
+    if halted:
+        raise dg.Failure(f"stopped early: {halted}", metadata=metadata, allow_retries=False)
+    if len(standing.short):
+        context.log.warning(
+            f"{len(standing.short):,} prompts miss {standing.short['missing'].sum():,} pictures; "
+            "the table says which may have more candidates: launch again with a budget for them"
+        )
+    context.add_output_metadata(metadata)
+
+
+@dg.job(
+    description=(
+        "Buy further candidates for a dataset that asks for a number of pictures of each prompt, "
+        "within a budget you name. Launching it again goes on, and buys nothing twice."
+    )
+)
+def top_up_dataset() -> None:
+    """One op: each round follows from the one before."""
+    buy_further_candidates()
+
+
+def _show_drawn(
+    context: dg.OpExecutionContext, store: ObjectStore, drawn: Drawn, price: Decimal | None
+) -> None:
+    """Add a partition's keys, and put what became of it on its three assets' pages."""
+    current, features = drawn.current, drawn.features
+    context.instance.add_dynamic_partitions(str(prompt_sets.name), [current.prompt_set])
+    context.instance.add_dynamic_partitions(str(seeds.name), [str(current.seed)])
+    kept = prompt_set.current(store, current.prompt_set)
+    if kept is not None:
+        # Seen, and not made: what is made is bought under all seeds where a sensor is told to.
+        context.log_event(
+            dg.AssetObservation(
+                "prompt_set",
+                partition=kept.name,
+                metadata={
+                    "dagster/row_count": kept.rows,
+                    "fingerprint": kept.fingerprint,
+                    "source": kept.source,
+                },
+            )
+        )
+    show_settled(context, store, Settled(current, drawn.report), price)
+    context.log_event(
+        dg.AssetMaterialization(
+            "image_features",
+            partition=cell_key(current.prompt_set, current.seed),
+            metadata={
+                "measured now": features.measured,
+                "blank": features.current.blank,
+                "not measurable": features.current.errors,
+                "dagster/uri": store.uri(features.current.table),
+                "dagster/row_count": features.current.rows,
+            },
+            tags={"dagster/data_version": features.current.content},
+        )
+    )
+
+
+def _metadata(standing: Standing) -> dict[str, Any]:
+    rejected = standing.rejected
+    counted = rejected["reason"].value_counts().rename_axis("reason").reset_index(name="pictures")
+    shown = ["prompt_set", "prompt_id", "prompt", "seed", "reason"]
+    return {
+        "prompts complete": standing.complete,
+        "prompts short": len(standing.short),
+        "pictures missing": int(standing.short["missing"].sum()),
+        "short": sample_table(standing.short, SHOWN),
+        "rejected": sample_table(rejected[shown], SHOWN),
+        "reasons": sample_table(counted, SHOWN),
+    }
+
+
+def _recipe_of(name: str) -> Recipe:
+    """A recipe of the working directory.
+
+    Raises:
+        RecipeError: there is none of that name, or one of them is faulty.
+    """
+    known = {recipe.name: recipe for recipe in recipes_here()}
+    if name not in known:
+        hint = near_matches(name, known) if known else "recipes/ holds none"
+        raise RecipeError(f"there is no recipe {name!r}; {hint}")
+    return known[name]
+
+
+def _cap_of(config: TopUpConfig) -> Cap:
+    """The budget of the run.
+
+    Raises:
+        PlanError: it is no amount.
+    """
+    try:
+        cost = None if config.max_cost is None else Decimal(config.max_cost)
+    except InvalidOperation:
+        raise PlanError(f"max_cost {config.max_cost!r} is no amount of money") from None
+    if cost is not None and not (cost.is_finite() and cost > 0):
+        raise PlanError(f"max_cost {config.max_cost} is out of range: use an amount above 0")
+    return Cap(config.max_images, cost)
