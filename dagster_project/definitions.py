@@ -32,6 +32,7 @@ from dagster_project.sensors import (  # noqa: E402
     run_summary,
     webhook_inbox,
 )
+from dagster_project.top_up import top_up_dataset  # noqa: E402
 
 __all__ = ["defs"]
 
@@ -40,7 +41,15 @@ recipes = recipes_here()
 defs = dg.Definitions(
     assets=[prompt_set, generated_images, image_features, *dataset_assets(recipes)],
     asset_checks=[*checks, *dataset_checks(recipes)],
-    jobs=[check_images, resolve_doubts, retry_failed, quote_only, rescue_run, audit_bucket_job],
+    jobs=[
+        check_images,
+        resolve_doubts,
+        retry_failed,
+        quote_only,
+        rescue_run,
+        audit_bucket_job,
+        top_up_dataset,
+    ],
     sensors=[
         new_prompt_tables,
         webhook_inbox,
