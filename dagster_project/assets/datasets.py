@@ -237,7 +237,8 @@ def _key(recipe: Recipe) -> dg.AssetKey:
 
 def _partitions(recipe: Recipe) -> dg.PartitionMapping:
     """The partitions that a recipe reads: those it lists, else all there are."""
-    if recipe.seeds == "all":
+    # With per_prompt it reads derived ones too, whose names nobody knows beforehand.
+    if recipe.seeds == "all" or recipe.per_prompt:
         return dg.AllPartitionMapping()
     keys = [cell_key(name, seed) for name in recipe.prompt_sets for seed in recipe.seeds]
     return dg.SpecificPartitionsPartitionMapping(keys)
