@@ -1,70 +1,59 @@
-"""What Dagster loads: its shape, and what loading must not do."""
+"""What Dagster loads: what assets say of themselves, and what launches refuse."""
+
+from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from dagster_project.columns import PROMPTS, RELEASES
 from dagster_project.definitions import defs
 from dagster_project.partitions import read_cell_key
+from nanobanana_pipeline.datasets.rows import KINDS
+from nanobanana_pipeline.datasets.sources import ROW_COLUMNS
 from nanobanana_pipeline.errors import NanobananaError
-
-GRAPH = {
-    "prompt_set": {
-        "after": [],
-        "group": "prompts",
-        "kinds": {"pandas", "parquet", "s3"},
-        "partitions": "prompt_set",
-        "checks": [],
-    },
-    "generated_images": {
-        "after": ["prompt_set"],
-        "group": "images",
-        "kinds": {"requests", "s3", "parquet"},
-        "partitions": "prompt_set × seed",
-        "checks": ["audit", "cells", "none_in_doubt"],
-    },
-    "image_features": {
-        "after": ["generated_images"],
-        "group": "images",
-        "kinds": {"pillow", "s3", "parquet"},
-        "partitions": "prompt_set × seed",
-        "checks": [],
-    },
-    # Of recipes/sample.yaml; each recipe makes one like it.
-    "datasets/sample": {
-        "after": ["image_features"],
-        "group": "datasets",
-        "kinds": {"webdataset", "s3"},
-        "partitions": "",
-        "checks": ["no_leaks", "readable"],
-    },
-}
+from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.validation import check_prompts
 
 
-def _partitions(definition: dg.PartitionsDefinition | None) -> str:
-    if definition is None:
-        return ""
-    if isinstance(definition, dg.MultiPartitionsDefinition):
-        return " × ".join(d.name for d in definition.partitions_defs)
-    assert isinstance(definition, dg.DynamicPartitionsDefinition)
-    return str(definition.name)
-
-
-def test_the_graph_is_as_it_was() -> None:
+def test_every_asset_says_what_it_costs_and_what_it_is_made_of() -> None:
+    """The rest of the graph is pinned by the snapshot."""
     graph = defs.resolve_asset_graph()
-    found = {}
-    for key in graph.get_all_asset_keys():
+    known: dict[str, set[str]] = {}
+    for key in graph.toposorted_asset_keys:
         node = graph.get(key)
-        found[key.to_user_string()] = {
-            "after": sorted(parent.to_user_string() for parent in node.parent_keys),
-            "group": node.group_name,
-            "kinds": set(node.kinds),
-            "partitions": _partitions(node.partitions_def),
-            "checks": sorted(check.name for check in node.check_keys),
-        }
-        assert node.description
-        assert node.owners
-        assert node.code_version
-    assert found == GRAPH
+        name = key.to_user_string()
+        cost = "**Costs money" if name == "generated_images" else "**Costs nothing"
+        assert cost in (node.description or "")
+        assert node.tags["cost"] == ("paid" if name == "generated_images" else "free")
+        schema = node.metadata["dagster/column_schema"]
+        known[name] = {column.name for column in schema.columns}
+        assert all(column.description for column in schema.columns)
+        lineage = node.metadata.get("dagster/column_lineage", dg.TableColumnLineage({}))
+        assert lineage.deps_by_column or name == "prompt_set"
+        for column, made_of in lineage.deps_by_column.items():
+            assert column in known[name]
+            assert made_of
+            for dep in made_of:
+                assert dep.column_name in known[dep.asset_key.to_user_string()]
+
+
+def test_columns_are_those_that_are_stored(tmp_path: Path) -> None:
+    """Manifests and features are described by the very tables that write them; these are not."""
+    table = tmp_path / "table.csv"
+    table.write_text(
+        "id,prompt,negative_prompt,width,seed,samples,noise_scale_end,watermark,temp\n"
+        "a,a fox,no cat,1024,5,2,7,yes,no\n"
+    )
+    stored = check_prompts(read_table(table)).prompts.dtypes
+    kinds = {"Int64": "int64", "Float64": "double", "str": "string"}
+    told = {column.name: column.type for column in PROMPTS["dagster/column_schema"].columns}
+    found = {str(name): kinds[str(dtype)] for name, dtype in stored.items()}
+    assert len(found) == 9
+    assert found.items() <= told.items()
+    released = RELEASES["dagster/column_schema"].columns
+    assert {column.name: column.type for column in released} == {
+        name: str(KINDS[name]) for name in ROW_COLUMNS
+    }
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,12 @@ from typing import Any
 import dagster as dg
 import pytest
 import requests
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
 
+from dagster_project.assets.generated_images import generated_images
+from dagster_project.assets.image_features import image_features
+from dagster_project.assets.prompt_set import prompt_set
 from dagster_project.resources import S3, NanobananaResource
 from nanobanana_pipeline.generation.manifest import read_current
 from tests.dagster_project.conftest import Project
@@ -199,3 +204,39 @@ def test_settings_that_are_missing_are_all_named(project: Projects) -> None:
     said = str(next(e for e in result.all_events if e.is_step_failure).event_specific_data)
     assert "NANOBANANA_API_KEY" in said
     assert "NANOBANANA_BUCKET" in said
+
+
+def test_a_new_table_makes_only_its_own_cells_stale(project: Projects) -> None:
+    here = project()
+    cells = [("demo", "1"), ("demo", "2"), ("other", "1")]
+    for name in ("demo", "other"):
+        here.make_prompt_set(name, "id,prompt\na,a fox\n")
+    for cell in cells:
+        assert here.generate("|".join(cell)).success
+        assert here.run(image_features, "|".join(cell), {}).success
+
+    def stale(asset: str) -> set[str]:
+        graph = dg.Definitions(
+            assets=[prompt_set, generated_images, image_features], resources=here.resources
+        ).resolve_asset_graph()
+        resolver = CachingStaleStatusResolver(
+            here.instance, graph, LoadingContextForTest(here.instance)
+        )
+        keys = {name for name, _ in cells} if asset == "prompt_set" else map("|".join, cells)
+        found = {key: resolver.get_status(dg.AssetKey(asset), key) for key in keys}
+        assert StaleStatus.MISSING not in found.values()
+        return {key for key, status in found.items() if status is StaleStatus.STALE}
+
+    assets = ("prompt_set", "generated_images", "image_features")
+    assert [stale(asset) for asset in assets] == [set(), set(), set()]
+    # The same content from another file, and a new seed, are no news.
+    here.make_prompt_set("demo", "prompt,id\na fox,a\n")
+    here.instance.add_dynamic_partitions("seed", ["3"])
+    assert [stale(asset) for asset in assets] == [set(), set(), set()]
+    here.make_prompt_set("demo", "id,prompt\na,a red fox\n")
+    assert stale("generated_images") == {"demo|1", "demo|2"}
+    assert stale("image_features") <= {"demo|1", "demo|2"}
+    assert here.generate("demo|1", config={}).success
+    assert stale("generated_images") == {"demo|2"}
+    assert "demo|1" in stale("image_features")
+    assert "other|1" not in stale("image_features")
