@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import requests
+import yaml
 
 from nanobanana_pipeline.emulator import EmulatorThread
 from nanobanana_pipeline.errors import PlanError, StorageUnavailable
+from nanobanana_pipeline.features.keeping import refresh_features
 from nanobanana_pipeline.generation.manifest import read_current
 from nanobanana_pipeline.lineage import events, facets
 from nanobanana_pipeline.lineage.events import recorded
@@ -295,3 +297,48 @@ def test_columns_of_any_kind_are_described() -> None:
     told = Told(outputs=(Dataset("s3://b/t", columns=columns),))
     event = facets.run_event("COMPLETE", datetime.now(UTC), "prompt_set", "r", told)
     check_event(json.loads(facets.as_line(event)))
+
+
+def test_a_release_names_what_it_was_built_from(
+    nanobanana: Command, table: Path, tmp_path: Path, store: ObjectStore
+) -> None:
+    nanobanana("generate", table, "--seeds", "1-2")
+    for seed in (1, 2):
+        refresh_features(store, "animals", seed)
+    recipe = tmp_path / "animals.yaml"
+    said = {"name": "animals", "description": "Two.", "prompt_sets": ["animals"], "seeds": [1, 2]}
+    recipe.write_text(yaml.safe_dump({**said, "licence": "CC0-1.0"}))
+    for _ in range(2):
+        result = nanobanana("release", "build", recipe)
+        assert result.exit_code == 0, result.output
+        start, complete = events_of(store, job="datasets.animals")[-2:]
+        assert sorted(states_of([start, complete])) == ["COMPLETE", "START"]
+    told = [e for e in events_of(store, job="datasets.animals") if e["eventType"] == "COMPLETE"]
+    assert len(told) == 2
+    for complete in told:
+        names = {d["name"].removeprefix(store.prefix) for d in complete["inputs"]}
+        assert names == {
+            f"{kind}/animals/seed={seed}" for kind in ("manifests", "features") for seed in (1, 2)
+        }
+        [made] = complete["outputs"]
+        assert made["name"] == f"{store.prefix}datasets/animals"
+        assert made["facets"]["version"]["datasetVersion"] == "v1"
+        lineage = made["facets"]["columnLineage"]["fields"]
+        assert {f["name"].split("/")[-3] for f in lineage["phash"]["inputFields"]} == {"features"}
+        assert {f["field"] for f in lineage["prompt"]["inputFields"]} == {"prompt"}
+        assert json.loads(complete["job"]["facets"]["sourceCode"]["sourceCode"])["seeds"] == [1, 2]
+        assert ours(complete)["images"] == {"inRelease": 4}
+
+
+def test_a_run_that_was_killed_is_declared_dead_once(store: ObjectStore) -> None:
+    """Nothing is written for a run that ended by itself, or that nobody knows."""
+    killed = events.Recording(store, "generated_images", "killed", Told, None)
+    killed.emit("START")
+    with recorded(store, "generated_images", "ended", Told):
+        pass
+    for run_id in ("killed", "ended", "unknown", "killed"):
+        events.declare_dead(store, "generated_images", run_id)
+    assert states_of(events_of(store, "killed")) == ["START", "ABORT"]
+    assert "died" in events_of(store, "killed")[-1]["run"]["facets"]["errorMessage"]["message"]
+    assert states_of(events_of(store, "ended")) == ["START", "COMPLETE"]
+    assert events_of(store, "unknown") == []
