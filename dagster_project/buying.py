@@ -12,7 +12,7 @@ import dagster as dg
 
 from dagster_project.assets.datasets import recipes_here
 from dagster_project.assets.generated_images import generated_images
-from dagster_project.partitions import cell_key, seeds
+from dagster_project.partitions import cell_key, prompt_sets, seeds
 from dagster_project.resources import NanobananaResource
 from dagster_project.sensors import unset
 from nanobanana_pipeline.errors import PlanError
@@ -80,6 +80,11 @@ def nightly(
         f"{images:,} images at {cost_text(cost_of(images, budget.price))}; today has room for "
         f"{room:,}"
     )
+    # What the command line has launched, or a recipe lists, may be no partition of Dagster's yet.
+    names = sorted({share.wanted.prompt_set for share in shares})
+    context.instance.add_dynamic_partitions(str(prompt_sets.name), names)
+    numbers = sorted({share.wanted.seed for share in shares})
+    context.instance.add_dynamic_partitions(str(seeds.name), [str(n) for n in numbers])
     day = context.scheduled_execution_time.date().isoformat()
     return [_request(share, place, day) for place, share in enumerate(shares)]
 

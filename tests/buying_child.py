@@ -16,13 +16,20 @@ from tests.conftest import account_for
 from tests.launching import states
 
 
-def kill_once_accepted(store: ObjectStore, base_url: str, made: Plan) -> None:
-    """Buy what a run has planned, and die as soon as the provider has accepted all of it."""
+def kill_once_accepted(store: ObjectStore, base_url: str, made: Plan, before: int = 0) -> None:
+    """Buy what a run has planned, and die as soon as the provider has accepted all of it.
+
+    Args:
+        store: the bucket.
+        base_url: the provider's.
+        made: the run's plan.
+        before: how many the ledger has accepted already.
+    """
     command = [sys.executable, "-m", "tests.buying_child", base_url, store.prefix, made.run_id]
     child = subprocess.Popen(command)
     deadline = time.monotonic() + 60
     try:
-        while states(store).get(State.ACCEPTED, 0) < made.buy:
+        while states(store).get(State.ACCEPTED, 0) < before + made.buy:
             assert child.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)

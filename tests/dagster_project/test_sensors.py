@@ -1,0 +1,323 @@
+"""Sensors over a real bucket and a real emulator: each thing is asked for once."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from pydantic import SecretStr
+
+from dagster_project.assets.generated_images import generated_images
+from dagster_project.assets.prompt_set import prompt_set
+from dagster_project.definitions import defs
+from dagster_project.partitions import prompt_sets, seeds
+from dagster_project.resources import S3, NanobananaResource
+from dagster_project.sensors import run_summary
+from nanobanana_pipeline.generation.doubts import find_doubts
+from nanobanana_pipeline.generation.manifest import read_current
+from nanobanana_pipeline.ledger import State
+from nanobanana_pipeline.prompts import prompt_set as sets
+from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.webhooks.inbox import Inbox, attempt_id
+from tests.buying_child import kill_once_accepted
+from tests.dagster_project.conftest import SMALL, Project
+from tests.dagster_project.test_graph import bought
+from tests.dagster_project.ticks import Automation, run_job
+from tests.later import later
+from tests.launching import admin, planned, states, tell
+
+Projects = Callable[..., Project]
+SECRET = SecretStr("0123456789abcdef-webhooks")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The prompts folder of an empty working directory."""
+    (tmp_path / "here" / "prompts").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here" / "prompts"
+
+
+@pytest.fixture
+def after(monkeypatch: pytest.MonkeyPatch) -> Callable[[timedelta], None]:
+    """Puts the bucket's clock forward for what sensors read from now on."""
+
+    def put_forward(by: timedelta) -> None:
+        store = NanobananaResource.store
+
+        def shifted(self: NanobananaResource) -> ObjectStore:
+            return later(store(self), by)  # the last one's clock counts
+
+        monkeypatch.setattr("dagster_project.sensors.NanobananaResource.store", shifted)
+
+    return put_forward
+
+
+def write(path: Path, text: str = "prompt\na fox\n", age_seconds: float = 60) -> None:
+    path.write_text(text)
+    then = time.time() - age_seconds
+    os.utime(path, (then, then))
+
+
+def names(requests: list[dg.RunRequest]) -> list[str | None]:
+    return [request.partition_key for request in requests]
+
+
+def materialize(project: Project, requests: list[dg.RunRequest]) -> None:
+    for request in requests:
+        asset = prompt_set if "prompt_set" in request.run_config["ops"] else generated_images
+        assert request.partition_key is not None
+        assert project.run(asset, request.partition_key, request.run_config["ops"]).success
+
+
+def test_a_table_in_either_place_becomes_a_prompt_set_once_until_it_changes(
+    project: Projects, folder: Path
+) -> None:
+    here = project()
+    tables = Automation(here, "new_prompt_tables")
+    assert tables.tick() == []
+    assert "no new table" in tables.skipped
+    write(folder / "animals.csv")
+    here.store.put("prompts/plants.jsonl", b'{"prompt": "a fern"}\n')
+    asked = tables.tick()
+    assert names(asked) == ["animals", "plants"]
+    assert here.instance.get_dynamic_partitions(str(prompt_sets.name)) == ["animals", "plants"]
+    materialize(here, asked)
+    found = [sets.current(here.store, name) for name in ("animals", "plants")]
+    assert [each.source for each in found if each] == [
+        str(folder / "animals.csv"),
+        here.store.uri("prompts/plants.jsonl"),
+    ]
+    assert tables.tick() == []
+    write(folder / "animals.csv", "prompt\na whale\n", age_seconds=30)
+    assert names(tables.tick()) == ["animals"]
+    # Back to what it was: a change like any other.
+    write(folder / "animals.csv", age_seconds=20)
+    assert names(tables.tick()) == ["animals"]
+    here.store.put("prompts/plants.jsonl", b'{"prompt": "a moss"}\n')
+    assert names(tables.tick()) == ["plants"]
+    assert tables.tick() == []
+
+
+def test_a_table_that_is_being_written_is_left_for_the_next_tick(
+    project: Projects, folder: Path
+) -> None:
+    tables = Automation(project(), "new_prompt_tables")
+    write(folder / "animals.csv", age_seconds=0)
+    assert tables.tick() == []
+    write(folder / "animals.csv", age_seconds=10)
+    assert names(tables.tick()) == ["animals"]
+
+
+def test_a_bad_name_is_said_once_until_it_changes(
+    project: Projects, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tables = Automation(project(), "new_prompt_tables")
+    for bad in ("a|b.csv", "notes.txt", "twice.csv", "twice.tsv", ".hidden.csv"):
+        write(folder / bad)
+    write(folder / "good.csv")
+    assert names(tables.tick()) == ["good"]
+    said = capfd.readouterr().err
+    assert "'a|b' cannot name a prompt set" in said
+    assert "notes.txt is of no known format" in said
+    assert "twice.csv and" in said
+    assert ".hidden" not in said
+    assert tables.tick() == []
+    assert "notes.txt" not in capfd.readouterr().err
+    (folder / "twice.tsv").unlink()
+    assert names(tables.tick()) == ["twice"]
+
+
+def test_ten_thousand_tables_come_in_bounded_ticks(project: Projects, folder: Path) -> None:
+    here = project()
+    tables = Automation(here, "new_prompt_tables")
+    for number in range(10_010):
+        write(folder / f"table-{number:05}.csv", "")
+    first, second = tables.tick(), tables.tick()
+    assert (len(first), len(second)) == (50, 50)
+    assert not {*names(first)} & {*names(second)}
+    # Even with all of them seen the cursor stays below half a megabyte.
+    assert tables.cursor is not None
+    assert len(tables.cursor) / 100 * 10_000 < 500_000
+
+
+def test_missing_settings_are_a_reason_and_no_failure(project: Projects) -> None:
+    here = project()
+    here.resources["nanobanana"] = NanobananaResource(s3=S3())
+    for name in ("new_prompt_tables", "webhook_inbox", "rescue", "buy_new_prompt_sets", "nightly"):
+        automation = Automation(here, name)
+        assert automation.tick() == []
+        assert "NANOBANANA_BUCKET" in automation.skipped
+
+
+@pytest.mark.parametrize("kills", [1, 2])
+def test_a_killed_run_is_rescued_without_buying(
+    project: Projects, after: Callable[[timedelta], None], kills: int
+) -> None:
+    here = project(latency_seconds=(4, 4))
+    here.make_prompt_set()
+    for seed in range(1, kills + 1):
+        made = planned(here.store, "demo", seed=seed)
+        kill_once_accepted(here.store, here.emulator.base_url, made, before=3 * (seed - 1))
+    sensor = Automation(here, "rescue")
+    assert sensor.tick() == []
+    after(timedelta(minutes=16))
+    asked = sensor.tick()
+    assert len(asked) == kills
+    assert sensor.tick() == []
+    for request in asked:
+        assert run_job(here, "rescue_run", request).success
+    assert states(here.store) == {State.SETTLED: 3 * kills}
+    record = admin(here.emulator, "purchases")
+    assert (record["total"], record["bought_twice"]) == (3 * kills, 0)
+    for seed in range(1, kills + 1):
+        current, _ = read_current(here.store, "demo", seed)
+        assert current is not None
+        assert current.cells == {"settled": 3}
+    assert sensor.tick() == []
+    assert sensor.cursor == "{}"
+
+
+def test_what_stays_open_is_tried_every_four_hours_for_a_day(
+    project: Projects, after: Callable[[timedelta], None]
+) -> None:
+    here = project(moods={"lost_answer_after": 1.0})
+    here.make_prompt_set()
+    assert not here.generate().success
+    sensor = Automation(here, "rescue")
+    keys = []
+    for hours in (1, 2, 5, 9, 13, 17, 21, 25, 49):
+        after(timedelta(hours=hours))
+        keys += [str(request.run_key).rpartition(":")[2] for request in sensor.tick()]
+    assert keys == ["0", "1", "2", "3", "4", "5", "6"]
+    assert json.loads(sensor.cursor or "") != {}
+
+
+def test_rescues_are_bounded_and_those_silent_longest_come_first(
+    project: Projects, after: Callable[[timedelta], None]
+) -> None:
+    here = project()
+    here.make_prompt_set()
+    for number in range(12):
+        planned(here.store, "demo", run_id=f"died-{number:02}")
+    after(timedelta(hours=1))
+    sensor = Automation(here, "rescue")
+    assert [len(sensor.tick()), len(sensor.tick()), len(sensor.tick())] == [10, 2, 0]
+
+
+def test_mail_settles_a_doubt_and_the_same_mail_is_looked_at_once(
+    project: Projects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = project(moods={"lost_answer_after": 1.0})
+    here.make_prompt_set()
+    assert not here.generate().success
+    inbox = Automation(here, "webhook_inbox")
+    assert inbox.tick() == []
+    assert "NANOBANANA_WEBHOOK_URL is not set" in inbox.skipped
+    monkeypatch.setenv("NANOBANANA_WEBHOOK_URL", "http://127.0.0.1:9/")
+    monkeypatch.setenv("NANOBANANA_WEBHOOK_SECRET", SECRET.get_secret_value())
+    assert inbox.tick() == []
+    assert "no mail for 3 of 3" in inbox.skipped
+    tell(here.emulator, "moods", lost_answer_after=0)
+    doubt = find_doubts(here.store, None)[0]
+    Inbox(here.store).put(attempt_id(doubt.request_key, doubt.nonce), b"nonsense")
+    [asked] = inbox.tick()
+    assert run_job(here, "resolve_doubts", asked).success
+    assert states(here.store) == {State.IN_DOUBT: 3}
+    assert inbox.tick() == []
+    for doubt in find_doubts(here.store, None):
+        sold = admin(here.emulator, "purchases")["groups"]
+        name = attempt_id(doubt.request_key, doubt.nonce)
+        ids = [
+            provider_id
+            for group in sold
+            for provider_id, track_id in zip(group["ids"], group["track_ids"], strict=True)
+            if track_id.startswith(name)
+        ]
+        body = {"status": "success", "id": ids[0], "track_id": name}
+        Inbox(here.store).put(name, json.dumps(body).encode())
+    [asked] = inbox.tick()
+    assert run_job(here, "resolve_doubts", asked).success
+    assert states(here.store) == {State.SETTLED: 3}
+    assert bought(here)["total"] == 3
+
+
+def test_a_failed_run_is_summed_up_in_its_tags_and_on_its_partition(
+    project: Projects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOBANANA_PRICE_PER_IMAGE", "0.05")
+    here = project(moods={"lost_answer_after": 1.0})
+    here.make_prompt_set()
+    failed = here.generate()
+    assert not failed.success
+    [logged] = here.instance.all_logs(failed.run_id, of_type=dg.DagsterEventType.RUN_FAILURE)
+    failure = logged.get_dagster_event()
+    run = here.instance.get_run_by_id(failed.run_id)
+    assert run is not None
+    with dg.build_run_status_sensor_context(
+        "run_summary",
+        failure,
+        here.instance,
+        run,
+        resources={"nanobanana": here.resources["nanobanana"]},
+    ).for_run_failure() as context:
+        run_summary(context)
+    told = here.instance.get_run_by_id(failed.run_id)
+    assert told is not None
+    assert told.tags["nanobanana/settled"] == "0 of 3"
+    assert told.tags["nanobanana/in_doubt"] == "3"
+    assert told.tags["nanobanana/cost"] == "0.15"
+    [observed] = here.instance.fetch_observations(
+        dg.AssetRecordsFilter(dg.AssetKey("generated_images"), asset_partitions=["demo|1"]),
+        limit=1,
+    ).records
+    event = observed.event_log_entry.dagster_event
+    assert event is not None
+    said = str(event.asset_observation_data.asset_observation.description)
+    assert "0 of 3 requests are settled; 0 bought and not brought yet; 3 in doubt" in said
+
+
+def test_new_prompt_sets_are_bought_once_under_each_seed_and_never_without_a_cap(
+    project: Projects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = project()
+    here.make_prompt_set("before")
+    here.instance.add_dynamic_partitions(str(seeds.name), ["2", "1", "0"])
+    sensor = Automation(here, "buy_new_prompt_sets")
+    assert sensor.tick() == []
+    assert "no cap on a day" in sensor.skipped
+    monkeypatch.setenv("NANOBANANA_MAX_IMAGES_PER_DAY", "4")
+    assert sensor.tick() == []
+    here.make_prompt_set("new")
+    asked = sensor.tick()
+    assert names(asked) == ["new|1", "new|2"]
+    assert sensor.tick() == []
+    here.make_prompt_set("new")
+    assert sensor.tick() == []
+    for request in asked:
+        ops = {
+            "generated_images": {
+                "config": SMALL | request.run_config["ops"]["generated_images"]["config"]
+            }
+        }
+        here.run(generated_images, str(request.partition_key), ops)
+    # The cap holds in the engine, whatever was asked for.
+    assert bought(here)["total"] == 4
+    here.make_prompt_set("new", "id,prompt\na,a heron\n")
+    assert names(sensor.tick()) == ["new|1", "new|2"]
+
+
+def test_what_spends_ships_stopped_and_what_saves_ships_running() -> None:
+    repository = defs.get_repository_def()
+    running = {s.name for s in repository.sensor_defs if s.default_status.value == "RUNNING"}
+    running |= {s.name for s in repository.schedule_defs if s.default_status.value == "RUNNING"}
+    assert running == {"webhook_inbox", "rescue", "run_summary", "weekly_audit"}
+    for each in (*repository.sensor_defs, *repository.schedule_defs):
+        assert each.description, each.name
+        if "Costs money" in each.description:
+            assert "NANOBANANA_MAX_IMAGES_PER_DAY" in each.description
+            assert each.name not in running
