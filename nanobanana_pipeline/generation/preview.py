@@ -15,8 +15,9 @@ from nanobanana_pipeline.storage import ObjectStore
 __all__ = ["keep_preview", "some_pictures"]
 
 PICTURES: Final = 12
-COLUMNS: Final = 6
-SIDE: Final = 128
+COLUMNS: Final = 4
+SIDE: Final = 112
+"""Four of them beside each other fit the column of a partition's page."""
 AT_ONCE: Final = 4
 
 

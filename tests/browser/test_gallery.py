@@ -3,7 +3,7 @@
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Dialog, Page, expect
 
 from nanobanana_pipeline import local
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY
@@ -30,7 +30,12 @@ def gallery(store: ObjectStore, s3_url: str, page: Page) -> list[str]:
     page.on("request", lambda request: noted.append(request.url))
     page.on("console", lambda message: noted.append(message.text))
     page.on("pageerror", lambda error: noted.append(str(error)))
-    page.on("dialog", lambda dialog: (noted.append(dialog.message), dialog.dismiss()))
+
+    def dismiss(dialog: Dialog) -> None:
+        noted.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("dialog", dismiss)
     key = quote(store.prefix + release.file(GALLERY).key)
     page.goto(f"{s3_url}/{local.BUCKET}/{key}", wait_until="domcontentloaded")
     expect(page.locator("#count")).to_have_text("200 pictures")

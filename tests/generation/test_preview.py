@@ -27,7 +27,7 @@ def test_a_preview_is_drawn_once_and_anew_under_another_key_for_other_pictures(
     keep_prompts(store, "set", prompts(20))
     pilot = launch(store, account, limit=3)
     first = keep_preview(store, pilot.current, pilot.rows)
-    assert opened(store, first).size == (3 * 136 + 8, 128 + 2 * 16 + 16 + 8)
+    assert opened(store, first).size == (3 * 120 + 8, 112 + 2 * 16 + 16 + 8)
 
     # What is there is not drawn again, though a picture may be gone by now.
     row = pilot.rows.dropna(subset="image_sha256").iloc[0]
@@ -40,13 +40,13 @@ def test_a_preview_is_drawn_once_and_anew_under_another_key_for_other_pictures(
     whole = launch(store, account)
     second = keep_preview(store, whole.current, whole.rows)
     assert second != first
-    assert opened(store, second).width == 6 * 136 + 8
+    assert opened(store, second).width == 4 * 120 + 8
 
     shown = some_pictures(store, whole.rows, PICTURES)
     # Twelve of twenty, from the first to nearly the last.
     expected = [whole.rows["prompt"][place * 20 // 12] for place in range(12)]
     assert [prompt for _, prompt in shown] == expected
-    assert all(max(Image.open(io.BytesIO(small)).size) == 128 for small, _ in shown)
+    assert all(max(Image.open(io.BytesIO(small)).size) == 112 for small, _ in shown)
 
     # One that is gone and one that is broken leave the others to be seen.
     keys = [image_key(*each) for each in whole.rows[["image_sha256", "format"]].to_numpy()]
