@@ -2,19 +2,22 @@
 
 from typing import TYPE_CHECKING, Any
 
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 
 from nanobanana_pipeline.errors import StorageError
 
 if TYPE_CHECKING:
+    from botocore.config import Config
     from mypy_boto3_s3 import S3Client
 
 __all__ = ["s3_client", "s3_config"]
 
 
-def s3_config(connections: int = 64) -> Config:
+def s3_config(connections: int = 64) -> "Config":
     """How this project speaks S3: no retries inside boto3, bounded waits, `connections` sockets."""
+    # Dagster loads this module in every process, also in those that never speak S3.
+    from botocore.config import Config  # noqa: PLC0415
+
     return Config(
         retries={"total_max_attempts": 1, "mode": "standard"},
         connect_timeout=5,
@@ -34,8 +37,7 @@ def s3_client(profile: str | None = None, **given: Any) -> "S3Client":  # noqa: 
     Raises:
         StorageError: they contradict each other.
     """
-    # Dagster loads this module in every process, also in those that never speak S3.
-    import boto3  # noqa: PLC0415
+    import boto3  # noqa: PLC0415 - as above
 
     try:
         session = boto3.session.Session(profile_name=profile)

@@ -14,7 +14,10 @@ RECIPES = 100
 
 # How long each takes was measured with `python -X importtime`; a function that needs one imports
 # it itself.
-SLOW = ["scipy", "boto3", "dagster_aws", "pyarrow.dataset", "rich", "typer", "uvicorn", "starlette"]
+SLOW = [
+    *("scipy", "boto3", "botocore.config", "dagster_aws", "openlineage", "pyarrow.dataset"),
+    *("rich", "typer", "uvicorn", "starlette"),
+]
 
 PROGRAM = f"""
 import socket, sys
