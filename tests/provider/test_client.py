@@ -28,6 +28,7 @@ from nanobanana_pipeline.provider.answers import (
 )
 from nanobanana_pipeline.provider.client import ProviderClient
 from nanobanana_pipeline.request import ONLY_WITH_REFERENCES, REQUEST_FIELDS, ImageRequest
+from nanobanana_pipeline.webhooks.inbox import Webhooks
 from tests.conftest import API_KEY, Emulators
 from tests.provider.servers import (
     Handler,
@@ -253,6 +254,23 @@ def test_a_key_in_an_answer_that_is_no_json_is_masked() -> None:
         outcome = client(server.url).submit(REQUEST)
     assert isinstance(outcome, Unknown)
     assert "You sent ***" in outcome.reason
+
+
+def test_the_address_of_a_webhook_that_the_provider_quotes_is_masked() -> None:
+    mine = Webhooks("https://hooks.example.org", SecretStr("a secret of webhooks")).address("a-1")
+    theirs = "https://example.org/hook?token=s3cret"
+    for webhook in (mine, theirs):
+        said = {"status": "error", "message": f"{webhook} does not answer; {mine}"}
+        for body in (json.dumps(said).encode(), json.dumps(said).encode().replace(b"/", rb"\/")):
+            with serving(always(answer(body, "401 Unauthorized"))) as server:
+                provider = client(server.url)
+                request = REQUEST.model_copy(update={"webhook": webhook})
+                submitted, fetched = provider.submit(request), provider.fetch("1")
+            assert isinstance(submitted, Halted)
+            assert "*** does not answer" in submitted.reason
+            assert "s3cret" not in submitted.reason
+            for outcome in (submitted, fetched):
+                assert mine.rpartition("/")[2] not in str(outcome)
 
 
 def test_the_key_stands_in_no_url_header_repr_log_or_traceback(
