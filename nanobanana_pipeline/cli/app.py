@@ -5,22 +5,15 @@ Exit codes: 0 all settled, 1 some cells not settled, 2 wrong use or settings.
 
 import logging
 import signal
+from importlib import import_module
 from importlib.metadata import version as installed_version
 from types import FrameType
-from typing import NoReturn
+from typing import Any, Final, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from nanobanana_pipeline.cli import audit, generate, profile, prompts, status, webhooks
-from nanobanana_pipeline.cli.doubts import doubt_commands
-from nanobanana_pipeline.cli.provider import provider_commands
-from nanobanana_pipeline.cli.quote import quote_command
-from nanobanana_pipeline.cli.recipe import recipe_commands
-from nanobanana_pipeline.cli.release import release_commands
-from nanobanana_pipeline.cli.trace import index_commands, trace_command
-from nanobanana_pipeline.emulator.command import emulator_command
 from nanobanana_pipeline.errors import NanobananaError
 
 __all__ = ["app"]
@@ -28,9 +21,47 @@ __all__ = ["app"]
 WRONG_USE = 2
 INTERRUPTED = 130
 
+COMMANDS: Final = {
+    "prompts": "cli.prompts:prompt_commands",
+    "webhooks": "cli.webhooks:webhook_commands",
+    "provider": "cli.provider:provider_commands",
+    "doubts": "cli.doubts:doubt_commands",
+    "recipe": "cli.recipe:recipe_commands",
+    "release": "cli.release:release_commands",
+    "index": "cli.index:index_commands",
+    "trace": "cli.trace:trace_command",
+    "generate": "cli.generate:generate",
+    "quote": "cli.quote:quote_command",
+    "status": "cli.status:status",
+    "audit": "cli.audit:audit",
+    "gc": "cli.audit:gc",
+    "demo": "cli.profile:demo",
+    "dev": "cli.profile:dev",
+    "environment": "cli.profile:environment",
+    "emulator": "emulator.command:emulator_command",
+}
+"""Where each command, or group of commands, is; imported when it is called, since all together
+take longer to import than some take to run."""
+
 
 class _Commands(typer.core.TyperGroup):
     """Ends every command alike: one line for what we know, a traceback for what we do not."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        return [*super().list_commands(ctx), *COMMANDS]
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]  # noqa: ANN401 - typer keeps the class to itself
+        if cmd_name not in COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        found = getattr(import_module(f"nanobanana_pipeline.{module}"), name)
+        if isinstance(found, typer.Typer):
+            group = typer.main.get_group(found)
+            group.name = cmd_name
+            return group
+        alone = typer.Typer(add_completion=False)
+        alone.command(cmd_name)(found)
+        return typer.main.get_command(alone)
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         signal.signal(signal.SIGTERM, _interrupt)
@@ -74,29 +105,6 @@ def main(
 def version() -> None:
     """Print the version."""
     typer.echo(installed_version("nanobanana-pipeline"))
-
-
-prompt_commands = typer.Typer(no_args_is_help=True, help="Look at prompt tables.")
-prompt_commands.command("check")(prompts.check)
-app.add_typer(prompt_commands, name="prompts")
-webhook_commands = typer.Typer(no_args_is_help=True, help="Hear of pictures that are done.")
-webhook_commands.command("serve")(webhooks.serve)
-app.add_typer(webhook_commands, name="webhooks")
-app.add_typer(provider_commands, name="provider")
-app.add_typer(doubt_commands, name="doubts")
-app.add_typer(recipe_commands, name="recipe")
-app.add_typer(release_commands, name="release")
-app.add_typer(index_commands, name="index")
-app.command("trace")(trace_command)
-app.command("generate")(generate.generate)
-app.command("quote")(quote_command)
-app.command("status")(status.status)
-app.command("audit")(audit.audit)
-app.command("gc")(audit.gc)
-app.command("demo")(profile.demo)
-app.command("dev")(profile.dev)
-app.command("environment")(profile.environment)
-app.command("emulator")(emulator_command)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:

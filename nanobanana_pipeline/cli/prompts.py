@@ -13,12 +13,15 @@ from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.settings import split_hosts
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 
-__all__ = ["check"]
+__all__ = ["prompt_commands"]
 
 SHOWN = 50
 NOT_ALL_GOOD = 1
 
+prompt_commands = typer.Typer(no_args_is_help=True, help="Look at prompt tables.")
 
+
+@prompt_commands.command("check")
 def check(
     file: Annotated[str, typer.Argument(help="CSV, TSV, JSONL or Parquet; a path or s3:// URL.")],
 ) -> None:

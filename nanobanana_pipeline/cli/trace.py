@@ -1,4 +1,4 @@
-"""`nanobanana trace`: where a picture comes from; `nanobanana index`: what makes that fast."""
+"""`nanobanana trace`: where a picture comes from, and what became of a prompt or a run."""
 
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
@@ -21,12 +21,11 @@ from nanobanana_pipeline.lineage.graphs import (
     as_json,
     as_mermaid,
 )
-from nanobanana_pipeline.lineage.indexing import refresh
 from nanobanana_pipeline.lineage.trace import trace
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 
-__all__ = ["index_commands", "trace_command"]
+__all__ = ["bucket_to_read", "trace_command"]
 
 SHOWN = 20
 """So many of a kind below one thing; machines get them all."""
@@ -37,9 +36,6 @@ class Graph(StrEnum):
 
     DOT = "dot"
     MERMAID = "mermaid"
-
-
-index_commands = typer.Typer(no_args_is_help=True, help="Look after the index that trace uses.")
 
 
 def trace_command(
@@ -57,7 +53,7 @@ def trace_command(
     ] = None,
 ) -> None:
     """Show where a picture comes from, and what became of a prompt or a run. Writes nothing."""
-    lineage = trace(_store(), what)
+    lineage = trace(bucket_to_read(), what)
     if as_json_:
         typer.echo(as_json(lineage))
     elif graph is not None:
@@ -70,30 +66,8 @@ def trace_command(
         Console(stderr=True).print(note, markup=False, highlight=False, soft_wrap=True)
 
 
-@index_commands.command("refresh")
-def refresh_(
-    *,
-    rebuild: Annotated[
-        bool, typer.Option(help="Read all manifests and releases again, and make it anew.")
-    ] = False,
-) -> None:
-    """Bring the index up to date with the manifests in force and the releases."""
-    store = _store()
-    console = Console(stderr=True)
-    with console.status("reading") as status:
-        done = refresh(
-            store,
-            rebuild=rebuild,
-            on_progress=lambda what, count: status.update(f"{what}: {count:,}"),
-        )
-    make_console().print(
-        f"the index covers {done.partitions:,} partitions and {done.releases:,} releases, "
-        f"{done.rows:,} rows; {done.read:,} were read for it",
-        highlight=False,
-    )
-
-
-def _store() -> ObjectStore:
+def bucket_to_read() -> ObjectStore:
+    """The bucket of the settings, which need no API key for it; looked at and not claimed."""
     settings = Settings.load_without_key()
     store = ObjectStore(s3_client(), str(settings.bucket), settings.prefix)
     check_bucket(store, str(settings.realm))

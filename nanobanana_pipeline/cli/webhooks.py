@@ -13,9 +13,12 @@ from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.webhooks.inbox import Webhooks
 from nanobanana_pipeline.webhooks.receiver import receiver_app, receiver_server
 
-__all__ = ["serve"]
+__all__ = ["webhook_commands"]
+
+webhook_commands = typer.Typer(no_args_is_help=True, help="Hear of pictures that are done.")
 
 
+@webhook_commands.command("serve")
 def serve(
     *,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

@@ -1,0 +1,37 @@
+"""`nanobanana index`: what makes tracing fast."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from nanobanana_pipeline.cli.show import make_console
+from nanobanana_pipeline.cli.trace import bucket_to_read
+from nanobanana_pipeline.lineage.indexing import refresh
+
+__all__ = ["index_commands"]
+
+index_commands = typer.Typer(no_args_is_help=True, help="Look after the index that trace uses.")
+
+
+@index_commands.command("refresh")
+def refresh_(
+    *,
+    rebuild: Annotated[
+        bool, typer.Option(help="Read all manifests and releases again, and make it anew.")
+    ] = False,
+) -> None:
+    """Bring the index up to date with the manifests in force and the releases."""
+    store = bucket_to_read()
+    console = Console(stderr=True)
+    with console.status("reading") as status:
+        done = refresh(
+            store,
+            rebuild=rebuild,
+            on_progress=lambda what, count: status.update(f"{what}: {count:,}"),
+        )
+    make_console().print(
+        f"the index covers {done.partitions:,} partitions and {done.releases:,} releases, "
+        f"{done.rows:,} rows; {done.read:,} were read for it",
+        highlight=False,
+    )
