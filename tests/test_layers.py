@@ -10,15 +10,18 @@ import nanobanana_pipeline
 PACKAGE = Path(nanobanana_pipeline.__file__).parent
 
 
-def imported_by(folder: Path) -> set[str]:
+def imports_of(path: Path) -> set[str]:
     names: set[str] = set()
-    for path in folder.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                names |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names.add(node.module)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
     return names
+
+
+def imported_by(folder: Path) -> set[str]:
+    return {name for path in folder.rglob("*.py") for name in imports_of(path)}
 
 
 def test_the_domain_imports_without_dagster() -> None:
@@ -37,3 +40,13 @@ def test_the_domain_imports_without_dagster() -> None:
 def test_the_emulator_shares_no_code_with_the_client() -> None:
     ours = {name for name in imported_by(PACKAGE / "emulator") if "nanobanana_pipeline" in name}
     assert {name for name in ours if not name.startswith("nanobanana_pipeline.emulator")} == set()
+
+
+def test_nothing_below_the_commands_asks_where_pictures_come_from() -> None:
+    asking = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if path.parts[len(PACKAGE.parts)] not in {"cli", "lineage"}
+        and any("lineage.trace" in name or "lineage.ind" in name for name in imports_of(path))
+    }
+    assert asking == set()
