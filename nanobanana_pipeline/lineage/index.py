@@ -145,10 +145,14 @@ class Index:
         """What to know where the index is behind; "" where it is not."""
         if not self.behind:
             return ""
-        since = f"of {self.created}" if self.created else "not made yet"
+        if self.created is None:
+            return (
+                f"there is no index yet of {self.behind:,} partitions and datasets: make it with "
+                "nanobanana index refresh"
+            )
         return (
-            f"the index is {since}, and {self.behind:,} partitions and datasets have changed "
-            "since: bring it up to date with nanobanana index refresh"
+            f"the index is of {self.created}, and {self.behind:,} partitions and datasets have "
+            "changed since: bring it up to date with nanobanana index refresh"
         )
 
     def find(self, order: Order, values: Iterable[str]) -> list[dict[str, Any]]:
@@ -210,7 +214,7 @@ def open_index(store: ObjectStore) -> Index:
         except StorageUnavailable:
             raise
         except StorageError as error:
-            raise StorageError(f"{error}. Or {REMEDY}") from error
+            raise StorageError(f"{error}. If it is damaged, {REMEDY}") from error
         now = listing.result()
     in_force = current.in_force if current else InForce()
     segments = current.segments if current else ()

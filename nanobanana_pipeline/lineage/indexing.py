@@ -107,7 +107,7 @@ def _read(store: ObjectStore, *, rebuild: bool) -> tuple[CurrentIndex | None, st
     except StorageError as error:
         found = store.get(index_key("current.json"))
         if not rebuild or found is None or _is_newer(found.body):
-            raise StorageError(f"{error}. Or {REMEDY}") from error
+            raise StorageError(f"{error}. If it is damaged, {REMEDY}") from error
         return None, found.etag
     return (None if rebuild else current), etag
 

@@ -236,7 +236,8 @@ class Walk:
                 raise
             except StorageError as error:
                 self._plans[run_id] = None
-                self._notes[str(error)] = None
+                told = f"the plan of run {run_id} is unknown, and with it its code version"
+                self._notes[f"{told} ({error})"] = None
         return self._plans[run_id]
 
     def _describe_prompts(self, cells: Sequence[Row]) -> None:
