@@ -316,8 +316,9 @@ def test_what_spends_ships_stopped_and_what_saves_ships_running() -> None:
     running = {s.name for s in repository.sensor_defs if s.default_status.value == "RUNNING"}
     running |= {s.name for s in repository.schedule_defs if s.default_status.value == "RUNNING"}
     assert running == {"webhook_inbox", "rescue", "run_summary", "weekly_audit"}
-    for each in (*repository.sensor_defs, *repository.schedule_defs):
-        assert each.description, each.name
-        if "Costs money" in each.description:
-            assert "NANOBANANA_MAX_IMAGES_PER_DAY" in each.description
-            assert each.name not in running
+    described = {s.name: s.description or "" for s in repository.sensor_defs}
+    described |= {s.name: s.description or "" for s in repository.schedule_defs}
+    assert all(described.values())
+    paid = {name for name, text in described.items() if "Costs money" in text}
+    assert paid == {"nightly", "buy_new_prompt_sets"}
+    assert all("NANOBANANA_MAX_IMAGES_PER_DAY" in described[name] for name in paid)

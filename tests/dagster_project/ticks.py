@@ -36,12 +36,15 @@ class Automation:
             "instance": self._project.instance,
             "resources": {"nanobanana": self._project.resources["nanobanana"]},
         }
+        told: Any
         if repository.has_sensor_def(self._name):
             with dg.build_sensor_context(cursor=self.cursor, definitions=defs, **shared) as context:
                 told = repository.get_sensor_def(self._name)(context)
         else:
             schedule = repository.get_schedule_def(self._name)
             with dg.build_schedule_context(scheduled_execution_time=when, **shared) as context:
+                # An ephemeral instance has no reference by which Dagster would find it.
+                context._instance = context._instance_ref = self._project.instance  # type: ignore[assignment]
                 told = schedule(context)
         return self._taken(told)
 
