@@ -40,6 +40,8 @@ from nanobanana_pipeline.storage import ObjectStore
 __all__ = ["Drawn", "Standing", "stand", "top_up"]
 
 SURPLUS: Final = "per prompt"
+CANDIDATE: Final = ["prompt_set", "prompt_id", "row_id"]
+"""Prompts may share a request: it is a candidate of each."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def top_up(
     tried = -1
     while True:
         standing = stand(store, recipe)
-        before, tried = tried, int(standing.selection.tried["row_id"].nunique())
+        before, tried = tried, len(standing.selection.tried.drop_duplicates(CANDIDATE))
         on_round(standing)
         rounds = list(_rounds(store, standing))
         if not rounds or tried == before:

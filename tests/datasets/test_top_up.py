@@ -173,6 +173,23 @@ def test_prompts_are_asked_for_by_what_each_still_needs(world: World) -> None:
     assert seeds_of(world.select(wanted).rows)["two"] == [1, 1, 2, 2]
 
 
+def test_a_request_that_prompts_share_is_bought_once_and_a_candidate_of_each(
+    world: World,
+) -> None:
+    twins = [{"id": "t1", "prompt": "a fox"}, {"id": "t2", "prompt": "a fox"}]
+    keep_prompts(world.store, "twins", twins)
+    world.draw("twins", 1, 2)
+    paid = world.bought
+    wanted = recipe(images=3, candidates=5, prompt_sets=["twins"], seeds=[1, 2])
+    world.top_up(wanted)
+    standing = world.stand(wanted)
+    # The first of them has all that can be told apart.
+    assert standing.short["prompt_id"].tolist() == ["t2"]
+    assert standing.short["candidates"].tolist() == [5]
+    assert set(standing.rejected["reason"]) == {"the same request as that of prompt t1"}
+    assert world.bought - paid == 3
+
+
 def test_it_ends_where_no_candidate_is_left(world: World) -> None:
     wanted = recipe(images=2, candidates=4, filters={"mean": {"max": 0}})
     world.top_up(wanted)
