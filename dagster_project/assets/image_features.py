@@ -7,8 +7,8 @@ from typing import Any
 
 import dagster as dg
 
-from dagster_project.conditions import on_changed_inputs
 from dagster_project.columns import FEATURES
+from dagster_project.conditions import on_changed_inputs
 from dagster_project.failures import plain_failures
 from dagster_project.metadata import column_schema, sample_table
 from dagster_project.partitions import grid, read_cell_key

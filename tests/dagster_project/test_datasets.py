@@ -82,6 +82,28 @@ def test_a_file_that_was_tampered_with_fails_the_check(project: Callable[..., Pr
     assert found["readable"] is False
 
 
+@pytest.mark.usefixtures("recipes")
+def test_checks_before_the_first_release_say_that_there_is_none(
+    project: Callable[..., Project],
+) -> None:
+    here = project()
+    [recipe] = recipes_here()
+    look = dg.define_asset_job("look", dg.AssetSelection.checks(*dataset_checks([recipe])))
+    definitions = dg.Definitions(
+        assets=dataset_assets([recipe]),
+        asset_checks=dataset_checks([recipe]),
+        jobs=[look],
+        resources=here.resources,
+    )
+    result = definitions.resolve_job_def("look").execute_in_process(instance=here.instance)
+    found = result.get_asset_check_evaluations()
+    assert {check.check_name: check.passed for check in found} == {
+        "no_leaks": True,
+        "readable": True,
+    }
+    assert all("no release yet" in str(check.description) for check in found)
+
+
 def test_a_faulty_recipe_is_named(recipes: Path) -> None:
     (recipes / "bad.yaml").write_text("name: Bad Name\n")
     with pytest.raises(RecipeError, match=r"bad\.yaml:1"):
