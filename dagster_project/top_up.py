@@ -1,6 +1,7 @@
 """The job that buys what a dataset's prompts miss. Nothing starts it by itself."""
 
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -10,12 +11,14 @@ from dagster_project.assets.datasets import recipes_here
 from dagster_project.failures import plain_failures
 from dagster_project.metadata import sample_table
 from dagster_project.partitions import cell_key, prompt_sets, seeds
+from dagster_project.recording import recorded_step
 from dagster_project.resources import NanobananaResource
 from dagster_project.settling import run_ids, show_settled
 from nanobanana_pipeline.datasets.recipe import Recipe, near_matches
 from nanobanana_pipeline.datasets.top_up import Drawn, Standing, stand, top_up
 from nanobanana_pipeline.errors import PlanError, RecipeError
 from nanobanana_pipeline.generation.again import Settled
+from nanobanana_pipeline.lineage.events_told import Told, launched_again
 from nanobanana_pipeline.money import Cap, cost_of, cost_text
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.storage import ObjectStore
@@ -65,10 +68,14 @@ def buy_further_candidates(
             )
 
         names = run_ids(context.run_id, "top-up")
-        for drawn in top_up(store, account, recipe, cap, run_id=names, on_round=tell):
-            _show_drawn(context, store, drawn, price)
-            spent += drawn.report.spent
-            halted = halted or drawn.report.halted
+        done = []
+        with recorded_step(context, store, "top_up_dataset", Told) as recording:
+            for drawn in top_up(store, account, recipe, cap, run_id=names, on_round=tell):
+                done.append(Settled(drawn.current, drawn.report))
+                _show_drawn(context, store, drawn, price)
+                spent += drawn.report.spent
+                halted = halted or drawn.report.halted
+            recording.tell(partial(launched_again, store, done, price, action="top-up"))
         standing = stand(store, recipe)
     metadata = _metadata(standing) | {
         "images bought": spent,

@@ -1,5 +1,6 @@
 """`nanobanana recipe`: whether a recipe is sound, what it would select, and what that lacks."""
 
+import uuid
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
@@ -16,8 +17,11 @@ from nanobanana_pipeline.datasets.release import read_latest
 from nanobanana_pipeline.datasets.selection import Selection, released_rows, select
 from nanobanana_pipeline.datasets.top_up import Drawn, Standing, stand, top_up
 from nanobanana_pipeline.errors import RecipeError
+from nanobanana_pipeline.generation.again import Settled
 from nanobanana_pipeline.generation.manifest import advice
 from nanobanana_pipeline.layout import check_bucket
+from nanobanana_pipeline.lineage.events import recorded
+from nanobanana_pipeline.lineage.events_told import Told, launched_again
 from nanobanana_pipeline.money import Cap, cost_of, cost_text
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.settings import Settings
@@ -106,13 +110,18 @@ def top_up_(
         tell(standing)
     else:
         store = open_bucket(settings)
+        done: list[Settled] = []
+        steps = top_up(
+            *(store, account, recipe, cap),
+            on_round=tell,
+            on_progress=lambda progress: console.print(str(progress), highlight=False),
+        )
         try:
-            for drawn in top_up(
-                *(store, account, recipe, cap),
-                on_round=tell,
-                on_progress=lambda progress: console.print(str(progress), highlight=False),
-            ):
-                _print_drawn(console, drawn)
+            with recorded(store, "top_up_dataset", uuid.uuid4().hex, Told) as recording:
+                for drawn in steps:
+                    _print_drawn(console, drawn)
+                    done.append(Settled(drawn.current, drawn.report))
+                recording.tell(lambda: launched_again(store, done, price, action="top-up"))
         except KeyboardInterrupt:
             console.print("stopped; the same command goes on from here", style="yellow")
             raise

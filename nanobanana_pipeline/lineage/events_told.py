@@ -338,7 +338,7 @@ def launched_again(
         store: the bucket.
         settled: what came of each partition.
         price: of an image; None if unknown.
-        action: what it was for: look, rebuy, abandon, retry or rescue.
+        action: what it was for: look, rebuy, abandon, retry, rescue or top-up.
         chosen: how many requests in doubt or lost were meant, where that is what it was about.
         left: how many of them still are.
     """

@@ -40,6 +40,7 @@ DESCRIPTIONS: Final = {
     "resolve_doubts": "Settles requests that may have been paid for and are not here.",
     "retry_failed": "Launches partitions again for what they lack, within a budget.",
     "rescue_run": "Brings what a dead run has bought and not stored.",
+    "top_up_dataset": "Buys further candidates for prompts of a dataset that miss pictures.",
 }
 
 

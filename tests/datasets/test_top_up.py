@@ -368,6 +368,10 @@ def test_the_command_quotes_buys_and_says_what_is_short(
     assert "this call buys at most 4 images" in capped.output
     assert "1 prompts accepted, 2 short by 2 pictures, 3 pictures rejected" in capped.output
     assert "2 over budget" in capped.output
+    (told, *_) = world.store.keys("lineage/")
+    found = world.store.get(told)
+    assert found is not None
+    assert b"top_up_dataset" in found.body
     assert "seed 2 is among 2" in capped.output
     assert world.bought == 7
     done = nanobanana("recipe", "top-up", path)
