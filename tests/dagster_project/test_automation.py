@@ -50,7 +50,7 @@ def tick(instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.Monke
         )
         cursor = result.cursor
         asked = {key: result.get_requested_partitions(key) for key in (FEATURES, DEMO)}
-        return {key.to_user_string(): keys for key, keys in asked.items() if keys}
+        return {key.to_user_string(): set(keys) for key, keys in asked.items() if keys}
 
     assert evaluate() == {}
     return evaluate

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -24,11 +25,12 @@ from nanobanana_pipeline.prompts import prompt_set as sets
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.webhooks.inbox import Inbox, attempt_id
 from tests.buying_child import kill_once_accepted
+from tests.conftest import account_for
 from tests.dagster_project.conftest import SMALL, Project
 from tests.dagster_project.test_graph import bought
-from tests.dagster_project.ticks import Automation, run_job
+from tests.dagster_project.ticks import NIGHT, Automation, run_job
 from tests.later import later
-from tests.launching import admin, planned, states, tell
+from tests.launching import admin, keep_prompts, launch, planned, prompts, states, tell
 
 Projects = Callable[..., Project]
 SECRET = SecretStr("0123456789abcdef-webhooks")
@@ -143,6 +145,36 @@ def test_ten_thousand_tables_come_in_bounded_ticks(project: Projects, folder: Pa
     # Even with all of them seen the cursor stays below half a megabyte.
     assert tables.cursor is not None
     assert len(tables.cursor) / 100 * 10_000 < 500_000
+
+
+# Dagster's own tags for partitions of two dimensions.
+@pytest.mark.filterwarnings("ignore:Non-compliant tag keys:DeprecationWarning")
+def test_dagster_itself_takes_what_is_asked_for(
+    project: Projects, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It resolves partitions that the same tick adds, on an instance that lies on a disk."""
+    here = project()
+    monkeypatch.setenv("NANOBANANA_MAX_IMAGES_PER_DAY", "4")
+    write(folder / "animals.csv")
+    account = account_for(here.emulator.base_url, here.store)
+    keep_prompts(here.store, "partly", prompts(3))
+    launch(here.store, account, "partly", max_images=1)
+    repository = defs.get_repository_def()
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        shared: dict[str, Any] = {
+            "instance": instance,
+            "resources": {"nanobanana": here.resources["nanobanana"]},
+        }
+        with dg.build_sensor_context(
+            definitions=defs, instance_ref=instance.get_ref(), **shared
+        ) as context:
+            ticked = repository.get_sensor_def("new_prompt_tables").evaluate_tick(context)
+        assert [r.partition_key for r in ticked.run_requests or ()] == ["animals"]
+        with dg.build_schedule_context(
+            scheduled_execution_time=NIGHT, repository_def=repository, **shared
+        ) as night:
+            found = repository.get_schedule_def("nightly").evaluate_tick(night).run_requests
+        assert [r.partition_key for r in found or ()] == ["partly|1"]
 
 
 def test_missing_settings_are_a_reason_and_no_failure(project: Projects) -> None:
