@@ -37,10 +37,15 @@ pytestmark = [
 
 @pytest.fixture
 def dev(tmp_path: Path) -> Iterator[str]:
-    """`nanobanana dev` in a folder with one prompt table; gives the UI's address."""
+    """`nanobanana dev` in a folder with one prompt table and a recipe; gives the UI's address."""
     (tmp_path / "prompts").mkdir()
     (tmp_path / "prompts" / "animals.csv").write_text(
         "id,prompt,width,height\nfox,a paper fox,1024,1024\nwhale,a glass whale,1024,1024\n"
+    )
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "zoo.yaml").write_text(
+        "name: zoo\ndescription: Two animals.\nlicence: CC0-1.0\n"
+        "prompt_sets: [animals]\nsplits: {ratios: {train: 1}}\n"
     )
     data = tmp_path / "data"
     process, url = start_dev(data, tmp_path / "dev.log", cwd=tmp_path)
@@ -106,6 +111,26 @@ def wait_for_partition(page: Page, url: str, asset: str, key: str) -> None:
     pytest.fail(f"{asset} {key} was not materialized; see the screenshot")
 
 
+def wait_for_release(page: Page, url: str) -> None:
+    """Look at a dataset's events until there is a release with pictures."""
+    for _ in range(TRIES):
+        page.goto(url, wait_until="domcontentloaded")
+        page.wait_for_timeout(3000)
+        if page.get_by_alt_text("pictures of each split").count():
+            return
+    keep(page, "release_missing")
+    pytest.fail("no release was made; see the screenshot")
+
+
+def expect_pictures(page: Page, *words: str) -> None:
+    """Pictures are inline on this page, and have really been loaded."""
+    for each in words:
+        shown = page.get_by_alt_text(each).first
+        expect(shown).to_be_visible()
+        page.wait_for_function("each => each.naturalWidth > 0", arg=shown.element_handle())
+
+
+@pytest.mark.timeout(900)
 def test_a_prompt_set_and_a_seed_are_added_and_materialized(page: Page, dev: str) -> None:
     add_partition(page, dev, "prompt_set", 0, "animals")
     materialize(page, dev, "prompt_set", 1)
@@ -118,12 +143,29 @@ def test_a_prompt_set_and_a_seed_are_added_and_materialized(page: Page, dev: str
     wait_for_partition(page, dev, "generated_images", "animals%7C7")
     expect(page.get_by_text("bought in this run")).to_be_visible()
     expect(page.get_by_text("s3://nanobanana/images/").first).to_be_attached()
+    expect_pictures(page, "some of the pictures")
     keep(page, "generated_images")
 
     materialize(page, dev, "image_features", 2)
     wait_for_partition(page, dev, "image_features", "animals%7C7")
-    expect(page.get_by_alt_text("the first pictures")).to_be_visible()
+    expect_pictures(page, "the first pictures")
     keep(page, "image_features")
+
+    page.goto(f"{dev}/assets/datasets/zoo", wait_until="domcontentloaded")
+    # Who leaves the page too soon has launched nothing.
+    with page.expect_response(lambda to: "mutation Launch" in (to.request.post_data or "")):
+        page.get_by_role("button", name="Materialize").first.click()
+    wait_for_release(page, f"{dev}/assets/datasets/zoo?view=events")
+    expect_pictures(
+        page,
+        "some pictures of train",
+        "pictures of each split",
+        "pictures of each size in pixels",
+        "pictures with each flag",
+    )
+    keep(page, "release")
+    gallery = page.get_by_role("link", name="gallery.html").first
+    assert "/nanobanana/datasets/zoo/v1/gallery.html" in str(gallery.get_attribute("href"))
 
     page.goto(f"{dev}/asset-groups", wait_until="domcontentloaded")
     for group in ("prompts", "images"):
