@@ -55,7 +55,7 @@ SCHEMA: Final = 1
 GIVEN_UP_SECONDS: Final = 86_400
 """An upload that was begun so long ago belongs to a build that was killed."""
 SAMPLES: Final = 24
-SAMPLES_A_ROW: Final = 8
+SAMPLES_A_ROW: Final = 6
 EVERY_RELEASE: Final = "manifest"
 """The format of files that every release has."""
 NEEDS_PARQUET: Final = frozenset({Format.PARQUET, Format.HUGGINGFACE, Format.CROISSANT})
