@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from nanobanana_pipeline import local
+from tests.dagster_project.conftest import project
+
+__all__ = ["Database", "database", "postgres", "project"]
 
 REQUIRED = bool(os.environ.get("REQUIRE_DEBIAN_PACKAGES"))
 PROGRAMS = max(Path("/usr/lib/postgresql").glob("*/bin/initdb"), default=None)
