@@ -15,8 +15,8 @@ RECIPES = 100
 # How long each takes was measured with `python -X importtime`; a function that needs one imports
 # it itself.
 SLOW = [
-    *("scipy", "boto3", "botocore.config", "dagster_aws", "openlineage", "pyarrow.dataset"),
-    *("rich", "typer", "uvicorn", "starlette"),
+    *("scipy", "boto3", "botocore.config", "dagster_aws", "openlineage", "opentelemetry"),
+    *("pyarrow.dataset", "rich", "typer", "uvicorn", "starlette"),
 ]
 
 PROGRAM = f"""
