@@ -8,7 +8,7 @@ import signal
 from importlib import import_module
 from importlib.metadata import version as installed_version
 from types import FrameType
-from typing import Any, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 from rich.console import Console
@@ -90,21 +90,34 @@ app = typer.Typer(
 )
 
 
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(installed_version("nanobanana-pipeline"))
+
+
+def _version_at_once(wanted: bool) -> None:  # noqa: FBT001 - as typer calls it
+    if wanted:
+        version()
+        raise typer.Exit
+
+
 @app.callback()
 def main(
-    *, verbose: bool = typer.Option(default=False, help="Log what happens to each request.")
+    *,
+    verbose: bool = typer.Option(default=False, help="Log what happens to each request."),
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version_at_once, is_eager=True, help="Print the version."
+        ),
+    ] = False,
 ) -> None:
     """Set up logging; library users keep theirs."""
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-
-
-@app.command()
-def version() -> None:
-    """Print the version."""
-    typer.echo(installed_version("nanobanana-pipeline"))
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:

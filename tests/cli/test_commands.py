@@ -107,8 +107,9 @@ def test_check_refuses_what_is_no_table(nanobanana: Command, tmp_path: Path) -> 
     assert "prompt" in result.output
 
 
-def test_version(nanobanana: Command) -> None:
-    result = nanobanana("version")
+@pytest.mark.parametrize("asked", ["version", "--version"])
+def test_version(nanobanana: Command, asked: str) -> None:
+    result = nanobanana(asked)
     assert result.exit_code == 0
     assert result.output.strip().count(".") == 2
 
