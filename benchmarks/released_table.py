@@ -28,14 +28,6 @@ from nanobanana_pipeline.settings import Settings
 
 NAME: Final = "table"
 CAP: Final = 64
-MEASURE: Final = """
-import sys
-from nanobanana_pipeline.cli.status import open_bucket
-from nanobanana_pipeline.features.keeping import refresh_features
-from nanobanana_pipeline.settings import Settings
-for seed in sys.argv[2].split(","):
-    refresh_features(open_bucket(Settings.load()), sys.argv[1], int(seed))
-"""
 
 
 def main() -> None:
@@ -67,7 +59,7 @@ def main() -> None:
             size = ("--param", "width=1024", "--param", "height=1024")
             costs = {
                 "generate": run([*nanobanana, "generate", given.table, *many, *size]),
-                "features": run([sys.executable, "-c", MEASURE, NAME, given.seeds]),
+                "features": run([*nanobanana, "features"]),
                 "release build": run([*nanobanana, "release", "build", recipe]),
                 "release build again": run([*nanobanana, "release", "build", recipe]),
                 "release verify": run([*nanobanana, "release", "verify", NAME]),

@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "webhooks": "cli.webhooks:webhook_commands",
     "provider": "cli.provider:provider_commands",
     "doubts": "cli.doubts:doubt_commands",
+    "features": "cli.features:features",
     "recipe": "cli.recipe:recipe_commands",
     "release": "cli.release:release_commands",
     "index": "cli.index:index_commands",

@@ -144,8 +144,9 @@ def read_sources(store: ObjectStore, recipe: Recipe) -> Sources:
             into.append(joined.assign(negative_prompt=own))
     if unmeasured:
         raise RecipeError(
-            "the features of some pictures are not measured yet; materialise image_features for "
-            "these partitions, and come again:\n" + "\n".join(f"  - {each}" for each in unmeasured)
+            "the features of some pictures are not measured yet; run nanobanana features, or "
+            "materialize image_features for these partitions, and come again:\n"
+            + "\n".join(f"  - {each}" for each in unmeasured)
         )
     attributes = sorted({str(name) for frame in described.values() for name in frame} - RESERVED)
     asked = pd.concat(cells, ignore_index=True)
