@@ -383,7 +383,7 @@ def test_what_is_not_there_is_refused(world: World) -> None:
     world.store.delete("features/animals/seed=2/current.json")
     put_features(world.store, "animals", 1)
     with pytest.raises(
-        RecipeError, match=r"materialise image_features.*\n  - animals seed=2: 4 pict"
+        RecipeError, match=r"materialize image_features.*\n  - animals seed=2: 4 pict"
     ):
         world.select()
 
