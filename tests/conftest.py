@@ -24,7 +24,7 @@ def _clean_environment() -> Iterator[None]:
     """No setting or cloud account of whoever runs the tests may leak in."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith(("NANOBANANA_", "AWS_", "DAGSTER_", "OPENLINEAGE_")):
+            if name.startswith(("NANOBANANA_", "AWS_", "DAGSTER_", "OPENLINEAGE_", "OTEL_")):
                 patch.delenv(name)
         yield
 

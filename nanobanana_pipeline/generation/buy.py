@@ -12,6 +12,7 @@ from typing import Final
 from nanobanana_pipeline.errors import ProviderHalt, StorageError
 from nanobanana_pipeline.generation.budget import Purse
 from nanobanana_pipeline.generation.evidence import Evidence
+from nanobanana_pipeline.generation.metrics import UNTOLD, Metrics
 from nanobanana_pipeline.generation.references import KeptReferences
 from nanobanana_pipeline.generation.under_way import UnderWay
 from nanobanana_pipeline.generation.wait import Waiter
@@ -78,6 +79,7 @@ class Buyer:
         stop: once set, nothing new is sent.
         give_up: once set, nothing is waited for.
         rebuy: send requests in doubt or lost again.
+        metrics: is told of what happens.
 
     Attributes:
         under_way: what is between two writes.
@@ -97,6 +99,7 @@ class Buyer:
         stop: threading.Event,
         give_up: threading.Event,
         rebuy: bool = False,
+        metrics: Metrics = UNTOLD,
     ) -> None:
         self._ledger = Ledger(store)
         self._references = KeptReferences(store)
@@ -107,6 +110,7 @@ class Buyer:
         self._realm = account.realm
         self._run_id = run_id
         self._rebuy = rebuy
+        self._metrics = metrics
         self._stop = stop
         self._give_up = give_up
         inbox = Inbox(store)
@@ -193,7 +197,9 @@ class Buyer:
             finally:
                 self.under_way.answered(nonce)
         finally:
-            if not _may_have_cost(work.held, nonce):
+            if _may_have_cost(work.held, nonce):
+                self._metrics.spent(images)
+            else:
                 self._purse.give_back(images)
 
     def _send(self, work: Work, held: Held, nonce: str, references: Sequence[bytes]) -> Step:
@@ -249,6 +255,7 @@ class Buyer:
             case RateLimited(retry_after, reason):
                 work.held = self._ledger.record(held, lambda e: e.not_sent(nonce, reason))
                 self._slots.refused(retry_after)
+                self._metrics.rate_limited()
                 return Later(0)
             case Halted(reason):
                 work.held = self._ledger.record(held, lambda e: e.not_sent(nonce, reason))
@@ -264,6 +271,7 @@ class Buyer:
         log.info("request %s has provider id %s", held.entry.request_key, provider_id)
         with self._lock:
             self.accepted += 1
+        self._metrics.accepted()
         self.under_way.bought(nonce, held.entry.request_key, provider_id)
         output = outcome.output if isinstance(outcome, Done) else ()
         if provider_id is not None and not all(map(is_url, output)):
@@ -359,6 +367,7 @@ class Buyer:
             self.provider_seconds += seconds
             self.served += 1
         self._slots.served(seconds)
+        self._metrics.took("provider", seconds)
 
 
 def _rebuy_wait(held: Held) -> float:

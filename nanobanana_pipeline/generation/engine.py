@@ -25,6 +25,7 @@ from nanobanana_pipeline.errors import (
 from nanobanana_pipeline.generation.budget import Purse
 from nanobanana_pipeline.generation.buy import Buyer
 from nanobanana_pipeline.generation.crew import Crew
+from nanobanana_pipeline.generation.metrics import UNTOLD, Metrics
 from nanobanana_pipeline.generation.transfer import Transfer
 from nanobanana_pipeline.generation.work import (
     Bought,
@@ -139,6 +140,7 @@ class Engine:
         rebuy: send requests in doubt or lost again.
         on_progress: called every `progress_seconds` from the calling thread.
         progress_seconds: how often.
+        metrics: is told of what happens.
     """
 
     def __init__(
@@ -152,11 +154,13 @@ class Engine:
         rebuy: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
         progress_seconds: float = 10.0,
+        metrics: Metrics = UNTOLD,
     ) -> None:
         ledger = Ledger(store)
         self._transfer = transfer = Transfer(
-            store, ledger, account.client, account.downloader, run_id=run_id
+            store, ledger, account.client, account.downloader, run_id=run_id, metrics=metrics
         )
+        self._metrics = metrics
         self._slots = slots
         self._purse = purse
         self._on_progress = on_progress
@@ -172,6 +176,7 @@ class Engine:
             rebuy=rebuy,
             stop=self._stop,
             give_up=self._give_up,
+            metrics=metrics,
         )
         self._handed_over: queue.Queue[Bought] = queue.Queue(HAND_OVER)
         self._lock = threading.Lock()
@@ -214,15 +219,19 @@ class Engine:
         report.served = self._buyer.served
         report.spent = self._purse.spent
         report.rate_limited = self._slots.rate_limited
-        report.states[State.OPEN] += len(work) - report.states.total()
+        untouched = len(work) - report.states.total()
+        report.states[State.OPEN] += untouched
+        self._metrics.ended(State.OPEN, untouched)
         report.states = +report.states
         return report
 
     def _watch(self, crew: Crew, total: int, started: float) -> None:
         """Wait for threads in small steps, so that the calling thread can be interrupted."""
+        self._metrics.slots(self._slots.in_use, self._slots.limit)
         due = time.monotonic() + self._progress_seconds
         while not crew.wait(0.2):
             self._renew()
+            self._metrics.slots(self._slots.in_use, self._slots.limit)
             if self._on_progress and time.monotonic() >= due:
                 due += self._progress_seconds
                 self._on_progress(self._progress(total, started))
@@ -297,6 +306,7 @@ class Engine:
                 with self._lock:
                     self._report.images += result.images
                     self._report.size += result.size
+                self._metrics.stored(result.images, result.size)
                 self._count(result.held.entry.state, result.reason)
                 if result.refused:
                     self._note_refused(str(result.reason))
@@ -329,6 +339,7 @@ class Engine:
         self._count(State.ACCEPTED, "stopped before its pictures were brought")
 
     def _count(self, state: State, reason: str | None) -> None:
+        self._metrics.ended(state)
         with self._lock:
             self._report.states[state] += 1
             reasons = self._report.reasons

@@ -31,6 +31,7 @@ from nanobanana_pipeline.generation.manifest import (
     read_current,
     read_manifest,
 )
+from nanobanana_pipeline.generation.metrics import told_metrics
 from nanobanana_pipeline.generation.runs import (
     Plan,
     mark_done,
@@ -246,7 +247,10 @@ def settle_shard(
     made = read_plan(store, run_id)
     todo = read_shard(store, run_id, shard)
     expected = sum(planned.request.samples for planned in todo if planned.buy)
-    with open_purse(store, account.budget, made, shard, expected) as purse:
+    with (
+        told_metrics(run_id, account.budget.price) as metrics,
+        open_purse(store, account.budget, made, shard, expected) as purse,
+    ):
         engine = Engine(
             store,
             account,
@@ -256,6 +260,7 @@ def settle_shard(
             rebuy=made.rebuy,
             on_progress=on_progress,
             progress_seconds=progress_seconds,
+            metrics=metrics,
         )
         return engine.settle(todo)
 

@@ -23,6 +23,7 @@ from nanobanana_pipeline.errors import (
     StorageFull,
     StorageUnavailable,
 )
+from nanobanana_pipeline.generation.metrics import UNTOLD, Metrics
 from nanobanana_pipeline.images import CONTENT_TYPES, MAX_IMAGE_BYTES, inspect
 from nanobanana_pipeline.layout import image_key, image_owner_key
 from nanobanana_pipeline.ledger import (
@@ -111,6 +112,7 @@ class Transfer:
         *,
         run_id: str,
         download_seconds: float = 60.0,
+        metrics: Metrics = UNTOLD,
     ) -> None:
         self._store = store
         self._ledger = ledger
@@ -119,6 +121,7 @@ class Transfer:
         self._own_bucket = OwnBucket(store)
         self._run_id = run_id
         self._download_seconds = download_seconds
+        self._metrics = metrics
         self.give_up = threading.Event()
         self._lock = threading.Lock()
         self._failures = 0
@@ -201,7 +204,8 @@ class Transfer:
 
     def _bring_once(self, held: Held, nonce: str, sample: int, url: str) -> StoredImage:
         request = held.entry.request
-        data, original = self._read(held, nonce, url)
+        with self._metrics.timed("download"):
+            data, original = self._read(held, nonce, url)
         asked = (request.width, request.height) if request.size_is_asked else (None, None)
         facts = inspect(data, width=asked[0], height=asked[1])
         digest = hashlib.sha256(data)
@@ -301,10 +305,11 @@ class Transfer:
         """
         request_key, original = held.entry.request_key, picture.original
         metadata = {"request-key": request_key, "run-id": self._run_id}
-        if original is None:
-            created = self._upload(picture, metadata)
-        else:
-            created = self._adopt(picture, original, metadata)
+        with self._metrics.timed("put"):
+            if original is None:
+                created = self._upload(picture, metadata)
+            else:
+                created = self._adopt(picture, original, metadata)
         self._failures = 0
         if created:
             return
