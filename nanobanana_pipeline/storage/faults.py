@@ -1,5 +1,8 @@
 """What S3 and boto3 say when something fails, in this project's words."""
 
+import logging
+import threading
+import time
 from typing import Final
 
 import tenacity
@@ -22,6 +25,11 @@ __all__ = [
     "translated",
 ]
 
+log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS: Final = 60.0
+TELL_AFTER_SECONDS: Final = 5.0
+TELL_AGAIN_SECONDS: Final = 60.0
 LOST_RACE_CODES = frozenset(
     {"PreconditionFailed", "ConditionalRequestConflict", "412", "NoSuchKey", "404"}
 )
@@ -66,12 +74,38 @@ HINTS = {
     "NotImplemented": "this S3 server cannot do it; use AWS S3 or SeaweedFS 4",
 }
 
+
+class _Waiting:
+    """Says what is waited for, once a minute over all threads: a wrong address looks like this."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._told = float("-inf")
+
+    def tell(self, state: tenacity.RetryCallState) -> None:
+        if state.outcome is None or (state.seconds_since_start or 0.0) < TELL_AFTER_SECONDS:
+            return
+        error = state.outcome.exception()
+        now = time.monotonic()
+        with self._lock:
+            if now - self._told < TELL_AGAIN_SECONDS:
+                return
+            self._told = now
+        # Where S3 itself has answered, it is found.
+        answered = error is not None and isinstance(error.__cause__, ClientError)
+        hint = "" if answered else "; if it never answers, correct AWS_ENDPOINT_URL_S3"
+        log.warning("waiting for S3, at most %.0f s: %s%s", PATIENCE_SECONDS, error, hint)
+
+
+_waiting: Final = _Waiting()
 patient: Final = tenacity.retry(
     retry=tenacity.retry_if_exception_type(StorageUnavailable),
     wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
-    stop=tenacity.stop_after_delay(60),
+    stop=tenacity.stop_after_delay(PATIENCE_SECONDS),
+    before_sleep=_waiting.tell,
     reraise=True,
 )
+"""Decorates what S3 may be asked twice; after a minute of silence it raises."""
 
 
 def code_of(error: Exception) -> str:
