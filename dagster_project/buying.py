@@ -44,8 +44,8 @@ NO_CAP: Final = (
         "Buys what is missing, at 22:00 UTC, with what the day's budget has left. Launches only "
         "partitions with missing cells, as they were launched before: first those that recipes "
         "list by seed, also if they are new; then those that lack fewest cells. Each run is capped "
-        f"at its share of the room, at most {LAUNCHES_A_NIGHT} runs. **Costs money, up to the "
-        "day's cap**; without such a cap it launches nothing. Ships stopped: set "
+        f"at its share of the room, at most {LAUNCHES_A_NIGHT} runs. Costs money, up to the "
+        "day's cap; without such a cap it launches nothing. Ships stopped: set "
         "NANOBANANA_MAX_IMAGES_PER_DAY, then start it here."
     ),
 )
@@ -96,8 +96,8 @@ def nightly(
     description=(
         "Buys the pictures of every prompt set that is new or has changed since this was started, "
         f"under the seed partitions there are (the {SEEDS_A_SET} smallest at most); a pilot's "
-        f"limit stays. At most {SETS_A_TICK} prompt sets a tick. **Costs money, up to the day's "
-        "cap**; without such a cap it launches nothing. Ships stopped: set "
+        f"limit stays. At most {SETS_A_TICK} prompt sets a tick. Costs money, up to the day's "
+        "cap; without such a cap it launches nothing. Ships stopped: set "
         "NANOBANANA_MAX_IMAGES_PER_DAY, then start it here."
     ),
 )

@@ -20,7 +20,7 @@ weekly_audit = dg.ScheduleDefinition(
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description=(
         "Audits the bucket on Sundays at 04:00 UTC: everything that is written down, and 1,000 "
-        "pictures read whole. Ships running, since it **buys nothing**; S3 is asked for each entry "
+        "pictures read whole. Ships running, since it buys nothing; S3 is asked for each entry "
         "of the ledger."
     ),
 )
@@ -34,8 +34,8 @@ def automation(recipes: list[Recipe]) -> list[dg.AutomationConditionSensorDefini
         default_status=dg.DefaultSensorStatus.STOPPED,
         minimum_interval_seconds=60,
         description=(
-            "Measures the features of each partition whose pictures have changed. **Buys "
-            "nothing**, and takes this machine's time: so it ships stopped, as Dagster's own does. "
+            "Measures the features of each partition whose pictures have changed. Buys "
+            "nothing, and takes this machine's time: so it ships stopped, as Dagster's own does. "
             "Start it here."
         ),
     )
@@ -46,9 +46,9 @@ def automation(recipes: list[Recipe]) -> list[dg.AutomationConditionSensorDefini
         minimum_interval_seconds=60,
         description=(
             "Publishes a release as soon as features change and none of a recipe's partitions is "
-            "missing; a recipe over all seeds waits for all of the grid. **Buys nothing**, and "
+            "missing; a recipe over all seeds waits for all of the grid. Buys nothing, and "
             "stores what is published: so it ships stopped. Start this, or the schedule "
-            "`daily_releases`."
+            "daily_releases."
         ),
     )
     return [features, *([published] if recipes else [])]
@@ -67,7 +67,7 @@ def releases(recipes: list[Recipe]) -> list[dg.ScheduleDefinition]:
     description=(
         "Builds a release, at 06:00 UTC, of each recipe whose manifests, features or own text "
         "have changed since it was last asked for here; one that finds nothing new publishes "
-        "nothing. Recipes with missing cells wait. **Buys nothing**, and stores what is published: "
+        "nothing. Recipes with missing cells wait. Buys nothing, and stores what is published: "
         "so it ships stopped, since publishing is somebody's decision. Start it here."
     ),
 )

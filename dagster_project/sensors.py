@@ -43,10 +43,10 @@ def unset(nanobanana: NanobananaResource) -> dg.SkipReason | None:
     minimum_interval_seconds=60,
     default_status=dg.DefaultSensorStatus.STOPPED,
     description=(
-        "Makes a prompt set of every new or changed table in the folder `prompts/` of this code "
-        "location and below `prompts/` of the bucket's prefix: `animals.csv` becomes `animals`. "
+        "Makes a prompt set of every new or changed table in the folder prompts/ of this code "
+        "location and below prompts/ of the bucket's prefix: animals.csv becomes animals. "
         f"At most {TABLES_A_TICK} tables a tick, of at most {MAX_TABLES:,}. What is wrong with a "
-        "file's name is said once, in the tick's log. **Costs nothing**; it launches no pictures."
+        "file's name is said once, in the tick's log. Costs nothing; it launches no pictures."
     ),
 )
 def new_prompt_tables(
@@ -92,9 +92,9 @@ def new_prompt_tables(
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
         "Settles what is in doubt as soon as a webhook tells of it: pictures whose run is dead, "
-        "or ended without an answer. Launches `resolve_doubts` with LOOK for these requests. "
-        f"Looks at {DOUBTS_A_TICK} doubts a tick, in turn. Ships running, since it **buys "
-        "nothing**; without webhooks it does nothing."
+        "or ended without an answer. Launches resolve_doubts with LOOK for these requests. "
+        f"Looks at {DOUBTS_A_TICK} doubts a tick, in turn. Ships running, since it buys "
+        "nothing; without webhooks it does nothing."
     ),
 )
 def webhook_inbox(
@@ -133,10 +133,10 @@ def webhook_inbox(
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
         "Finds runs that died (no end, and no sign of life for 15 minutes by S3's clock) and "
-        "launches `rescue_run` for each: it brings what was bought long before the provider's 24 "
+        "launches rescue_run for each: it brings what was bought long before the provider's 24 "
         "hours end. What stays open is tried again every four hours, for a day. "
         f"{RESCUES_A_TICK} runs a tick, those silent longest first. Ships running, since it "
-        "**buys nothing**."
+        "buys nothing."
     ),
 )
 def rescue(
@@ -177,7 +177,7 @@ def rescue(
     description=(
         "Says of each failed run that bought pictures what is settled, what it cost and what is "
         "in doubt: in the run's tags, and as an observation on the partition's page. Ships "
-        "running, since it **buys nothing**."
+        "running, since it buys nothing."
     ),
 )
 def run_summary(

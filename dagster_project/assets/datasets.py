@@ -76,9 +76,9 @@ def _asset(recipe: Recipe) -> dg.AssetsDefinition:
         code_version=recipe.fingerprint[:16],
         automation_condition=on_changed_inputs,
         description=(
-            f"{recipe.description}\n\nA release of what `recipes/` selects now: an immutable "
-            "version under its fingerprint; unchanged shards are taken over from the one before. "
-            "With nothing new no release is made. **Costs nothing.**"
+            f"{recipe.description}\n\nEach materialization is a release of what the recipe selects "
+            "then: an immutable version under its fingerprint, which takes unchanged shards over "
+            "from the one before. With nothing new no release is made. **Costs nothing.**"
         ),
     )
     def dataset(
@@ -125,13 +125,13 @@ def _metadata(
     return {
         "version": release.version,
         "gallery": _gallery(store, settings, release),
+        "split sizes": plot("pictures of each split", release.splits),
+        "resolution": plot("pictures of each size in pixels", _sizes(chosen.rows)),
+        "flags": plot("pictures with each flag", _flags(chosen.rows)),
         **{
             f"samples of {split}": _samples(store, settings, release, str(split), rows)
             for split, rows in chosen.rows.groupby("split")
         },
-        "split sizes": plot("pictures of each split", release.splits),
-        "resolution": plot("pictures of each size in pixels", _sizes(chosen.rows)),
-        "flags": plot("pictures with each flag", _flags(chosen.rows)),
         "dagster/row_count": release.rows,
         "dagster/uri": store.uri(release_key(release.name, release.version, "")),
         "images": release.images,

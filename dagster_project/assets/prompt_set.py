@@ -77,7 +77,16 @@ def prompt_set(
     return dg.MaterializeResult(
         data_version=dg.DataVersion(made.fingerprint),
         metadata={
+            "prompts": sample_table(checked.prompts),
             "dagster/row_count": made.rows,
+            "quarantined rows": made.quarantined,
+            "quarantine": sample_table(checked.quarantine, rows=20),
+            "quarantine file": store.uri(
+                prompt_set_key(name, f"{made.fingerprint}.quarantine.parquet")
+            ),
+            "carried along": ", ".join(carried) or "nothing",
+            "source": made.source,
+            "fingerprint": made.fingerprint,
             "dagster/uri": store.uri(prompt_set_key(name, f"{made.fingerprint}.parquet")),
             "dagster/column_schema": dg.TableSchema(
                 [
@@ -85,15 +94,6 @@ def prompt_set(
                     for column, dtype in checked.prompts.dtypes.items()
                 ]
             ),
-            "prompts": sample_table(checked.prompts),
-            "quarantined rows": made.quarantined,
-            "quarantine": sample_table(checked.quarantine, rows=20),
-            "quarantine file": store.uri(
-                prompt_set_key(name, f"{made.fingerprint}.quarantine.parquet")
-            ),
-            "carried along": ", ".join(carried) or "nothing",
-            "fingerprint": made.fingerprint,
-            "source": made.source,
         },
     )
 

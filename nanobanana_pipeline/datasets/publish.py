@@ -54,8 +54,8 @@ __all__ = ["build_release", "samples_path"]
 SCHEMA: Final = 1
 GIVEN_UP_SECONDS: Final = 86_400
 """An upload that was begun so long ago belongs to a build that was killed."""
-SAMPLES: Final = 24
-SAMPLES_A_ROW: Final = 6
+SAMPLES: Final = 12
+SAMPLES_A_ROW: Final = 4
 EVERY_RELEASE: Final = "manifest"
 """The format of files that every release has."""
 NEEDS_PARQUET: Final = frozenset({Format.PARQUET, Format.HUGGINGFACE, Format.CROISSANT})

@@ -24,7 +24,7 @@ from nanobanana_pipeline.current import (
     write_table,
 )
 from nanobanana_pipeline.errors import PlanError
-from nanobanana_pipeline.features.measuring import THUMBNAIL_SIDE, Features
+from nanobanana_pipeline.features.measuring import Features
 from nanobanana_pipeline.features.workers import measure_all
 from nanobanana_pipeline.generation.manifest import CurrentManifest, read_current, read_manifest
 from nanobanana_pipeline.layout import contact_sheet_key, features_prefix, image_key
@@ -43,8 +43,10 @@ __all__ = [
 SCHEMA: Final = 1
 """Also raised when a figure is measured otherwise: rows of an older table are not taken over."""
 SCHEMA_KEY: Final = b"nanobanana.schema"
-SHEET_PICTURES: Final = 48
-SHEET_COLUMNS: Final = 8
+SHEET_PICTURES: Final = 24
+SHEET_COLUMNS: Final = 4
+SHEET_SIDE: Final = 112
+"""Four of them beside each other fit the column of a partition's page."""
 
 Row = dict[str, Any]
 
@@ -239,7 +241,7 @@ def _put_sheet(store: ObjectStore, prompt_set: str, seed: int, shown: pd.DataFra
     sheet = contact_sheet(
         list(zip(first["thumbnail"], first["prompt"], strict=True)),
         columns=SHEET_COLUMNS,
-        tile=THUMBNAIL_SIDE,
+        tile=SHEET_SIDE,
         image_format="WEBP",
     )
     key = contact_sheet_key(prompt_set, seed)
