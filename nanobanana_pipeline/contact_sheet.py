@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Literal
 
+from anyascii import anyascii
 from PIL import Image, ImageDraw, ImageFont
 
 from nanobanana_pipeline.errors import ImageBroken
@@ -33,7 +34,9 @@ def contact_sheet(
     """Lay pictures out in rows, each with a caption of at most two lines.
 
     Args:
-        pictures: encoded images, which are only read, and their captions.
+        pictures: encoded images, which are only read, and their captions; what is not ASCII is
+            spelt in it ("猫" is "Mao"), since the only font that is the same on every machine
+            draws boxes for the rest.
         columns: most pictures a row.
         tile: pixels of the longest side that a picture may have on the sheet.
         image_format: of the sheet.
@@ -57,7 +60,7 @@ def contact_sheet(
         y = MARGIN + number // columns * step_y
         small = _small(data, tile)
         sheet.paste(small, (x + (tile - small.width) // 2, y + (tile - small.height) // 2))
-        for at, line in enumerate(_wrapped(caption, font, tile)):
+        for at, line in enumerate(_wrapped(anyascii(caption), font, tile)):
             draw.text((x, y + tile + 3 + at * LINE), line, fill="black", font=font)
     out = io.BytesIO()
     sheet.save(out, image_format)

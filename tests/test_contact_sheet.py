@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from nanobanana_pipeline.contact_sheet import contact_sheet, shrunk, strip
 from nanobanana_pipeline.errors import ImageBroken
@@ -51,6 +51,23 @@ def test_pictures_lie_in_rows_with_their_captions_below() -> None:
     # Captions stay below their own pictures: no ink between the columns.
     between = rgb.crop((step_x + 1, 140, step_x + 7, 8 + step_y)).convert("L")
     assert sum(between.histogram()[:128]) == 0
+
+
+@pytest.mark.parametrize(
+    ("caption", "spelt"),
+    [
+        ("猫 と café", "Mao to cafe"),
+        ("Привет — “мир”", 'Privet - "mir"'),
+        ("😀 cat", ":grinning: cat"),
+    ],
+)
+def test_captions_in_any_script_are_spelt_in_letters_that_the_font_has(
+    caption: str, spelt: str
+) -> None:
+    assert contact_sheet([(picture("red"), caption)]) == contact_sheet([(picture("red"), spelt)])
+    font = ImageFont.load_default(size=13)
+    box = bytes(font.getmask("\uffff"))
+    assert not [letter for letter in spelt if bytes(font.getmask(letter)) == box]
 
 
 def test_a_sheet_of_nothing_is_refused() -> None:
