@@ -1,35 +1,44 @@
 """`deploy/local-postgres`: its settings on real Postgres, its scripts, its units."""
 
-import configparser
+import contextlib
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
 import pytest
+import requests
 import yaml
 
 from dagster_project.partitions import prompt_sets, seeds
 from dagster_project.resources import S3, BucketValues, NanobananaResource
 from nanobanana_pipeline import local
 from nanobanana_pipeline.emulator import EmulatorThread
+from nanobanana_pipeline.generation.manifest import read_current
+from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
+from tests.cli.test_profile import START_SECONDS
 from tests.conftest import API_KEY, Emulators
-from tests.dagster_project.conftest import Project
+from tests.dagster_project.conftest import SMALL, Project
 from tests.deploy.conftest import REQUIRED, Database
-from tests.launching import bought
+from tests.graphql import Dagster
+from tests.launching import bought, keep_prompts, prompts, states
+from tests.s3_proxy import wait_until
 from tests.test_provider_page import ROOT
 
 DEPLOY = ROOT / "deploy" / "local-postgres"
 UNITS = sorted((DEPLOY / "systemd").iterdir())
 INSTALLED = "/opt/nanobanana"
 BIN = Path(sys.executable).parent
+ROWS = 20
+"""Half a minute's work: a restart takes less."""
 
 
 @pytest.fixture
@@ -40,7 +49,6 @@ def home(tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch) ->
     folder.mkdir()
     shutil.copy(DEPLOY / "dagster.yaml", folder)
     monkeypatch.setenv("DAGSTER_HOME", str(folder))
-    monkeypatch.setenv("NANOBANANA_COMPUTE_LOGS", str(tmp_path / "logs"))
     return folder
 
 
@@ -152,52 +160,129 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
 
 def started_by(unit: str) -> list[str]:
     """What a unit starts, with this environment's programs."""
-    read = configparser.RawConfigParser(strict=False)
-    read.optionxform = str  # type: ignore[assignment,method-assign]
-    read.read(DEPLOY / "systemd" / f"{unit}.service")
-    return shlex.split(read["Service"]["ExecStart"].replace(f"{INSTALLED}/.venv/bin", str(BIN)))
+    [command] = re.findall(r"^ExecStart=(.+)$", read_unit(unit), re.MULTILINE)
+    return shlex.split(command.replace(f"{INSTALLED}/.venv/bin", str(BIN)))
+
+
+def read_unit(unit: str) -> str:
+    return (DEPLOY / "systemd" / f"{unit}.service").read_text()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The units as systemd would start them: each with the variables of its files, and no more."""
+
+    folder: Path
+    ports: Mapping[str, str]
+    variables: Mapping[str, Mapping[str, str]]
+    """What the administrator has written into the two files."""
+
+    @contextlib.contextmanager
+    def running(self, unit: str, ready: Callable[[], bool]) -> Iterator[None]:
+        """A unit, until the block ends as `systemctl stop` ends it."""
+        files = re.findall(r"^EnvironmentFile=.*/(.+)$", read_unit(unit), re.MULTILINE)
+        given = {name: value for file in files for name, value in self.variables[file].items()}
+        path = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
+        words = [self.ports.get(word, word) for word in started_by(unit)]
+        words = [word.replace("/etc/nanobanana", str(self.folder)) for word in words]
+        with local.child(
+            unit,
+            [
+                "env",
+                "-i",
+                *(f"{name}={value}" for name, value in {**path, **given}.items()),
+                *words,
+            ],
+            log=self.folder / f"{unit}.log",
+            ready=ready,
+            grace_seconds=60,
+        ):
+            yield
+
+    def code(self) -> contextlib.AbstractContextManager[None]:
+        health = [str(BIN / "dagster"), "api", "grpc-health-check", "-p", self.ports["4000"]]
+        return self.running(
+            "nanobanana-code",
+            lambda: subprocess.run(health, check=False, capture_output=True).returncode == 0,
+        )
+
+    @contextlib.contextmanager
+    def ui_and_daemon(self) -> Iterator[Dagster]:
+        url = f"http://127.0.0.1:{self.ports['3000']}"
+
+        def answers() -> bool:
+            with contextlib.suppress(requests.RequestException):
+                return requests.get(f"{url}/server_info", timeout=2).ok
+            return False
+
+        with (
+            self.running("nanobanana-daemon", lambda: True),
+            self.running("nanobanana-webserver", answers),
+        ):
+            yield Dagster(url)
 
 
 @pytest.fixture
-def code_server(home: Path, database: Database, tmp_path: Path) -> Iterator[str]:
-    """The code server with what its unit gives it, and no more; gives its port."""
-    port = str(local.free_port())
-    words = started_by("nanobanana-code")
-    words[words.index("-p") + 1] = port
-    environment = {
-        "PATH": "/usr/local/bin:/usr/bin:/bin",
-        "DAGSTER_HOME": str(home),
-        "NANOBANANA_COMPUTE_LOGS": str(tmp_path / "logs"),
-        **database.environment,
-    }
-    health = [str(BIN / "dagster"), "api", "grpc-health-check", "-p", port]
-    with local.child(
-        "the code server",
-        ["env", "-i", *(f"{name}={value}" for name, value in environment.items()), *words],
-        log=tmp_path / "code.log",
-        ready=lambda: subprocess.run(health, check=False, capture_output=True).returncode == 0,
-        grace_seconds=20,
-    ):
-        yield port
-
-
-def test_the_code_server_serves_the_definitions_to_the_workspace(
-    code_server: str, tmp_path: Path
-) -> None:
+def machine(
+    home: Path, database: Database, store: ObjectStore, emulators: Emulators, tmp_path: Path
+) -> tuple[Machine, EmulatorThread]:
+    """Everything installed, and the provider that its settings lead to."""
+    provider = emulators(latency_seconds=(2, 3), cap=2)
+    ports = {port: str(local.free_port()) for port in ("3000", "4000")}
     workspace = (DEPLOY / "workspace.yaml").read_text()
-    words = started_by("nanobanana-code")
-    port = words[words.index("-p") + 1]
-    assert f"port: {port}\n" in workspace
-    (tmp_path / "workspace.yaml").write_text(workspace.replace(port, code_server))
-    listed = subprocess.run(
-        [BIN / "dagster", "job", "list", "-w", str(tmp_path / "workspace.yaml")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PATH": "/usr/bin:/bin"},
-    )
-    assert listed.returncode == 0, listed.stderr
-    assert "resolve_doubts" in listed.stdout
+    assert "port: 4000\n" in workspace
+    (tmp_path / "workspace.yaml").write_text(workspace.replace("4000", ports["4000"]))
+    written = {
+        "dagster.env": {
+            **variables(DEPLOY / "dagster.env"),
+            **database.environment,
+            "DAGSTER_HOME": str(home),
+        },
+        "nanobanana.env": {
+            "NANOBANANA_API_KEY": API_KEY,
+            "NANOBANANA_BASE_URL": provider.base_url,
+            "NANOBANANA_BUCKET": store.bucket,
+            "NANOBANANA_PREFIX": store.prefix.rstrip("/"),
+            "NANOBANANA_ALLOWED_HOSTS": "127.0.0.1",
+            **{name: value for name, value in os.environ.items() if name.startswith("AWS_")},
+        },
+    }
+    return Machine(tmp_path, ports, written), provider
+
+
+@pytest.mark.timeout(900)
+def test_a_run_outlives_the_ui_and_the_daemon_and_stops_well_with_the_code(
+    machine: tuple[Machine, EmulatorThread], store: ObjectStore
+) -> None:
+    here, provider = machine
+    keep_prompts(store, "animals", prompts(ROWS))
+
+    def launch(dagster: Dagster, seed: str) -> str:
+        dagster.add_partition("seed", seed)
+        return dagster.launch("generated_images", SMALL, prompt_set="animals", seed=seed)
+
+    with here.code():
+        with here.ui_and_daemon() as dagster:
+            dagster.add_partition("prompt_set", "animals")
+            run_id = launch(dagster, "1")
+            wait_until(lambda: bought(provider) > 0, START_SECONDS)
+        assert bought(provider) < ROWS
+        with here.ui_and_daemon() as dagster:
+            assert dagster.wait_for(run_id) == "SUCCESS"
+            assert bought(provider) == ROWS
+            stopped = launch(dagster, "2")
+            wait_until(lambda: bought(provider) > ROWS + 2, START_SECONDS)
+    assert ROWS + 2 < bought(provider) < 2 * ROWS
+    assert set(states(store)) <= {State.OPEN, State.SETTLED}
+    with here.code(), here.ui_and_daemon() as dagster:
+        assert dagster.wait_for(stopped) in {"CANCELED", "FAILURE"}
+        assert dagster.wait_for(launch(dagster, "2")) == "SUCCESS"
+    for seed in (1, 2):
+        current, _ = read_current(store, "animals", seed)
+        assert current is not None
+        assert current.cells == {"settled": ROWS}
+    assert bought(provider) == 2 * ROWS
+    assert not [log for log in here.folder.glob("*.log") if API_KEY in log.read_text()]
 
 
 @pytest.mark.parametrize("unit", ["nanobanana-daemon", "nanobanana-webserver"])

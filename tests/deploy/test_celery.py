@@ -1,0 +1,272 @@
+"""`deploy/celery` as it is shipped: Postgres, Redis, and workers on hosts of their own."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import requests
+import yaml
+
+from nanobanana_pipeline import local
+from nanobanana_pipeline.emulator import EmulatorConfig, EmulatorThread
+from nanobanana_pipeline.generation.runs import read_shard
+from nanobanana_pipeline.ledger import Entry, Ledger, State
+from nanobanana_pipeline.storage import ObjectStore, s3_client
+from tests.conftest import API_KEY
+from tests.deploy.conftest import REQUIRED, Database
+from tests.deploy.hosts import Hosts, hosts_apart, relay
+from tests.graphql import Dagster
+from tests.launching import SMALL, admin, bought, keep_prompts, prompts
+from tests.test_provider_page import ROOT
+
+DEPLOY = ROOT / "deploy" / "celery"
+BIN = Path(sys.executable).parent
+PASSWORD = f"redis-{secrets.token_hex(16)}"
+SLOTS = 2
+DRAWING_SECONDS = 3
+VISIBILITY_SECONDS = 25
+PICTURE = {name: value for name, value in SMALL.model_dump().items() if value is not None}
+
+pytestmark = pytest.mark.filterwarnings("default:these hosts are one:UserWarning")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """All but the workers.
+
+    Attributes:
+        hosts: where workers run.
+        environment: what workers are started with, beside the shipped settings.
+        home: the DAGSTER_HOME that all share.
+    """
+
+    hosts: Hosts
+    environment: Mapping[str, str]
+    home: Path
+    dagster: Dagster
+    emulator: EmulatorThread
+    store: ObjectStore
+
+    @contextlib.contextmanager
+    def worker(self, number: int) -> Iterator[subprocess.Popen[bytes]]:
+        """A worker on one of the hosts, as its unit starts it."""
+        log = self.home.parent / f"worker-{number}-{uuid.uuid4().hex[:6]}.log"
+        name = f"host-{number}@%h"
+        words = [str(BIN / "celery"), "-A", "dagster_project.celery_worker", "worker", "-n", name]
+        with local.child(
+            f"worker {number}",
+            [*self.hosts.begin[number], *words, "--loglevel", "INFO"],
+            log=log,
+            ready=lambda: " ready." in log.read_text(),
+            environment=self.environment,
+        ) as process:
+            yield process
+
+    def launch(self, name: str, **config: object) -> str:
+        self.dagster.add_partition("prompt_set", name)
+        self.dagster.add_partition("seed", "1")
+        config = {**PICTURE, **config}
+        return self.dagster.launch("generated_images", config, prompt_set=name, seed="1")
+
+    def deliveries(self, run_id: str) -> dict[str, list[int]]:
+        """Which host's worker began each shard of a run, in order."""
+        found: dict[str, list[int]] = defaultdict(list)
+        with dg.DagsterInstance.from_config(str(self.home)) as instance:
+            for event in instance.all_logs(run_id):
+                told = event.dagster_event
+                if told is None or not told.is_engine_event or "[" not in str(told.step_key):
+                    continue
+                metadata = told.engine_event_data.metadata
+                if "Celery worker" in metadata:
+                    host = str(metadata["Celery worker"].value).split("@")[0]
+                    shard = str(told.step_key).partition("[")[2].rstrip("]").replace("_", "-")
+                    found[shard].append(int(host.removeprefix("host-")))
+        return dict(found)
+
+    def entries(self, run_id: str, shard: str) -> list[Entry]:
+        """The ledger's entries of a shard."""
+        keys = [planned.request_key for planned in read_shard(self.store, run_id, shard)]
+        return [held.entry for held in Ledger(self.store).read_many(keys).values()]
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Hosts]:
+    """Two hosts; a warning where they are none."""
+    for program, package in (("redis-server", "redis-server"), ("ip", "iproute2")):
+        if shutil.which(program) is None:
+            (pytest.fail if REQUIRED else pytest.skip)(f"needs Debian's {package}")
+    with hosts_apart(2) as made:
+        if made.why_together:
+            warnings.warn(f"these hosts are one: {made.why_together}", stacklevel=1)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def redis(hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A Redis server that asks for a password; gives its port on loopback."""
+    assert hosts
+    folder = tmp_path_factory.mktemp("redis")
+    port = local.free_port()
+    config = folder / "redis.conf"
+    config.write_text(
+        f"bind 127.0.0.1\nport {port}\ndir {folder}\nsave ''\nrequirepass {PASSWORD}\n".replace(
+            "''", '""'
+        )
+    )
+    log = folder / "redis.log"
+    with local.child(
+        "redis",
+        ["redis-server", str(config)],
+        log=log,
+        ready=lambda: "Ready to accept connections" in log.read_text(),
+    ):
+        yield port
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    hosts: Hosts,
+    redis: int,
+    postgres: Mapping[str, str],
+    s3_url: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Cluster]:
+    """`dagster dev` with the shipped settings, and its servers, which hosts reach by relays."""
+    folder = tmp_path_factory.mktemp("celery")
+    home = folder / "home"
+    home.mkdir()
+    shutil.copy(DEPLOY / "dagster.yaml", home)
+    settings = yaml.safe_load((DEPLOY / "celery.yaml").read_text())
+    hasty = {"visibility_timeout": VISIBILITY_SECONDS, "unacked_restore_interval": 2}
+    settings["execution"]["config"]["config_source"]["broker_transport_options"] |= hasty
+    (folder / "celery.yaml").write_text(yaml.safe_dump(settings))
+    database = Database({**postgres, "PGDATABASE": f"dagster_{uuid.uuid4().hex[:12]}"})
+    database.make_anew()
+    config = EmulatorConfig(latency_seconds=(DRAWING_SECONDS, DRAWING_SECONDS))
+    with contextlib.ExitStack() as stack:
+        enter = stack.enter_context
+        patch = enter(pytest.MonkeyPatch.context())
+        emulator = enter(EmulatorThread(config))
+        store = ObjectStore(s3_client(), local.BUCKET, f"test-{uuid.uuid4().hex}")
+
+        def reachable(url: str) -> str:
+            port = url.rpartition(":")[2].partition("/")[0]
+            there = enter(relay(hosts.address, int(port)))
+            return url.replace(f"127.0.0.1:{port}", f"{hosts.address}:{there}")
+
+        broker = reachable(f"redis://:{PASSWORD}@127.0.0.1:{redis}")
+        shared = {
+            **database.environment,
+            "PGHOST": hosts.address,
+            "PGPORT": reachable(f"postgres://127.0.0.1:{postgres['PGPORT']}").rpartition(":")[2],
+            "AWS_ENDPOINT_URL_S3": reachable(s3_url),
+            "DAGSTER_HOME": str(home),
+            "NANOBANANA_LOG_BUCKET": local.BUCKET,
+            "NANOBANANA_CELERY": str(folder / "celery.yaml"),
+            "NANOBANANA_CELERY_BROKER": f"{broker}/0",
+            "NANOBANANA_CELERY_BACKEND": f"{broker}/1",
+            "NANOBANANA_API_KEY": API_KEY,
+            "NANOBANANA_BASE_URL": reachable(emulator.base_url),
+            "NANOBANANA_BUCKET": store.bucket,
+            "NANOBANANA_PREFIX": store.prefix.rstrip("/"),
+            "NANOBANANA_REALM": "emulator",
+            "NANOBANANA_ALLOWED_HOSTS": hosts.address,
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+        for name in ("PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "NANOBANANA_LOG_BUCKET"):
+            patch.setenv(name, shared[name])
+        port = local.free_port()
+        workspace = ["-w", str(ROOT / "workspace.yaml")]
+        url = f"http://127.0.0.1:{port}"
+        enter(
+            local.child(
+                "dagster dev",
+                [str(BIN / "dagster"), "dev", "-p", str(port), *workspace],
+                log=folder / "dagster.log",
+                ready=lambda: answers(f"{url}/server_info"),
+                environment=shared,
+                grace_seconds=30,
+            )
+        )
+        yield Cluster(hosts, shared, home, Dagster(url), emulator, store)
+
+
+def answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=2).ok
+    except requests.RequestException:
+        return False
+
+
+def wait_for(what: str, found: Callable[[], Any], seconds: float = 90) -> Any:
+    deadline = time.monotonic() + seconds
+    while (value := found()) is None:
+        assert time.monotonic() < deadline, what
+        time.sleep(0.2)
+    return value
+
+
+def test_a_worker_dies_and_the_broker_gives_its_step_to_another_host(cluster: Cluster) -> None:
+    keep_prompts(cluster.store, "dying", prompts(24))
+    with cluster.worker(0) as dying, cluster.worker(1):
+        run_id = cluster.launch("dying", shard_size=6, slots=SLOTS)
+
+        def at_the_provider() -> str | None:
+            """The shard of host 0 whose requests are being drawn; none is just being sent."""
+            for shard, begun in cluster.deliveries(run_id).items():
+                states = [entry.state for entry in cluster.entries(run_id, shard)]
+                settled = states.count(State.SETTLED)
+                if begun == [0] and 0 < settled < 6 and states.count(State.ACCEPTED) == SLOTS:
+                    return shard
+            return None
+
+        hit = wait_for("host 0 does not buy", at_the_provider)
+        os.killpg(dying.pid, signal.SIGKILL)
+        assert cluster.dagster.wait_for(run_id) == "SUCCESS", cluster.dagster.log_of(run_id)
+    deliveries = cluster.deliveries(run_id)
+    assert len(deliveries) == 4
+    assert deliveries[hit] == [0, 1]
+    assert {host for hosts in deliveries.values() for host in hosts} == {0, 1}
+    states = {entry.state for shard in deliveries for entry in cluster.entries(run_id, shard)}
+    assert states == {State.SETTLED}
+    record = admin(cluster.emulator, "purchases")
+    assert (record["total"], record["bought_twice"]) == (24, 0)
+    assert cluster.dagster.materialized("generated_images", ["dying|1"]) == {"dying|1"}
+
+
+def test_terminate_reaches_a_step_on_another_host(cluster: Cluster) -> None:
+    keep_prompts(cluster.store, "stopped", prompts(60, "plant"))
+    before = bought(cluster.emulator)
+    with cluster.worker(0):
+        run_id = cluster.launch("stopped", shard_size=30, slots=SLOTS)
+        begun = before + SLOTS
+        wait_for("host 0 does not buy", lambda: bought(cluster.emulator) >= begun or None)
+        [(running, _)] = cluster.deliveries(run_id).items()
+        cluster.dagster.terminate(run_id)
+        assert cluster.dagster.wait_for(run_id) == "CANCELED", cluster.dagster.log_of(run_id)
+        sold = bought(cluster.emulator)
+        assert sold < before + 30
+        states = [entry.state for entry in cluster.entries(run_id, running)]
+        assert states.count(State.SETTLED) == sold - before
+        assert set(states) <= {State.SETTLED, State.OPEN}
+        # The shard that no worker had begun is not begun any more.
+        assert list(cluster.deliveries(run_id)) == [running]
+        again = cluster.launch("stopped", slots=10)
+        assert cluster.dagster.wait_for(again) == "SUCCESS", cluster.dagster.log_of(again)
+    record = admin(cluster.emulator, "purchases")
+    assert (record["total"] - before, record["bought_twice"]) == (60, 0)
