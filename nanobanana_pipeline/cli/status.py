@@ -1,13 +1,15 @@
-"""`nanobanana status`: every partition's cells by state."""
+"""`nanobanana status`: every partition's cells by state, and runs that have not ended."""
 
 import json
 from dataclasses import asdict
 from typing import Annotated
 
+import pandas as pd
 import typer
 
-from nanobanana_pipeline.cli.show import make_console, partitions_table
+from nanobanana_pipeline.cli.show import make_console, partitions_table, table_of, time_text
 from nanobanana_pipeline.generation.manifest import CellState, CurrentManifest, read_all_current
+from nanobanana_pipeline.generation.rescue import UnfinishedRun, unfinished_runs
 from nanobanana_pipeline.layout import check_bucket, claim_bucket
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
@@ -21,19 +23,47 @@ def status(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
-    """Show what is settled, and what is not, in every partition of the bucket."""
+    """Show what is settled, and what is not, in every partition; and runs that have not ended."""
     settings = Settings.load()
     store = ObjectStore(s3_client(), str(settings.bucket), settings.prefix)
     check_bucket(store, str(settings.realm))
     manifests = list(read_all_current(store))
+    unfinished = unfinished_runs(store, manifests)
     if as_json:
-        typer.echo(json.dumps([asdict(current) for current in manifests], indent=1))
-    elif manifests:
-        make_console().print(partitions_table(manifests, store))
+        said = {
+            "partitions": [asdict(current) for current in manifests],
+            "unfinished_runs": [asdict(run) for run in unfinished],
+        }
+        typer.echo(json.dumps(said, indent=1))
     else:
-        make_console().print(f"no partition has a manifest yet in {store.uri('')}")
-    if not all_settled(manifests):
+        _show(manifests, unfinished, store)
+    if unfinished or not all_settled(manifests):
         raise typer.Exit(NOT_SETTLED)
+
+
+def _show(
+    manifests: list[CurrentManifest], unfinished: list[UnfinishedRun], store: ObjectStore
+) -> None:
+    console = make_console()
+    if manifests:
+        console.print(partitions_table(manifests, store))
+    else:
+        console.print(f"no partition has a manifest yet in {store.uri('')}")
+    rows = [
+        {
+            "run": run.run_id,
+            "prompt set": run.prompt_set,
+            "seed": run.seed,
+            "to buy": f"{run.buy:,}",
+            "last sign of life": f"{time_text(run.quiet_seconds)} ago",
+            "": "died: launch it again, which goes on from there"
+            if run.is_dead
+            else "under way, or died in the last 15 minutes",
+        }
+        for run in unfinished
+    ]
+    if rows:
+        console.print(table_of(pd.DataFrame(rows), "runs that have not ended"))
 
 
 def open_bucket(settings: Settings) -> ObjectStore:

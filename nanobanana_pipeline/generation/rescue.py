@@ -5,7 +5,7 @@ the partition again. It buys nothing.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
@@ -15,6 +15,7 @@ from nanobanana_pipeline.generation.budget import DEAD_SECONDS
 from nanobanana_pipeline.generation.engine import Progress, Report
 from nanobanana_pipeline.generation.evidence import may_have_evidence
 from nanobanana_pipeline.generation.launch import collect, needs_rescue, plan, settle_shard
+from nanobanana_pipeline.generation.manifest import CurrentManifest
 from nanobanana_pipeline.generation.runs import (
     Plan,
     mark_done,
@@ -29,7 +30,7 @@ from nanobanana_pipeline.ledger import COSTING, Entry, Ledger, State
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.storage import ListedObject, ObjectStore
 
-__all__ = ["Run", "dead_runs", "list_runs", "rescue"]
+__all__ = ["Run", "UnfinishedRun", "dead_runs", "list_runs", "rescue", "unfinished_runs"]
 
 ROUND_SECONDS: Final = 4 * 3600.0
 LAST_ROUND: Final = 6
@@ -59,6 +60,24 @@ class Run:
         return min(int(self.quiet_seconds // ROUND_SECONDS), LAST_ROUND)
 
 
+@dataclass(frozen=True)
+class UnfinishedRun:
+    """A run that no manifest accounts for yet.
+
+    Attributes:
+        buy: requests that it set out to buy.
+        quiet_seconds: since its last sign of life, which comes every minute while it buys.
+        is_dead: it will not go on by itself: it was silent for 15 minutes.
+    """
+
+    run_id: str
+    prompt_set: str
+    seed: int
+    buy: int
+    quiet_seconds: float
+    is_dead: bool
+
+
 def list_runs(store: ObjectStore) -> Iterator[Run]:
     """All runs that have written a plan."""
     for run_id, files in itertools.groupby(
@@ -84,6 +103,41 @@ def dead_runs(store: ObjectStore) -> list[Run]:
         and not run.has_shards_alive
         and run.quiet_seconds > DEAD_SECONDS
     )
+    return sorted(found, key=lambda run: (-run.quiet_seconds, run.run_id))
+
+
+def unfinished_runs(
+    store: ObjectStore, manifests: Iterable[CurrentManifest]
+) -> list[UnfinishedRun]:
+    """Runs that are under way, or died before their manifest: those silent longest first.
+
+    What a run left behind that did publish one stands in its manifest's cells.
+
+    Args:
+        store: the bucket.
+        manifests: every partition's current one.
+
+    Raises:
+        StorageError: S3 refuses, or a plan is damaged.
+    """
+    published = {
+        (current.prompt_set, current.seed): datetime.fromisoformat(current.created)
+        for current in manifests
+    }
+    found = []
+    for run in list_runs(store):
+        if run.done_seconds is not None:
+            continue
+        made = read_plan(store, run.run_id)
+        accounted = published.get((made.prompt_set, made.seed))
+        if not made.shards or (accounted is not None and accounted >= run.planned):
+            continue
+        is_dead = not run.has_shards_alive and run.quiet_seconds > DEAD_SECONDS
+        found.append(
+            UnfinishedRun(
+                run.run_id, made.prompt_set, made.seed, made.buy, run.quiet_seconds, is_dead
+            )
+        )
     return sorted(found, key=lambda run: (-run.quiet_seconds, run.run_id))
 
 

@@ -27,7 +27,8 @@ def test_generate_buys_once_and_status_tells(
     status = nanobanana("status", "--json")
     assert status.exit_code == 0
     found = json.loads(status.output)
-    assert [(m["prompt_set"], m["seed"], m["cells"]) for m in found] == [
+    assert found["unfinished_runs"] == []
+    assert [(m["prompt_set"], m["seed"], m["cells"]) for m in found["partitions"]] == [
         ("animals", 1, {"settled": 2}),
         ("animals", 2, {"settled": 2}),
     ]
