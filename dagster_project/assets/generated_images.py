@@ -21,6 +21,7 @@ from dagster_project.partitions import grid, read_cell_key
 from dagster_project.pictures import picture
 from dagster_project.recording import recorded_step
 from dagster_project.resources import NanobananaResource
+from dagster_project.stopping import RunWatch
 from nanobanana_pipeline.errors import NanobananaError, PlanError, StorageError
 from nanobanana_pipeline.generation import launch
 from nanobanana_pipeline.generation.engine import Progress, Report
@@ -193,6 +194,7 @@ def generate(
     shard: dict[str, str],
 ) -> dict[str, Any]:
     """Settle one run file."""
+    watch = RunWatch(context)
     try:
         store = nanobanana.store()
         begin = partial(launch_begins, store, *read_cell_key(context.partition_key))
@@ -212,7 +214,7 @@ def generate(
                 shard["run_id"],
                 shard["shard"],
                 slots=config.slots,
-                on_progress=_progress_log(context, shard["shard"]),
+                on_progress=_progress_log(context, shard["shard"], watch),
                 progress_seconds=PROGRESS_SECONDS,
             )
     except NanobananaError as error:
@@ -362,12 +364,15 @@ def _quoted(made: Plan, expected: Estimate) -> dict[str, Any]:
     }
 
 
-def _progress_log(context: dg.OpExecutionContext, shard: str) -> Callable[[Progress], None]:
+def _progress_log(
+    context: dg.OpExecutionContext, shard: str, watch: RunWatch
+) -> Callable[[Progress], None]:
     """Write progress to the event log, more and more rarely: it is kept for ever."""
     due = PROGRESS_SECONDS
 
     def write(progress: Progress) -> None:
         nonlocal due
+        watch.look()
         if progress.seconds >= due:
             due = progress.seconds * PROGRESS_GROWTH
             context.log.info(f"{shard}: {progress}")
