@@ -17,6 +17,7 @@ from dagster_project.assets.image_features import image_features  # noqa: E402
 from dagster_project.assets.prompt_set import prompt_set  # noqa: E402
 from dagster_project.buying import buy_new_prompt_sets, nightly  # noqa: E402
 from dagster_project.checks import check_images, checks  # noqa: E402
+from dagster_project.executors import executor  # noqa: E402
 from dagster_project.jobs import (  # noqa: E402
     audit_bucket_job,
     quote_only,
@@ -60,7 +61,5 @@ defs = dg.Definitions(
     ],
     schedules=[nightly, weekly_audit, *releases(recipes)],
     resources=resources(),
-    # Steps of one partition run one after another in one process: measured in
-    # docs/architecture.md. Many machines set another executor here, and nothing else.
-    executor=dg.in_process_executor,
+    executor=executor(),
 )
