@@ -4,7 +4,10 @@ The chart's keys are those that its schema names; what the chart makes of them i
 own configuration types and Kubernetes' own models.
 """
 
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -243,3 +246,42 @@ def test_the_image_is_built_of_what_is_there() -> None:
     assert int(users[-1]) > 0
     assert any("PYTHONUNBUFFERED=1" in line for line in lines)
     assert any(f"DAGSTER_HOME={at('global.dagsterHome')}" in line for line in lines)
+
+
+def test_the_images_environment_works_without_its_sources(tmp_path: Path) -> None:
+    """The build stage step by step, but for its base: no image can be had here."""
+    text = (DEPLOY / "Containerfile").read_text()
+    build = text.split("\nFROM ")[1].splitlines()
+    for step, _, words in (line.partition(" ") for line in build):
+        if step == "COPY":
+            *sources, target = words.split()
+            for source in sources:
+                _copy(ROOT / source, tmp_path / target)
+        elif step == "RUN" and words.startswith("uv sync"):
+            # A test's own environment must not be the one that is filled.
+            there = {**os.environ, "UV_PROJECT_ENVIRONMENT": str(tmp_path / ".venv")}
+            subprocess.run([*words.split(), "--quiet"], cwd=tmp_path, env=there, check=True)
+    for left in tmp_path.iterdir():
+        if left.name != ".venv":
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    program = tmp_path / ".venv" / "bin" / "nanobanana"
+    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == PROJECT["version"]
+    needed = "import dagster_k8s, dagster_postgres, dagster_aws, dagster_project.definitions"
+    subprocess.run([program.with_name("python"), "-c", needed], cwd=tmp_path, check=True)
+    assert not program.with_name("pytest").exists()
+
+
+def _copy(source: Path, target: Path) -> None:
+    """As COPY does: a folder's content, or a file into a folder or under a name."""
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        shutil.copy(source, target)
+
+
+def test_the_code_server_is_started_as_on_one_machine() -> None:
+    unit = (ROOT / "deploy/local-postgres/systemd/nanobanana-code.service").read_text()
+    assert (
+        f"dagster code-server start -h 127.0.0.1 -p 4000 {' '.join(CODE['codeServerArgs'])}" in unit
+    )
