@@ -173,6 +173,24 @@ def test_bytes_that_are_not_those_of_the_checksum_are_refused_and_not_stored(
     assert store.create("a", b"whole", sha256=hashlib.sha256(b"whole").digest())
 
 
+@pytest.mark.parametrize(("size", "asks"), [(0, False), (65_536, False), (65_537, True)])
+def test_s3_is_asked_before_large_bodies_only(s3_url: str, size: int, *, asks: bool) -> None:
+    client = s3_client(
+        endpoint_url=s3_url,
+        aws_access_key_id=local.ACCESS_KEY,
+        aws_secret_access_key=local.SECRET_KEY,
+        region_name="us-east-1",
+    )
+    asked: list[bool] = []
+    client.meta.events.register(
+        "before-send.s3", lambda request, **_: asked.append("Expect" in request.headers)
+    )
+    store = ObjectStore(client, local.BUCKET, f"test-{size}")
+    store.put("a", bytes(size))
+    assert asked == [asks]
+    assert body_of(store, "a") == bytes(size)
+
+
 # --- listing -------------------------------------------------------------------------------------
 
 
