@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nanobanana_pipeline.cli import app
+from nanobanana_pipeline.generation.metrics import COUNTERS, DURATIONS, GAUGES
 from nanobanana_pipeline.settings import Settings
 from tests.test_provider_page import ROOT, faults_of, read_tables
 
@@ -33,3 +34,15 @@ def test_every_command_has_its_options(call: str) -> None:
 def test_every_variable_is_a_setting() -> None:
     known = {f"NANOBANANA_{name.upper()}" for name in Settings.model_fields}
     assert set(re.findall(r"NANOBANANA_[A-Z_]+", PAGE)) - known == set()
+
+
+def test_every_metric_has_a_row_and_every_link_leads_somewhere() -> None:
+    told = {*COUNTERS, *GAUGES, *DURATIONS}
+    assert set(re.findall(r"`(nanobanana\.[a-z_.]+)`", PAGE)) - {"nanobanana.json"} == told
+    headings = {
+        re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^## (.+)$", PAGE, re.MULTILINE)
+    }
+    assert set(re.findall(r"\]\(#([\w-]+)\)", PAGE)) <= headings
+    files = re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", PAGE)
+    assert [name for name in files if not (ROOT / "docs" / name).exists()] == []
