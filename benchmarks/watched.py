@@ -75,7 +75,7 @@ def _main(report: str, target: str, arguments: Sequence[str]) -> Any:  # noqa: A
             looked.setdefault(url.rpartition("/")[2], time.time())
         send(connection, method, url, **options)
 
-    http.client.HTTPConnection.putrequest = putrequest  # type: ignore[method-assign]
+    http.client.HTTPConnection.putrequest = putrequest  # type: ignore[assignment]
     module, _, function = target.partition(":")
     sys.argv = [module, *arguments]
     try:
