@@ -108,8 +108,8 @@ class Twins:
         seeds: the other seeds that were compared with.
         prompts: how many prompts had two pictures to compare.
         alike: how many of those have twins.
-        rows: prompt, sample, image_uri; other_seed, other_sample, other_uri of its first twin; bits
-            (Int64) in which their perceptual hashes differ, 0 for equal bytes.
+        rows: prompt, sample; other_seed, other_sample of its first twin; bits (Int64) in which
+            their perceptual hashes differ, 0 for equal bytes; image_uri and other_uri.
     """
 
     seeds: list[int]
@@ -150,7 +150,8 @@ def find_twins(store: ObjectStore, prompt_set: str, seed: int, pictures: pd.Data
     rows = pd.concat(found).drop_duplicates(["prompt_id", "sample"], ignore_index=True)
     named = {f"{name}_other": f"other_{name}" for name in ("seed", "sample")}
     rows = rows.rename(columns={**named, "image_uri_other": "other_uri"})
-    shown = ["prompt", "sample", "image_uri", *named.values(), "other_uri", "bits"]
+    # Addresses last: they are so long that nobody sees what stands behind them.
+    shown = ["prompt", "sample", *named.values(), "bits", "image_uri", "other_uri"]
     return Twins(seeds, len(compared), rows["prompt_id"].nunique(), rows[shown])
 
 
