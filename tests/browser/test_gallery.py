@@ -9,10 +9,12 @@ from nanobanana_pipeline import local
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY
 from nanobanana_pipeline.datasets.publish import build_release
 from nanobanana_pipeline.storage import ObjectStore
-from tests.browser.test_ui import keep, page, pytestmark
+from tests.browser.chromium import keep, needs_chromium, page
 from tests.datasets.release_rows import NOTHING_REJECTED, recipe, row, table
 
-__all__ = ["page", "pytestmark"]
+__all__ = ["page"]
+
+pytestmark = needs_chromium
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> “quoted”"
 LOADED = "each => each.complete && each.naturalWidth > 0"

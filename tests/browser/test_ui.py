@@ -1,164 +1,179 @@
-"""The Dagster UI in a real browser: a prompt set and a seed are added, materialized and looked at.
+"""The Dagster UI of `nanobanana dev` in a real browser, from a table to a release and a stop."""
 
-Screenshots are kept in `artifacts/`.
-"""
-
-import os
-import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+import requests
+from playwright.sync_api import Page, expect
 
 from nanobanana_pipeline import local
+from tests.browser.chromium import (
+    SLOW_MS,
+    TRIES,
+    add_partition,
+    expect_pictures,
+    keep,
+    launch,
+    materialize_all,
+    needs_chromium,
+    open_check,
+    open_launchpad,
+    open_partition,
+    page,
+)
 from tests.cli.test_profile import STOP_SECONDS, files_with, start_dev, wait_until_gone
 
-CHROMIUM = shutil.which("chromium")
-ARTIFACTS = Path(__file__).parents[2] / "artifacts"
-REQUIRED = bool(os.environ.get("REQUIRE_DEBIAN_PACKAGES"))
-TRIES = 30
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+__all__ = ["page"]
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        CHROMIUM is None and not REQUIRED,
-        reason="needs Debian's chromium: apt-get install chromium",
-    ),
-]
+pytestmark = needs_chromium
+
+ANIMALS = {
+    "bear": "A polar bear reading the evening newspaper",
+    "carp": "Two carp, gold on lacquer black, in the manner of a woodcut",
+    "crow": "A crow with a red ribbon, oil on canvas",
+    "fox": "A fox folded from a single sheet of orange paper",
+    "frog": "A frog under a leaf, counting raindrops",
+    "goat": "A mountain goat on a staircase that goes nowhere",
+    "hare": "A hare running over fresh snow, seen from above",
+    "heron": "A heron in morning mist, ink on rice paper",
+    "moth": "A moth on a paper lantern, long exposure",
+    "owl": "An owl made of brass clockwork, catalogue photograph",
+    "snail": "A snail with a lighthouse for a shell, at low tide",
+    "whale": "A glass whale over a city at night",
+}
+PLANTS = 300
+"""So many that they are still being bought when somebody stops it."""
+
+
+@dataclass(frozen=True)
+class Dev:
+    """`nanobanana dev` while it runs.
+
+    Attributes:
+        url: the UI's address.
+        folder: where it was started: with `prompts/` and `recipes/`.
+        emulator: the emulator's address.
+    """
+
+    url: str
+    folder: Path
+    emulator: str
+
+    def purchases(self) -> tuple[int, int]:
+        """How many were bought, and how many of them twice."""
+        record = requests.get(f"{self.emulator}/admin/purchases", timeout=30).json()
+        return record["total"], record["bought_twice"]
 
 
 @pytest.fixture
-def dev(tmp_path: Path) -> Iterator[str]:
-    """`nanobanana dev` in a folder with one prompt table and a recipe; gives the UI's address."""
+def dev(tmp_path: Path) -> Iterator[Dev]:
+    """It is started in a folder with one prompt table, of which a row is bad, and a recipe."""
     (tmp_path / "prompts").mkdir()
-    (tmp_path / "prompts" / "animals.csv").write_text(
-        "id,prompt,width,height\nfox,a paper fox,1024,1024\nwhale,a glass whale,1024,1024\n"
-    )
+    rows = "".join(f'{name},"{prompt}",1024,1024\n' for name, prompt in ANIMALS.items())
+    table = f"id,prompt,width,height\n{rows}yak,A yak in the rain,1000,1024\n"
+    (tmp_path / "prompts" / "animals.csv").write_text(table)
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "zoo.yaml").write_text(
-        "name: zoo\ndescription: Two animals.\nlicence: CC0-1.0\n"
-        "prompt_sets: [animals]\nsplits: {ratios: {train: 1}}\n"
+        "name: zoo\ndescription: Twelve animals under two seeds.\nlicence: CC0-1.0\n"
+        "prompt_sets: [animals]\nsplits: {ratios: {train: 0.8, test: 0.2}}\n"
     )
     data = tmp_path / "data"
     process, url = start_dev(data, tmp_path / "dev.log", cwd=tmp_path)
     try:
-        yield url
+        base_url = local.running_profile(data).base_url
+        yield Dev(url, tmp_path, base_url.partition("/api/")[0])
     finally:
         process.terminate()
         process.wait(STOP_SECONDS)
         assert not wait_until_gone(data)
-    # What a run that the UI launched leaves behind: run config, events, compute logs.
+    # What runs that the UI launched leave behind: run config, events, compute logs.
     assert files_with(data, local.API_KEY) == []
 
 
-@pytest.fixture
-def page() -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1500, "height": 1000})
-        page.set_default_timeout(30_000)
-        try:
-            yield page
-        finally:
-            keep(page, "last")
-            browser.close()
-
-
-def keep(page: Page, name: str) -> None:
-    ARTIFACTS.mkdir(exist_ok=True)
-    page.screenshot(path=ARTIFACTS / f"{name}.png")
-
-
-def add_partition(page: Page, url: str, asset: str, dimension: int, key: str) -> None:
-    """Add a partition in the dialog that the Materialize button opens."""
-    page.goto(f"{url}/assets/{asset}", wait_until="domcontentloaded")
-    page.get_by_role("button", name="Materialize…").click()
-    page.get_by_role("button", name="Add a partition").nth(dimension).click()
-    page.get_by_placeholder("name").fill(key)
-    page.get_by_role("button", name="Save").click()
-    expect(page.get_by_placeholder("name")).to_have_count(0)
-
-
-def materialize(page: Page, url: str, asset: str, dimensions: int) -> None:
-    """Press Materialize, choose all partitions, and launch."""
-    page.goto(f"{url}/assets/{asset}", wait_until="domcontentloaded")
-    page.get_by_role("button", name="Materialize…").click()
-    for dimension in range(dimensions):
-        page.get_by_role("button", name="All", exact=True).nth(dimension).click()
-    page.get_by_role("button", name="Launch 1 run").click()
-    expect(page.get_by_role("dialog")).to_have_count(0)
-
-
-def wait_for_partition(page: Page, url: str, asset: str, key: str) -> None:
-    """Look at a partition until it is materialized."""
-    for _ in range(TRIES):
-        page.goto(
-            f"{url}/assets/{asset}?view=partitions&partition={key}", wait_until="domcontentloaded"
-        )
-        expect(page.get_by_role("button", name="Materialize")).to_be_visible()
-        page.wait_for_timeout(1500)
-        if page.get_by_text("dagster/row_count").count():
-            return
-    keep(page, f"{asset}_missing")
-    pytest.fail(f"{asset} {key} was not materialized; see the screenshot")
-
-
-def wait_for_release(page: Page, url: str) -> None:
-    """Look at a dataset's events until there is a release with pictures."""
-    for _ in range(TRIES):
-        page.goto(url, wait_until="domcontentloaded")
-        page.wait_for_timeout(3000)
-        if page.get_by_alt_text("pictures of each split").count():
-            return
-    keep(page, "release_missing")
-    pytest.fail("no release was made; see the screenshot")
-
-
-def expect_pictures(page: Page, *words: str) -> None:
-    """Pictures are inline on this page, and have really been loaded."""
-    for each in words:
-        shown = page.get_by_alt_text(each).first
-        expect(shown).to_be_visible()
-        page.wait_for_function("each => each.naturalWidth > 0", arg=shown.element_handle())
-
-
 @pytest.mark.timeout(900)
-def test_a_prompt_set_and_a_seed_are_added_and_materialized(page: Page, dev: str) -> None:
-    add_partition(page, dev, "prompt_set", 0, "animals")
-    materialize(page, dev, "prompt_set", 1)
-    wait_for_partition(page, dev, "prompt_set", "animals")
-    expect(page.get_by_text("a paper fox")).to_be_visible()
-    keep(page, "prompt_set")
+def test_the_journey_from_a_table_to_a_release_and_a_stop(page: Page, dev: Dev) -> None:
+    # A provider that ignores seeds: a check will tell.
+    moods = {"seed_ignored": 1}
+    requests.post(f"{dev.emulator}/admin/moods", json=moods, timeout=30).raise_for_status()
+    make_a_prompt_set(page, dev)
+    launch_a_pilot_from_the_launchpad(page, dev)
+    complete_it_with_a_backfill(page, dev)
+    measure_and_open_a_failing_check(page, dev)
+    release(page, dev)
+    start_a_sensor_and_drop_a_table(page, dev)
+    terminate_a_run(page, dev)
+    look_at_the_graph(page, dev)
 
-    add_partition(page, dev, "generated_images", 1, "7")
-    materialize(page, dev, "generated_images", 2)
-    wait_for_partition(page, dev, "generated_images", "animals%7C7")
-    expect(page.get_by_text("bought in this run")).to_be_visible()
-    expect(page.get_by_text("s3://nanobanana/images/").first).to_be_attached()
+
+def make_a_prompt_set(page: Page, dev: Dev) -> None:
+    add_partition(page, dev.url, "prompt_set", 0, "animals")
+    materialize_all(page, dev.url, "prompt_set", 1)
+    open_partition(page, dev.url, "prompt_set", "animals")
+    expect(page.get_by_text(ANIMALS["fox"])).to_be_visible()
+    keep(page, "prompt_set")
+    open_check(page, dev.url, "prompt_set", "quarantine_empty")
+    expect(page.get_by_text("must be 1024 to 2048 and divisible by 32").first).to_be_visible()
+    keep(page, "check_quarantine")
+
+
+def launch_a_pilot_from_the_launchpad(page: Page, dev: Dev) -> None:
+    add_partition(page, dev.url, "generated_images", 1, "7")
+    launchpad = open_launchpad(page, dev.url, "generated_images", "animals|7")
+    launchpad.get_by_text("rebuy").first.click()
+    page.keyboard.press("End")
+    page.keyboard.insert_text("\n      limit: 8\n      slots: 4")
+    page.keyboard.press("Escape")
+    expect(launchpad.get_by_text("A pilot: buy so many rows").first).to_be_visible()
+    expect(launchpad.get_by_text("No errors")).to_be_visible()
+    keep(page, "launchpad")
+    launch(page, launchpad)
+    expect(page.get_by_text("Success", exact=True)).to_be_visible(timeout=SLOW_MS)
+    expect(page.get_by_text("generated_images.collect").first).to_be_visible()
+    keep(page, "run")
+    assert dev.purchases() == (8, 0)
+
+    open_partition(page, dev.url, "generated_images", "animals|7")
     expect_pictures(page, "some of the pictures")
+    for told in ("bought in this run", "not_requested", "s3://nanobanana/images/"):
+        expect(page.get_by_text(told).first).to_be_attached()
     keep(page, "generated_images")
 
-    materialize(page, dev, "image_features", 2)
-    wait_for_partition(page, dev, "image_features", "animals%7C7")
+
+def complete_it_with_a_backfill(page: Page, dev: Dev) -> None:
+    add_partition(page, dev.url, "generated_images", 1, "8")
+    materialize_all(page, dev.url, "generated_images", 2)
+    open_partition(page, dev.url, "generated_images", "animals|8")
+    expect_pictures(page, "some of the pictures")
+
+
+def measure_and_open_a_failing_check(page: Page, dev: Dev) -> None:
+    materialize_all(page, dev.url, "image_features", 2)
+    for seed in (7, 8):
+        open_partition(page, dev.url, "image_features", f"animals|{seed}")
     expect_pictures(page, "the first pictures")
     keep(page, "image_features")
+    open_check(page, dev.url, "image_features", "seed_honesty")
+    expect(page.get_by_text("Failed", exact=True).first).to_be_visible()
+    expect(page.get_by_text("prompts with twins").first).to_be_visible()
+    keep(page, "check_failing")
 
-    page.goto(f"{dev}/assets/datasets/zoo", wait_until="domcontentloaded")
+
+def release(page: Page, dev: Dev) -> None:
+    page.goto(f"{dev.url}/assets/datasets/zoo", wait_until="domcontentloaded")
     # Who leaves the page too soon has launched nothing.
     with page.expect_response(lambda to: "mutation Launch" in (to.request.post_data or "")):
         page.get_by_role("button", name="Materialize").first.click()
-    wait_for_release(page, f"{dev}/assets/datasets/zoo?view=events")
+    for _ in range(TRIES):
+        page.goto(f"{dev.url}/assets/datasets/zoo?view=events", wait_until="domcontentloaded")
+        page.wait_for_timeout(3000)
+        if page.get_by_alt_text("pictures of each split").count():
+            break
     expect_pictures(
         page,
         "some pictures of train",
+        "some pictures of test",
         "pictures of each split",
         "pictures of each size in pixels",
         "pictures with each flag",
@@ -167,19 +182,41 @@ def test_a_prompt_set_and_a_seed_are_added_and_materialized(page: Page, dev: str
     gallery = page.get_by_role("link", name="gallery.html").first
     assert "/nanobanana/datasets/zoo/v1/gallery.html" in str(gallery.get_attribute("href"))
 
-    page.goto(f"{dev}/asset-groups", wait_until="domcontentloaded")
-    for group in ("prompts", "images"):
+
+def start_a_sensor_and_drop_a_table(page: Page, dev: Dev) -> None:
+    page.goto(f"{dev.url}/automation", wait_until="domcontentloaded")
+    expect(page.get_by_text("buy_new_prompt_sets").first).to_be_visible()
+    keep(page, "automation")
+    page.get_by_role("link", name="new_prompt_tables").first.click()
+    page.locator("label", has=page.get_by_role("checkbox")).click()
+    rows = "".join(f"plant number {number},1024,1024\n" for number in range(PLANTS))
+    (dev.folder / "prompts" / "plants.csv").write_text(f"prompt,width,height\n{rows}")
+    expect(page.get_by_text("folder/plants.csv").first).to_be_visible(timeout=SLOW_MS)
+    keep(page, "sensor")
+    open_partition(page, dev.url, "prompt_set", "plants")
+
+
+def terminate_a_run(page: Page, dev: Dev) -> None:
+    before, _ = dev.purchases()
+    launch(page, open_launchpad(page, dev.url, "generated_images", "plants|7"))
+    while dev.purchases()[0] < before + 10:
+        page.wait_for_timeout(200)
+    page.get_by_role("button", name="Terminate").click()
+    page.get_by_role("dialog").get_by_role("button", name="Terminate").click()
+    expect(page.get_by_text("Canceled", exact=True).first).to_be_visible(timeout=SLOW_MS)
+    page.keyboard.press("Escape")
+    keep(page, "terminated")
+    after, twice = dev.purchases()
+    assert (before + 10 <= after < before + PLANTS, twice) == (True, 0)
+
+
+def look_at_the_graph(page: Page, dev: Dev) -> None:
+    page.set_viewport_size({"width": 1900, "height": 800})
+    page.goto(f"{dev.url}/asset-groups", wait_until="domcontentloaded")
+    for group in ("prompts", "images", "features", "datasets"):
         expect(page.get_by_text(group, exact=True).first).to_be_visible()
     page.keyboard.press("Alt+e")
-    for asset in ("prompt_set", "generated_images"):
+    for asset in ("prompt_set", "generated_images", "image_features", "zoo"):
         expect(page.get_by_text(asset, exact=True).first).to_be_visible()
     expect(page.get_by_text("Loading…")).to_have_count(0)
     keep(page, "asset_graph")
-
-    page.goto(f"{dev}/assets/generated_images", wait_until="domcontentloaded")
-    button = page.get_by_role("button", name="Materialize…")
-    button.locator("xpath=following::button[1]").click()
-    page.get_by_text("Open launchpad").click()
-    page.get_by_text("change_parameters").first.click()
-    expect(page.get_by_text("A pilot: buy so many rows").first).to_be_visible()
-    keep(page, "launchpad")
