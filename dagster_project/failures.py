@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from dagster_project.stopping import RunOver
 from nanobanana_pipeline.errors import NanobananaError
 
 __all__ = ["plain_failures"]
@@ -19,5 +20,5 @@ def plain_failures() -> Iterator[None]:
     """
     try:
         yield
-    except NanobananaError as error:
+    except (NanobananaError, RunOver) as error:
         raise dg.Failure(str(error), allow_retries=False) from None

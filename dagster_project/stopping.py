@@ -12,7 +12,7 @@ from typing import Final
 import dagster as dg
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
 
-__all__ = ["RunWatch"]
+__all__ = ["RunOver", "RunWatch"]
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,14 @@ PATIENCE_SECONDS: Final = 5.0
 OVER: Final = {dg.DagsterRunStatus.CANCELING, *FINISHED_STATUSES}
 
 
+class RunOver(BaseException):
+    """A step's run is stopped or over.
+
+    As an interrupt, no `Exception`: nothing on its way takes it for an error of the step. The step
+    itself must end by a `dagster.Failure`: Celery takes an interrupt for the death of the worker.
+    """
+
+
 class RunWatch:
     """Looks whether a step's run is still wanted.
 
@@ -29,7 +37,7 @@ class RunWatch:
         context: the step's.
 
     Raises:
-        dagster.DagsterExecutionInterruptedError: its run is over already, and nothing is begun.
+        RunOver: its run is over already, and nothing is begun.
     """
 
     def __init__(self, context: dg.OpExecutionContext) -> None:
@@ -39,11 +47,14 @@ class RunWatch:
         if self._is_over():
             raise self._interruption()
 
-    def look(self) -> None:
+    def look(self, _progress: object = None) -> None:
         """Ask for the run's status, at most every 2 s; to be called often.
 
+        Args:
+            _progress: so that it may stand where the domain tells of progress.
+
         Raises:
-            dagster.DagsterExecutionInterruptedError: somebody stopped the run 5 s ago or earlier.
+            RunOver: somebody stopped the run 5 s ago or earlier.
         """
         now = time.monotonic()
         if now < self._looked + LOOK_SECONDS:
@@ -65,7 +76,5 @@ class RunWatch:
         # A run that was deleted wants nothing more.
         return run is None or run.status in OVER
 
-    def _interruption(self) -> dg.DagsterExecutionInterruptedError:
-        return dg.DagsterExecutionInterruptedError(
-            f"run {self._run_id} is stopped or over: this step buys no more"
-        )
+    def _interruption(self) -> RunOver:
+        return RunOver(f"run {self._run_id} is stopped or over: this step buys no more")

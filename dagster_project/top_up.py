@@ -14,6 +14,7 @@ from dagster_project.partitions import cell_key, prompt_sets, seeds
 from dagster_project.recording import recorded_step
 from dagster_project.resources import NanobananaResource
 from dagster_project.settling import run_ids, show_settled
+from dagster_project.stopping import RunWatch
 from nanobanana_pipeline.datasets.recipe import Recipe, near_matches
 from nanobanana_pipeline.datasets.top_up import Drawn, Standing, stand, top_up
 from nanobanana_pipeline.errors import PlanError, RecipeError
@@ -70,7 +71,10 @@ def buy_further_candidates(
         names = run_ids(context.run_id, "top-up")
         done = []
         with recorded_step(context, store, "top_up_dataset", Told) as recording:
-            for drawn in top_up(store, account, recipe, cap, run_id=names, on_round=tell):
+            watch = RunWatch(context).look
+            for drawn in top_up(
+                store, account, recipe, cap, run_id=names, on_round=tell, on_progress=watch
+            ):
                 done.append(Settled(drawn.current, drawn.report))
                 _show_drawn(context, store, drawn, price)
                 spent += drawn.report.spent

@@ -21,7 +21,7 @@ from dagster_project.partitions import grid, read_cell_key
 from dagster_project.pictures import picture
 from dagster_project.recording import recorded_step
 from dagster_project.resources import NanobananaResource
-from dagster_project.stopping import RunWatch
+from dagster_project.stopping import RunOver, RunWatch
 from nanobanana_pipeline.errors import NanobananaError, PlanError, StorageError
 from nanobanana_pipeline.generation import launch
 from nanobanana_pipeline.generation.engine import Progress, Report
@@ -194,8 +194,8 @@ def generate(
     shard: dict[str, str],
 ) -> dict[str, Any]:
     """Settle one run file."""
-    watch = RunWatch(context)
     try:
+        watch = RunWatch(context)
         store = nanobanana.store()
         begin = partial(launch_begins, store, *read_cell_key(context.partition_key))
         with recorded_step(
@@ -217,6 +217,8 @@ def generate(
                 on_progress=_progress_log(context, shard["shard"], watch),
                 progress_seconds=PROGRESS_SECONDS,
             )
+    except RunOver as over:
+        raise dg.Failure(str(over), allow_retries=False) from None
     except NanobananaError as error:
         context.log.error(f"{shard['shard']} stopped: {error}")
         report = Report(halted=str(error))

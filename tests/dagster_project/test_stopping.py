@@ -11,7 +11,7 @@ import pytest
 
 from dagster_project import stopping
 from dagster_project.assets import generated_images
-from dagster_project.stopping import RunWatch
+from dagster_project.stopping import RunOver, RunWatch
 from nanobanana_pipeline.ledger import State
 from tests.dagster_project.conftest import SMALL, Project
 from tests.launching import admin, bought, states
@@ -78,7 +78,7 @@ def test_a_step_of_a_run_that_is_over_does_not_begin(
         context: Any = SimpleNamespace(instance=instance, run_id=run.run_id)
         RunWatch(context).look()
         end(instance, run)
-        with pytest.raises(dg.DagsterExecutionInterruptedError, match=run.run_id):
+        with pytest.raises(RunOver, match=run.run_id):
             RunWatch(context)
 
 
