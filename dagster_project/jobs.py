@@ -16,6 +16,7 @@ from dagster_project.partitions import read_cell_key
 from dagster_project.recording import recorded_step
 from dagster_project.resources import NanobananaResource
 from dagster_project.settling import run_ids, show_settled
+from dagster_project.stopping import RunWatch
 from nanobanana_pipeline.audit import audit as audit_bucket
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.again import Settled, retry
@@ -81,7 +82,10 @@ def settle_all_doubts(
         names = run_ids(context.run_id, "doubts")
         done = []
         with recorded_step(context, store, "resolve_doubts", Told) as recording:
-            for settled in settle_doubts(store, account, chosen, config.action, run_id=names):
+            watch = RunWatch(context).look
+            for settled in settle_doubts(
+                store, account, chosen, config.action, run_id=names, on_progress=watch
+            ):
                 show_settled(context, store, settled, price)
                 done.append(settled)
             keys = {doubt.request_key for doubt in chosen}
@@ -143,7 +147,8 @@ def retry_partitions(
         price = account.budget.price
         again: list[Settled] = []
         with recorded_step(context, store, "retry_failed", Told) as recording:
-            for settled in retry(store, account, chosen, cap, run_id=names):
+            watch = RunWatch(context).look
+            for settled in retry(store, account, chosen, cap, run_id=names, on_progress=watch):
                 current, report = settled.current, settled.report
                 show_settled(context, store, settled, price)
                 row = (current.prompt_set, current.seed, report.bought, report.spent, current.gaps)
