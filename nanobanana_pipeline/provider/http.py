@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -217,6 +218,27 @@ class _Adapter(HTTPAdapter):
 
 
 class _Session(requests.Session):
+    def __init__(self) -> None:
+        super().__init__()
+        self._settings: dict[str, Any] = {}
+
+    def merge_environment_settings(
+        self,
+        url: str | bytes | None,
+        *given: Any,  # noqa: ANN401 - requests' own
+        **named: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """Read a host's proxies and certificates from the environment once.
+
+        Doing so for each call took a third of a POST's CPU time.
+        """
+        if not self.trust_env:
+            return super().merge_environment_settings(url, *given, **named)
+        place = urlsplit(str(url)).netloc
+        if place not in self._settings:
+            self._settings[place] = super().merge_environment_settings(url, *given, **named)
+        return dict(self._settings[place])
+
     def get_redirect_target(self, resp: requests.Response) -> None:
         """Give none, whatever the answer says.
 
@@ -301,7 +323,9 @@ class Http:
 
 def _read(response: requests.Response, max_bytes: int) -> bytes:
     chunks, size = [], 0
-    for chunk in response.iter_content(CHUNK_BYTES):
+    # In one piece where its length is known: small ones cost a fifth of a download's CPU time.
+    whole = min(response.raw.length_remaining or CHUNK_BYTES, max_bytes)
+    for chunk in response.iter_content(whole):
         size += len(chunk)
         if size > max_bytes:
             raise TooLarge(f"the answer is larger than {max_bytes:,} bytes")
