@@ -69,7 +69,7 @@ def relay(address: str, port: int) -> Iterator[int]:
     """Pass connections on to a port of loopback; gives the port at the address."""
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, asyncio.CancelledError):
             while data := await reader.read(65536):
                 writer.write(data)
                 await writer.drain()

@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import re
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,14 +23,18 @@ import pytest
 import requests
 import yaml
 
+from dagster_project.executors import executor
 from nanobanana_pipeline import local
 from nanobanana_pipeline.emulator import EmulatorConfig, EmulatorThread
 from nanobanana_pipeline.generation.runs import read_shard
 from nanobanana_pipeline.ledger import Entry, Ledger, State
+from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
+from tests.cli.test_profile import files_with
 from tests.conftest import API_KEY
 from tests.deploy.conftest import REQUIRED, Database
 from tests.deploy.hosts import Hosts, hosts_apart, relay
+from tests.deploy.test_local_postgres import INSTALLED, variables
 from tests.graphql import Dagster
 from tests.launching import SMALL, admin, bought, keep_prompts, prompts
 from tests.test_provider_page import ROOT
@@ -37,11 +43,14 @@ DEPLOY = ROOT / "deploy" / "celery"
 BIN = Path(sys.executable).parent
 PASSWORD = f"redis-{secrets.token_hex(16)}"
 SLOTS = 2
-DRAWING_SECONDS = 3
+DRAWING_SECONDS = 2
 VISIBILITY_SECONDS = 25
 PICTURE = {name: value for name, value in SMALL.model_dump().items() if value is not None}
 
-pytestmark = pytest.mark.filterwarnings("default:these hosts are one:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("default:these hosts are one:UserWarning"),
+    pytest.mark.timeout(600),  # a dozen processes, on a machine that may be busy
+]
 
 
 @dataclass(frozen=True)
@@ -65,11 +74,12 @@ class Cluster:
     def worker(self, number: int) -> Iterator[subprocess.Popen[bytes]]:
         """A worker on one of the hosts, as its unit starts it."""
         log = self.home.parent / f"worker-{number}-{uuid.uuid4().hex[:6]}.log"
-        name = f"host-{number}@%h"
-        words = [str(BIN / "celery"), "-A", "dagster_project.celery_worker", "worker", "-n", name]
+        words = started_by(DEPLOY / "systemd" / "nanobanana-worker@.service")
+        words[words.index("-n") + 1] = f"host-{number}@%h"
+        words[words.index("--loglevel") + 1] = "INFO"
         with local.child(
             f"worker {number}",
-            [*self.hosts.begin[number], *words, "--loglevel", "INFO"],
+            [*self.hosts.begin[number], *words],
             log=log,
             ready=lambda: " ready." in log.read_text(),
             environment=self.environment,
@@ -122,11 +132,9 @@ def redis(hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[in
     folder = tmp_path_factory.mktemp("redis")
     port = local.free_port()
     config = folder / "redis.conf"
-    config.write_text(
-        f"bind 127.0.0.1\nport {port}\ndir {folder}\nsave ''\nrequirepass {PASSWORD}\n".replace(
-            "''", '""'
-        )
-    )
+    shipped = f"include {DEPLOY / 'redis.conf'}"
+    here = ["bind 127.0.0.1", f"port {port}", f"dir {folder}", f"requirepass {PASSWORD}"]
+    config.write_text("\n".join([shipped, *here, ""]))
     log = folder / "redis.log"
     with local.child(
         "redis",
@@ -198,12 +206,19 @@ def cluster(
                 "dagster dev",
                 [str(BIN / "dagster"), "dev", "-p", str(port), *workspace],
                 log=folder / "dagster.log",
-                ready=lambda: answers(f"{url}/server_info"),
+                ready=lambda: True,
                 environment=shared,
                 grace_seconds=30,
             )
         )
+        wait_for("dagster dev does not answer", lambda: answers(f"{url}/server_info") or None)
         yield Cluster(hosts, shared, home, Dagster(url), emulator, store)
+
+
+def started_by(unit: Path) -> list[str]:
+    """What a unit starts, with this environment's programs, and `%%` as systemd reads it."""
+    [line] = re.findall(r"^ExecStart=(.*)$", unit.read_text(), re.MULTILINE)
+    return shlex.split(line.replace(f"{INSTALLED}/.venv/bin", str(BIN)).replace("%%", "%"))
 
 
 def answers(url: str) -> bool:
@@ -213,7 +228,7 @@ def answers(url: str) -> bool:
         return False
 
 
-def wait_for(what: str, found: Callable[[], Any], seconds: float = 90) -> Any:
+def wait_for(what: str, found: Callable[[], Any], seconds: float = 180) -> Any:
     deadline = time.monotonic() + seconds
     while (value := found()) is None:
         assert time.monotonic() < deadline, what
@@ -236,6 +251,7 @@ def test_a_worker_dies_and_the_broker_gives_its_step_to_another_host(cluster: Cl
             return None
 
         hit = wait_for("host 0 does not buy", at_the_provider)
+        assert PASSWORD not in Path(f"/proc/{dying.pid}/cmdline").read_text()
         os.killpg(dying.pid, signal.SIGKILL)
         assert cluster.dagster.wait_for(run_id) == "SUCCESS", cluster.dagster.log_of(run_id)
     deliveries = cluster.deliveries(run_id)
@@ -247,6 +263,8 @@ def test_a_worker_dies_and_the_broker_gives_its_step_to_another_host(cluster: Cl
     record = admin(cluster.emulator, "purchases")
     assert (record["total"], record["bought_twice"]) == (24, 0)
     assert cluster.dagster.materialized("generated_images", ["dying|1"]) == {"dying|1"}
+    for secret in (PASSWORD, API_KEY, local.SECRET_KEY):
+        assert files_with(cluster.home, secret) == []
 
 
 def test_terminate_reaches_a_step_on_another_host(cluster: Cluster) -> None:
@@ -270,3 +288,57 @@ def test_terminate_reaches_a_step_on_another_host(cluster: Cluster) -> None:
         assert cluster.dagster.wait_for(again) == "SUCCESS", cluster.dagster.log_of(again)
     record = admin(cluster.emulator, "purchases")
     assert (record["total"] - before, record["bought_twice"]) == (60, 0)
+
+
+def test_the_settings_are_those_of_the_project_and_postgres_and_s3() -> None:
+    shipped = yaml.safe_load((ROOT / "dagster.yaml").read_text())
+    ours = yaml.safe_load((DEPLOY / "dagster.yaml").read_text())
+    shared = {name: ours[name] for name in shipped}
+    del shared["concurrency"]["runs"]["max_concurrent_runs"]
+    assert shared == shipped
+
+
+def test_steps_go_through_celery_where_its_settings_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("NANOBANANA_CELERY", raising=False)
+    assert executor() is dg.in_process_executor
+    monkeypatch.setenv("NANOBANANA_CELERY", str(DEPLOY / "celery.yaml"))
+    chosen = executor()
+    assert chosen is not dg.in_process_executor
+    # The definitions load where the broker's password is not known, as they do in the UI.
+    assert dg.Definitions(executor=chosen).get_repository_def()
+    flat = tmp_path / "celery.yaml"
+    flat.write_text("broker: redis://127.0.0.1/0\nbackend: redis://127.0.0.1/1\n")
+    monkeypatch.setenv("NANOBANANA_CELERY", str(flat))
+    with pytest.raises(dg.DagsterInvalidDefinitionError, match="under execution: config:"):
+        executor()
+
+
+def test_secrets_stand_in_one_file() -> None:
+    secret = variables(DEPLOY / "nanobanana.env")
+    known = {f"NANOBANANA_{name.upper()}" for name in Settings.model_fields}
+    broker = {"NANOBANANA_CELERY_BROKER", "NANOBANANA_CELERY_BACKEND"}
+    assert {name for name in secret if name.startswith("NANOBANANA_")} - known == broker
+    assert not any(secret.values())
+    assert not {"PGPASSWORD", *secret} & set(variables(DEPLOY / "dagster.env"))
+    settings = (DEPLOY / "celery.yaml").read_text()
+    assert set(re.findall(r"env: (\w+)", settings)) == broker
+
+
+@pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None and not REQUIRED,
+    reason="needs Debian's systemd: apt-get install systemd",
+)
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    unit = DEPLOY / "systemd" / "nanobanana-worker@.service"
+    text = unit.read_text().replace(f"{INSTALLED}/.venv/bin", str(BIN))
+    there = tmp_path / unit.name.replace("@", "@1")
+    there.write_text(text.replace(INSTALLED, str(ROOT)))
+    checked = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(there)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (checked.returncode, checked.stderr) == (0, "")
