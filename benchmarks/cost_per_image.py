@@ -19,10 +19,10 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import track
 
+from benchmarks.commands import generate, prompt_table
 from benchmarks.measured import Cost, median_of, run, save, spread
 from benchmarks.peers import peer
 from benchmarks.provider_of_files import FilesProvider, files_provider
-from benchmarks.watched import GENERATE
 from nanobanana_pipeline import local
 from nanobanana_pipeline.cli.show import table_of
 
@@ -94,14 +94,9 @@ def _beyond_start(costs: Sequence[Cost], starts: Sequence[Cost], count: int) -> 
 
 
 def _ours(data: Path, _: FilesProvider, count: int, side: int) -> Sequence[str | Path]:
-    table = data / f"bench-{count}.csv"
-    prompts = (f"{count} paper foxes by the river {n}\n" for n in range(count))
-    table.write_text("prompt\n" + "".join(prompts))
-    return [
-        *(sys.executable, "-c", "from nanobanana_pipeline.cli import app; app()"),
-        *(GENERATE[1], table, "--seeds", "1"),
-        *("--param", f"width={side}", "--param", f"height={side}"),
-    ]
+    arguments = generate(prompt_table(data, f"bench-{count}", count), side)
+    nanobanana = (sys.executable, "-c", "from nanobanana_pipeline.cli import app; app()")
+    return [*nanobanana, *arguments[1:]]
 
 
 def _img2dataset(data: Path, provider: FilesProvider, count: int, _: int) -> Sequence[str | Path]:

@@ -12,7 +12,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
-from obstore.store import HTTPStore, S3Store
+from obstore.store import HTTPStore, S3Store  # type: ignore[import-not-found]
 
 THREADS = 8
 ENTRY = b"x" * 1500

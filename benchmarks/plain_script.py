@@ -75,7 +75,12 @@ def _post(url: str, body: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Draw what the command line says."""
     url, key, to_bucket, below, table = sys.argv[1:]
     lines = Path(table).read_text().splitlines()
     draw_all(url, key, boto3.client("s3"), to_bucket, below, lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,15 +15,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 from urllib.parse import urlsplit
 
 from benchmarks.measured import Cost, run
 
-__all__ = ["GENERATE", "MATERIALIZE", "Watched", "run_watched"]
-
-GENERATE: Final = ("nanobanana_pipeline.cli:app", "generate")
-MATERIALIZE: Final = ("dagster_project.materialize:main",)
+__all__ = ["Watched", "run_watched"]
 
 
 @dataclass(frozen=True)
