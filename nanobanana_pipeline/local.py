@@ -47,7 +47,8 @@ ACCESS_KEY: Final = "nanobanana"
 SECRET_KEY: Final = "local-profile-only"  # noqa: S105 - a loopback server's own
 API_KEY: Final = "local-emulator-key"
 BUCKET: Final = "nanobanana"
-READY_SECONDS: Final = 60
+READY_SECONDS: Final = 180
+"""Long, since a busy machine takes a minute for Dagster; a child that ends is noticed at once."""
 PR_SET_PDEATHSIG: Final = 1
 LOWEST_PORT: Final = 12_000
 GRPC_OFFSET: Final = 10_000
@@ -211,7 +212,7 @@ def child(
     """Run a command in its own session until the block ends; output goes to `log`.
 
     Raises:
-        LocalServerError: it ended, or was not ready within a minute.
+        LocalServerError: it ended, or was not ready within three minutes.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:

@@ -23,7 +23,7 @@ from nanobanana_pipeline.local import free_port
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import API_KEY, Emulators
 
-START_SECONDS = 120
+START_SECONDS = 240
 STOP_SECONDS = 60
 
 
