@@ -138,7 +138,8 @@ class Engine:
         purse: what may be spent.
         run_id: written into every attempt.
         rebuy: send requests in doubt or lost again.
-        on_progress: called every `progress_seconds` from the calling thread.
+        on_progress: called every `progress_seconds` from the calling thread. What it raises stops
+            the engine as an interrupt does.
         progress_seconds: how often.
         metrics: is told of what happens.
     """
