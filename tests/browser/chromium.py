@@ -77,6 +77,11 @@ def materialize_all(page: Page, url: str, asset: str, dimensions: int) -> None:
     _open_dialog(page, url, asset)
     for dimension in range(dimensions):
         page.get_by_role("button", name="All", exact=True).nth(dimension).click()
+    # While its keys were loading, a dimension's button has chosen none.
+    while page.get_by_text("0 partitions", exact=True).count():
+        for dimension in range(dimensions):
+            page.get_by_role("button", name="All", exact=True).nth(dimension).click()
+        page.wait_for_timeout(200)
     page.get_by_role("button", name=re.compile("Launch (1 run|backfill)")).click()
     expect(page.get_by_role("dialog")).to_have_count(0)
 

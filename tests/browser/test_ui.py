@@ -178,7 +178,11 @@ def release(page: Page, dev: Dev) -> None:
         "pictures of each size in pixels",
         "pictures with each flag",
     )
+    # Its checks are run after it.
+    expect(page.get_by_text("is currently refreshing this asset")).to_have_count(0, timeout=SLOW_MS)
+    page.set_viewport_size({"width": 1500, "height": 1300})
     keep(page, "release")
+    page.set_viewport_size({"width": 1500, "height": 1000})
     gallery = page.get_by_role("link", name="gallery.html").first
     assert "/nanobanana/datasets/zoo/v1/gallery.html" in str(gallery.get_attribute("href"))
 
