@@ -21,6 +21,7 @@ from nanobanana_pipeline.generation.manifest import read_current
 from nanobanana_pipeline.generation.quote import room_today
 from nanobanana_pipeline.generation.wanted import Share, find_wanted, share_out
 from nanobanana_pipeline.money import Cap, cost_of, cost_text
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["buy_new_prompt_sets", "nightly"]
 
@@ -58,11 +59,11 @@ def nightly(
         return reason
     settings, store = nanobanana.settings(), nanobanana.store()
     budget = settings.budget
-    counted, _, room = room_today(store, budget)
+    used, _, room = room_today(store, budget)
     if room is None:
         return dg.SkipReason(NO_CAP)
     if room == 0:
-        return dg.SkipReason(f"the day's cap of {budget.day} is reached: {counted:,} images")
+        return dg.SkipReason(f"the day's cap of {budget.day} is reached: {counted(used, 'image')}")
     named = [
         (name, seed)
         for recipe in recipes_here()
@@ -77,8 +78,8 @@ def nightly(
     images = sum(share.max_images for share in shares)
     context.log.info(
         f"{len(shares):,} of {len(wanted):,} partitions that lack cells are launched, for "
-        f"{images:,} images at {cost_text(cost_of(images, budget.price))}; today has room for "
-        f"{room:,}"
+        f"{counted(images, 'image')} at {cost_text(cost_of(images, budget.price))}; today has room "
+        f"for {room:,}"
     )
     # What the command line has launched, or a recipe lists, may be no partition of Dagster's yet.
     names = sorted({share.wanted.prompt_set for share in shares})

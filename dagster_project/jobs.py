@@ -29,6 +29,7 @@ from nanobanana_pipeline.lineage.events import declare_dead
 from nanobanana_pipeline.lineage.events_told import Told, launched_again
 from nanobanana_pipeline.money import Cap, cost_of, cost_text
 from nanobanana_pipeline.prompts import prompt_set
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["audit_bucket_job", "quote_only", "rescue_run", "resolve_doubts", "retry_failed"]
 
@@ -153,8 +154,9 @@ def retry_partitions(
                 show_settled(context, store, settled, price)
                 row = (current.prompt_set, current.seed, report.bought, report.spent, current.gaps)
                 context.log.info(
-                    f"{current.prompt_set}, seed {current.seed}: {report.bought:,} requests "
-                    f"bought, {current.gaps:,} cells still missing"
+                    f"{current.prompt_set}, seed {current.seed}: "
+                    f"{counted(report.bought, 'request')} bought, "
+                    f"{counted(current.gaps, 'cell')} still missing"
                 )
                 if report.halted:
                     context.log.warning(f"stopped early: {report.halted}")
@@ -273,8 +275,9 @@ def rescue_one_run(
             recording.tell(partial(launched_again, store, [settled], price, action="rescue"))
     current, report = settled.current, settled.report
     context.log.info(
-        f"run {config.run_id} over {current.prompt_set}, seed {current.seed}: {report.images:,} "
-        f"images brought, {current.gaps:,} cells of the partition still missing"
+        f"run {config.run_id} over {current.prompt_set}, seed {current.seed}: "
+        f"{counted(report.images, 'image')} brought, "
+        f"{counted(current.gaps, 'cell')} of the partition still missing"
     )
     context.add_output_metadata(
         {

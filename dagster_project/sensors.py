@@ -19,6 +19,7 @@ from nanobanana_pipeline.generation.rescue import dead_runs
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.money import cost_text
 from nanobanana_pipeline.prompts.inventory import FoundTable, find_tables
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["new_prompt_tables", "rescue", "run_summary", "unset", "webhook_inbox"]
 
@@ -59,7 +60,9 @@ def new_prompt_tables(
     found = find_tables(Path(FOLDER), nanobanana.store())
     if len(found) > MAX_TABLES:
         left = len(found) - MAX_TABLES
-        context.log.warning(f"{left:,} files beyond the first {MAX_TABLES:,} are not looked at")
+        context.log.warning(
+            f"{counted(left, 'file')} beyond the first {MAX_TABLES:,} are not looked at"
+        )
     known: dict[str, str] = json.loads(context.cursor or "{}")
     stamps = {_place(table): _stamp(table) for table in found[:MAX_TABLES]}
     changed = [t for t in found[:MAX_TABLES] if known.get(_place(t)) != stamps[_place(t)]]
@@ -81,7 +84,7 @@ def new_prompt_tables(
         dynamic_partitions_requests=[prompt_sets.build_add_request([t.name for t in tables])]
         if tables
         else None,
-        skip_reason=None if tables else f"no new table among {len(found):,} files",
+        skip_reason=None if tables else f"no new table among {counted(len(found), 'file')}",
         cursor=json.dumps(seen, separators=(",", ":")),
     )
 
@@ -113,9 +116,9 @@ def webhook_inbox(
     cursor = chosen[-1].request_key if len(chosen) == DOUBTS_A_TICK else ""
     mail = find_mail(store, chosen)
     if not mail:
-        text = f"no mail for {len(chosen):,} of {len(doubts):,} requests in doubt or lost"
+        text = f"no mail for {len(chosen):,} of {counted(len(doubts), 'request')} in doubt or lost"
         return dg.SensorResult(skip_reason=text, cursor=cursor)
-    context.log.info(f"{len(mail):,} requests in doubt or lost have mail")
+    context.log.info(f"mail for {counted(len(mail), 'request')} in doubt or lost")
     # The same mail is looked at once: who wrote it may have written nonsense.
     letters = json.dumps(mail, sort_keys=True).encode()
     request = dg.RunRequest(

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from decimal import ROUND_DOWN, Decimal
 from typing import TypeVar
 
+from nanobanana_pipeline.wording import counted
+
 __all__ = ["Budget", "Cap", "cost_of", "cost_text"]
 
 Number = TypeVar("Number", int, Decimal)
@@ -57,7 +59,7 @@ class Cap:
         return Cap(_least(self.images, other.images), _least(self.cost, other.cost))
 
     def __str__(self) -> str:
-        parts = [f"{self.images:,} images"] if self.images is not None else []
+        parts = [counted(self.images, "image")] if self.images is not None else []
         parts += [cost_text(self.cost)] if self.cost is not None else []
         return " and ".join(parts) or "no cap"
 

@@ -15,6 +15,7 @@ from nanobanana_pipeline.layout import run_done_key, run_plan_key
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.money import Cap
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["check_reservations", "check_runs"]
 
@@ -129,7 +130,7 @@ def _check_counter(store: ObjectStore, report: AuditReport, key: str) -> None:
     for name in dead:
         if name in still:
             text = (
-                f"shard {name} is dead and holds {still[name].images:,} images back since "
+                f"shard {name} is dead and holds {counted(still[name].images, 'image')} back since "
                 f"{still[name].since}: the next launch that needs the room counts what it spent "
                 "and frees the rest"
             )

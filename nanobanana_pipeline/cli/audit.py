@@ -22,6 +22,7 @@ from nanobanana_pipeline.errors import SettingsError
 from nanobanana_pipeline.layout import check_bucket
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["audit", "gc"]
 
@@ -130,8 +131,8 @@ def _show(console: Console, store: ObjectStore, report: AuditReport) -> None:
     states = ", ".join(f"{n:,} {state}" for state, n in sorted(report.states.items())) or "none"
     console.print(
         f"{store.uri('')}: {report.states.total():,} ledger entries ({states}), "
-        f"{report.images:,} images ({report.images_read:,} read whole), "
-        f"{report.manifests:,} manifests, {report.runs:,} runs",
+        f"{counted(report.images, 'image')} ({report.images_read:,} read whole), "
+        f"{counted(report.manifests, 'manifest')}, {counted(report.runs, 'run')}",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -31,6 +31,7 @@ from nanobanana_pipeline.money import cost_text
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["doubt_commands"]
 
@@ -135,7 +136,7 @@ def resolve(
     for one in settled:
         report += one.report
     for reason, count in report.reasons.items():
-        console.print(f"  {count:,} requests: {reason}", style="yellow", markup=False)
+        console.print(f"  {counted(count, 'request')}: {reason}", style="yellow", markup=False)
     console.print(partitions_table([s.current for s in settled], store))
     console.print(f"{len(chosen) - len(left):,} of {len(chosen):,} are settled")
     if left:
@@ -147,9 +148,10 @@ def _ask(chosen: list[Doubt], action: Action, *, yes: bool) -> None:
     costs = [doubt.cost for doubt in chosen if doubt.cost is not None]
     cost = cost_text(sum(costs)) if costs else "an unknown cost"  # type: ignore[arg-type]
     what = (
-        f"buys {images:,} images again for {cost}: what was paid for already is paid for twice"
+        f"buys {counted(images, 'image')} again for {cost}: what was paid for already is paid for "
+        "twice"
         if action is Action.REBUY
-        else f"gives up {images:,} images that may have been paid for"
+        else f"gives up {counted(images, 'image')} that may have been paid for"
     )
     confirm(f"{action} {what}", yes=yes)
 
@@ -172,7 +174,9 @@ def _show(console: Console, store: ObjectStore, found: list[Doubt]) -> None:
         }
         for doubt in found
     ]
-    console.print(table_of(pd.DataFrame(rows), f"{len(found):,} requests in doubt or lost"))
+    console.print(
+        table_of(pd.DataFrame(rows), f"{counted(len(found), 'request')} in doubt or lost")
+    )
     for key, objects in hints(store, found).items():
         for uri in objects:
             console.print(f"{key[:KEY_SHOWN]}: perhaps {uri}", highlight=False, soft_wrap=True)

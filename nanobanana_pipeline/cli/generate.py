@@ -39,6 +39,7 @@ from nanobanana_pipeline.request import (
 )
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["generate", "parse_seeds", "read_launch_parameters", "read_money"]
 
@@ -90,7 +91,8 @@ def generate(
         prompts = snapshot(store, set_name, checked)
         recording.tell(lambda: table_snapshotted(store, checked, prompts))
     console.print(
-        f"prompt set {prompts.name}: {prompts.rows:,} rows, {prompts.quarantined:,} in quarantine"
+        f"prompt set {prompts.name}: {counted(prompts.rows, 'row')}, "
+        f"{prompts.quarantined:,} in quarantine"
     )
     print_carried(console, checked)
     manifests = []
@@ -205,7 +207,7 @@ def _settle(console: Console, store: ObjectStore, account: Account, made: Plan) 
 
 def _summary(console: Console, current: CurrentManifest, report: engine.Report) -> None:
     for reason, count in report.reasons.items():
-        console.print(f"  {count:,} requests: {reason}", style="yellow", markup=False)
+        console.print(f"  {counted(count, 'request')}: {reason}", style="yellow", markup=False)
     if report.halted:
         console.print(f"stopped early: {report.halted}", style="bold red", markup=False)
     for sentence in advice(current):

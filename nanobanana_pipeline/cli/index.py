@@ -8,6 +8,7 @@ from rich.console import Console
 from nanobanana_pipeline.cli.show import make_console
 from nanobanana_pipeline.cli.trace import bucket_to_read
 from nanobanana_pipeline.lineage.indexing import refresh
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["index_commands"]
 
@@ -32,6 +33,6 @@ def refresh_(
         )
     make_console().print(
         f"the index covers {done.partitions:,} partitions and {done.releases:,} releases, "
-        f"{done.rows:,} rows; {done.read:,} were read for it",
+        f"{counted(done.rows, 'row')}; {done.read:,} were read for it",
         highlight=False,
     )

@@ -12,6 +12,7 @@ from nanobanana_pipeline.prompts.validation import REFERENCE, check_prompts, fin
 from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.settings import split_hosts
 from nanobanana_pipeline.storage import ObjectStore, s3_client
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["prompt_commands"]
 
@@ -41,7 +42,9 @@ def check(
     console = make_console()
     if len(checked.quarantine):
         bad = checked.quarantine["row"].nunique()
-        console.print(table_of(checked.quarantine.head(SHOWN), f"{bad:,} rows in quarantine"))
+        console.print(
+            table_of(checked.quarantine.head(SHOWN), f"{counted(bad, 'row')} in quarantine")
+        )
         if len(checked.quarantine) > SHOWN:
             console.print(f"… and {len(checked.quarantine) - SHOWN:,} more faults")
     console.print(f"{len(checked.prompts):,} good rows in {file}")

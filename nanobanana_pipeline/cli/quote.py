@@ -20,6 +20,7 @@ from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["quote_command"]
 
@@ -58,7 +59,7 @@ def quote_command(
         )
         for seed in parse_seeds(seeds)
     ]
-    console.print(table_of(_rows(quotes), f"{set_name}: {len(checked.prompts):,} rows"))
+    console.print(table_of(_rows(quotes), f"{set_name}: {counted(len(checked.prompts), 'row')}"))
     if any(q.changes for q in quotes):
         console.print(
             "parameters differ from those some partitions were made with: generate needs "
@@ -89,9 +90,9 @@ def _row(label: str, quotes: list[Quote]) -> dict[str, str]:
 
 
 def _print_budget(console: Console, store: ObjectStore, budget: Budget, images: int) -> None:
-    counted, cost, room = room_today(store, budget)
-    spent = f"{counted:,} images" + (f" for {cost_text(cost)}" if budget.price else "")
-    console.print(f"today (UTC) {spent} are bought or reserved; the day's cap: {budget.day}")
+    used, cost, room = room_today(store, budget)
+    spent = counted(used, "image") + (f" for {cost_text(cost)}" if budget.price else "")
+    console.print(f"today (UTC) {spent} bought or reserved; the day's cap: {budget.day}")
     if room is not None and room < images:
         console.print(
             f"{images - room:,} of {images:,} images are over today's budget: they would be marked "

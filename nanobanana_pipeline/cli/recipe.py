@@ -26,6 +26,7 @@ from nanobanana_pipeline.money import Cap, cost_of, cost_text
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["recipe_commands"]
 
@@ -70,7 +71,9 @@ def preview(
         if len(frame) > SHOWN:
             console.print(f"… and {len(frame) - SHOWN:,} more")
     after = f"; the latest is {latest.version}" if latest else ""
-    console.print(f"{len(selection.rows):,} pictures would be released{after}", highlight=False)
+    console.print(
+        f"{counted(len(selection.rows), 'picture')} would be released{after}", highlight=False
+    )
     if len(selection.shortfall):
         console.print(
             f"nanobanana recipe top-up {file} buys what is missing", markup=False, highlight=False
@@ -138,7 +141,7 @@ def _quote(recipe: Recipe, standing: Standing, cap: Cap, price: Decimal | None) 
     least, most = standing.least, standing.most
     told = (
         f"{recipe.name}: {standing.complete:,} prompts have their pictures, {len(short):,} miss "
-        f"{short['missing'].sum():,} together; {least:,} to {most:,} images to buy"
+        f"{short['missing'].sum():,} together; {least:,} to {counted(most, 'image')} to buy"
     )
     costs = [cost_text(cost_of(images, price)) for images in (least, most)]
     told += f" for {' to '.join(costs)}" if price is not None else " at an unknown price"
@@ -154,7 +157,7 @@ def _print_drawn(console: Console, drawn: Drawn) -> None:
         highlight=False,
     )
     for reason, count in report.reasons.items():
-        console.print(f"  {count:,} requests: {reason}", style="yellow", markup=False)
+        console.print(f"  {counted(count, 'request')}: {reason}", style="yellow", markup=False)
     if report.halted:
         console.print(f"stopped early: {report.halted}", style="bold red", markup=False)
     for sentence in advice(current):
@@ -164,9 +167,9 @@ def _print_drawn(console: Console, drawn: Drawn) -> None:
 def _print_standing(console: Console, recipe: Recipe, standing: Standing) -> None:
     short = standing.short.drop(columns=["wanted", "samples", "more"])
     rejected = standing.rejected[["prompt_set", "prompt_id", "prompt", "seed", "reason"]]
-    counted = standing.rejected.groupby("step", sort=False).size().rename("pictures").reset_index()
+    by_step = standing.rejected.groupby("step", sort=False).size().rename("pictures").reset_index()
     for title, frame in (
-        ("rejected, by step", counted),
+        ("rejected, by step", by_step),
         ("rejected", rejected),
         ("too few pictures", short),
     ):
@@ -176,8 +179,8 @@ def _print_standing(console: Console, recipe: Recipe, standing: Standing) -> Non
             console.print(f"… and {len(frame) - SHOWN:,} more")
     missing = int(standing.short["missing"].sum())
     console.print(
-        f"{recipe.name}: {standing.complete:,} prompts accepted, {len(short):,} short by "
-        f"{missing:,} pictures, {len(rejected):,} pictures rejected",
+        f"{recipe.name}: {counted(standing.complete, 'prompt')} accepted, {len(short):,} short by "
+        f"{counted(missing, 'picture')}, {counted(len(rejected), 'picture')} rejected",
         markup=False,
         highlight=False,
     )

@@ -31,6 +31,7 @@ from nanobanana_pipeline.lineage.events import recorded
 from nanobanana_pipeline.lineage.events_told import release_begins, release_built
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["release_commands"]
 
@@ -133,7 +134,7 @@ def verify_(
     console = make_console()
     faults = list(verify(store, release))
     size = sum(file.size for file in release.files)
-    told = f"{dataset} {release.version}: {len(release.files):,} files, {size_text(size)}"
+    told = f"{dataset} {release.version}: {counted(len(release.files), 'file')}, {size_text(size)}"
     if not faults:
         console.print(f"{told}: all as published", highlight=False)
         return
@@ -175,8 +176,9 @@ def pull_(
     release = find_release(store, dataset, version)
     pulled = pull(store, release, folder, layout, split)
     make_console().print(
-        f"{dataset} {release.version} as {layout} in {folder}: {pulled.written:,} files written, "
-        f"{pulled.kept:,} were there, {size_text(pulled.size)}",
+        f"{dataset} {release.version} as {layout} in {folder}: "
+        f"{counted(pulled.written, 'file')} written, {pulled.kept:,} were there, "
+        f"{size_text(pulled.size)}",
         highlight=False,
         markup=False,
         soft_wrap=True,

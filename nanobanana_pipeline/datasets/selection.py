@@ -19,6 +19,7 @@ from nanobanana_pipeline.datasets.sources import ROW_COLUMNS, Sources, read_sour
 from nanobanana_pipeline.datasets.splits import COLUMNS, share_out
 from nanobanana_pipeline.generation.manifest import CurrentManifest
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["REJECTED_COLUMNS", "Selection", "released_rows", "select"]
 
@@ -179,7 +180,7 @@ def _drop_surplus(sieve: _Sieve, wanted: PerPrompt, released: pd.DataFrame | Non
     rows = sieve.rows.assign(place=sieve.rows["row_id"].map(place))
     rows = rows.sort_values(["place", "seed", "sample"], na_position="last")
     count = rows.groupby(["prompt_set", "prompt_id"]).cumcount()
-    reason = pd.Series(f"beyond the {wanted.images} pictures of its prompt", rows.index)
+    reason = pd.Series(f"beyond the {counted(wanted.images, 'picture')} of its prompt", rows.index)
     sieve.drop("per prompt", reason.where(count >= wanted.images).reindex(sieve.rows.index))
 
 

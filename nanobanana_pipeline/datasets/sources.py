@@ -27,6 +27,7 @@ from nanobanana_pipeline.layout import image_key
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.validation import attributes_of
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["ROW_COLUMNS", "Sources", "read_sources"]
 
@@ -135,7 +136,7 @@ def read_sources(store: ObjectStore, recipe: Recipe) -> Sources:
         without = rows.loc[~rows["image_sha256"].isin(features["image_sha256"]), "image_sha256"]
         if len(without):
             name = _name(current.prompt_set, current.seed)
-            unmeasured.append(f"{name}: {without.nunique():,} pictures")
+            unmeasured.append(f"{name}: {counted(without.nunique(), 'picture')}")
         rows = rows.merge(features[["image_sha256", *LOOKS]], on="image_sha256", how="left")
         told = manifest[["prompt_set", "prompt_id", "prompt"]].drop_duplicates("prompt_id")
         for found, into in ((rows, parts), (told, prompts)):
@@ -199,7 +200,7 @@ def _partitions(store: ObjectStore, recipe: Recipe) -> list[CurrentManifest]:
         found += there
     gaps = sum(count for count, _ in missing)
     if gaps > recipe.allow_gaps:
-        lines = "\n".join(f"  - {count:,} cells of {what}" for count, what in missing)
+        lines = "\n".join(f"  - {counted(count, 'cell')} of {what}" for count, what in missing)
         raise RecipeError(
             f"{recipe.where('allow_gaps')}: {gaps:,} cells are missing, and {recipe.allow_gaps:,} "
             "may be. Launch these partitions again (generated_images in Dagster, or nanobanana "

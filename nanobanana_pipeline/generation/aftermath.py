@@ -11,6 +11,7 @@ from nanobanana_pipeline.layout import run_plan_key
 from nanobanana_pipeline.ledger import COSTING, Ledger, State
 from nanobanana_pipeline.money import cost_of, cost_text
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["Aftermath", "aftermath"]
 
@@ -49,7 +50,7 @@ class Aftermath:
             f"{states.get(State.ACCEPTED, 0):,} bought and not brought yet",
             f"{unsure:,} in doubt",
             f"{states.get(State.LOST, 0):,} lost",
-            f"{self.spent:,} images bought at a cost of {cost_text(self.cost)}",
+            f"{counted(self.spent, 'image')} bought at a cost of {cost_text(self.cost)}",
         ]
         more = self.planned - self.counted
         return "; ".join(parts + ([f"{more:,} requests were not looked at"] if more else []))

@@ -39,6 +39,7 @@ from nanobanana_pipeline.ledger import Ledger, State
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.slots import Slots
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["Engine", "Progress", "Report"]
 
@@ -69,7 +70,8 @@ class Progress:
     def __str__(self) -> str:
         pace = self.images / self.seconds if self.seconds else 0.0
         return (
-            f"{self.finished:,} of {self.total:,} requests, {self.images:,} images, "
+            f"{self.finished:,} of {counted(self.total, 'request')}, "
+            f"{counted(self.images, 'image')}, "
             f"{self.size / 1e6:,.1f} MB, {pace:.1f} images/s, "
             f"{self.at_provider} at the provider ({self.slots} slots)"
         )

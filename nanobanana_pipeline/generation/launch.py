@@ -48,6 +48,7 @@ from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.slots import Slots
 from nanobanana_pipeline.request import DeliveryParameters, PictureParameters
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import counted
 
 __all__ = [
     "Launch",
@@ -379,8 +380,9 @@ def _refusal(made: Plan, changes: Mapping[str, tuple[Any, Any]]) -> str:
     cost = "an unknown price" if made.cost is None else cost_text(made.cost)
     return (
         f"{made.prompt_set}, seed {made.seed} was made with other parameters ({named}); going on "
-        f"would buy {made.buy:,} requests for {made.buy_images:,} new images at {cost}. Leave the "
-        "parameters out to keep those in force, or set change_parameters to buy the new ones"
+        f"would buy {counted(made.buy, 'request')} for "
+        f"{counted(made.buy_images, 'new image')} at {cost}. Leave the parameters out to keep "
+        "those in force, or set change_parameters to buy the new ones"
     )
 
 

@@ -20,6 +20,7 @@ from nanobanana_pipeline.ledger import now_iso
 from nanobanana_pipeline.money import cost_of, cost_text
 from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import counted
 
 __all__ = [
     "Plan",
@@ -87,7 +88,9 @@ class Plan:
         if not (self.buy or self.resume or self.look):
             return "nothing to buy"
         price = "at an unknown price" if self.cost is None else f"for {cost_text(self.cost)}"
-        parts = [f"{self.buy:,} requests to buy for {self.buy_images:,} images {price}"]
+        parts = [
+            f"{counted(self.buy, 'request')} to buy for {counted(self.buy_images, 'image')} {price}"
+        ]
         parts += [f"{self.resume:,} to resume"] if self.resume else []
         parts += [f"{self.look:,} in doubt or lost to look into"] if self.look else []
         return ", ".join(parts)

@@ -26,7 +26,7 @@ def launched(nanobanana: Command, table: Path) -> None:
 def test_what_agrees_exits_with_0(nanobanana: Command) -> None:
     result = nanobanana("audit", "--images", "all")
     assert result.exit_code == 0, result.output
-    assert "2 ledger entries (2 settled), 2 images (2 read whole), 1 manifests" in result.output
+    assert "2 ledger entries (2 settled), 2 images (2 read whole), 1 manifest" in result.output
     assert "everything agrees" in result.output
     found = json.loads(nanobanana("audit", "--json").output)
     assert found["agrees"] is True

@@ -285,7 +285,7 @@ def test_exactly_n_of_each_prompt_and_the_shortfall(world: World) -> None:
     assert places(selection.rows) == [("a1", 2), ("a2", 2), ("a3", 1), ("a4", 1)]
     surplus = selection.rejected[selection.rejected["step"] == "per prompt"]
     assert places(surplus) == [("a3", 2), ("a4", 2)]
-    assert set(surplus["reason"]) == {"beyond the 1 pictures of its prompt"}
+    assert set(surplus["reason"]) == {"beyond the 1 picture of its prompt"}
     assert selection.shortfall.empty
     short = world.select(
         per_prompt={"images": 2, "candidates": 3}, filters={"sharpness": {"min": 22}}
@@ -376,7 +376,7 @@ def test_what_is_not_there_is_refused(world: World) -> None:
     ):
         world.select(prompt_sets=["animal"])
     keep_prompts(world.store, "late", ["a bear"])
-    with pytest.raises(RecipeError, match="1 cells of late: never generated under any seed"):
+    with pytest.raises(RecipeError, match="1 cell of late: never generated under any seed"):
         world.select(prompt_sets=["animals", "late"])
     with pytest.raises(RecipeError, match="nothing was generated yet"):
         world.select(prompt_sets=["late"], allow_gaps=9)

@@ -366,7 +366,7 @@ def test_the_command_quotes_buys_and_says_what_is_short(
     capped = nanobanana("recipe", "top-up", path, "--max-images", 4)
     assert capped.exit_code == 1
     assert "this call buys at most 4 images" in capped.output
-    assert "1 prompts accepted, 2 short by 2 pictures, 3 pictures rejected" in capped.output
+    assert "1 prompt accepted, 2 short by 2 pictures, 3 pictures rejected" in capped.output
     assert "2 over budget" in capped.output
     (told, *_) = world.store.keys("lineage/")
     found = world.store.get(told)

@@ -445,7 +445,7 @@ def test_generate_keeps_what_it_draws_from(
     path.write_text("prompt,ref_image\np,a.png\nq,none.png\n")
     result = CliRunner().invoke(app, ["generate", str(path), "--seeds", "1"])
     assert result.exit_code == 0, result.output
-    assert "1 rows, 1 in quarantine" in result.output
+    assert "1 row, 1 in quarantine" in result.output
     kept = store.get(reference_key(sha256(RED)))
     assert kept is not None
     assert kept.body == RED
