@@ -49,6 +49,7 @@ from nanobanana_pipeline.request import (
 )
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["GenerationConfig", "generated_images", "launch_of"]
 
@@ -166,7 +167,7 @@ def plan(
             asked = launch_of(config, name, seed, context.run_id)
             made = launch.plan(store, account.realm, asked, account.budget)
             recording.running(partial(launch_planned, store, made))
-    context.log.info(f"{made}; {made.cells:,} cells: {made.states}")
+    context.log.info(f"{made}; {counted(made.cells, 'cell')}: {made.states}")
     for shard in made.shards:
         key = shard.replace("-", "_")
         yield dg.DynamicOutput(
@@ -225,8 +226,8 @@ def generate(
     summary: dict[str, Any] = _REPORT.dump_python(report, mode="json")
     states = ", ".join(f"{n:,} {state}" for state, n in report.states.items())
     context.log.info(
-        f"{shard['shard']}: {states}; {report.bought:,} bought, {report.images:,} images stored in "
-        f"{report.seconds:.1f} s"
+        f"{shard['shard']}: {states}; {report.bought:,} bought, "
+        f"{counted(report.images, 'image')} stored in {report.seconds:.1f} s"
     )
     return summary
 
