@@ -5,7 +5,7 @@ A shard's bytes follow from its rows, so what is made again is what was publishe
 
 import hashlib
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,11 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["mend"]
 
-INDEX: Final = ".index.parquet"
-
 
 def mend(store: "ObjectStore", release: Release, path: str) -> None:
-    """Make a shard, or the index beside it, again under its own key.
+    """Make a shard, or the index of one, again under its own key.
 
     Args:
         store: the bucket.
@@ -46,10 +44,10 @@ def mend(store: "ObjectStore", release: Release, path: str) -> None:
         )
     rows = _rows_of(read_arrow(store, release, MANIFEST), file)
     with ThreadPoolExecutor(HELPERS, "mend-io") as helpers:
-        if path.endswith(INDEX):
-            _mend_index(store, file, rows, helpers)
-        else:
+        if path.endswith(f".{PACKED[file.format].suffix}"):
             _mend_shard(store, file, rows, helpers)
+        else:
+            _mend_index(store, file, rows, helpers)
 
 
 def _rows_of(manifest: pa.Table, file: ReleaseFile) -> pa.Table:

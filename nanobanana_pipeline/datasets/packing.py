@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["HELPERS", "PACKED", "PARQUET_TYPE", "pack", "picture", "pictures"]
 
+INDEX: Final = "index"
+"""Where the indexes of tars lie. Not beside them: readers take every file there for a tar."""
+
 SHARDS_AT_ONCE: Final = 4
 HELPERS: Final = 24
 AHEAD_BYTES: Final = 16 * 2**20
@@ -180,14 +183,14 @@ class _Job:
             files.append(self._file(name, path, upload.size, upload.sha256))
             packer = packers[name]
             if isinstance(packer, TarShard):
-                path = self._path(name, "index.parquet")
+                path = self._path(INDEX, "parquet")
                 body = packer.index()
                 self.store.put(release_key(*self.folder, path), body, content_type=PARQUET_TYPE)
                 files.append(self._file(name, path, len(body), hashlib.sha256(body).hexdigest()))
         return files
 
-    def _path(self, name: str, suffix: str) -> str:
-        return f"{name}/{self.shard.name}.{suffix}"
+    def _path(self, folder: str, suffix: str) -> str:
+        return f"{folder}/{self.shard.name}.{suffix}"
 
     def _file(self, name: str, path: str, size: int, sha256: str) -> ReleaseFile:
         return ReleaseFile(

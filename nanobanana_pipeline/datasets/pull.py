@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nanobanana_pipeline.datasets.formats.croissant import CROISSANT
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY
-from nanobanana_pipeline.datasets.formats.huggingface import CARD, card
+from nanobanana_pipeline.datasets.formats.huggingface import CARD, card, card_of_tars
 from nanobanana_pipeline.datasets.formats.scorers import (
     Picture,
     Text,
@@ -141,8 +141,11 @@ def _plan(
     files = [file for file in shards if split in (None, file.split)]
     if split is None:
         files += [file for file in release.files if file.path == GALLERY]
+    splits = None if split is None else [split]
+    if layout is As.WEBDATASET:
+        yield CARD, _Body(card_of_tars(release, splits).encode())
     if layout is As.HUGGINGFACE:
-        yield CARD, _Body(card(release, None if split is None else [split]).encode())
+        yield CARD, _Body(card(release, splits).encode())
         files += [
             file
             for file in release.files

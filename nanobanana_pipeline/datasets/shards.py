@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BUILD", "Layout", "Shard", "lay_out"]
 
-BUILD: Final = 1
-"""Raised when the same rows shall give other bytes: every shard is built anew then."""
+BUILD: Final = 2
+"""Raised when the same rows shall give other bytes or paths: every shard is built anew then."""
 
 
 @dataclass(frozen=True)

@@ -71,12 +71,38 @@ def hf_images(found: Any) -> Samples:
 
 
 def hf_webdataset(published: Published, cache: Path, *, streaming: bool) -> Samples:
-    found = datasets.load_dataset(
-        "webdataset",
-        data_files=by_split(published, "webdataset", "tar"),
-        streaming=streaming,
-        cache_dir=str(cache),
+    return hf_tars(
+        datasets.load_dataset(
+            "webdataset",
+            data_files=by_split(published, "webdataset", "tar"),
+            streaming=streaming,
+            cache_dir=str(cache),
+        )
     )
+
+
+def hf_folder_of_tars(published: Published, cache: Path, *, streaming: bool) -> Samples:
+    folder = str(published.folder / "webdataset")
+    return hf_tars(datasets.load_dataset(folder, streaming=streaming, cache_dir=str(cache)))
+
+
+def hf_tars_by_split(published: Published, cache: Path) -> Samples:
+    folder = str(published.folder / "webdataset")
+    return hf_tars(
+        {
+            split: datasets.load_dataset(folder, split=split, cache_dir=str(cache))
+            for split in published.release.splits
+        }
+    )
+
+
+def hf_data_dir(published: Published, cache: Path) -> Samples:
+    folder = str(published.folder / "webdataset/webdataset")
+    return hf_tars(datasets.load_dataset("webdataset", data_dir=folder, cache_dir=str(cache)))
+
+
+def hf_tars(found: Any) -> Samples:
+    assert set(found) == {"train", "test"}
     assert all(isinstance(part.features["png"], datasets.Image) for part in found.values())
     rows = [
         row
@@ -148,6 +174,10 @@ READERS: dict[str, Reader] = {
     "datasets folder, streaming": lambda p, c: hf_folder(p, c, streaming=True),
     "datasets webdataset": lambda p, c: hf_webdataset(p, c, streaming=False),
     "datasets webdataset, streaming": lambda p, c: hf_webdataset(p, c, streaming=True),
+    "datasets folder of tars": lambda p, c: hf_folder_of_tars(p, c, streaming=False),
+    "datasets folder of tars, streaming": lambda p, c: hf_folder_of_tars(p, c, streaming=True),
+    "datasets folder of tars, by split": hf_tars_by_split,
+    "datasets webdataset, data_dir": hf_data_dir,
     "webdataset": webdataset_batches,
     "pandas": pandas_parquet,
     "pyarrow": arrow_dataset,

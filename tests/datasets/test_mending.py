@@ -23,7 +23,7 @@ def built(store: ObjectStore, count: int, parent: Release | None = None) -> Rele
 def test_damaged_shards_are_made_again_as_they_were_published(store: ObjectStore) -> None:
     release = built(store, 21)
     shards = [file for file in release.files if file.digest]
-    assert {file.path.split(".", 1)[1] for file in shards} == {"tar", "index.parquet", "parquet"}
+    assert {file.path.split("/")[0] for file in shards} == {"webdataset", "index", "parquet"}
     before = {file.path: read(store, file.key) for file in shards}
     for number, file in enumerate(shards):
         if number % 2:

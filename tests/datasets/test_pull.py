@@ -21,7 +21,7 @@ from tests.datasets.release_rows import NOTHING_REJECTED, read, recipe, row, row
 @pytest.mark.parametrize(
     ("layout", "files"),
     [
-        (As.WEBDATASET, r"webdataset/(train|test)/\d{5}-[0-9a-f]{12}\.(tar|index\.parquet)"),
+        (As.WEBDATASET, r"(webdataset|index)/(train|test)/\d{5}-[0-9a-f]{12}\.(tar|parquet)"),
         (As.PARQUET, r"parquet/(train|test)/\d{5}-[0-9a-f]{12}\.parquet"),
         (As.HUGGINGFACE, r"README\.md|preview\.png|croissant\.json|parquet/.*\.parquet"),
     ],
@@ -31,15 +31,20 @@ def test_a_layout_has_the_files_that_were_published(
 ) -> None:
     pulled = pull(published.store, published.release, tmp_path, layout)
     found = tree(tmp_path)
+    size = sum(map(len, found.values()))
+    if layout is As.WEBDATASET:
+        # Made for this layout alone.
+        assert b"webdataset/train/*.tar" in found.pop("README.md")
     wanted = rf"{files}|gallery\.html"
     expected = {f.path: f.sha256 for f in published.release.files if re.fullmatch(wanted, f.path)}
     assert {path: sha256(body) for path, body in found.items()} == expected
-    assert pulled == Pulled(len(found), 0, sum(map(len, found.values())))
+    assert pulled == Pulled(len(tree(tmp_path)), 0, size)
 
 
 def test_one_split_is_pulled_alone(published: Published, tmp_path: Path) -> None:
     pull(published.store, published.release, tmp_path, As.WEBDATASET, "test")
-    assert {path.split("/")[1] for path in tree(tmp_path)} == {"test"}
+    shards = set(tree(tmp_path)) - {"README.md"}
+    assert {path.split("/")[1] for path in shards} == {"test"}
     with pytest.raises(ReleaseError, match="no split 'val'; there are test, train"):
         pull(published.store, published.release, tmp_path, As.WEBDATASET, "val")
 
@@ -80,7 +85,7 @@ def test_a_release_that_refers_to_its_parents_shards_is_pulled_whole(
     second = build_release(store, recipe(), rows, NOTHING_REJECTED, parent=first)
     pull(store, second, tmp_path, As.WEBDATASET)
     assert set(tree(tmp_path)) == {
-        "gallery.html",
+        *("README.md", "gallery.html"),
         *(file.path for file in second.shards("webdataset", "")),
     }
     assert list(verify(store, second)) == []

@@ -66,7 +66,7 @@ def test_a_release_is_built_listed_compared_verified_and_pulled(
     assert (pulled.exit_code, "5 files written" in pulled.output) == (0, True), pulled.output
     assert len(tree(home)) == 5
     one = nanobanana("release", "pull", "animals", tmp_path / "one", "--version", "v1")
-    assert (one.exit_code, len(tree(tmp_path / "one"))) == (0, 3)
+    assert (one.exit_code, len(tree(tmp_path / "one"))) == (0, 4)
     none = nanobanana("release", "pull", "animals", home, "--version", "v9")
     assert (none.exit_code, "there are v2, v1" in none.output) == (2, True)
 

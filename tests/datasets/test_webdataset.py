@@ -3,6 +3,7 @@ import io
 import json
 import tarfile
 from collections import Counter
+from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -44,7 +45,7 @@ def test_the_index_finds_each_picture_in_its_tar(published: Published) -> None:
     release, store = published.release, published.store
     found = []
     for shard in release.shards("webdataset", ".tar"):
-        index = release.file(shard.path.removesuffix("tar") + "index.parquet")
+        index = release.file(f"index/{shard.split}/{Path(shard.path).stem}.parquet")
         rows = pq.read_table(io.BytesIO(read(store, index.key))).to_pylist()
         assert len(rows) == shard.rows
         for each in rows:

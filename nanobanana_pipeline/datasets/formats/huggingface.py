@@ -6,6 +6,7 @@ https://github.com/huggingface/hub-docs/blob/main/datasetcard.md
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 import pyarrow as pa
@@ -14,11 +15,12 @@ import yaml
 from nanobanana_pipeline.datasets.formats.parquet import features, shard_schema
 from nanobanana_pipeline.datasets.release import Release, ReleaseFile
 
-__all__ = ["CARD", "PREVIEW", "PREVIEW_PICTURES", "card", "preview_places"]
+__all__ = ["CARD", "PREVIEW", "PREVIEW_PICTURES", "card", "card_of_tars", "preview_places"]
 
 CARD: Final = "README.md"
 PREVIEW: Final = "preview.png"
 PREVIEW_PICTURES: Final = 12
+FOLDERS: Final = {"parquet": "parquet", "tar": "webdataset"}
 SIZES: Final = (
     (10**3, "n<1K"),
     (10**4, "1K<n<10K"),
@@ -31,21 +33,39 @@ SPDX: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 
 
 def card(release: Release, splits: Sequence[str] | None = None) -> str:
-    """Write the card.
+    """Write the card of a folder with Parquet shards.
 
     Args:
         release: with its Parquet shards among its files.
         splits: those that the folder has; None for all.
     """
-    shards = [
-        file
-        for file in release.shards("parquet", ".parquet")
-        if splits is None or file.split in splits
-    ]
-    head = yaml.safe_dump(
-        _front_matter(release, shards), sort_keys=False, allow_unicode=True, width=100
-    )
-    return f"---\n{head}---\n\n{_text(release, shards)}"
+    shards = _shards(release, "parquet", splits)
+    front = {**_front_matter(release, shards), "dataset_info": _info(release, shards)}
+    shown = "huggingface" in release.recipe["formats"]
+    preview = f"![Some of the pictures]({PREVIEW})\n\n" if shown else ""
+    return _written(front, _text(release, shards, preview, "| `image` | picture |"))
+
+
+def card_of_tars(release: Release, splits: Sequence[str] | None = None) -> str:
+    """Write the card of a folder with tars, so that readers take these and nothing beside them.
+
+    Args:
+        release: with its WebDataset shards among its files.
+        splits: those that the folder has; None for all.
+    """
+    shards = _shards(release, "tar", splits)
+    files = "| `png`, `jpg` or `webp` | picture |\n| `txt` | prompt |\n| `json` | all that follow |"
+    return _written(_front_matter(release, shards), _text(release, shards, "", files))
+
+
+def _shards(release: Release, suffix: str, splits: Sequence[str] | None) -> list[ReleaseFile]:
+    found = release.shards(FOLDERS[suffix], f".{suffix}")
+    return [file for file in found if splits is None or file.split in splits]
+
+
+def _written(front: dict[str, Any], text: str) -> str:
+    head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=100)
+    return f"---\n{head}---\n\n{text}"
 
 
 def preview_places(count: int) -> list[int]:
@@ -55,10 +75,7 @@ def preview_places(count: int) -> list[int]:
 
 
 def _front_matter(release: Release, shards: Iterable[ReleaseFile]) -> dict[str, Any]:
-    by_split: dict[str, list[ReleaseFile]] = {}
-    for file in shards:
-        by_split.setdefault(str(file.split), []).append(file)
-    sizes = {split: sum(file.size for file in files) for split, files in by_split.items()}
+    paths = {str(file.split): _pattern(file) for file in shards}
     recipe = release.recipe
     return {
         "pretty_name": release.name,
@@ -69,24 +86,34 @@ def _front_matter(release: Release, shards: Iterable[ReleaseFile]) -> dict[str, 
         "configs": [
             {
                 "config_name": "default",
-                "data_files": [
-                    {"split": split, "path": f"parquet/{split}/*.parquet"} for split in by_split
-                ],
+                "data_files": [{"split": split, "path": path} for split, path in paths.items()],
             }
         ],
-        "dataset_info": {
-            "features": _features(release),
-            "splits": [
-                {
-                    "name": split,
-                    "num_bytes": sizes[split],
-                    "num_examples": sum(file.rows or 0 for file in files),
-                }
-                for split, files in by_split.items()
-            ],
-            "download_size": sum(sizes.values()),
-            "dataset_size": sum(sizes.values()),
-        },
+    }
+
+
+def _pattern(file: ReleaseFile) -> str:
+    path = PurePosixPath(file.path)
+    return str(path.with_name(f"*{path.suffix}"))
+
+
+def _info(release: Release, shards: Iterable[ReleaseFile]) -> dict[str, Any]:
+    by_split: dict[str, list[ReleaseFile]] = {}
+    for file in shards:
+        by_split.setdefault(str(file.split), []).append(file)
+    sizes = {split: sum(file.size for file in files) for split, files in by_split.items()}
+    return {
+        "features": _features(release),
+        "splits": [
+            {
+                "name": split,
+                "num_bytes": sizes[split],
+                "num_examples": sum(file.rows or 0 for file in files),
+            }
+            for split, files in by_split.items()
+        ],
+        "download_size": sum(sizes.values()),
+        "dataset_size": sum(sizes.values()),
     }
 
 
@@ -109,7 +136,7 @@ def _type(kind: str) -> pa.DataType:
     return pa.type_for_alias({"float": "float32", "double": "float64"}.get(kind, kind))
 
 
-def _text(release: Release, shards: Iterable[ReleaseFile]) -> str:
+def _text(release: Release, shards: Iterable[ReleaseFile], preview: str, files: str) -> str:
     rows: dict[str, int] = {}
     sizes: dict[str, int] = {}
     for file in shards:
@@ -120,14 +147,12 @@ def _text(release: Release, shards: Iterable[ReleaseFile]) -> str:
     )
     columns = "\n".join(f"| `{name}` | {kind} |" for name, kind in release.columns.items())
     recipe = yaml.safe_dump(dict(release.recipe), sort_keys=False, allow_unicode=True)
-    shown = "huggingface" in release.recipe["formats"]
-    preview = f"![Some of the pictures]({PREVIEW})\n\n" if shown else ""
     parent = f", which continues {release.parent}" if release.parent else ""
     return f"""# {release.name}
 
 {release.recipe["description"]}
 
-{preview}| split | pictures | Parquet |
+{preview}| split | pictures | shards |
 |---|---|---|
 {splits}
 
@@ -155,7 +180,7 @@ This is {release.version}{parent}, made on {release.created} by nanobanana-pipel
 
 | column | type |
 |---|---|
-| `image` | picture |
+{files}
 {columns}
 
 Licence: {release.recipe["licence"]}

@@ -3,6 +3,8 @@
 Format: https://github.com/webdataset/webdataset. The tars are POSIX ustar, with nothing in them
 that depends on when, where or by whom they were made. Names are eleven to fourteen ASCII letters
 and no file is near ustar's bound of 8 GiB, so that no extended (PAX) header is ever needed.
+
+An index of each tar lies in another folder: readers take every file beside a tar for one more.
 """
 
 import hashlib
@@ -80,7 +82,7 @@ class TarShard:
         self._sink.write(PADDING[: -self._sink.tell() % tarfile.RECORDSIZE])
 
     def index(self) -> bytes:
-        """The sidecar: a Parquet file with a row a picture, as `INDEX_SCHEMA` says."""
+        """Where the pictures lie: a Parquet file with a row a picture, as `INDEX_SCHEMA` says."""
         body = io.BytesIO()
         pq.write_table(
             pa.Table.from_pylist(self._index, schema=INDEX_SCHEMA), body, compression="zstd"
