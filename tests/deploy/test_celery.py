@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from dagster_project.executors import executor
 from nanobanana_pipeline import local
 from nanobanana_pipeline.emulator import EmulatorConfig, EmulatorThread
 from nanobanana_pipeline.generation.runs import read_shard
-from nanobanana_pipeline.ledger import Entry, Ledger, State
+from nanobanana_pipeline.ledger import Ledger, State
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from tests.cli.test_profile import files_with
@@ -44,7 +44,7 @@ BIN = Path(sys.executable).parent
 PASSWORD = f"redis-{secrets.token_hex(16)}"
 SLOTS = 2
 DRAWING_SECONDS = 2
-VISIBILITY_SECONDS = 25
+VISIBILITY_SECONDS = 35
 PICTURE = {name: value for name, value in SMALL.model_dump().items() if value is not None}
 
 pytestmark = [
@@ -107,10 +107,10 @@ class Cluster:
                     found[shard].append(int(host.removeprefix("host-")))
         return dict(found)
 
-    def entries(self, run_id: str, shard: str) -> list[Entry]:
-        """The ledger's entries of a shard."""
+    def states(self, run_id: str, shard: str) -> Counter[State]:
+        """The ledger's entries of a shard, by state."""
         keys = [planned.request_key for planned in read_shard(self.store, run_id, shard)]
-        return [held.entry for held in Ledger(self.store).read_many(keys).values()]
+        return Counter(h.entry.state for h in Ledger(self.store).read_many(keys).values())
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def cluster(
                 log=folder / "dagster.log",
                 ready=lambda: True,
                 environment=shared,
-                grace_seconds=30,
+                grace_seconds=15,
             )
         )
         wait_for("dagster dev does not answer", lambda: answers(f"{url}/server_info") or None)
@@ -241,25 +241,32 @@ def test_a_worker_dies_and_the_broker_gives_its_step_to_another_host(cluster: Cl
     with cluster.worker(0) as dying, cluster.worker(1):
         run_id = cluster.launch("dying", shard_size=6, slots=SLOTS)
 
-        def at_the_provider() -> str | None:
-            """The shard of host 0 whose requests are being drawn; none is just being sent."""
+        def frozen_in_the_midst() -> str | None:
+            """Freeze host 0 where requests of its shard are drawn; none is just being sent."""
             for shard, begun in cluster.deliveries(run_id).items():
-                states = [entry.state for entry in cluster.entries(run_id, shard)]
-                settled = states.count(State.SETTLED)
-                if begun == [0] and 0 < settled < 6 and states.count(State.ACCEPTED) == SLOTS:
+                if begun != [0] or not 0 < cluster.states(run_id, shard)[State.SETTLED] < 6:
+                    continue
+                os.killpg(dying.pid, signal.SIGSTOP)
+                time.sleep(0.3)  # what is on its way to S3 arrives
+                states = cluster.states(run_id, shard)
+                if states[State.ACCEPTED] and not states[State.SUBMITTING]:
                     return shard
+                os.killpg(dying.pid, signal.SIGCONT)
             return None
 
-        hit = wait_for("host 0 does not buy", at_the_provider)
+        hit = wait_for("host 0 does not buy", frozen_in_the_midst)
         assert PASSWORD not in Path(f"/proc/{dying.pid}/cmdline").read_text()
         os.killpg(dying.pid, signal.SIGKILL)
         assert cluster.dagster.wait_for(run_id) == "SUCCESS", cluster.dagster.log_of(run_id)
+        # A step that starts processes: those of Celery's own pool may not.
+        features = cluster.dagster.launch("image_features", {}, prompt_set="dying", seed="1")
+        assert cluster.dagster.wait_for(features) == "SUCCESS", cluster.dagster.log_of(features)
     deliveries = cluster.deliveries(run_id)
     assert len(deliveries) == 4
-    assert deliveries[hit] == [0, 1]
-    assert {host for hosts in deliveries.values() for host in hosts} == {0, 1}
-    states = {entry.state for shard in deliveries for entry in cluster.entries(run_id, shard)}
-    assert states == {State.SETTLED}
+    assert deliveries[hit][0] == 0
+    assert 1 in deliveries[hit]
+    settled = sum((cluster.states(run_id, shard) for shard in deliveries), Counter())
+    assert settled == {State.SETTLED: 24}
     record = admin(cluster.emulator, "purchases")
     assert (record["total"], record["bought_twice"]) == (24, 0)
     assert cluster.dagster.materialized("generated_images", ["dying|1"]) == {"dying|1"}
@@ -279,15 +286,13 @@ def test_terminate_reaches_a_step_on_another_host(cluster: Cluster) -> None:
         assert cluster.dagster.wait_for(run_id) == "CANCELED", cluster.dagster.log_of(run_id)
         sold = bought(cluster.emulator)
         assert sold < before + 30
-        states = [entry.state for entry in cluster.entries(run_id, running)]
-        assert states.count(State.SETTLED) == sold - before
+        states = cluster.states(run_id, running)
+        assert states[State.SETTLED] == sold - before
         assert set(states) <= {State.SETTLED, State.OPEN}
         # The shard that no worker had begun is not begun any more.
         assert list(cluster.deliveries(run_id)) == [running]
-        again = cluster.launch("stopped", slots=10)
-        assert cluster.dagster.wait_for(again) == "SUCCESS", cluster.dagster.log_of(again)
     record = admin(cluster.emulator, "purchases")
-    assert (record["total"] - before, record["bought_twice"]) == (60, 0)
+    assert (record["total"], record["bought_twice"]) == (sold, 0)
 
 
 def test_the_settings_are_those_of_the_project_and_postgres_and_s3() -> None:
