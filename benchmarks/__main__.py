@@ -26,6 +26,7 @@ BENCHMARKS: Final = (
     "every_quirk",
     "emulator_pictures",
     "scaling",
+    "many_partitions",
 )
 
 
