@@ -63,9 +63,9 @@ def buy_further_candidates(
         def tell(standing: Standing) -> None:
             context.log.info(
                 f"{standing.complete:,} prompts have their pictures, {len(standing.short):,} miss "
-                f"{standing.short['missing'].sum():,}; {standing.least:,} to {standing.most:,} "
-                f"images to buy; cost at most: {cost_text(standing.cost(price))}; the budget of "
-                f"this run: {cap}"
+                f"{standing.short['missing'].sum():,}; at most {standing.most:,} images to buy, "
+                "less what is bought already under those seeds; cost at most: "
+                f"{cost_text(standing.cost(price))}; the budget of this run: {cap}"
             )
 
         names = run_ids(context.run_id, "top-up")

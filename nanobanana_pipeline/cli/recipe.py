@@ -22,7 +22,7 @@ from nanobanana_pipeline.generation.manifest import advice
 from nanobanana_pipeline.layout import check_bucket
 from nanobanana_pipeline.lineage.events import recorded
 from nanobanana_pipeline.lineage.events_told import Told, launched_again
-from nanobanana_pipeline.money import Cap, cost_of, cost_text
+from nanobanana_pipeline.money import Cap, cost_text
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
@@ -104,7 +104,8 @@ def top_up_(
     price = account.budget.price
 
     def tell(standing: Standing) -> None:
-        console.print(_quote(recipe, standing, cap, price), markup=False, highlight=False)
+        told = _quote(recipe, standing, cap, price)
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
 
     if dry_run:
         store = ObjectStore(s3_client(), str(settings.bucket), settings.prefix)
@@ -138,13 +139,14 @@ def _quote(recipe: Recipe, standing: Standing, cap: Cap, price: Decimal | None) 
     short = standing.short
     if short.empty:
         return f"{recipe.name}: all {standing.complete:,} prompts have their pictures"
-    least, most = standing.least, standing.most
     told = (
         f"{recipe.name}: {standing.complete:,} prompts have their pictures, {len(short):,} miss "
-        f"{short['missing'].sum():,} together; {least:,} to {counted(most, 'image')} to buy"
+        f"{short['missing'].sum():,} together; at most {counted(standing.most, 'image')} "
+        "to buy"
     )
-    costs = [cost_text(cost_of(images, price)) for images in (least, most)]
-    told += f" for {' to '.join(costs)}" if price is not None else " at an unknown price"
+    cost = standing.cost(price)
+    told += f" for {cost_text(cost)}" if cost is not None else " at an unknown price"
+    told += ", less what is bought already under those seeds" if standing.most else ""
     return f"{told}; this call buys at most {cap}" if cap != Cap() else told
 
 

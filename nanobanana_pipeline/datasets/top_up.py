@@ -63,15 +63,8 @@ class Standing:
     complete: int
 
     @property
-    def least(self) -> int:
-        """Images to buy if every one passes; some of them may be in the bucket already."""
-        able = self.short[self.short["more"] > 0]
-        needed = _needed(able).clip(upper=able["more"])
-        return int((needed * able["samples"]).sum())
-
-    @property
     def most(self) -> int:
-        """Images to buy if none passes."""
+        """Images to buy if none passes, and none of them is in the bucket already."""
         return int((self.short["more"] * self.short["samples"]).sum())
 
     def cost(self, price: Decimal | None) -> Decimal | None:
