@@ -23,7 +23,7 @@ from nanobanana_pipeline.datasets.formats.croissant import CROISSANT, croissant
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY, gallery, shown_places
 from nanobanana_pipeline.datasets.formats.huggingface import CARD, PREVIEW, card, preview_places
 from nanobanana_pipeline.datasets.packing import PACKED, PARQUET_TYPE, pack, picture
-from nanobanana_pipeline.datasets.recipe import Format
+from nanobanana_pipeline.datasets.recipe import NEEDS_PARQUET, Format
 from nanobanana_pipeline.datasets.release import (
     CHANGELOG,
     MANIFEST,
@@ -58,7 +58,6 @@ SAMPLES: Final = 12
 SAMPLES_A_ROW: Final = 4
 EVERY_RELEASE: Final = "manifest"
 """The format of files that every release has."""
-NEEDS_PARQUET: Final = frozenset({Format.PARQUET, Format.HUGGINGFACE, Format.CROISSANT})
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from nanobanana_pipeline.datasets.formats.scorers import (
     geneval,
     partiprompts,
 )
-from nanobanana_pipeline.datasets.packing import PACKED, picture
-from nanobanana_pipeline.datasets.recipe import Format
+from nanobanana_pipeline.datasets.packing import picture
+from nanobanana_pipeline.datasets.recipe import NEEDS_PARQUET, Format
 from nanobanana_pipeline.datasets.release import MANIFEST, Release, ReleaseFile, read_table
 from nanobanana_pipeline.datasets.rows import attributes
 from nanobanana_pipeline.datasets.streams import pieces
-from nanobanana_pipeline.errors import ReleaseError
+from nanobanana_pipeline.errors import ReleaseError, StorageError
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.storage import ObjectStore
@@ -134,9 +134,12 @@ def _plan(
     format_ = "webdataset" if layout is As.WEBDATASET else "parquet"
     shards = release.shards(format_, "")
     if not shards:
+        holders = [Format.WEBDATASET] if layout is As.WEBDATASET else sorted(NEEDS_PARQUET)
         raise ReleaseError(
-            f"{release.name} {release.version} was not built as {format_}; it has "
-            f"{', '.join(sorted({f.format for f in release.files if f.format in PACKED}))}"
+            f"{release.name} {release.version} cannot be laid out as {layout}: that needs one of "
+            f"the formats {', '.join(holders)}, and it was built as "
+            f"{', '.join(release.recipe['formats'])}. Add one to the recipe and build again, or "
+            "pull it as it is, with --as"
         )
     files = [file for file in shards if split in (None, file.split)]
     if split is None:
@@ -152,8 +155,9 @@ def _plan(
             if (file.format == Format.HUGGINGFACE and file.path != CARD)
             or (file.path == CROISSANT and split is None)
         ]
+    remedy = f"nanobanana release verify {release.name} --version {release.version} --mend"
     for file in files:
-        yield file.path, _Copy(store, file.key, file.size, file.sha256)
+        yield file.path, _Copy(store, file.key, file.size, file.sha256, remedy)
 
 
 def _rows(store: "ObjectStore", release: Release, split: str | None) -> Iterator[dict[str, Any]]:
@@ -168,7 +172,7 @@ def _drawn(store: "ObjectStore", part: Picture) -> _Put:
     row = part.row
     if part.png:
         return _Converted(store, row)
-    return _Copy(store, row["image_key"], row["bytes"], row["image_sha256"])
+    return _Copy(store, row["image_key"], row["bytes"], row["image_sha256"], "nanobanana audit")
 
 
 @dataclass(frozen=True)
@@ -191,6 +195,8 @@ class _Copy:
     key: str
     size: int
     sha256: str
+    remedy: str
+    """The command to run when it is not what was published."""
 
     def __call__(self, path: Path) -> bool:
         if path.is_file() and path.stat().st_size == self.size and _hash(path) == self.sha256:
@@ -198,15 +204,20 @@ class _Copy:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + PART)
         digest = hashlib.sha256()
-        with part.open("wb") as file:
-            for piece in pieces(self.store, self.key, self.size):
-                digest.update(piece)
-                file.write(piece)
+        try:
+            with part.open("wb") as file:
+                for piece in pieces(self.store, self.key, self.size):
+                    digest.update(piece)
+                    file.write(piece)
+        except StorageError as error:
+            if _size_there(self.store, self.key) == self.size:
+                raise
+            raise ReleaseError(f"{error}: run {self.remedy}") from error
         if digest.hexdigest() != self.sha256:
             part.unlink()
             raise ReleaseError(
                 f"{self.store.uri(self.key)} is damaged: its SHA-256 is not what was published; "
-                "see nanobanana release verify"
+                f"run {self.remedy}"
             )
         part.replace(path)
         return True
@@ -241,11 +252,11 @@ def _refuse_strangers(folder: Path, wanted: dict[str, _Put]) -> None:
 
 
 def _fault(store: "ObjectStore", file: ReleaseFile) -> Fault | None:
-    found = next((o for o in store.listing(file.key) if o.key == file.key), None)
-    if found is None:
+    size = _size_there(store, file.key)
+    if size is None:
         return Fault(file.path, store.uri(file.key), "missing")
-    if found.size != file.size:
-        what = f"{found.size:,} bytes instead of {file.size:,}"
+    if size != file.size:
+        what = f"{size:,} bytes instead of {file.size:,}"
         return Fault(file.path, store.uri(file.key), what)
     digest = hashlib.sha256()
     for piece in pieces(store, file.key, file.size):
@@ -253,3 +264,7 @@ def _fault(store: "ObjectStore", file: ReleaseFile) -> Fault | None:
     if digest.hexdigest() != file.sha256:
         return Fault(file.path, store.uri(file.key), "damaged: its SHA-256 differs")
     return None
+
+
+def _size_there(store: "ObjectStore", key: str) -> int | None:
+    return next((found.size for found in store.listing(key) if found.key == key), None)

@@ -35,6 +35,7 @@ from nanobanana_pipeline.prompts.prompt_set import valid_name
 
 __all__ = [
     "ALL_SEEDS",
+    "NEEDS_PARQUET",
     "Deduplicate",
     "Filter",
     "Format",
@@ -235,6 +236,10 @@ class Format(StrEnum):
     PARQUET = "parquet"
     HUGGINGFACE = "huggingface"
     CROISSANT = "croissant"
+
+
+NEEDS_PARQUET: Final = frozenset({Format.PARQUET, Format.HUGGINGFACE, Format.CROISSANT})
+"""The formats whose releases hold the Parquet shards."""
 
 
 class Recipe(_Part):

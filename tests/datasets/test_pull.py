@@ -10,7 +10,7 @@ from PIL import Image, ImageChops
 
 from nanobanana_pipeline.datasets.publish import build_release
 from nanobanana_pipeline.datasets.pull import As, Pulled, pull, verify
-from nanobanana_pipeline.datasets.release import ReleaseFile
+from nanobanana_pipeline.datasets.release import MANIFEST, ReleaseFile, read_table
 from nanobanana_pipeline.errors import ReleaseError
 from nanobanana_pipeline.storage import ObjectStore
 from tests.datasets.conftest import Published
@@ -95,7 +95,8 @@ def test_what_is_not_there_or_leads_out_of_the_folder_is_refused(
     published: Published, store: ObjectStore, tmp_path: Path
 ) -> None:
     only = build_release(store, recipe(), rows_of(store, 4), NOTHING_REJECTED, parent=None)
-    with pytest.raises(ReleaseError, match="was not built as parquet; it has webdataset"):
+    told = r"as huggingface: that .* huggingface, parquet, and it was built as webdataset\."
+    with pytest.raises(ReleaseError, match=told):
         pull(store, only, tmp_path, As.HUGGINGFACE)
     astray = ReleaseFile("../x.tar", "x", 1, "0" * 64, "webdataset", "train", 0, 1, "d")
     with pytest.raises(ReleaseError, match="would lie outside"):
@@ -107,10 +108,21 @@ def test_damage_on_the_way_leaves_no_file(store: ObjectStore, tmp_path: Path) ->
     release = build_release(store, recipe(), rows_of(store, 4), NOTHING_REJECTED, parent=None)
     shard = release.shards("webdataset", ".tar")[0]
     store.put(shard.key, read(store, shard.key)[:-1] + b"!")
-    with pytest.raises(ReleaseError, match="is damaged"):
+    remedy = "run nanobanana release verify pets --version v1 --mend"
+    with pytest.raises(ReleaseError, match=f"is damaged.*{remedy}"):
         pull(store, release, tmp_path, As.WEBDATASET)
     assert shard.path not in tree(tmp_path)
     assert f"{shard.path}.part" not in tree(tmp_path)
+    store.put(shard.key, b"")
+    with pytest.raises(ReleaseError, match=f"{shard.key}.*{remedy}"):
+        pull(store, release, tmp_path, As.WEBDATASET)
+    store.delete(shard.key)
+    with pytest.raises(ReleaseError, match=f"is missing: {remedy}"):
+        pull(store, release, tmp_path, As.WEBDATASET)
+    image = read_table(store, release, MANIFEST)["image_key"][0]
+    store.delete(image)
+    with pytest.raises(ReleaseError, match=f"{image} is missing: run nanobanana audit"):
+        pull(store, release, tmp_path / "flat", As.PARTIPROMPTS)
 
 
 def test_verify_names_what_is_missing_shorter_or_damaged(store: ObjectStore) -> None:
