@@ -83,7 +83,7 @@ def test_an_id_that_somebody_knows_is_confirmed_and_its_pictures_are_brought(
     right = doubted("doubts", "resolve", key, "--provider-id", ids[key])
     assert (right.exit_code, "1 of 1 are settled" in right.output) == (0, True)
     assert states(store) == {State.SETTLED: 1, State.IN_DOUBT: 1}
-    assert json.loads(doubted("status", "--json").output)[0]["cells"] == {
+    assert json.loads(doubted("status", "--json").output)["partitions"][0]["cells"] == {
         "in_doubt": 1,
         "settled": 1,
     }
@@ -113,7 +113,7 @@ def test_what_is_abandoned_is_missed_no_more_and_never_bought(
     assert doubted("doubts", "resolve", "--abandon", "--yes").exit_code == 0
     assert states(store) == {State.LOST: 2}
     assert doubted("doubts", "list").exit_code == 0
-    (current,) = json.loads(doubted("status", "--json").output)
+    (current,) = json.loads(doubted("status", "--json").output)["partitions"]
     assert (current["cells"], current["abandoned"]) == ({"lost": 2}, 2)
     assert doubted("generate", table, "--seeds", "1", "--rebuy").exit_code == 1
     assert bought(emulator) == 2
