@@ -182,10 +182,27 @@ def test_partiprompts_gets_flat_pictures_and_their_prompts(
     rows = published.rows[published.rows["split"] == "train"]
     said = pd.read_csv(tmp_path / "prompts.tsv", sep="\t")
     assert list(said.columns) == [
-        *("file_name", "Prompt", "Category", "prompt_id", "seed", "sample"),
+        *("Prompt", "Category", "Challenge", "Note"),
+        *("file_name", "prompt_id", "seed", "sample"),
     ]
+    assert said[["Challenge", "Note"]].isna().all(axis=None)
     assert said["Prompt"].tolist() == rows["prompt"].tolist()
     assert said["Category"].isna().tolist() == rows["Category"].isna().tolist()
     assert set(found) == {"prompts.tsv", *said["file_name"]}
     assert [sha256(found[name]) for name in said["file_name"]] == rows["image_sha256"].tolist()
     assert said["file_name"].tolist() == [f"{n:05d}.png" for n in range(30)]
+
+
+def test_columns_of_partiprompts_are_known_in_any_case(store: ObjectStore, tmp_path: Path) -> None:
+    rows = rows_of(store, 2).assign(challenge="Basic", legs="4", NOTE="none")
+    release = build_release(store, recipe(), rows, NOTHING_REJECTED, parent=None)
+    pull(store, release, tmp_path, As.PARTIPROMPTS)
+    said = pd.read_csv(tmp_path / "prompts.tsv", sep="\t", keep_default_na=False)
+    assert list(said.columns) == [
+        *("Prompt", "Category", "Challenge", "Note"),
+        *("file_name", "legs", "prompt_id", "seed", "sample"),
+    ]
+    assert said[["Category", "Challenge", "Note", "legs"]].astype(str).to_numpy().tolist() == [
+        ["", "Basic", "none", "4"],
+        ["Animals", "Basic", "none", "4"],
+    ]

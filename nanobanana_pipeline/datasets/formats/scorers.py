@@ -12,6 +12,7 @@ from PIL import Image
 __all__ = ["PROMPTS_TSV", "Picture", "Text", "as_png", "geneval", "partiprompts"]
 
 PROMPTS_TSV: Final = "prompts.tsv"
+PARTI: Final = ("Prompt", "Category", "Challenge", "Note")
 
 
 @dataclass(frozen=True)
@@ -57,21 +58,25 @@ def partiprompts(
 ) -> Iterator[Picture | Text]:
     """Pictures ``<n:05d>.<png|jpg|webp>``, and a table of their prompts, a row a picture.
 
-    The table has the columns of https://github.com/google-research/parti's PartiPrompts.tsv,
-    ``Prompt`` and the prompt table's own, after the picture's ``file_name``.
+    The table begins with the columns of https://github.com/google-research/parti's
+    PartiPrompts.tsv, blank where the prompt table has none; then come the picture's ``file_name``
+    and what else there is.
 
     Args:
         rows: the release's, in order.
-        attributes: columns of the prompt table.
+        attributes: columns of the prompt table; those of PartiPrompts in any case of letters.
     """
+    known = {name.casefold(): name for name in reversed(attributes)}
+    parti = [known.get(name.casefold()) for name in PARTI[1:]]
+    others = [name for name in attributes if name not in parti]
     table = io.StringIO()
     writer = csv.writer(table, delimiter="\t", lineterminator="\n")
-    writer.writerow(["file_name", "Prompt", *attributes, "prompt_id", "seed", "sample"])
+    writer.writerow([*PARTI, "file_name", *others, "prompt_id", "seed", "sample"])
     for number, row in enumerate(rows):
         path = f"{number:05d}.{row['format']}"
-        own = [row[name] for name in attributes]
-        place = [row[name] for name in ("prompt_id", "seed", "sample")]
-        writer.writerow([path, row["prompt"], *own, *place])
+        first = [row["prompt"], *(name and row[name] for name in parti)]
+        rest = [row[name] for name in (*others, "prompt_id", "seed", "sample")]
+        writer.writerow([*first, path, *rest])
         yield Picture(path, row)
     yield Text(PROMPTS_TSV, table.getvalue().encode())
 
