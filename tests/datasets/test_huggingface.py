@@ -6,15 +6,16 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from huggingface_hub import DatasetCard
-from PIL import Image
 
+from nanobanana_pipeline.contact_sheet import contact_sheet
 from nanobanana_pipeline.datasets.formats.huggingface import card, preview_places
 from nanobanana_pipeline.datasets.publish import build_release
 from nanobanana_pipeline.datasets.pull import As, pull
+from nanobanana_pipeline.datasets.release import find_release
 from nanobanana_pipeline.storage import ObjectStore
 from tests.datasets.conftest import Published
 from tests.datasets.release_readers import PARQUET
-from tests.datasets.release_rows import NOTHING_REJECTED, read, recipe, row, table
+from tests.datasets.release_rows import NOTHING_REJECTED, read, recipe, row, rows_of, table
 
 
 def front(published: Published) -> dict[str, Any]:
@@ -32,8 +33,8 @@ def test_the_card_tells_configs_splits_sizes_licence_and_tags(published: Publish
         {
             "config_name": "default",
             "data_files": [
-                {"split": "test", "path": "parquet/test/*.parquet"},
                 {"split": "train", "path": "parquet/train/*.parquet"},
+                {"split": "test", "path": "parquet/test/*.parquet"},
             ],
         }
     ]
@@ -42,8 +43,8 @@ def test_the_card_tells_configs_splits_sizes_licence_and_tags(published: Publish
         for split in ("test", "train")
     }
     assert said["dataset_info"]["splits"] == [
-        {"name": "test", "num_bytes": sizes["test"], "num_examples": 10},
         {"name": "train", "num_bytes": sizes["train"], "num_examples": 30},
+        {"name": "test", "num_bytes": sizes["test"], "num_examples": 10},
     ]
     assert said["dataset_info"]["download_size"] == sum(sizes.values())
 
@@ -63,8 +64,12 @@ def test_the_card_says_how_it_was_made_and_shows_pictures(published: Published) 
     said = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     assert said == dict(release.recipe)
     assert "(preview.png)" in text
-    with Image.open(folder / "preview.png") as image:
-        assert image.width > 256 * 4
+    shown = published.rows.iloc[preview_places(len(published.rows))]
+    pictures = [read(published.store, key) for key in shown["image_key"]]
+    # As the one font that is everywhere can write it.
+    captions = [f'a cat named "Lucja {prompt[1:]}", sitting' for prompt in shown["prompt_id"]]
+    sheet = contact_sheet(list(zip(pictures, captions, strict=True)), columns=4)
+    assert (folder / "preview.png").read_bytes() == sheet
 
 
 def test_the_card_points_at_the_one_copy_of_the_shards(published: Published) -> None:
@@ -82,6 +87,18 @@ def test_one_split_can_be_pulled_alone_and_its_card_fits(
     found = datasets.load_dataset(str(folder), streaming=streaming, cache_dir=str(tmp_path / "hf"))
     assert list(found) == ["test"]
     assert len(list(found["test"])) == 10
+
+
+def test_splits_are_listed_in_the_recipes_order(store: ObjectStore, tmp_path: Path) -> None:
+    rows = rows_of(store, 6).assign(split=["a", "a", "train", "train", "m", "m"])
+    ratios = {"train": 0.6, "m": 0.3, "a": 0.1}
+    wanted = recipe("huggingface", "webdataset", splits={"ratios": ratios})
+    release = build_release(store, wanted, rows, NOTHING_REJECTED, parent=None)
+    release = find_release(store, release.name)
+    for layout in (As.HUGGINGFACE, As.WEBDATASET):
+        pull(store, release, tmp_path / layout, layout)
+        found = datasets.load_dataset(str(tmp_path / layout), cache_dir=str(tmp_path / "hf"))
+        assert list(found) == ["train", "m", "a"]
 
 
 def test_a_licence_of_ones_own_is_named(store: ObjectStore) -> None:

@@ -59,8 +59,13 @@ def card_of_tars(release: Release, splits: Sequence[str] | None = None) -> str:
 
 
 def _shards(release: Release, suffix: str, splits: Sequence[str] | None) -> list[ReleaseFile]:
+    """In the recipe's order of splits, which readers list them in; others come last."""
     found = release.shards(FOLDERS[suffix], f".{suffix}")
-    return [file for file in found if splits is None or file.split in splits]
+    order = {split: place for place, split in enumerate(release.recipe["splits"]["ratios"])}
+    return sorted(
+        (file for file in found if splits is None or file.split in splits),
+        key=lambda file: order.get(str(file.split), len(order)),
+    )
 
 
 def _written(front: dict[str, Any], text: str) -> str:
