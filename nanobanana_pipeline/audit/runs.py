@@ -131,7 +131,7 @@ def _check_counter(store: ObjectStore, report: AuditReport, key: str) -> None:
         if name in still:
             text = (
                 f"shard {name} is dead and holds {counted(still[name].images, 'image')} back since "
-                f"{still[name].since}: the next launch that needs the room counts what it spent "
-                "and frees the rest"
+                f"{still[name].since}: launch its partition again (with max_images 0 it buys "
+                "nothing), which counts what it spent and frees the rest"
             )
             report.add(Kind.RESERVATION_DEAD, key, text)

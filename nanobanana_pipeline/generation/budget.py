@@ -1,14 +1,14 @@
 """What a shard may still spend: it reserves before it buys, and gives back what it did not use.
 
-A dead shard's reservation stays counted until somebody who needs the room has counted, from its run
-file and the ledger, what it did spend.
+A dead shard's reservation stays counted until its spending has been counted from its run file and
+the ledger: by a rescue of its run, a launch of its partition, or somebody who needs the room.
 """
 
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Final
 
@@ -20,13 +20,13 @@ from nanobanana_pipeline.generation.counters import (
     partition_scope,
     run_scope,
 )
-from nanobanana_pipeline.generation.runs import Plan, read_shard
-from nanobanana_pipeline.layout import run_alive_key
-from nanobanana_pipeline.ledger import COSTING, Ledger, boot_clock
+from nanobanana_pipeline.generation.runs import Plan, read_plan, read_shard
+from nanobanana_pipeline.layout import run_alive_key, run_plan_key
+from nanobanana_pipeline.ledger import COSTING, Ledger, State, boot_clock
 from nanobanana_pipeline.money import Budget, Cap
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["DEAD_SECONDS", "Purse", "is_dead", "open_purse"]
+__all__ = ["DEAD_SECONDS", "Purse", "is_dead", "open_purse", "settle_accounts"]
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +83,7 @@ class Purse:
         """
         with self._lock:
             self._renewed = self._sign()
-            for scope in self._scopes:
-                self._settle_earlier_life(scope)
+            self._settle_earlier_life()
             self._grow(images)
 
     def take(self, images: int) -> bool:
@@ -133,7 +132,8 @@ class Purse:
         try:
             with self._lock:
                 self._granted = self._taken
-                for scope in self._scopes:
+                # The first is the last: whoever looks for what was left open looks there.
+                for scope in reversed(self._scopes):
                     scope.change(lambda counter: counter.closed(self._name, self._taken))
             self._store.delete(self._alive)
         except StorageError as error:
@@ -166,31 +166,14 @@ class Purse:
 
     def _bury_the_dead(self, scope: Scope) -> bool:
         """Count what dead shards did spend, and free what they did not; whether there were any."""
-        dead = {
-            name: reservation
-            for name, reservation in scope.read().reserved.items()
-            if name != self._name and is_dead(self._store, name)
-        }
-        for name, reservation in dead.items():
-            self._close(scope, name, reservation)
-        return bool(dead)
+        others = [name for name in scope.read().reserved if name != self._name]
+        buried = [name for name in others if bury(self._store, name, is_dead, scope)]
+        return bool(buried)
 
-    def _close(self, scope: Scope, name: str, reservation: Reservation) -> None:
-        try:
-            spent = spent_by(self._store, name, reservation)
-        except StorageUnavailable:
-            raise
-        except StorageError as error:
-            log.warning("what shard %s spent cannot be known, so all of it counts: %s", name, error)
-            spent = reservation.images
-        log.warning("shard %s died: %s of %s images count", name, spent, reservation.images)
-        scope.change(lambda counter: counter.closed(name, spent, reservation))
-
-    def _settle_earlier_life(self, scope: Scope) -> None:
+    def _settle_earlier_life(self) -> None:
         """A shard that died and runs again under the same name: count what it spent then."""
-        before = scope.read().reserved.get(self._name)
-        if before is not None:
-            self._close(scope, self._name, before)
+        if any(self._name in scope.read().reserved for scope in self._scopes):
+            bury(self._store, self._name, lambda *_: True, *self._scopes)
 
     def _come_back(self) -> None:
         """After a long silence: whoever took this shard for dead has closed its account."""
@@ -199,8 +182,7 @@ class Purse:
         confirmed = [scope.change(lambda c: c.confirmed(self._name)) for scope in self._scopes]
         if any(self._name not in counter.reserved for counter in confirmed):
             log.warning("shard %s was taken for dead: it reserves anew", self._name)
-            for scope in self._scopes:
-                self._settle_earlier_life(scope)
+            self._settle_earlier_life()
             self._granted = self._taken = 0
         # Last of all: where S3 fell silent meanwhile, nothing is settled yet.
         self._renewed = signed
@@ -222,7 +204,7 @@ def open_purse(
     Raises:
         StorageError: S3 refuses or stays silent, or a counter is damaged.
     """
-    scopes = [day_scope(store, budget), partition_scope(store, budget, made.prompt_set, made.seed)]
+    scopes = [partition_scope(store, budget, made.prompt_set, made.seed), day_scope(store, budget)]
     own = budget.run.tightened(Cap(made.max_images, made.max_cost))
     if own != Cap():
         scopes.append(run_scope(store, made.run_id, own))
@@ -237,6 +219,103 @@ def open_purse(
         closing = threading.Thread(target=purse.close, name="budget", daemon=True)
         closing.start()
         closing.join(patience)
+
+
+def settle_accounts(
+    store: ObjectStore,
+    prompt_set: str,
+    seed: int,
+    names: Iterable[str] = (),
+    *,
+    is_complete: bool = False,
+) -> None:
+    """Count what dead shards of a partition did spend, and free what they did not.
+
+    Args:
+        store: the bucket.
+        prompt_set: the partition's.
+        seed: the partition's.
+        names: ``<run id>/<shard>`` of shards to look at beside those that its counter names.
+        is_complete: nothing is missing of it, so that shards with nothing left to buy are looked
+            for too: they need not have been silent for long.
+    """
+    is_over = _is_over if is_complete else is_dead
+    try:
+        reserved = partition_scope(store, Budget(), prompt_set, seed).read().reserved
+        for name in dict.fromkeys([*names, *reserved]):
+            bury(store, name, is_over)
+    except StorageError as error:
+        log.warning("what dead shards did not spend stays reserved: %s", error)
+
+
+def bury(
+    store: ObjectStore,
+    name: str,
+    is_over: Callable[[ObjectStore, str], bool],
+    *found_in: Scope,
+) -> bool:
+    """Close a shard's account in every counter that names it, by what the ledger says it spent.
+
+    Args:
+        store: the bucket.
+        name: ``<run id>/<shard>``.
+        is_over: whether it buys no more.
+        found_in: counters to close it in even if its plan is gone.
+
+    Returns:
+        Whether it had an account, and is over.
+
+    Raises:
+        StorageUnavailable: S3 stays silent.
+        StorageError: a counter is damaged.
+    """
+    scopes = {scope.key: scope for scope in (*found_in, *_scopes_of(store, name))}
+    seen = [(s, r) for s in scopes.values() if (r := s.read().reserved.get(name)) is not None]
+    # Asked after reading: who comes back meanwhile changes its reservation, and that one stays.
+    if not seen or not is_over(store, name):
+        return False
+    # The partition's comes last: it is where the next launch looks for what was left open.
+    for scope, reservation in sorted(seen, key=lambda each: "/partitions/" in each[0].key):
+        _close(store, scope, name, reservation)
+    return True
+
+
+def _close(store: ObjectStore, scope: Scope, name: str, reservation: Reservation) -> None:
+    try:
+        spent = spent_by(store, name, reservation)
+    except StorageUnavailable:
+        raise
+    except StorageError as error:
+        log.warning("what shard %s spent cannot be known, so all of it counts: %s", name, error)
+        spent = reservation.images
+    told = (name, spent, reservation.images, scope.text)
+    log.info("shard %s is over: %s of %s reserved images count for %s", *told)
+    scope.change(lambda counter: counter.closed(name, spent, reservation))
+
+
+def _scopes_of(store: ObjectStore, name: str) -> list[Scope]:
+    """The counters that may name a shard; none if its run has no plan."""
+    run_id = name.rpartition("/")[0]
+    planned = store.get(run_plan_key(run_id))
+    if planned is None:
+        return []
+    try:
+        made = read_plan(store, run_id)
+    except StorageUnavailable:
+        raise
+    except StorageError as error:
+        log.warning("where else shard %s has reservations cannot be known: %s", name, error)
+        return []
+    # A day more: whoever bought told the day by a clock of its own.
+    since = datetime.now(UTC) - timedelta(days=1, seconds=planned.age_seconds)
+    first = since.date().isoformat()
+    days = [key.rpartition("/")[2].removesuffix(".json") for key in store.keys("budget/days/")]
+    caps = Budget()
+    return [
+        run_scope(store, run_id, caps.run),
+        *(day_scope(store, caps, day) for day in days if day >= first),
+        partition_scope(store, caps, made.prompt_set, made.seed),
+    ]
 
 
 def spent_by(store: ObjectStore, name: str, reservation: Reservation) -> int:
@@ -260,3 +339,19 @@ def is_dead(store: ObjectStore, name: str) -> bool:
     run_id, _, shard = name.rpartition("/")
     sign = store.get(run_alive_key(run_id, shard))
     return sign is None or sign.age_seconds > DEAD_SECONDS
+
+
+def _is_over(store: ObjectStore, name: str) -> bool:
+    """Whether a shard is dead, or has nothing left to buy: all its requests are settled."""
+    if is_dead(store, name):
+        return True
+    run_id, _, shard = name.rpartition("/")
+    try:
+        keys = [planned.request_key for planned in read_shard(store, run_id, shard)]
+    except StorageUnavailable:
+        raise
+    except StorageError as error:
+        log.warning("whether shard %s has anything left to buy cannot be known: %s", name, error)
+        return False
+    held = Ledger(store).read_many(keys)
+    return all(key in held and held[key].entry.state is State.SETTLED for key in keys)

@@ -120,7 +120,7 @@ class Scope:
 
     def __init__(self, store: ObjectStore, key: str, cap: Cap, text: str) -> None:
         self._store = store
-        self._key = key
+        self.key = key
         self.cap = cap
         self.text = text
 
@@ -165,28 +165,28 @@ class Scope:
                 body = after.model_dump_json(by_alias=True).encode()
                 try:
                     if etag is None:
-                        new = self._store.create(self._key, body, content_type="application/json")
+                        new = self._store.create(self.key, body, content_type="application/json")
                     else:
-                        new = self._store.update(self._key, body, etag)
+                        new = self._store.update(self.key, body, etag)
                 except StorageUnavailable:
                     new = None
                 # A write whose answer was lost looks like a defeat; the revision tells.
                 if new is not None or self._read()[0].revision == after.revision:
                     return after
-                raise StorageUnavailable(f"{self._store.uri(self._key)} is changed by many")
+                raise StorageUnavailable(f"{self._store.uri(self.key)} is changed by many")
         raise AssertionError  # tenacity gives a result or raises
 
     def _read(self) -> tuple[Counter, str | None]:
-        found = self._store.get(self._key)
+        found = self._store.get(self.key)
         if found is None:
             return Counter(schema=SCHEMA), None
         try:
             counter = Counter.model_validate_json(found.body)
         except ValueError as error:
-            raise StorageError(f"{self._store.uri(self._key)} is damaged: {error}") from error
+            raise StorageError(f"{self._store.uri(self.key)} is damaged: {error}") from error
         if counter.schema_version > SCHEMA:
             raise StorageError(
-                f"{self._store.uri(self._key)} has schema {counter.schema_version}, and this "
+                f"{self._store.uri(self.key)} has schema {counter.schema_version}, and this "
                 f"version knows {SCHEMA}: upgrade nanobanana-pipeline"
             )
         return counter, found.etag

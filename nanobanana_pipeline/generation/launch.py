@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from nanobanana_pipeline.errors import PlanError
-from nanobanana_pipeline.generation.budget import open_purse
+from nanobanana_pipeline.generation.budget import open_purse, settle_accounts
 from nanobanana_pipeline.generation.cells import Cells, check_seed, draw_cells
 from nanobanana_pipeline.generation.engine import Engine, Progress, Report
 from nanobanana_pipeline.generation.evidence import may_have_evidence
@@ -322,6 +322,7 @@ def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> Curre
             break
     if not any(needs_rescue(h.entry, made.run_id) for h in held.values()):
         mark_done(store, made.run_id, report.bought)
+    settle_accounts(store, made.prompt_set, made.seed, is_complete=not current.gaps)
     return current
 
 

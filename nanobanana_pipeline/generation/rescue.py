@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Final
 
 from nanobanana_pipeline.generation.again import Settled, launch_again
-from nanobanana_pipeline.generation.budget import DEAD_SECONDS
+from nanobanana_pipeline.generation.budget import DEAD_SECONDS, settle_accounts
 from nanobanana_pipeline.generation.engine import Progress, Report
 from nanobanana_pipeline.generation.evidence import may_have_evidence
 from nanobanana_pipeline.generation.launch import collect, needs_rescue, plan, settle_shard
@@ -184,6 +184,9 @@ def rescue(
     settle_nothing = replace(launch, max_images=0, only=frozenset())
     made = plan(store, account.realm, settle_nothing, account.budget)
     current = collect(store, account.realm, made, report)
+    # After the manifest: what was brought by then is known to be all that the run has spent.
+    names = [f"{run_id}/{shard}" for shard in dead.shards]
+    settle_accounts(store, dead.prompt_set, dead.seed, names)
     entries = [held.entry for held in ledger.read_many(own).values()]
     if not any(needs_rescue(entry, run_id) for entry in entries):
         bought = [a for e in entries for a in e.attempts if a.run_id == run_id]

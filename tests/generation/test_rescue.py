@@ -6,9 +6,12 @@ from datetime import timedelta
 
 import pytest
 
+from nanobanana_pipeline.audit import audit
+from nanobanana_pipeline.generation.counters import day_scope, partition_scope
 from nanobanana_pipeline.generation.manifest import read_current
 from nanobanana_pipeline.generation.rescue import dead_runs, rescue
 from nanobanana_pipeline.ledger import State
+from nanobanana_pipeline.money import Budget
 from nanobanana_pipeline.storage import ObjectStore
 from tests.buying_child import kill_once_accepted
 from tests.conftest import Emulators, account_for
@@ -63,6 +66,37 @@ def test_what_a_killed_run_bought_is_brought_whatever_has_changed_since(
     record = admin(emulator, "purchases")
     assert (record["total"], record["bought_twice"]) == (4, 0)
     assert dead_runs(later(store, DEAD)) == []
+
+
+def accounts(store: ObjectStore) -> list[tuple[int, int]]:
+    """Images spent, and shards with reservations, of the day and the partition."""
+    scopes = (day_scope(store, Budget()), partition_scope(store, Budget(), "set", 1))
+    return [(found.images, len(found.reserved)) for found in (scope.read() for scope in scopes)]
+
+
+@pytest.mark.parametrize("who", ["the next launch", "a rescue", "a launch that buys nothing"])
+def test_what_a_killed_run_reserved_is_settled_without_a_cap(
+    store: ObjectStore, emulators: Emulators, who: str
+) -> None:
+    emulator = emulators(latency_seconds=(4, 4))
+    account = account_for(emulator.base_url, store)
+    keep_prompts(store, "set", prompts(3))
+    made = planned(store)
+    kill_once_accepted(store, emulator.base_url, made)
+    assert accounts(store) == [(0, 1)] * 2
+    if who == "the next launch":  # seconds later, so that the dead run does not count as dead yet
+        assert launch(store, account).report.bought == 0
+    else:
+        # A cell that cannot be had leaves the partition incomplete.
+        keep_prompts(store, "set", prompts(4))
+        if who == "a rescue":
+            rescue(later(store, DEAD), account, made.run_id, new_run_id=names())
+        else:
+            launch(store, account, max_images=0)
+            assert accounts(store) == [(0, 1)] * 2, "it may live"
+            launch(later(store, DEAD), account, max_images=0)
+    assert accounts(store) == [(3, 0)] * 2
+    assert audit(later(store, DEAD)).agrees
 
 
 def test_a_run_that_bought_nothing_gets_the_manifest_it_owes(
