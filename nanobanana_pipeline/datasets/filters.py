@@ -8,9 +8,8 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from nanobanana_pipeline.datasets.recipe import Filter, Recipe, near_matches
-from nanobanana_pipeline.errors import RecipeError
 
-__all__ = ["check_filters", "why_not"]
+__all__ = ["faults_of_filters", "why_not"]
 
 Kind = tuple[str, Callable[[object], bool]]
 TRUTHS: Final[Kind] = ("true or false", lambda value: isinstance(value, bool))
@@ -21,11 +20,15 @@ NUMBERS: Final[Kind] = (
 TEXTS: Final[Kind] = ("text", lambda value: isinstance(value, str))
 
 
-def check_filters(recipe: Recipe, rows: pd.DataFrame) -> None:
-    """See that every filter names a column, and compares it with what can stand there.
+def faults_of_filters(recipe: Recipe, rows: pd.DataFrame) -> list[str]:
+    """Filters that name no column, or compare it with what cannot stand there.
 
-    Raises:
-        RecipeError: names every one that does not, with its place in the recipe.
+    Args:
+        recipe: whose filters.
+        rows: with the columns that there are.
+
+    Returns:
+        A sentence each, with its place in the recipe.
     """
     faults = []
     for column, rule in recipe.filters.items():
@@ -37,15 +40,14 @@ def check_filters(recipe: Recipe, rows: pd.DataFrame) -> None:
         else:
             hint = near_matches(column, map(str, rows.columns))
             faults.append(f"{recipe.where('filters', column)}: there is no such column; {hint}")
-    if faults:
-        raise RecipeError("\n".join(faults), faults=faults)
+    return faults
 
 
 def why_not(values: pd.Series, rule: Filter) -> pd.Series:
     """Why values do not pass a filter: a text each (str), null for those that do.
 
     Args:
-        values: a column that `check_filters` found fit.
+        values: a column that `faults_of_filters` finds fit.
         rule: all of it must hold; the first that does not is the reason.
     """
     reasons = pd.Series(pd.NA, index=values.index, dtype="str")
@@ -69,7 +71,7 @@ def _tests(values: pd.Series, rule: Filter) -> Iterator[tuple[pd.Series, str]]:
     if rule.in_ is not None:
         yield _among(values, rule.in_), f"{{}} is not among {_safe(*rule.in_)}"
     if rule.not_in is not None:
-        yield ~_among(values, rule.not_in), f"{{}} is among {_safe(*rule.not_in)}"
+        yield ~_among(values, rule.not_in), "is {}, which not_in excludes"
     if rule.contains is not None:
         found = values.astype("str").str.contains(rule.contains, regex=False)
         yield cast("pd.Series", found), f"{{}} does not contain {_safe(rule.contains)}"

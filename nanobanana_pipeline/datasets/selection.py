@@ -11,12 +11,13 @@ from typing import Final
 
 import pandas as pd
 
-from nanobanana_pipeline.datasets.filters import check_filters, why_not
+from nanobanana_pipeline.datasets.filters import faults_of_filters, why_not
 from nanobanana_pipeline.datasets.near import first_alike
 from nanobanana_pipeline.datasets.recipe import PerPrompt, Recipe
 from nanobanana_pipeline.datasets.release import MANIFEST, Release, read_release, read_table
 from nanobanana_pipeline.datasets.sources import ROW_COLUMNS, Sources, read_sources
 from nanobanana_pipeline.datasets.splits import COLUMNS, share_out
+from nanobanana_pipeline.errors import RecipeError
 from nanobanana_pipeline.generation.manifest import CurrentManifest
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import counted
@@ -67,12 +68,21 @@ def select(store: ObjectStore, recipe: Recipe, released: pd.DataFrame | None = N
             their splits, and stay where a newcomer is their like.
 
     Raises:
-        RecipeError: the recipe asks for what is not there, or contradicts its parent release.
+        RecipeError: the recipe asks for what is not there, features are not measured, or it
+            contradicts its parent release.
         PromptTableError: a prompt set is damaged.
         StorageError: S3 refuses or holds damaged objects.
     """
     sources = read_sources(store, recipe)
-    check_filters(recipe, sources.rows)
+    faults = faults_of_filters(recipe, sources.rows)
+    if sources.unmeasured:
+        faults.append(
+            "the features of some pictures are not measured yet; run nanobanana features, or "
+            "materialize image_features for these partitions, and come again:\n"
+            + "\n".join(f"  - {each}" for each in sources.unmeasured)
+        )
+    if faults:
+        raise RecipeError("\n".join(faults), faults=faults)
     sieve = _Sieve(_in_order(sources.rows, recipe))
     error = sieve.rows["error"]
     sieve.drop("can be decoded", ("cannot be decoded: " + error).where(error.notna()))

@@ -91,6 +91,8 @@ class Sources:
             the features (without thumbnails), and the attributes. Those of a derived prompt set
             bear the name of its origin.
         attributes: names of the columns that come from the prompt tables.
+        unmeasured: partitions with pictures whose features are not measured, and how many; their
+            rows have none.
         tried: one a picture that was asked for, whatever came of it: prompt_set (the origin's),
             prompt_id, prompt, row_id, state, reason (str), seed (Int64).
         prompts: one a prompt of the partitions: prompt_set, prompt_id, prompt, negative_prompt,
@@ -100,6 +102,7 @@ class Sources:
     manifests: list[CurrentManifest]
     rows: pd.DataFrame
     attributes: list[str]
+    unmeasured: list[str]
     tried: pd.DataFrame
     prompts: pd.DataFrame
 
@@ -108,7 +111,7 @@ def read_sources(store: ObjectStore, recipe: Recipe) -> Sources:
     """Read everything that a recipe draws from.
 
     Raises:
-        RecipeError: prompt sets or features are missing, or more cells than the recipe allows.
+        RecipeError: prompt sets are missing, or more cells than the recipe allows.
         PromptTableError: a prompt set is damaged.
         StorageError: S3 refuses or holds damaged objects.
     """
@@ -143,18 +146,13 @@ def read_sources(store: ObjectStore, recipe: Recipe) -> Sources:
             joined = found.merge(described[table], on="prompt_id", how="left")
             own = joined["negative_prompt"].fillna(current.parameters.get("negative_prompt") or "")
             into.append(joined.assign(negative_prompt=own))
-    if unmeasured:
-        raise RecipeError(
-            "the features of some pictures are not measured yet; run nanobanana features, or "
-            "materialize image_features for these partitions, and come again:\n"
-            + "\n".join(f"  - {each}" for each in unmeasured)
-        )
     attributes = sorted({str(name) for frame in described.values() for name in frame} - RESERVED)
     asked = pd.concat(cells, ignore_index=True)
     return Sources(
         manifests=manifests,
         rows=_as_rows(_together(parts, attributes)),
         attributes=attributes,
+        unmeasured=unmeasured,
         tried=asked[~asked["state"].isin(NOT_TRIED)],
         prompts=_together(prompts, attributes)
         .drop_duplicates(["prompt_set", "prompt_id"], ignore_index=True)

@@ -86,7 +86,7 @@ def test_what_is_missing_is_bought_and_shown_on_its_assets(here: Project) -> Non
     assert {"2", "3"} <= set(here.instance.get_dynamic_partitions(str(seeds.name)))
     told = metadata(result)
     assert (told["prompts complete"], told["prompts short"], told["images bought"]) == (3, 0, 6)
-    assert told["reasons"] == [{"reason": "seed 2 is among 2", "pictures": 3}]
+    assert told["reasons"] == [{"reason": "seed is 2, which not_in excludes", "pictures": 3}]
     assert len(told["rejected"]) == 3
     again = topped_up(here)
     assert again.success

@@ -190,8 +190,8 @@ def test_each_rejected_row_has_its_reason(world: World) -> None:
     reasons = dict(zip(places(rejected), rejected["reason"], strict=True))
     assert reasons == {
         ("a1", 2): "sharpness 20 is more than 19.5",
-        ("a2", 1): "kind air is among air",
-        ("a2", 2): "kind air is among air",
+        ("a2", 1): "kind is air, which not_in excludes",
+        ("a2", 2): "kind is air, which not_in excludes",
         ("a3", 1): "legs 0 is less than 1",
         ("a3", 2): "legs 0 is less than 1",
         ("a4", 2): "sharpness 23 is more than 19.5",
@@ -386,6 +386,16 @@ def test_what_is_not_there_is_refused(world: World) -> None:
         RecipeError, match=r"materialize image_features.*\n  - animals seed=2: 4 pict"
     ):
         world.select()
+    with pytest.raises(RecipeError) as caught:
+        world.select(filters={"leg": {"min": 1}, "sharpness": {"min": 1}})
+    unknown, unmeasured = caught.value.faults
+    assert unknown == "recipe cats: filters.leg: there is no such column; did you mean legs?"
+    assert "animals seed=2: 4 pictures" in unmeasured
+    world.store.delete("features/animals/seed=1/current.json")
+    with pytest.raises(RecipeError) as caught:
+        world.select(filters={"sharpness": {"min": 1}, "blank": {"equals": False}})
+    (unmeasured,) = caught.value.faults
+    assert "animals seed=1: 4 pictures" in unmeasured
 
 
 def test_a_recipe_may_leave_nothing(world: World) -> None:

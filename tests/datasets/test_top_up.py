@@ -105,7 +105,7 @@ def test_every_prompt_gets_its_pictures_and_no_more_are_bought(world: World) -> 
     after = world.stand(wanted)
     assert (after.complete, len(after.short), after.most) == (3, 0, 0)
     assert seeds_of(after.rejected) == {"a1": [2], "a2": [2], "a3": [2]}
-    assert set(after.rejected["reason"]) == {"seed 2 is among 2"}
+    assert set(after.rejected["reason"]) == {"seed is 2, which not_in excludes"}
     rows = world.select(wanted).rows
     assert seeds_of(rows) == {name: [1, 3, 4] for name in ("a1", "a2", "a3")}
     assert set(rows["prompt_set"]) == {"animals"}
@@ -373,7 +373,7 @@ def test_the_command_quotes_buys_and_says_what_is_short(
     found = world.store.get(told)
     assert found is not None
     assert b"top_up_dataset" in found.body
-    assert "seed 2 is among 2" in capped.output
+    assert "seed is 2, which not_in excludes" in capped.output
     assert world.bought == 7
     done = nanobanana("recipe", "top-up", path)
     assert done.exit_code == 0, done.output
