@@ -1,6 +1,6 @@
 """Words that people read."""
 
-__all__ = ["counted"]
+__all__ = ["counted", "shortened"]
 
 
 def counted(count: int, noun: str) -> str:
@@ -11,3 +11,14 @@ def counted(count: int, noun: str) -> str:
         noun: in the singular, of those whose plural takes an s.
     """
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """The beginning of a text, in one line.
+
+    Args:
+        text: anything; each stretch of white space becomes one space.
+        most: letters.
+    """
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"

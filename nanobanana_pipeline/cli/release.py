@@ -31,11 +31,12 @@ from nanobanana_pipeline.lineage.events import recorded
 from nanobanana_pipeline.lineage.events_told import release_begins, release_built
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
-from nanobanana_pipeline.wording import counted
+from nanobanana_pipeline.wording import counted, shortened
 
 __all__ = ["release_commands"]
 
 SHOWN = 20
+SHOWN_OF_ROWS = ["prompt_id", "seed", "split", "prompt"]
 DAMAGED = 1
 
 release_commands = typer.Typer(
@@ -108,7 +109,8 @@ def diff(
         raise ReleaseError(f"{dataset} {later.version} continues no other: name an OLD version")
     earlier = find_release(store, dataset, old or later.parent)
     now, before = (
-        read_table(store, each, MANIFEST, ["row_id", "row_sha256"]) for each in (later, earlier)
+        read_table(store, each, MANIFEST, ["row_id", "row_sha256", *SHOWN_OF_ROWS])
+        for each in (later, earlier)
     )
     found = changes(now, before, read_table(store, later, REJECTED, ["row_id", "reason"]))
     console = make_console()
@@ -116,7 +118,11 @@ def diff(
     counted = found.groupby(["change", "reason"], sort=True).size().rename("rows").reset_index()
     console.print(table_of(counted, title) if len(found) else f"{title}: the same rows")
     if len(found):
-        console.print(table_of(found.head(SHOWN), "some of them"))
+        rows = pd.concat([now, before]).drop_duplicates("row_id").set_index("row_id")
+        some = found.head(SHOWN).join(rows[SHOWN_OF_ROWS], on="row_id")
+        some["prompt"] = some["prompt"].map(shortened)
+        some["row_id"] = some["row_id"].str[:12]
+        console.print(table_of(some, "some of them"))
 
 
 @release_commands.command("verify")
