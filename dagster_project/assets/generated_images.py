@@ -121,7 +121,11 @@ class GenerationConfig(dg.Config):
         ),
     )
     max_images: int | None = Field(
-        None, description="Buy at most so many images in this run; the rest is over budget."
+        None,
+        description=(
+            "Buy at most so many images in this run; the rest is over budget. 0 buys nothing: it "
+            "brings what was bought, and accounts for it."
+        ),
     )
     max_cost: str | None = Field(
         None,

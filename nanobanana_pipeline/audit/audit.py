@@ -187,8 +187,9 @@ class _Audit:
             self.report.add(Kind.MANIFEST_WRONG, current.manifest, text)
         if behind.count and not is_busy and self._is_current(current):
             text = (
-                f"{behind} of {len(frame):,}: the ledger has moved on. Launch the partition again "
-                "to account for it; that buys nothing twice"
+                f"{behind} of {len(frame):,}: the ledger has moved on, as when another "
+                "partition has bought the same requests. No disagreement: launch the partition "
+                "again to account for it; with max_images 0 that buys nothing"
             )
             self.report.add(Kind.MANIFEST_BEHIND, current.manifest, text)
 

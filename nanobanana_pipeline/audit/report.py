@@ -7,7 +7,7 @@ from typing import Final
 
 from nanobanana_pipeline.ledger import State
 
-__all__ = ["ENDED", "LISTED", "RESTORE", "AuditReport", "Finding", "Kind", "Unsettled"]
+__all__ = ["ENDED", "LISTED", "NOTES", "RESTORE", "AuditReport", "Finding", "Kind", "Unsettled"]
 
 LISTED: Final = 1000
 """So many findings of each kind are listed; all are counted."""
@@ -32,13 +32,16 @@ class Kind(StrEnum):
     RESERVATION_DEAD = "reservation_dead"
 
 
+NOTES: Final = frozenset({Kind.MANIFEST_BEHIND})
+"""What is nobody's fault, and no disagreement: a manifest that does not know the latest yet."""
+
 ENDED: Final = frozenset({State.IN_DOUBT, State.LOST, State.REFUSED, State.FAILED})
 """States without pictures that are as they should be, and are told of apart."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that disagrees.
+    """Something that disagrees, or a note of what is behind.
 
     Attributes:
         key: the object in question, below the prefix.
@@ -93,8 +96,8 @@ class AuditReport:
 
     @property
     def agrees(self) -> bool:
-        """Whether nothing was found."""
-        return not self.counts
+        """Whether nothing was found but notes."""
+        return not set(self.counts) - NOTES
 
     def add(self, kind: Kind, key: str, text: str) -> None:
         """Count a finding, and list it unless there are too many of its kind."""

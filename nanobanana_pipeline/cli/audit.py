@@ -16,7 +16,7 @@ from rich.console import Console
 from nanobanana_pipeline.audit import AuditReport, Unsettled, find_garbage
 from nanobanana_pipeline.audit import audit as audit_bucket
 from nanobanana_pipeline.audit.reading import Progress
-from nanobanana_pipeline.audit.report import ENDED
+from nanobanana_pipeline.audit.report import ENDED, NOTES
 from nanobanana_pipeline.cli.show import make_console, size_text, table_of
 from nanobanana_pipeline.errors import SettingsError
 from nanobanana_pipeline.layout import check_bucket
@@ -55,7 +55,8 @@ def audit(
     """Look whether ledger, pictures, manifests, runs and budgets agree. Writes nothing.
 
     Exit codes: 0 all agrees, 1 something does not, 2 wrong use or settings. Doubts, losses,
-    refusals and failures are told of, and are no disagreements.
+    refusals and failures are told of, and are no disagreements; nor are manifests that do not know
+    yet what another partition has bought.
     """
     store = _bucket()
     count = {Images.ALL: None, Images.SAMPLE: sample, Images.NONE: 0}[images]
@@ -142,13 +143,15 @@ def _show(console: Console, store: ObjectStore, report: AuditReport) -> None:
         console.print(table_of(rows, "ended without all pictures (no disagreement)"))
         _say_rest(console, sum(report.states[state] for state in ENDED), len(rows))
     for found in report.findings:
-        console.print(f"{found.kind}  {store.uri(found.key)}", style="red", soft_wrap=True)
+        style = "yellow" if found.kind in NOTES else "red"
+        console.print(f"{found.kind}  {store.uri(found.key)}", style=style, soft_wrap=True)
         console.print(f"  {found.text}", markup=False, highlight=False, soft_wrap=True)
     _say_rest(console, report.counts.total(), len(report.findings))
+    counts = ", ".join(f"{n:,} {kind}" for kind, n in sorted(report.counts.items()))
     if report.agrees:
-        console.print("everything agrees", style="green")
+        notes = f"; to note: {counts}" if counts else ""
+        console.print(f"everything agrees{notes}", style="green", soft_wrap=True)
     else:
-        counts = ", ".join(f"{n:,} {kind}" for kind, n in sorted(report.counts.items()))
         console.print(f"does not agree: {counts}", style="bold red", soft_wrap=True)
 
 

@@ -1,9 +1,14 @@
 """`nanobanana generate`: the engine without Dagster."""
 
+import contextlib
+import signal
+import time
 import uuid
+from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
 from functools import partial
 from pathlib import PurePosixPath
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -44,6 +49,7 @@ from nanobanana_pipeline.wording import counted
 __all__ = ["generate", "parse_seeds", "read_launch_parameters", "read_money"]
 
 PLAIN_PROGRESS_SECONDS = 10
+ACCOUNTING_SECONDS = 10
 
 
 def generate(
@@ -66,7 +72,11 @@ def generate(
         bool, typer.Option(help="Buy anew what was made with other parameters.")
     ] = False,
     max_images: Annotated[
-        int | None, typer.Option(min=1, help="Buy at most so many images, over all seeds.")
+        int | None,
+        typer.Option(
+            min=0,
+            help="Buy at most so many images, over all seeds; 0 brings and accounts only.",
+        ),
     ] = None,
     max_cost: Annotated[
         str | None, typer.Option(help="Spend at most so much money, over all seeds.")
@@ -112,7 +122,7 @@ def generate(
         current, report = _launch(console, store, account, launch)
         manifests.append(current)
         cap = cap.less(report.spent, account.budget.price)
-        if report.halted or cap.is_reached:
+        if report.halted or (cap.is_reached and max_images != 0):
             break  # the next seed would be refused as this one was
     console.print(partitions_table(manifests, store))
     if len(manifests) < len(chosen) or not all_settled(manifests):
@@ -171,15 +181,33 @@ def _launch(
         try:
             report = _settle(console, store, account, made)
         except KeyboardInterrupt:
-            console.print("stopped; the same command goes on from here", style="yellow")
-            current = collect(store, account.realm, made, report)
-            _summary(console, current, report)
-            recording.tell(lambda: launch_collected(store, made, current, report))
+            with _interrupts_held_back():
+                console.print("stopped; the same command goes on from here", style="yellow")
+                current = collect(store, account.realm, made, report)
+                _summary(console, current, report)
+                recording.tell(lambda: launch_collected(store, made, current, report))
             raise
         current = collect(store, account.realm, made, report)
         _summary(console, current, report)
         recording.tell(lambda: launch_collected(store, made, current, report))
     return current, report
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Who presses Ctrl-C thrice stops the buying, not the accounting; but S3 may be silent."""
+    until = time.monotonic() + ACCOUNTING_SECONDS
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        if time.monotonic() > until:
+            raise KeyboardInterrupt
+
+    before = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _settle(console: Console, store: ObjectStore, account: Account, made: Plan) -> engine.Report:

@@ -13,7 +13,7 @@ from nanobanana_pipeline.storage import ObjectStore
 from tests.cli.conftest import Command
 from tests.conftest import API_KEY
 from tests.later import later
-from tests.launching import entries, tell
+from tests.launching import bought, entries, tell
 
 
 @pytest.fixture
@@ -68,6 +68,22 @@ def test_what_does_not_agree_exits_with_1(nanobanana: Command, store: ObjectStor
         ("image_damaged", image.key)
     ]
     assert nanobanana("audit", "--images", "none").exit_code == 0
+
+
+def test_a_manifest_that_is_behind_is_a_note_and_accounted_for_without_buying(
+    nanobanana: Command, table: Path, emulator: EmulatorThread
+) -> None:
+    capped = ("--name", "capped", "--seeds", "1-2", "--max-images")
+    assert nanobanana("generate", table, *capped, 1).exit_code == 1
+    assert nanobanana("generate", table, "--seeds", "1-2").exit_code == 0
+    behind = nanobanana("audit")
+    assert behind.exit_code == 0, behind.output
+    assert "everything agrees; to note: 1 manifest_behind" in behind.output
+    assert "with max_images 0 that buys nothing" in behind.output
+    sold = bought(emulator)
+    assert nanobanana("generate", table, *capped, 0).exit_code == 0
+    assert bought(emulator) == sold
+    assert "to note" not in nanobanana("audit").output
 
 
 @pytest.mark.parametrize("option", [["--images", "some"], ["--sample", "0"]])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import requests
 
+from nanobanana_pipeline.emulator import EmulatorThread
 from nanobanana_pipeline.generation.manifest import read_current
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.storage import ObjectStore
@@ -28,6 +29,17 @@ TABLE = "prompt,width,height\n" + "".join(f"number {n},1024,1024\n" for n in ran
 STOPPED = 130
 
 
+def environment_for(emulator: EmulatorThread, store: ObjectStore) -> dict[str, str]:
+    """What a command in a process of its own needs to know."""
+    return {
+        "NANOBANANA_API_KEY": API_KEY,
+        "NANOBANANA_BASE_URL": emulator.base_url,
+        "NANOBANANA_BUCKET": store.bucket,
+        "NANOBANANA_PREFIX": store.prefix.rstrip("/"),
+        "NANOBANANA_ALLOWED_HOSTS": "127.0.0.1",
+    } | {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_command_sends_nothing_more_and_leaves_nothing_in_the_air(
     tmp_path: Path, store: ObjectStore, emulators: Emulators, how: signal.Signals
@@ -35,13 +47,7 @@ def test_a_stopped_command_sends_nothing_more_and_leaves_nothing_in_the_air(
     emulator = emulators(latency_seconds=(0.5, 1.0))
     table, log = tmp_path / "many.csv", tmp_path / "generate.log"
     table.write_text(TABLE)
-    environment = {
-        "NANOBANANA_API_KEY": API_KEY,
-        "NANOBANANA_BASE_URL": emulator.base_url,
-        "NANOBANANA_BUCKET": store.bucket,
-        "NANOBANANA_PREFIX": store.prefix.rstrip("/"),
-        "NANOBANANA_ALLOWED_HOSTS": "127.0.0.1",
-    } | {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    environment = environment_for(emulator, store)
     command = ("generate", table, "--seeds", "1,2")
     process = nanobanana(*command, log=log, more_env=environment)
     wait_for_purchases(emulator, 8)
@@ -59,6 +65,27 @@ def test_a_stopped_command_sends_nothing_more_and_leaves_nothing_in_the_air(
     assert nanobanana(*command, log=log, more_env=environment).wait(START_SECONDS) == 0
     record = admin(emulator, "purchases")
     assert (record["total"], record["bought_twice"]) == (2 * ROWS, 0)
+
+
+def test_an_impatient_stop_is_accounted_for_too(
+    tmp_path: Path, store: ObjectStore, emulators: Emulators
+) -> None:
+    emulator = emulators(latency_seconds=(2, 2))
+    table, log = tmp_path / "many.csv", tmp_path / "generate.log"
+    table.write_text(TABLE)
+    command, environment = ("generate", table, "--seeds", "1"), environment_for(emulator, store)
+    process = nanobanana(*command, log=log, more_env=environment)
+    wait_for_purchases(emulator, 8)
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    assert process.wait(START_SECONDS) == STOPPED, log.read_text()
+    current, _ = read_current(store, "many", 1)
+    assert current is not None, log.read_text()
+    assert f"{current.cells['pending']} pending" in log.read_text()
+    assert nanobanana(*command, log=log, more_env=environment).wait(START_SECONDS) == 0
+    record = admin(emulator, "purchases")
+    assert (record["total"], record["bought_twice"]) == (ROWS, 0)
 
 
 @pytest.fixture
