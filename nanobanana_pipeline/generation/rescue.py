@@ -15,7 +15,7 @@ from nanobanana_pipeline.generation.budget import DEAD_SECONDS, settle_accounts
 from nanobanana_pipeline.generation.engine import Progress, Report
 from nanobanana_pipeline.generation.evidence import may_have_evidence
 from nanobanana_pipeline.generation.launch import collect, needs_rescue, plan, settle_shard
-from nanobanana_pipeline.generation.manifest import CurrentManifest
+from nanobanana_pipeline.generation.manifest import CellState, CurrentManifest, read_current
 from nanobanana_pipeline.generation.runs import (
     Plan,
     mark_done,
@@ -153,7 +153,7 @@ def rescue(
 
     What it bought is brought even where the prompt table or the pilot's limit is another by now,
     and nobody asks for those cells any more. Where nothing is left to rescue the run is marked as
-    done.
+    done, and a manifest that has everything already stays as it is.
 
     Args:
         store: the bucket.
@@ -178,12 +178,16 @@ def rescue(
     ledger = Ledger(store)
     entries = [held.entry for held in ledger.read_many(own).values()]
     owed = [replace(own[e.request_key], buy=False) for e in entries if _may_be_brought(e)]
-    report = _bring(store, account, dead, new_run_id(), owed, on_progress)
-    launch = launch_again(store, dead.prompt_set, dead.seed, new_run_id(), last=dead)
-    # Of the partition as a whole only the manifest is made: the rest is for who launches it.
-    settle_nothing = replace(launch, max_images=0, only=frozenset())
-    made = plan(store, account.realm, settle_nothing, account.budget)
-    current = collect(store, account.realm, made, report)
+    report = Report()
+    if owed:
+        report = _bring(store, account, dead, new_run_id(), owed, on_progress)
+    current, _ = read_current(store, dead.prompt_set, dead.seed)
+    if current is None or owed or not _has_all(current, dead):
+        launch = launch_again(store, dead.prompt_set, dead.seed, new_run_id(), last=dead)
+        # Of the partition as a whole only the manifest is made: the rest is for who launches it.
+        settle_nothing = replace(launch, max_images=0, only=frozenset())
+        made = plan(store, account.realm, settle_nothing, account.budget)
+        current = collect(store, account.realm, made, report)
     # After the manifest: what was brought by then is known to be all that the run has spent.
     names = [f"{run_id}/{shard}" for shard in dead.shards]
     settle_accounts(store, dead.prompt_set, dead.seed, names)
@@ -222,6 +226,13 @@ def _bring(
         report += settle_shard(store, account, run_id, shard, on_progress=on_progress)
     mark_done(store, run_id, 0)
     return report
+
+
+def _has_all(current: CurrentManifest, dead: Plan) -> bool:
+    """Whether a manifest has all pictures that a dead run set out for."""
+    told = (current.fingerprint, current.parameters, current.limit)
+    is_same = told == (dead.fingerprint, dead.parameters, dead.limit)
+    return is_same and set(current.cells) <= {CellState.SETTLED, CellState.NOT_REQUESTED}
 
 
 def _may_be_brought(entry: Entry) -> bool:

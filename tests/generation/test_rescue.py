@@ -10,6 +10,7 @@ from nanobanana_pipeline.audit import audit
 from nanobanana_pipeline.generation.counters import day_scope, partition_scope
 from nanobanana_pipeline.generation.manifest import read_current
 from nanobanana_pipeline.generation.rescue import dead_runs, rescue
+from nanobanana_pipeline.layout import run_done_key
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.money import Budget
 from nanobanana_pipeline.storage import ObjectStore
@@ -111,6 +112,20 @@ def test_a_run_that_bought_nothing_gets_the_manifest_it_owes(
     assert current is not None
     assert (current.cells, current.parameters) == ({"pending": 2}, made.parameters)
     assert admin(emulator, "purchases")["total"] == 0
+    assert dead_runs(later(store, DEAD)) == []
+
+
+def test_a_manifest_that_has_everything_is_not_published_again(
+    store: ObjectStore, emulators: Emulators
+) -> None:
+    account = account_for(emulators().base_url, store)
+    keep_prompts(store, "set", prompts(2))
+    dead = planned(store, run_id="died")
+    whole = launch(store, account)
+    before = set(store.keys(""))
+    settled = rescue(later(store, DEAD), account, dead.run_id, new_run_id=names())
+    assert settled.current.manifest == whole.current.manifest
+    assert set(store.keys("")) - before == {run_done_key(dead.run_id)}
     assert dead_runs(later(store, DEAD)) == []
 
 
