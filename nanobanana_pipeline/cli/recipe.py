@@ -26,7 +26,7 @@ from nanobanana_pipeline.money import Cap, cost_text
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
-from nanobanana_pipeline.wording import counted
+from nanobanana_pipeline.wording import counted, shortened
 
 __all__ = ["recipe_commands"]
 
@@ -67,12 +67,17 @@ def preview(
     selection = select(store, recipe, released_rows(store, latest))
     console = make_console()
     for title, frame in _summary(recipe, selection):
-        console.print(table_of(frame.head(SHOWN), title))
+        console.print(table_of(_first(frame), title))
         if len(frame) > SHOWN:
             console.print(f"… and {len(frame) - SHOWN:,} more")
     after = f"; the latest is {latest.version}" if latest else ""
+    prompts = len(selection.rows.drop_duplicates(["prompt_set", "prompt_id"]))
     console.print(
-        f"{counted(len(selection.rows), 'picture')} would be released{after}", highlight=False
+        f"{counted(len(selection.rows), 'picture')} would be released, of "
+        f"{counted(prompts, 'prompt')} (rows of the prompt tables) with "
+        f"{counted(selection.rows['prompt'].nunique(), 'different text')}{after}",
+        highlight=False,
+        soft_wrap=True,
     )
     if len(selection.shortfall):
         console.print(
@@ -168,6 +173,7 @@ def _print_drawn(console: Console, drawn: Drawn) -> None:
 
 def _print_standing(console: Console, recipe: Recipe, standing: Standing) -> None:
     short = standing.short.drop(columns=["wanted", "samples", "more"])
+    excluded = len(standing.selection.excluded)
     rejected = standing.rejected[["prompt_set", "prompt_id", "prompt", "seed", "reason"]]
     by_step = standing.rejected.groupby("step", sort=False).size().rename("pictures").reset_index()
     for title, frame in (
@@ -176,9 +182,14 @@ def _print_standing(console: Console, recipe: Recipe, standing: Standing) -> Non
         ("too few pictures", short),
     ):
         if len(frame):
-            console.print(table_of(frame.head(SHOWN), title))
+            console.print(table_of(_first(frame), title))
         if len(frame) > SHOWN:
             console.print(f"… and {len(frame) - SHOWN:,} more")
+    if excluded:
+        console.print(
+            f"{counted(excluded, 'prompt')} left out by what the prompt table says",
+            highlight=False,
+        )
     missing = int(standing.short["missing"].sum())
     console.print(
         f"{recipe.name}: {counted(standing.complete, 'prompt')} accepted, {len(short):,} short by "
@@ -188,13 +199,21 @@ def _print_standing(console: Console, recipe: Recipe, standing: Standing) -> Non
     )
 
 
+def _first(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows that are shown, with prompts in one line each."""
+    shown = frame.head(SHOWN)
+    return shown.assign(prompt=shown["prompt"].map(shortened)) if "prompt" in shown else shown
+
+
 def _summary(recipe: Recipe, selection: Selection) -> list[tuple[str, pd.DataFrame]]:
     """Small tables with their titles; those that would be empty are left out."""
     rows, rejected = selection.rows, selection.rejected
+    distinct = rows.drop_duplicates(["split", "prompt_set", "prompt_id"])
     splits = pd.DataFrame(
         {
             "pictures": rows.groupby("split").size(),
-            "prompts": rows.groupby("split")["prompt"].nunique(),
+            "prompts": distinct.groupby("split").size(),
+            "different texts": rows.groupby("split")["prompt"].nunique(),
             "groups": rows.groupby("split")["group"].nunique(),
             "bytes": rows.groupby("split")["bytes"].sum(),
         }

@@ -24,6 +24,8 @@ from nanobanana_pipeline.wording import counted
 
 __all__ = ["REJECTED_COLUMNS", "Selection", "released_rows", "select"]
 
+PROMPT: Final = ["prompt_set", "prompt_id"]
+"""A prompt is a row of a prompt table, whatever its text."""
 REJECTED_COLUMNS: Final = [
     *("row_id", "image_sha256", "prompt", "reason"),
     *("step", "prompt_set", "prompt_id", "seed"),
@@ -43,8 +45,9 @@ class Selection:
             whose request another row shares bears that row's ``row_id``.
         shortfall: prompts with fewer pictures than `per_prompt` asks for: prompt_set, prompt_id,
             prompt (str), wanted, accepted, missing, candidates (asked for so far), candidates_left
-            (int64). A prompt that a filter refuses by what the prompt table says is none of the
-            dataset's, and not among them.
+            (int64). Those of `excluded` are not among them.
+        excluded: prompts that are none of the dataset's, since a filter refuses what the prompt
+            table says of them: prompt_set, prompt_id (str).
         tried: `Sources.tried`.
         steps: how many rows were left after each step: step (str), rows (int64).
         manifests: what the rows were drawn from.
@@ -53,6 +56,7 @@ class Selection:
     rows: pd.DataFrame
     rejected: pd.DataFrame
     shortfall: pd.DataFrame
+    excluded: pd.DataFrame
     tried: pd.DataFrame
     steps: pd.DataFrame
     manifests: list[CurrentManifest]
@@ -99,12 +103,14 @@ def select(store: ObjectStore, recipe: Recipe, released: pd.DataFrame | None = N
     sieve.drop("joins no two splits", sieve.rows["row_id"].map(left_out))
     if recipe.per_prompt:
         _drop_surplus(sieve, recipe.per_prompt, released)
+    theirs = _of_dataset(sources.prompts, recipe)
     places = shares.rows.set_index("row_id")[["group", "split"]]
     rows = sieve.rows[[*ROW_COLUMNS, *sources.attributes]].join(places, on="row_id")
     return Selection(
         rows=rows.reset_index(drop=True),
         rejected=pd.concat([_not_come(sources), sieve.rejected()], ignore_index=True),
-        shortfall=_shortfall(sources, rows, recipe),
+        shortfall=_shortfall(sources, rows, recipe.per_prompt, theirs),
+        excluded=sources.prompts.loc[~theirs, PROMPT].reset_index(drop=True),
         tried=sources.tried,
         steps=pd.DataFrame(sieve.steps, columns=["step", "rows"]),
         manifests=sources.manifests,
@@ -205,18 +211,24 @@ def _not_come(sources: Sources) -> pd.DataFrame:
     )[REJECTED_COLUMNS]
 
 
-def _shortfall(sources: Sources, rows: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
-    named = ["prompt_set", "prompt_id"]
-    wanted, found = recipe.per_prompt, sources.prompts
+def _of_dataset(prompts: pd.DataFrame, recipe: Recipe) -> "pd.Series[bool]":
+    """Whether every filter passes what the prompt table says of a prompt."""
+    theirs = pd.Series(data=True, index=prompts.index)
     for column, rule in recipe.filters.items():
-        if column in found:
-            found = found[why_not(found[column], rule).isna()]
-    found = found[[*named, "prompt"]]
+        if column in prompts:
+            theirs &= why_not(prompts[column], rule).isna()
+    return theirs
+
+
+def _shortfall(
+    sources: Sources, rows: pd.DataFrame, wanted: PerPrompt | None, theirs: "pd.Series[bool]"
+) -> pd.DataFrame:
+    found = sources.prompts.loc[theirs, [*PROMPT, "prompt"]]
     if wanted is None:
         found = found.iloc[:0]
-    accepted = rows.groupby(named).size().rename("accepted")
-    candidates = sources.tried.groupby(named)["row_id"].nunique().rename("candidates")
-    found = found.join(accepted, on=named).join(candidates, on=named)
+    accepted = rows.groupby(PROMPT).size().rename("accepted")
+    candidates = sources.tried.groupby(PROMPT)["row_id"].nunique().rename("candidates")
+    found = found.join(accepted, on=PROMPT).join(candidates, on=PROMPT)
     found = found.fillna({"accepted": 0, "candidates": 0})
     found = found.astype({"accepted": "int64", "candidates": "int64"})
     images, budget = (wanted.images, wanted.candidates) if wanted else (0, 0)
@@ -225,5 +237,5 @@ def _shortfall(sources: Sources, rows: pd.DataFrame, recipe: Recipe) -> pd.DataF
         missing=images - found["accepted"],
         candidates_left=(budget - found["candidates"]).clip(lower=0),
     )
-    order = [*named, "prompt", "wanted", "accepted", "missing", "candidates", "candidates_left"]
+    order = [*PROMPT, "prompt", "wanted", "accepted", "missing", "candidates", "candidates_left"]
     return found.loc[found["missing"] > 0, order].reset_index(drop=True)

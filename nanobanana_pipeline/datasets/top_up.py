@@ -53,7 +53,8 @@ class Standing:
         short: `Selection.shortfall`, and of each prompt ``samples`` (pictures a request), ``more``
             (int64: requests that its candidates allow) and ``why_none`` (str: why there is none
             more to ask for; null where there is).
-        rejected: `Selection.rejected`, without what a prompt merely has too many of.
+        rejected: `Selection.rejected`, without what a prompt merely has too many of, and without
+            prompts that are none of the dataset's (`Selection.excluded`).
         complete: prompts that have their pictures.
     """
 
@@ -103,6 +104,10 @@ def stand(store: ObjectStore, recipe: Recipe) -> Standing:
     latest, _ = read_latest(store, recipe.name)
     selection = select(store, recipe, released_rows(store, latest))
     rejected = selection.rejected[selection.rejected["step"] != SURPLUS]
+    excluded = pd.MultiIndex.from_frame(selection.excluded)
+    rejected = rejected[
+        ~pd.MultiIndex.from_frame(rejected[list(selection.excluded)]).isin(excluded)
+    ]
     counted = selection.rows.groupby(["prompt_set", "prompt_id"]).size()
     parts = [
         _with_means(store, selection, str(name), short)

@@ -322,10 +322,12 @@ def test_a_prompt_that_the_recipe_leaves_out_misses_nothing(world: World) -> Non
     asked = {"images": 3, "candidates": 3}
     by_table = world.select(per_prompt=asked, filters={"kind": {"equals": "land"}})
     assert by_table.shortfall["prompt_id"].tolist() == ["a1", "a4"]
+    assert by_table.excluded["prompt_id"].tolist() == ["a2", "a3"]
     negative = world.select(per_prompt=asked, filters={"negative_prompt": {"equals": "night"}})
     assert negative.shortfall["prompt_id"].tolist() == ["a2"]
     by_looks = world.select(per_prompt=asked, filters={"sharpness": {"min": 1000}})
     assert by_looks.shortfall["accepted"].tolist() == [0, 0, 0, 0]
+    assert by_looks.excluded.empty
 
 
 def test_nothing_leaks_whatever_the_seed_and_released_rows_stay(world: World) -> None:
@@ -420,7 +422,7 @@ def test_preview_says_what_would_be_selected_and_writes_nothing(
     assert list(world.store.keys("")) == before
     for text in (
         *("filter legs", "legs 0 is less than 1", "an owl", "train", "test", "candidates_left"),
-        "6 pictures would be released",
+        "6 pictures would be released, of 3 prompts (rows of the prompt tables) with 3 different",
     ):
         assert text in done.output
     path.write_text(path.read_text().replace("legs:", "leg:"))

@@ -387,3 +387,29 @@ def test_the_command_quotes_buys_and_says_what_is_short(
     assert "no candidate is left" in short.output
     path.write_text(path.read_text().replace("per_prompt", "# per_prompt"))
     assert nanobanana("recipe", "top-up", path).exit_code == 2
+
+
+def test_long_prompts_are_shortened_and_prompts_left_out_are_not_listed(
+    store: ObjectStore, emulator: EmulatorThread, nanobanana: Command, tmp_path: Path
+) -> None:
+    world = World(store, emulator, account_for(emulator.base_url, store))
+    long = "a fox\n\nwho is " + "very " * 300 + "tired"
+    twins = [{"id": f"b{n}", "prompt": "two bears", "width": 1024 + 32 * n} for n in range(2)]
+    keep_prompts(store, "animals", [{"id": "a1", "prompt": long}, ANIMALS[1], *twins])
+    world.draw()
+    path = tmp_path / "cats.yaml"
+    path.write_text(
+        RECIPE.replace("[2]", "[3]").replace("filters: {", "filters: {kind: {not_in: [air]}, ")
+        + "seeds: [1]\n"
+    )
+    for command in (("preview", path), ("top-up", path, "--dry-run")):
+        said = nanobanana("recipe", *command)
+        assert said.exit_code == 0, said.output
+        assert "a fox who is very very" in said.output
+        assert said.output.count("very") < 30
+        if "preview" in command:
+            assert "of 3 prompts (rows of the prompt tables) with 2 different texts" in said.output
+        else:
+            assert "which not_in excludes" not in said.output
+            assert "1 prompt left out by what the prompt table says" in said.output
+            assert "0 pictures rejected" in said.output
