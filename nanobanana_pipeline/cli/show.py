@@ -14,7 +14,7 @@ from rich.table import Table
 from nanobanana_pipeline.errors import SettingsError
 from nanobanana_pipeline.generation.counters import partition_scope
 from nanobanana_pipeline.generation.manifest import CurrentManifest
-from nanobanana_pipeline.money import Budget, cost_text
+from nanobanana_pipeline.money import Budget
 from nanobanana_pipeline.prompts.validation import REFERENCE, CheckedPrompts, attributes_of
 from nanobanana_pipeline.request import TABLE_FIELDS
 from nanobanana_pipeline.storage import ObjectStore
@@ -70,7 +70,7 @@ def partitions_table(manifests: Iterable[CurrentManifest], store: ObjectStore) -
             ", ".join(f"{n:,} {state}" for state, n in current.cells.items()),
             f"{current.images:,}",
             size_text(current.size),
-            cost_text(spent.cost_counted or None),
+            spent.cost_text,
         )
     return table
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
 from nanobanana_pipeline.layout import day_budget_key, partition_budget_key, run_budget_key
 from nanobanana_pipeline.ledger import new_nonce
-from nanobanana_pipeline.money import Budget, Cap, cost_of
+from nanobanana_pipeline.money import Budget, Cap, cost_of, cost_text
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["Counter", "Reservation", "Scope", "day_scope", "partition_scope", "run_scope"]
@@ -44,6 +44,7 @@ class Counter(BaseModel):
     Attributes:
         images: spent by shards that have closed their account.
         cost: money for those of them whose price was known.
+        unpriced: those of them whose price was unknown.
         reserved: by ``<run id>/<shard>``.
     """
 
@@ -53,6 +54,7 @@ class Counter(BaseModel):
     revision: str = Field(default_factory=new_nonce)
     images: int = 0
     cost: Decimal = Decimal(0)
+    unpriced: int = 0
     reserved: dict[str, Reservation] = Field(default_factory=dict)
 
     @property
@@ -66,6 +68,14 @@ class Counter(BaseModel):
         return self.cost + sum(
             (cost_of(r.images, r.price) or Decimal(0) for r in self.reserved.values()), Decimal(0)
         )
+
+    @property
+    def cost_text(self) -> str:
+        """`cost_counted` for people: what had no price adds an unknown amount, and not 0."""
+        bare = [r for r in self.reserved.values() if r.price is None]
+        known = cost_text(self.cost_counted or None)
+        is_partial = bool(self.cost_counted) and bool(self.unpriced or bare)
+        return f"{known} + unknown" if is_partial else known
 
     def with_reserved(self, name: str, images: int, price: Decimal | None) -> "Counter":
         """A change of one shard's reservation by so many images; none is left at 0."""
@@ -101,6 +111,7 @@ class Counter(BaseModel):
         return self._changed(
             images=self.images + spent,
             cost=self.cost + (cost_of(spent, mine.price) or Decimal(0)),
+            unpriced=self.unpriced + (spent if mine.price is None else 0),
             reserved={other: r for other, r in self.reserved.items() if other != name},
         )
 

@@ -115,6 +115,22 @@ def test_what_surely_bought_nothing_is_given_back_and_doubts_and_losses_are_not(
     assert (mine.images, mine.reserved) == (2, {})
 
 
+def test_what_had_no_price_adds_an_unknown_cost(
+    store: ObjectStore, emulator_and_account: tuple[Any, Account]
+) -> None:
+    _, account = emulator_and_account
+    keep_prompts(store, "set", prompts(5))
+    launch(store, account, max_images=2)
+    assert counted(store).cost_text == "unknown"
+    launch(store, capped(account))
+    assert (counted(store).images, counted(store).cost_text) == (5, "0.12 + unknown")
+    scope = day_scope(store, Budget())
+    scope.change(lambda counter: counter.model_copy(update={"unpriced": 0, "revision": "known"}))
+    assert counted(store).cost_text == "0.12"
+    scope.reserve("alive/shard-0000", 1, None)
+    assert counted(store).cost_text == "0.12 + unknown"
+
+
 def test_a_cap_on_money_without_a_price_is_refused(store: ObjectStore) -> None:
     keep_prompts(store, "set", prompts(1))
     with pytest.raises(PlanError, match="NANOBANANA_PRICE_PER_IMAGE"):
