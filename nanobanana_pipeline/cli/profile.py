@@ -69,7 +69,7 @@ def demo(*, data: Data = Path(".nanobanana")) -> None:
             sheet.write_bytes(_sheet(store, manifests))
             console.print(f"contact sheet   {sheet}", highlight=False, soft_wrap=True)
         console.print(
-            f"kept in         {data}\nopen the UI     uv run nanobanana dev --data {data}",
+            f"kept in         {data}\nopen the UI     {_called()} dev --data {data}",
             highlight=False,
             soft_wrap=True,
         )
@@ -134,6 +134,11 @@ def dagster_home(data: Path) -> Path:
     return home
 
 
+def _called() -> str:
+    """How this command was itself called: by `uv run`, which marks it, or as an installed tool."""
+    return "uv run nanobanana" if "UV_RUN_RECURSION_DEPTH" in os.environ else "nanobanana"
+
+
 def _is_up(url: str) -> bool:
     try:
         return requests.get(url, timeout=2).ok
@@ -150,7 +155,7 @@ def _explain(console: Console, url: str, data: Path, profile: LocalProfile) -> N
         f"Put a table into {Path('prompts').resolve()}/<prompt set>.csv, materialize prompt_set "
         "with that name as its partition, then generated_images with it and a seed. "
         "For the other commands in another terminal: "
-        f'eval "$(nanobanana environment --data {data})". Ctrl-C ends everything.',
+        f'eval "$({_called()} environment --data {data})". Ctrl-C ends everything.',
         soft_wrap=True,
     )
 

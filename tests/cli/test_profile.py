@@ -114,8 +114,12 @@ def test_dev_serves_the_ui_and_ends_with_all_its_children(
     log = tmp_path / "dev.log"
     # As a shell starts background jobs: SIGINT is ignored from the start.
     process, url = start_dev(
-        data, log, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
+        data,
+        log,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        more_env={"UV_RUN_RECURSION_DEPTH": "1"},  # as `uv run` marks what it runs
     )
+    assert f'eval "$(uv run nanobanana environment --data {data})"' in log.read_text()
     query = {"query": "{ assetNodes { assetKey { path } } }"}
     answer = requests.post(f"{url}/graphql", json=query, timeout=30).json()
     names = {node["assetKey"]["path"][0] for node in answer["data"]["assetNodes"]}
