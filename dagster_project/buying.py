@@ -15,9 +15,10 @@ from dagster_project.assets.generated_images import generated_images
 from dagster_project.partitions import cell_key, prompt_sets, seeds
 from dagster_project.resources import NanobananaResource
 from dagster_project.sensors import unset
+from nanobanana_pipeline.datasets.derived import is_derived
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.cells import check_seed
-from nanobanana_pipeline.generation.manifest import read_current
+from nanobanana_pipeline.generation.manifest import list_partitions, read_current
 from nanobanana_pipeline.generation.quote import room_today
 from nanobanana_pipeline.generation.wanted import Share, find_wanted, share_out
 from nanobanana_pipeline.money import Cap, cost_of, cost_text
@@ -96,8 +97,9 @@ def nightly(
     default_status=dg.DefaultSensorStatus.STOPPED,
     description=(
         "Buys the pictures of every prompt set that is new or has changed since this was started, "
-        f"under the seed partitions there are (the {SEEDS_A_SET} smallest at most); a pilot's "
-        f"limit stays. At most {SETS_A_TICK} prompt sets a tick. Costs money, up to the day's "
+        f"under the seed partitions there are (the {SEEDS_A_SET} smallest at most, without those "
+        "that only a top-up has drawn under); a pilot's limit stays. "
+        f"At most {SETS_A_TICK} prompt sets a tick. Costs money, up to the day's "
         "cap; without such a cap it launches nothing. Ships stopped: set "
         "NANOBANANA_MAX_IMAGES_PER_DAY, then start it here."
     ),
@@ -123,7 +125,7 @@ def buy_new_prompt_sets(
     ).records
     if not records:
         return dg.SkipReason("no prompt set is new")
-    chosen = _seeds(context)
+    chosen = _seeds(context, nanobanana)
     if not chosen:
         return dg.SkipReason("there is no seed yet: add a partition such as 1 to generated_images")
     requests = []
@@ -172,14 +174,24 @@ def _launches(
     return requests
 
 
-def _seeds(context: dg.SensorEvaluationContext) -> list[int]:
-    """The smallest seeds of the instance; those that may not be bought are told and left out."""
+def _seeds(context: dg.SensorEvaluationContext, nanobanana: NanobananaResource) -> list[int]:
+    """The smallest seeds of the instance, without those that nobody added and those not for sale.
+
+    A top-up adds the seeds that it draws a few prompts under; what is left out is told.
+    """
     found = []
     for key in context.instance.get_dynamic_partitions(str(seeds.name)):
         try:
             found.append(check_seed(int(key)))
         except (ValueError, PlanError) as error:
             context.log.warning(f"seed partition {key!r} is left out: {error}")
+    drawn = set(list_partitions(nanobanana.store()))
+    asked = {seed for name, seed in drawn if not is_derived(name)}
+    only_topped_up = {seed for _, seed in drawn} - asked
+    left_out = sorted(only_topped_up.intersection(found))
+    if left_out:
+        context.log.info(f"seeds that only top-ups have drawn under are left out: {left_out}")
+        found = [seed for seed in found if seed not in only_topped_up]
     if len(found) > SEEDS_A_SET:
         context.log.warning(f"of {len(found):,} seeds the {SEEDS_A_SET} smallest are bought")
     return sorted(found)[:SEEDS_A_SET]

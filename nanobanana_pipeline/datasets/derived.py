@@ -19,7 +19,7 @@ from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.validation import CheckedPrompts, fingerprint
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["derived_prefix", "keep_derived", "origin_of"]
+__all__ = ["derived_prefix", "is_derived", "keep_derived", "origin_of"]
 
 DIGITS: Final = 12
 ALWAYS: Final = ("prompt_id", "prompt")
@@ -35,6 +35,11 @@ def origin_of(dataset: str, name: str) -> str | None:
     """The prompt set that `name` was derived from for this dataset; None if it was not."""
     found = re.fullmatch(rf"{re.escape(derived_prefix(dataset))}(.+)\.[0-9a-f]{{{DIGITS}}}", name)
     return found[1] if found else None
+
+
+def is_derived(name: str) -> bool:
+    """Whether a prompt set was derived for some dataset."""
+    return origin_of(name.partition(derived_prefix(""))[0], name) is not None
 
 
 def keep_derived(

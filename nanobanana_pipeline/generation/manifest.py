@@ -27,6 +27,7 @@ __all__ = [
     "CellState",
     "CurrentManifest",
     "advice",
+    "list_partitions",
     "manifest_table",
     "publish",
     "read_all_current",
@@ -176,8 +177,8 @@ def read_current(
     return read_pointer(store, key, CurrentManifest, SCHEMA)
 
 
-def read_all_current(store: ObjectStore, begins: str = "") -> Iterator[CurrentManifest]:
-    """Every partition's current manifest, by prompt set and seed.
+def list_partitions(store: ObjectStore, begins: str = "") -> Iterator[tuple[str, int]]:
+    """Prompt set and seed of every partition that has a manifest, in order; reads none of them.
 
     Args:
         store: the bucket.
@@ -187,9 +188,20 @@ def read_all_current(store: ObjectStore, begins: str = "") -> Iterator[CurrentMa
         folder, _, leaf = key.rpartition("/")
         if leaf == "current.json":
             _, name, seed = folder.split("/")
-            current, _ = read_current(store, name, int(seed.removeprefix("seed=")))
-            if current is not None:
-                yield current
+            yield name, int(seed.removeprefix("seed="))
+
+
+def read_all_current(store: ObjectStore, begins: str = "") -> Iterator[CurrentManifest]:
+    """Every partition's current manifest, by prompt set and seed.
+
+    Args:
+        store: the bucket.
+        begins: only prompt sets whose names begin so.
+    """
+    for name, seed in list_partitions(store, begins):
+        current, _ = read_current(store, name, seed)
+        if current is not None:
+            yield current
 
 
 def read_manifest(store: ObjectStore, key: str, columns: list[str] | None = None) -> pd.DataFrame:

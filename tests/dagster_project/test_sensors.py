@@ -343,6 +343,25 @@ def test_new_prompt_sets_are_bought_once_under_each_seed_and_never_without_a_cap
     assert names(sensor.tick()) == ["new|1", "new|2"]
 
 
+def test_seeds_that_only_a_top_up_has_drawn_under_are_not_bought(
+    project: Projects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = project()
+    monkeypatch.setenv("NANOBANANA_MAX_IMAGES_PER_DAY", "100")
+    account = account_for(here.emulator.base_url, here.store)
+    for name, seed in (("demo", 1), ("cats.top-up.demo.0123456789ab", 1)):
+        keep_prompts(here.store, name, ["a fox"])
+        launch(here.store, account, name, seed=seed)
+    keep_prompts(here.store, "cats.top-up.demo.ba9876543210", ["a fox"])
+    launch(here.store, account, "cats.top-up.demo.ba9876543210", seed=2)
+    # Nothing was drawn under 3 yet: somebody has added it.
+    here.instance.add_dynamic_partitions(str(seeds.name), ["1", "2", "3"])
+    sensor = Automation(here, "buy_new_prompt_sets")
+    assert sensor.tick() == []
+    here.make_prompt_set("new")
+    assert names(sensor.tick()) == ["new|1", "new|3"]
+
+
 def test_what_spends_ships_stopped_and_what_saves_ships_running() -> None:
     repository = defs.get_repository_def()
     running = {s.name for s in repository.sensor_defs if s.default_status.value == "RUNNING"}
