@@ -39,6 +39,7 @@ PATIENCE_SECONDS: Final = 5.0
 """How long a run waits at its end for the endpoint to take its events."""
 LONGEST_RUN: Final = timedelta(days=7)
 """How far back a later step looks for the file that the run's first step began."""
+THREAD: Final = "lineage"
 ENDED: Final = frozenset({"COMPLETE", "FAIL", "ABORT"})
 CONFIGURED_BY: Final = ("OPENLINEAGE_URL", "OPENLINEAGE_CONFIG", "OPENLINEAGE__TRANSPORT")
 
@@ -187,10 +188,12 @@ class Recording:
         told = self.told or self._begun or Told()
         now = datetime.now(UTC)
         event = facets.run_event(state, now, self._job, self._run_id, told, self._parent, error)
+        line = facets.as_line(event)
         if self._endpoint is not None:
+            # Written down before: the client adds to the event that it is given.
             self._endpoint.send(event)
         days = LONGEST_RUN.days if state != "START" else 0
-        _append(self._store, now, days, self._run_id, facets.as_line(event))
+        _append(self._store, now, days, self._run_id, line)
 
     def guarded(self, what: str, act: Callable[[], Given]) -> Given | None:
         """What `act` gives; None, and a warning that names `what`, where it fails."""
@@ -214,7 +217,10 @@ class _Endpoint:
 
     def __init__(self) -> None:
         self._events: queue.SimpleQueue[RunEvent | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="lineage", daemon=True)
+        self._has_warned = False
+        # Each try that the client makes again is told there, with no word of whose it is.
+        logging.getLogger("urllib3.connectionpool").addFilter(_is_of_others)
+        self._thread = threading.Thread(target=self._work, name=THREAD, daemon=True)
         self._thread.start()
 
     def send(self, event: "RunEvent") -> None:
@@ -224,7 +230,7 @@ class _Endpoint:
         self._events.put(None)
         self._thread.join(PATIENCE_SECONDS)
         if self._thread.is_alive():
-            log.warning(
+            self._warn(
                 "the OpenLineage endpoint did not take all events within %.0f s, and the run goes "
                 "on; the bucket has them",
                 PATIENCE_SECONDS,
@@ -239,12 +245,22 @@ class _Endpoint:
             except Exception as fault:  # noqa: BLE001 - as above
                 # Its text may quote the address, and with it a password.
                 answer = getattr(getattr(fault, "response", None), "status_code", "none")
-                log.warning(
+                self._warn(
                     "the OpenLineage endpoint did not take an event (%s, HTTP status: %s), and the "
                     "run goes on; the bucket has it: check OPENLINEAGE_URL",
                     type(fault).__name__,
                     answer,
                 )
+
+    def _warn(self, text: str, *details: object) -> None:
+        """Once a run: the next event fares no better."""
+        if not self._has_warned:
+            self._has_warned = True
+            log.warning(text, *details)
+
+
+def _is_of_others(record: logging.LogRecord) -> bool:
+    return record.threadName != THREAD
 
 
 def _is_configured() -> bool:
