@@ -9,8 +9,8 @@ import dagster as dg
 import pandas as pd
 from pydantic import Field
 
-from dagster_project.assets.generated_images import GenerationConfig, launch_of
 from dagster_project.failures import plain_failures
+from dagster_project.launch_config import GenerationConfig, launch_of
 from dagster_project.metadata import sample_table
 from dagster_project.partitions import read_cell_key
 from dagster_project.recording import recorded_step

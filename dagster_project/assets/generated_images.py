@@ -6,26 +6,27 @@ downstream assets run. Pictures that can never be drawn only warn.
 """
 
 from collections.abc import Callable, Iterator
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
 import dagster as dg
 import pandas as pd
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from dagster_project.columns import IMAGES
 from dagster_project.failures import plain_failures
+from dagster_project.launch_config import GenerationConfig, launch_of
 from dagster_project.metadata import column_schema, sample_table
 from dagster_project.partitions import grid, read_cell_key
 from dagster_project.pictures import picture
 from dagster_project.recording import recorded_step
 from dagster_project.resources import NanobananaResource
 from dagster_project.stopping import RunOver, RunWatch
-from nanobanana_pipeline.errors import NanobananaError, PlanError, StorageError
+from nanobanana_pipeline.errors import NanobananaError, StorageError
 from nanobanana_pipeline.generation import launch
 from nanobanana_pipeline.generation.engine import Progress, Report
-from nanobanana_pipeline.generation.launch import Launch, Plan
+from nanobanana_pipeline.generation.launch import Plan
 from nanobanana_pipeline.generation.manifest import (
     COLUMNS,
     CellState,
@@ -41,17 +42,11 @@ from nanobanana_pipeline.lineage.events_told import (
     launch_planned,
 )
 from nanobanana_pipeline.money import cost_of, cost_text
-from nanobanana_pipeline.request import (
-    DeliveryParameters,
-    PictureParameters,
-    parameter_faults,
-    read_parameters,
-)
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import counted
 
-__all__ = ["GenerationConfig", "generated_images", "launch_of"]
+__all__ = ["generated_images"]
 
 CODE_VERSION = "1"
 PROGRESS_SECONDS = 2.0
@@ -60,98 +55,6 @@ STRIP_PICTURES = 4
 
 _PLAN = TypeAdapter(Plan)
 _REPORT = TypeAdapter(Report)
-
-
-class GenerationConfig(dg.Config):
-    """What a launch may say. Everything left out stays as the partition was made before."""
-
-    width: int | None = Field(
-        None, description="Pixels, 1024 to 2048, divisible by 32. The provider's default is 2048."
-    )
-    height: int | None = Field(
-        None, description="Pixels, 1024 to 2048, divisible by 32. The provider's default is 2048."
-    )
-    samples: int | None = Field(
-        None, description="Pictures a cell, 1 to 4; each is paid for. Default 1."
-    )
-    negative_prompt: str | None = Field(None, description="What should not be in the pictures.")
-    noise_scale_start: float | None = Field(
-        None, description="The provider's noise_scale_start. Default 7.5."
-    )
-    noise_scale_end: float | None = Field(
-        None, description="The provider's noise_scale_end. Default 7.5."
-    )
-    noise_clip_std: float | None = Field(
-        None, description="The provider's noise_clip_std. Default 2.5."
-    )
-    watermark: bool | None = Field(
-        None, description="Whether the provider puts its watermark in. Default no."
-    )
-    keep_original_aspect: bool | None = Field(
-        None, description="For rows with a reference picture: keep its aspect. Default no."
-    )
-    base64: bool | None = Field(
-        None, description="Have pictures sent as text of base64 instead of files. Default no."
-    )
-    temp: bool | None = Field(
-        None, description="Have pictures kept in the provider's folder cleaned daily. Default no."
-    )
-    webhook: str | None = Field(
-        None,
-        description=(
-            "An https URL of your own that is told of each completion. Default: this project's "
-            "receiver, where NANOBANANA_WEBHOOK_URL names one."
-        ),
-    )
-    track_id: str | None = Field(
-        None, description="A label of your own, sent behind each attempt's id as its track_id."
-    )
-    change_parameters: bool = Field(
-        default=False,
-        description=(
-            "Buy the partition anew where the parameters above differ from those it was made "
-            "with. Without it such a launch is refused, with what it would buy."
-        ),
-    )
-    limit: int | None = Field(
-        None,
-        description=(
-            "A pilot: buy so many rows of the prompt set only, always the same ones; a larger "
-            "limit adds to a smaller one. The rest is not_requested."
-        ),
-    )
-    max_images: int | None = Field(
-        None,
-        description=(
-            "Buy at most so many images in this run; the rest is over budget. 0 buys nothing: it "
-            "brings what was bought, and accounts for it."
-        ),
-    )
-    max_cost: str | None = Field(
-        None,
-        description=(
-            "Spend at most so much money in this run, in the currency of "
-            "NANOBANANA_PRICE_PER_IMAGE; the rest is over budget."
-        ),
-    )
-    rebuy: bool = Field(
-        default=False,
-        description=(
-            "Buy again what is in doubt or lost, where no evidence settles it: may be paid for "
-            "twice. Requests in doubt wait until 15 minutes after their claim has run out."
-        ),
-    )
-    slots: int | None = Field(
-        None,
-        description="Most requests at the provider at once. Default: NANOBANANA_SLOTS.",
-    )
-    shard_size: int | None = Field(
-        None,
-        description=(
-            "Most requests a step. Left out, all go through one step: best on one machine, where "
-            "steps cost more than they bring. Several machines share a partition by its shards."
-        ),
-    )
 
 
 @dg.op(
@@ -323,37 +226,6 @@ def generated_images(prompts: Any) -> dict[str, Any]:  # noqa: ANN401 - a graph 
     shards, made = plan(prompts)
     finished = collect(made, shards.map(generate).collect())
     return {"result": finished.result, "generated_images_cells": finished.cells}
-
-
-def launch_of(config: GenerationConfig, name: str, seed: int, run_id: str) -> Launch:
-    """What a launch's config asks for.
-
-    Raises:
-        PlanError: a value breaks the provider's rules. Dagster's config types know no such rules,
-            and a config mapping that raises shows the launchpad an internal error instead.
-    """
-    named = {*PictureParameters.model_fields, *DeliveryParameters.model_fields}
-    try:
-        picture, delivery = read_parameters(config.model_dump(include=named))
-    except ValidationError as error:
-        raise PlanError(parameter_faults(error)) from None
-    try:
-        max_cost = None if config.max_cost is None else Decimal(config.max_cost)
-    except InvalidOperation:
-        raise PlanError(f"max_cost {config.max_cost!r} is no amount of money") from None
-    return Launch(
-        prompt_set=name,
-        seed=seed,
-        run_id=run_id,
-        parameters=picture,
-        delivery=delivery,
-        change_parameters=config.change_parameters,
-        limit=config.limit,
-        shard_size=config.shard_size,
-        rebuy=config.rebuy,
-        max_images=config.max_images,
-        max_cost=max_cost,
-    )
 
 
 def _quoted(made: Plan, expected: Estimate) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-from dagster_project.assets.generated_images import GenerationConfig
+from dagster_project.launch_config import GenerationConfig
 from tests.dagster_project.conftest import Project
 from tests.generation.test_fields import FIELDS, sold
 
