@@ -195,8 +195,10 @@ def _break_off(
             client.sendall(_refusal(status, code))
             _shut(client)
         case Loss.MIDDLE:
-            server.sendall(data)
-            body = client.recv(1 << 16)
+            head, blank, body = data.partition(b"\r\n\r\n")
+            server.sendall(head + blank)
+            if not body and _length(head):
+                body = client.recv(1 << 16)
             server.sendall(body[: len(body) // 2])
         case Loss.RESET:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
@@ -206,10 +208,15 @@ def _break_off(
 def _read_body(data: bytes, client: socket.socket) -> None:
     """Read what a client sends without being asked to; else closing would reset its connection."""
     head, _, body = data.partition(b"\r\n\r\n")
-    length = _LENGTH.search(head)
-    left = int(length[1]) - len(body) if length and _EXPECT not in head else 0
+    left = _length(head) - len(body) if _EXPECT not in head else 0
     while left > 0 and (more := client.recv(1 << 16)):
         left -= len(more)
+
+
+def _length(head: bytes) -> int:
+    """The bytes of the body that a call's head announces."""
+    length = _LENGTH.search(head)
+    return int(length[1]) if length else 0
 
 
 def _refusal(status: int, code: str) -> bytes:
