@@ -34,14 +34,17 @@ def main(way: str, data: Path) -> None:
     rows = pd.read_parquet(data / "rows.parquet")
     ways: dict[str, Callable[[pd.DataFrame], None]] = {
         "ours": functools.partial(_ours, formats=("webdataset",)),
-        "ours_twice": functools.partial(_ours, formats=("webdataset", "parquet")),
+        # Small shards, so that as many are packed at once however few pictures there are.
+        "ours_twice": functools.partial(
+            _ours, formats=("webdataset", "parquet"), shard_bytes=SHARD_BYTES // 12
+        ),
         "shard_writer": _shard_writer,
         "tar_writer": _tar_writer,
     }
     ways[way](rows)
 
 
-def _ours(rows: pd.DataFrame, formats: tuple[str, ...]) -> None:
+def _ours(rows: pd.DataFrame, formats: tuple[str, ...], shard_bytes: int = SHARD_BYTES) -> None:
     import pyarrow as pa
 
     from nanobanana_pipeline.datasets.packing import pack
@@ -50,7 +53,7 @@ def _ours(rows: pd.DataFrame, formats: tuple[str, ...]) -> None:
     from nanobanana_pipeline.datasets.shards import lay_out
 
     table = as_table(rows)
-    layout = lay_out(table, row_digests(table), ShardSize(bytes=SHARD_BYTES, images=1_000_000))
+    layout = lay_out(table, row_digests(table), ShardSize(bytes=shard_bytes, images=1_000_000))
     keyed = table.add_column(0, KEY, pa.array(layout.keys))
     store = ObjectStore(s3_client(), local.BUCKET)
     pack(store, ("bench", "v1"), keyed, layout.shards, formats)
