@@ -76,6 +76,9 @@ class _Commands(typer.core.TyperGroup):
             )
             raise typer.Exit(WRONG_USE) from None
         except KeyboardInterrupt:
+            # A further Ctrl-C has nothing left to stop, and would end us by signal, not with ours.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             Console(stderr=True).print("stopped")
             raise typer.Exit(INTERRUPTED) from None
 
