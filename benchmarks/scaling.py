@@ -149,7 +149,7 @@ def _by_partition() -> str:
             ["partitions a month", *map(_figure, partitions)],
             ["months to 100,000 of them", *(_figure(DAGSTER_PARTITIONS / c) for c in partitions)],
             [
-                "plan's reads of the ledger, s; collect's are as many",
+                "collect's reads of the ledger, s; plan's are at most as many",
                 *(_figure(rows * S3_READ_SECONDS / READERS) for rows in ROWS),
             ],
             ["manifest, MB", *(_figure(rows * COUNTED.row_bytes / 1e6) for rows in ROWS)],

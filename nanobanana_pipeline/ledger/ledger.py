@@ -18,6 +18,7 @@ from nanobanana_pipeline.errors import ForbiddenTransition, StorageError, Storag
 from nanobanana_pipeline.layout import ledger_key
 from nanobanana_pipeline.ledger.attempt import Outcome
 from nanobanana_pipeline.ledger.entry import Entry
+from nanobanana_pipeline.ledger.known import leave_out_unknown
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["PAID_PATIENCE_SECONDS", "Held", "Ledger", "boot_clock"]
@@ -85,7 +86,7 @@ class Ledger:
 
     def read_many(self, request_keys: Iterable[str]) -> dict[str, Held]:
         """The entries of those requests that were ever tried, by key."""
-        keys = list(request_keys)
+        keys = leave_out_unknown(self._store, list(request_keys))
         readers = ThreadPoolExecutor(READERS)
         try:
             found = readers.map(self.read, keys)
