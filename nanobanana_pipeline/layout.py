@@ -33,6 +33,7 @@ __all__ = [
     "run_plan_key",
     "run_shard_key",
     "run_value_key",
+    "unfinished_key",
     "webhook_key",
     "webhook_prefix",
 ]
@@ -111,6 +112,11 @@ def run_value_key(run_id: str, *parts: str) -> str:
     return f"runs/{run_id}/values/{'/'.join(parts)}.json"
 
 
+def run_settled_key(run_id: str, shard: str) -> str:
+    """What a shard has settled, for the step that makes the manifest."""
+    return f"runs/{run_id}/values/settled/{shard}.jsonl.gz"
+
+
 def run_alive_key(run_id: str, shard: str) -> str:
     """Written anew now and then while a shard buys: its age says whether the shard lives."""
     return f"runs/{run_id}/{shard}.alive"
@@ -134,6 +140,11 @@ def partition_budget_key(prompt_set: str, seed: int) -> str:
 def run_done_key(run_id: str) -> str:
     """Its presence says that a run came to its end and left nothing to rescue."""
     return f"runs/{run_id}/done.json"
+
+
+def unfinished_key(run_id: str) -> str:
+    """The empty object that names a run that has not come to its end; with "" their folder."""
+    return f"unfinished/{run_id}"
 
 
 def lineage_key(day: str, run_id: str) -> str:

@@ -35,7 +35,7 @@ from nanobanana_pipeline.generation.work import (
     Work,
     WorkList,
 )
-from nanobanana_pipeline.ledger import Ledger, State
+from nanobanana_pipeline.ledger import Entry, Ledger, State
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.slots import Slots
 from nanobanana_pipeline.storage import ObjectStore
@@ -143,6 +143,7 @@ class Engine:
         on_progress: called every `progress_seconds` from the calling thread. What it raises stops
             the engine as an interrupt does.
         progress_seconds: how often.
+        on_settled: is given each entry that this engine settles, from any of its threads.
         metrics: is told of what happens.
     """
 
@@ -155,6 +156,7 @@ class Engine:
         *,
         run_id: str,
         rebuy: bool = False,
+        on_settled: Callable[[Entry], None] | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         progress_seconds: float = 10.0,
         metrics: Metrics = UNTOLD,
@@ -167,6 +169,7 @@ class Engine:
         self._slots = slots
         self._purse = purse
         self._on_progress = on_progress
+        self._on_settled = on_settled
         self._progress_seconds = progress_seconds
         self._stop, self._give_up = threading.Event(), transfer.give_up
         self._all_started, self._all_bought = threading.Event(), threading.Event()
@@ -195,18 +198,18 @@ class Engine:
                 is under way has had its grace.
             NanobananaError: a fault of ours or of the bucket that makes going on senseless.
         """
-        work = [Work(request) for request in planned]
-        todo = WorkList(work)
+        todo = WorkList(map(Work, planned))
+        total = len(todo)
         started = time.monotonic()
         buyers = Crew("buyer", functools.partial(self._buy, todo))
         movers = Crew("mover", self._move)
         try:
-            buyers.start(min(self._slots.most, len(work)))
-            movers.start(min(MOVERS, len(work)))
+            buyers.start(min(self._slots.most, total))
+            movers.start(min(MOVERS, total))
             self._all_started.set()
-            self._watch(buyers, len(work), started)
+            self._watch(buyers, total, started)
             self._all_bought.set()
-            self._watch(movers, len(work), started)
+            self._watch(movers, total, started)
         except BaseException:
             self._stop.set()
             self._all_started.set()
@@ -222,7 +225,7 @@ class Engine:
         report.served = self._buyer.served
         report.spent = self._purse.spent
         report.rate_limited = self._slots.rate_limited
-        untouched = len(work) - report.states.total()
+        untouched = total - report.states.total()
         report.states[State.OPEN] += untouched
         self._metrics.ended(State.OPEN, untouched)
         report.states = +report.states
@@ -310,7 +313,10 @@ class Engine:
                     self._report.images += result.images
                     self._report.size += result.size
                 self._metrics.stored(result.images, result.size)
-                self._count(result.held.entry.state, result.reason)
+                entry = result.held.entry
+                if entry.state is State.SETTLED and self._on_settled:
+                    self._on_settled(entry)
+                self._count(entry.state, result.reason)
                 if result.refused:
                     self._note_refused(str(result.reason))
 

@@ -32,6 +32,7 @@ from nanobanana_pipeline.generation.manifest import (
     read_manifest,
 )
 from nanobanana_pipeline.generation.metrics import told_metrics
+from nanobanana_pipeline.generation.notes import SettledNotes, read_settled
 from nanobanana_pipeline.generation.runs import (
     Plan,
     mark_done,
@@ -252,6 +253,7 @@ def settle_shard(
         told_metrics(run_id, account.budget.price) as metrics,
         open_purse(store, account.budget, made, shard, expected) as purse,
     ):
+        notes = SettledNotes()
         engine = Engine(
             store,
             account,
@@ -261,9 +263,12 @@ def settle_shard(
             rebuy=made.rebuy,
             on_progress=on_progress,
             progress_seconds=progress_seconds,
+            on_settled=notes.add,
             metrics=metrics,
         )
-        return engine.settle(todo)
+        report = engine.settle(todo)
+        notes.write(store, run_id, shard)
+        return report
 
 
 def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> CurrentManifest:
@@ -281,6 +286,11 @@ def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> Curre
     )
     keys = cells.frame["request_key"].drop_duplicates()
     ledger = Ledger(store)
+    noted = {
+        entry.request_key: entry
+        for shard in made.shards
+        for entry in read_settled(store, made.run_id, shard)
+    }
     while True:
         before, etag = read_current(store, made.prompt_set, made.seed)
         known = _known_rows(store, before, keys)
@@ -291,12 +301,14 @@ def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> Curre
             known.loc[known["state"] != CellState.NOT_REQUESTED, "request_key"],
         ]
         rest = pd.concat(asked).drop_duplicates()
-        held = ledger.read_many(rest[~rest.isin(settled["request_key"])])
+        rest = rest[~rest.isin(settled["request_key"])]
+        here = [noted[key] for key in rest if key in noted]
+        held = ledger.read_many(key for key in rest if key not in noted)
         table = manifest_table(
             cells,
             made.prompt_set,
             settled,
-            [h.entry for h in held.values()],
+            [*here, *(h.entry for h in held.values())],
             store.uri,
             missing=_state_of_missing(made, report),
         )

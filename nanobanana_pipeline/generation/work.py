@@ -5,7 +5,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from nanobanana_pipeline.ledger import Held, State
 from nanobanana_pipeline.provider.answers import Done, Failed, Missing
@@ -105,20 +105,20 @@ class Work:
         return self.held.entry.state if self.held else State.OPEN
 
 
-@dataclass
 class WorkList:
-    """A queue in which an item can be put back for later. Safe to share between threads."""
+    """A queue in which an item can be put back for later. Safe to share between threads.
 
-    items: Iterable[Work]
-    _due: list[tuple[float, int, Work]] = field(init=False, default_factory=list)
-    _open: int = field(init=False, default=0)
+    What is finished is not kept. The length is how many items are not.
+    """
 
-    def __post_init__(self) -> None:
+    def __init__(self, items: Iterable[Work]) -> None:
         self._order = itertools.count()
         self._changed = threading.Condition()
-        for item in self.items:
-            heapq.heappush(self._due, (0.0, next(self._order), item))
-            self._open += 1
+        self._due = [(0.0, next(self._order), item) for item in items]
+        self._open = len(self._due)
+
+    def __len__(self) -> int:
+        return self._open
 
     def take(self, stop: threading.Event) -> Work | None:
         """The next item that is due; None when all are finished or `stop` is set."""
