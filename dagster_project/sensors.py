@@ -14,8 +14,9 @@ from dagster_project.partitions import prompt_sets
 from dagster_project.resources import NanobananaResource
 from nanobanana_pipeline.errors import SettingsError
 from nanobanana_pipeline.generation.aftermath import aftermath
-from nanobanana_pipeline.generation.doubts import find_doubts, find_mail
+from nanobanana_pipeline.generation.doubts import find_mail, fresh_doubts
 from nanobanana_pipeline.generation.rescue import dead_runs
+from nanobanana_pipeline.generation.runs import list_unfinished
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.money import cost_text
 from nanobanana_pipeline.prompts.inventory import FoundTable, find_tables
@@ -26,7 +27,9 @@ __all__ = ["new_prompt_tables", "rescue", "run_summary", "unset", "webhook_inbox
 MAX_TABLES = 10_000
 TABLES_A_TICK = 50
 FAULTS_A_TICK = 20
+RUNS_A_TICK = 100
 RESCUES_A_TICK = 10
+DOUBTFUL_RUNS_A_TICK = 20
 DOUBTS_A_TICK = 200
 
 
@@ -94,10 +97,10 @@ def new_prompt_tables(
     minimum_interval_seconds=300,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
-        "Settles what is in doubt as soon as a webhook tells of it: pictures whose run is dead, "
-        "or ended without an answer. Launches resolve_doubts with LOOK for these requests. "
-        f"Looks at {DOUBTS_A_TICK} doubts a tick, in turn. Ships running, since it buys "
-        "nothing; without webhooks it does nothing."
+        "Settles what is in doubt as soon as a webhook tells of it: pictures whose run ended "
+        "without an answer, within the last day. Launches resolve_doubts with LOOK for these "
+        f"requests. Looks at {DOUBTFUL_RUNS_A_TICK} runs and {DOUBTS_A_TICK} doubts a tick, in "
+        "turn. Ships running, since it buys nothing; without webhooks it does nothing."
     ),
 )
 def webhook_inbox(
@@ -110,13 +113,12 @@ def webhook_inbox(
     if not nanobanana.settings().webhook_url:
         return dg.SkipReason("no webhooks: NANOBANANA_WEBHOOK_URL is not set")
     store = nanobanana.store()
-    doubts = sorted(find_doubts(store, None), key=lambda doubt: doubt.request_key)
-    after = context.cursor or ""
-    chosen = [doubt for doubt in doubts if doubt.request_key > after][:DOUBTS_A_TICK]
-    cursor = chosen[-1].request_key if len(chosen) == DOUBTS_A_TICK else ""
-    mail = find_mail(store, chosen)
+    run_id, _, key = (context.cursor or "").partition("/")
+    doubts, end = fresh_doubts(store, (run_id, key), runs=DOUBTFUL_RUNS_A_TICK, most=DOUBTS_A_TICK)
+    cursor = "/".join(end)
+    mail = find_mail(store, doubts)
     if not mail:
-        text = f"no mail for {len(chosen):,} of {counted(len(doubts), 'request')} in doubt or lost"
+        text = f"no mail for {counted(len(doubts), 'request')} in doubt or lost"
         return dg.SensorResult(skip_reason=text, cursor=cursor)
     context.log.info(f"mail for {counted(len(mail), 'request')} in doubt or lost")
     # The same mail is looked at once: who wrote it may have written nonsense.
@@ -137,9 +139,9 @@ def webhook_inbox(
     description=(
         "Finds runs that died (no end, and no sign of life for 15 minutes by S3's clock) and "
         "launches rescue_run for each: it brings what was bought long before the provider's 24 "
-        "hours end. What stays open is tried again every four hours, for a day. "
-        f"{RESCUES_A_TICK} runs a tick, those silent longest first. Ships running, since it "
-        "buys nothing."
+        "hours end. What stays open is tried again every four hours, for a day. Looks at "
+        f"{RUNS_A_TICK} unfinished runs a tick, in turn, and launches {RESCUES_A_TICK} rescues at "
+        "most, of those silent longest. Ships running, since it buys nothing."
     ),
 )
 def rescue(
@@ -149,16 +151,23 @@ def rescue(
     reason = unset(nanobanana)
     if reason is not None:
         return reason
-    known: dict[str, int] = json.loads(context.cursor or "{}")
-    dead = {run.run_id: run for run in dead_runs(nanobanana.store())}
-    due = [run for run in dead.values() if known.get(run.run_id) != run.round][:RESCUES_A_TICK]
+    told = json.loads(context.cursor or "{}")
+    known: dict[str, int] = told.get("tried", {})
+    store, after = nanobanana.store(), told.get("after", "")
+    unfinished = list_unfinished(store)
+    turn = ([name for name in unfinished if name > after] or unfinished)[:RUNS_A_TICK]
+    dead = dead_runs(store, turn)
+    waiting = [run for run in dead if known.get(run.run_id) != run.round]
+    due = waiting[:RESCUES_A_TICK]
+    if len(due) == len(waiting):  # else these runs are looked at once more
+        after = turn[-1] if len(turn) == RUNS_A_TICK else ""
     for run in due:
         context.log.info(
             f"run {run.run_id} has not been heard of for {run.quiet_seconds / 60:.0f} min: what "
             f"it bought is brought (try {run.round + 1} of 7)"
         )
     # Runs that came to their end are forgotten, so that this stays small.
-    seen = {name: tried for name, tried in known.items() if name in dead}
+    seen = {name: known[name] for name in unfinished if name in known}
     seen |= {run.run_id: run.round for run in due}
     return dg.SensorResult(
         run_requests=[
@@ -170,7 +179,7 @@ def rescue(
             for run in due
         ],
         skip_reason=None if due else f"no run needs rescue; {len(dead):,} were tried already",
-        cursor=json.dumps(seen, separators=(",", ":")),
+        cursor=json.dumps({"after": after, "tried": seen}, separators=(",", ":")),
     )
 
 

@@ -1,28 +1,37 @@
 """What may have been paid for and is not here: found, shown, and settled.
 
 Doubts and losses are looked for in manifests and in the run files of runs that never came to their
-end; never in the whole ledger.
+end; never in the whole ledger. What looks often looks only at runs that ended not long ago.
 """
 
+import itertools
+import logging
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from typing import Final
 
-from nanobanana_pipeline.errors import PlanError
+from nanobanana_pipeline.errors import PlanError, StorageError, StorageUnavailable
 from nanobanana_pipeline.generation.again import Settled, launch_again, settle_launch
 from nanobanana_pipeline.generation.engine import Progress
 from nanobanana_pipeline.generation.evidence import Evidence
 from nanobanana_pipeline.generation.manifest import (
     CellState,
+    CurrentManifest,
     read_all_current,
+    read_current,
     read_manifest,
 )
-from nanobanana_pipeline.generation.runs import read_shard, unfinished_runs
+from nanobanana_pipeline.generation.runs import (
+    list_unfinished,
+    read_plan,
+    read_shard,
+    unfinished_runs,
+)
 from nanobanana_pipeline.generation.work import Later
 from nanobanana_pipeline.layout import webhook_prefix
 from nanobanana_pipeline.ledger import UNSURE, Entry, Held, Ledger, Outcome, State
@@ -38,14 +47,19 @@ __all__ = [
     "Filter",
     "find_doubts",
     "find_mail",
+    "fresh_doubts",
     "hints",
     "name_id",
     "settle_doubts",
 ]
 
+log = logging.getLogger(__name__)
+
 UNSURE_CELLS: Final = frozenset({CellState.IN_DOUBT, CellState.LOST})
 HINT_WINDOW: Final = timedelta(minutes=30)
 MAX_HINTS: Final = 3
+LAST_KEY: Final = "~"
+"""Behind every request key, which are of hexadecimal digits."""
 
 
 class Action(StrEnum):
@@ -137,13 +151,39 @@ def find_doubts(store: ObjectStore, price: Decimal | None) -> list[Doubt]:
     Raises:
         StorageError: S3 refuses or holds damaged objects.
     """
-    suspects = dict(_suspects(store))
-    found = [
-        _doubt(*suspects[key], held.entry, price)
-        for key, held in Ledger(store).read_many(suspects).items()
-        if _is_doubt(held)
-    ]
-    return sorted(found, key=lambda doubt: (doubt.since, doubt.request_key))
+    return _doubts(store, dict(_suspects(store)), price)
+
+
+def fresh_doubts(
+    store: ObjectStore, after: tuple[str, str], *, runs: int, most: int
+) -> tuple[list[Doubt], tuple[str, str]]:
+    """Doubts of runs that ended not long ago, some at a time and in turn.
+
+    They are those that the manifests of unfinished runs' partitions name; a run that died before
+    its manifest is rescued first. What this reads does not grow with all that was ever bought.
+
+    Args:
+        store: the bucket.
+        after: where the last look ended: a run and a request key; empty texts for the beginning.
+        runs: look at so many runs at most.
+        most: look at so many requests at most.
+
+    Returns:
+        The doubts, their cost unknown, and where the look ended.
+
+    Raises:
+        StorageError: S3 refuses or holds damaged objects.
+    """
+    left = [run_id for run_id in list_unfinished(store) if (run_id, LAST_KEY) > after][:runs]
+    places = ((run_id, key, at) for run_id in left for key, at in _unsure_of_run(store, run_id))
+    behind = (place for place in places if place[:2] > after)
+    chosen = list(itertools.islice(behind, most))
+    end = ("", "")
+    if len(chosen) == most:
+        end = chosen[-1][:2]
+    elif len(left) == runs:
+        end = (left[-1], LAST_KEY)
+    return _doubts(store, {key: at for _, key, at in chosen}, None), end
 
 
 def hints(store: ObjectStore, doubts: Sequence[Doubt]) -> dict[str, list[str]]:
@@ -246,15 +286,47 @@ def settle_doubts(
 def _suspects(store: ObjectStore) -> Iterator[tuple[str, tuple[str, int]]]:
     """Request keys that may be in doubt or lost, each with a partition that asks for it."""
     for current in read_all_current(store):
-        if UNSURE_CELLS & set(current.cells):
-            rows = read_manifest(store, current.manifest, columns=["request_key", "state"])
-            unsure = rows.loc[rows["state"].isin(UNSURE_CELLS), "request_key"]
-            for key in unsure.drop_duplicates():
-                yield key, (current.prompt_set, current.seed)
+        for key in _unsure_keys(store, current):
+            yield key, (current.prompt_set, current.seed)
     for made in unfinished_runs(store):
         for shard in made.shards:
             for planned in read_shard(store, made.run_id, shard):
                 yield planned.request_key, (made.prompt_set, made.seed)
+
+
+def _unsure_of_run(store: ObjectStore, run_id: str) -> Iterator[tuple[str, tuple[str, int]]]:
+    """What the manifest of a run's partition says to be in doubt or lost, by request key."""
+    try:
+        made = read_plan(store, run_id)
+    except StorageUnavailable:
+        raise
+    except StorageError as error:
+        # Once a plan is gone nobody can mend it, and the other runs must not wait for it.
+        log.warning("what run %s left in doubt cannot be known: %s", run_id, error)
+        return
+    current, _ = read_current(store, made.prompt_set, made.seed)
+    for key in sorted(_unsure_keys(store, current)) if current else ():
+        yield key, (made.prompt_set, made.seed)
+
+
+def _unsure_keys(store: ObjectStore, current: CurrentManifest) -> list[str]:
+    if not UNSURE_CELLS & set(current.cells):
+        return []
+    rows = read_manifest(store, current.manifest, columns=["request_key", "state"])
+    unsure = rows.loc[rows["state"].isin(UNSURE_CELLS), "request_key"]
+    return list(unsure.drop_duplicates())
+
+
+def _doubts(
+    store: ObjectStore, suspects: Mapping[str, tuple[str, int]], price: Decimal | None
+) -> list[Doubt]:
+    """Those of these requests that are in doubt or lost now, the oldest first."""
+    found = [
+        _doubt(*suspects[key], held.entry, price)
+        for key, held in Ledger(store).read_many(suspects).items()
+        if _is_doubt(held)
+    ]
+    return sorted(found, key=lambda doubt: (doubt.since, doubt.request_key))
 
 
 def _is_doubt(held: Held) -> bool:

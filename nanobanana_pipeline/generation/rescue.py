@@ -18,6 +18,7 @@ from nanobanana_pipeline.generation.launch import collect, needs_rescue, plan, s
 from nanobanana_pipeline.generation.manifest import CellState, CurrentManifest, read_current
 from nanobanana_pipeline.generation.runs import (
     Plan,
+    forget_unfinished,
     mark_done,
     read_plan,
     read_shard,
@@ -59,6 +60,11 @@ class Run:
         """Which try to rescue it is due, 0 to 6: at once, then every four hours for a day."""
         return min(int(self.quiet_seconds // ROUND_SECONDS), LAST_ROUND)
 
+    @property
+    def is_dead(self) -> bool:
+        """It gives no sign of life: nothing of it goes on by itself."""
+        return not self.has_shards_alive and self.quiet_seconds > DEAD_SECONDS
+
 
 @dataclass(frozen=True)
 class UnfinishedRun:
@@ -88,22 +94,22 @@ def list_runs(store: ObjectStore) -> Iterator[Run]:
             yield run
 
 
-def dead_runs(store: ObjectStore) -> list[Run]:
-    """Runs that never came to their end and give no sign of life, the longest silent first.
+def dead_runs(store: ObjectStore, run_ids: Iterable[str]) -> list[Run]:
+    """Those of these runs that give no sign of life, the longest silent first.
 
-    One LIST for a thousand objects under ``runs/``; nothing is read.
+    One LIST a run; nothing is read.
+
+    Args:
+        store: the bucket.
+        run_ids: of `list_unfinished`. One that is done after all is as good as dead: to rescue it
+            brings nothing, and takes it off that list.
 
     Raises:
         StorageError: S3 refuses.
     """
-    found = (
-        run
-        for run in list_runs(store)
-        if run.done_seconds is None
-        and not run.has_shards_alive
-        and run.quiet_seconds > DEAD_SECONDS
-    )
-    return sorted(found, key=lambda run: (-run.quiet_seconds, run.run_id))
+    found = (_read_run(run_id, store.listing(f"runs/{run_id}/")) for run_id in run_ids)
+    dead = [run for run in found if run is not None and run.is_dead]
+    return sorted(dead, key=lambda run: (-run.quiet_seconds, run.run_id))
 
 
 def unfinished_runs(
@@ -132,10 +138,9 @@ def unfinished_runs(
         accounted = published.get((made.prompt_set, made.seed))
         if not made.shards or (accounted is not None and accounted >= run.planned):
             continue
-        is_dead = not run.has_shards_alive and run.quiet_seconds > DEAD_SECONDS
         found.append(
             UnfinishedRun(
-                run.run_id, made.prompt_set, made.seed, made.buy, run.quiet_seconds, is_dead
+                run.run_id, made.prompt_set, made.seed, made.buy, run.quiet_seconds, run.is_dead
             )
         )
     return sorted(found, key=lambda run: (-run.quiet_seconds, run.run_id))
@@ -153,7 +158,8 @@ def rescue(
 
     What it bought is brought even where the prompt table or the pilot's limit is another by now,
     and nobody asks for those cells any more. Where nothing is left to rescue the run is marked as
-    done, and a manifest that has everything already stays as it is.
+    done, and a manifest that has everything already stays as it is. A run that was silent for the
+    provider's 24 hours is not looked for again by itself, whatever is left of it.
 
     Args:
         store: the bucket.
@@ -170,6 +176,7 @@ def rescue(
         StorageError: S3 refuses or holds damaged objects.
     """
     dead = read_plan(store, run_id)
+    seen = _read_run(run_id, store.listing(f"runs/{run_id}/"))
     own = {
         planned.request_key: planned
         for shard in dead.shards
@@ -195,6 +202,8 @@ def rescue(
     if not any(needs_rescue(entry, run_id) for entry in entries):
         bought = [a for e in entries for a in e.attempts if a.run_id == run_id]
         mark_done(store, run_id, sum(attempt.outcome in COSTING for attempt in bought))
+    elif seen is not None and seen.round == LAST_ROUND:
+        forget_unfinished(store, run_id)
     return Settled(current, report)
 
 

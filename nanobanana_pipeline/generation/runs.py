@@ -15,7 +15,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from nanobanana_pipeline.errors import StorageError
 from nanobanana_pipeline.generation.work import PlannedRequest
-from nanobanana_pipeline.layout import run_done_key, run_plan_key, run_shard_key
+from nanobanana_pipeline.layout import (
+    run_done_key,
+    run_plan_key,
+    run_shard_key,
+    unfinished_key,
+)
 from nanobanana_pipeline.ledger import now_iso
 from nanobanana_pipeline.money import cost_of, cost_text
 from nanobanana_pipeline.request import ImageRequest
@@ -24,6 +29,8 @@ from nanobanana_pipeline.wording import counted
 
 __all__ = [
     "Plan",
+    "forget_unfinished",
+    "list_unfinished",
     "mark_done",
     "read_plan",
     "read_shard",
@@ -100,8 +107,9 @@ _PLAN: Final = TypeAdapter(Plan)
 
 
 def write_plan(store: ObjectStore, made: Plan) -> None:
-    """Store a plan under its run."""
+    """Store a plan under its run, and name the run among the unfinished; then it may buy."""
     store.put(run_plan_key(made.run_id), _PLAN.dump_json(made, indent=1))
+    store.put(unfinished_key(made.run_id), b"")
 
 
 def read_plan(store: ObjectStore, run_id: str) -> Plan:
@@ -191,3 +199,23 @@ def mark_done(store: ObjectStore, run_id: str, bought: int) -> None:
     """Say that a run came to its end and left nothing to rescue."""
     done = {"schema": SCHEMA, "finished": now_iso(), "bought": bought}
     store.put(run_done_key(run_id), json.dumps(done).encode())
+    forget_unfinished(store, run_id)
+
+
+def list_unfinished(store: ObjectStore) -> list[str]:
+    """The ids of runs that are under way, or left something to rescue not long ago, sorted.
+
+    One LIST for a thousand of them, however many runs have ever been. Where the end of a run was
+    cut off it may be one that is done. Runs of versions that named none are not among them:
+    `unfinished_runs` looks through all.
+
+    Raises:
+        StorageError: S3 refuses.
+    """
+    folder = unfinished_key("")
+    return [key.removeprefix(folder) for key in store.keys(folder)]
+
+
+def forget_unfinished(store: ObjectStore, run_id: str) -> None:
+    """Name a run among the unfinished no more: nothing of it can be brought any more."""
+    store.delete(unfinished_key(run_id))

@@ -3,7 +3,9 @@
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,15 @@ from dagster_project.definitions import defs
 from dagster_project.partitions import prompt_sets, seeds
 from dagster_project.resources import S3, NanobananaResource
 from dagster_project.sensors import run_summary
-from nanobanana_pipeline.generation.doubts import find_doubts
+from nanobanana_pipeline.generation.doubts import find_doubts, fresh_doubts
 from nanobanana_pipeline.generation.manifest import read_current
+from nanobanana_pipeline.generation.runs import (
+    list_unfinished,
+    mark_done,
+    read_plan,
+    write_plan,
+)
+from nanobanana_pipeline.layout import run_plan_key
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.prompts import prompt_set as sets
 from nanobanana_pipeline.storage import ObjectStore
@@ -29,6 +38,7 @@ from tests.conftest import account_for
 from tests.dagster_project.conftest import SMALL, Project
 from tests.dagster_project.test_graph import bought
 from tests.dagster_project.ticks import NIGHT, Automation, run_job
+from tests.deploy.counting import Calls
 from tests.later import later
 from tests.launching import admin, keep_prompts, launch, planned, prompts, states, tell
 
@@ -211,7 +221,7 @@ def test_a_killed_run_is_rescued_without_buying(
         assert current is not None
         assert current.cells == {"settled": 3}
     assert sensor.tick() == []
-    assert sensor.cursor == "{}"
+    assert json.loads(sensor.cursor or "") == {"after": "", "tried": {}}
 
 
 def test_what_stays_open_is_tried_every_four_hours_for_a_day(
@@ -226,7 +236,7 @@ def test_what_stays_open_is_tried_every_four_hours_for_a_day(
         after(timedelta(hours=hours))
         keys += [str(request.run_key).rpartition(":")[2] for request in sensor.tick()]
     assert keys == ["0", "1", "2", "3", "4", "5", "6"]
-    assert json.loads(sensor.cursor or "") != {}
+    assert list(json.loads(sensor.cursor or "")["tried"].values()) == [6]
 
 
 def test_rescues_are_bounded_and_those_silent_longest_come_first(
@@ -241,6 +251,80 @@ def test_rescues_are_bounded_and_those_silent_longest_come_first(
     assert [len(sensor.tick()), len(sensor.tick()), len(sensor.tick())] == [10, 2, 0]
 
 
+def test_every_dead_run_has_its_turn(
+    project: Projects, after: Callable[[timedelta], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = project()
+    here.make_prompt_set()
+    for number in range(7):
+        planned(here.store, "demo", run_id=f"died-{number}")
+    after(timedelta(hours=1))
+    monkeypatch.setattr("dagster_project.sensors.RUNS_A_TICK", 3)
+    monkeypatch.setattr("dagster_project.sensors.RESCUES_A_TICK", 2)
+    sensor = Automation(here, "rescue")
+    asked = [[str(each.run_key)[:6] for each in sensor.tick()] for _ in range(5)]
+    assert asked == [["died-0", "died-1"], ["died-2"], ["died-3", "died-4"], ["died-5"], ["died-6"]]
+    assert sensor.tick() == []
+
+
+@pytest.mark.parametrize("name", ["rescue", "webhook_inbox"])
+def test_a_tick_asks_s3_as_often_however_many_runs_have_ever_been(
+    project: Projects,
+    after: Callable[[timedelta], None],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    monkeypatch.setenv("NANOBANANA_WEBHOOK_URL", "http://127.0.0.1:9/")
+    monkeypatch.setenv("NANOBANANA_WEBHOOK_SECRET", SECRET.get_secret_value())
+    here = project(moods={"lost_answer_after": 1.0})
+    here.make_prompt_set()
+    for seed in (1, 2, 3):
+        assert not here.generate(f"demo|{seed}").success
+    calls: list[Calls] = []
+    after(timedelta(hours=1))
+    shifted = NanobananaResource.store
+
+    def counting(self: NanobananaResource) -> ObjectStore:
+        store = shifted(self)
+        calls.append(Calls(store))
+        return store
+
+    monkeypatch.setattr("dagster_project.sensors.NanobananaResource.store", counting)
+
+    def tick() -> Counter[tuple[str, str]]:
+        Automation(here, name).tick()
+        return calls.pop().take()
+
+    few = tick()
+    made = read_plan(here.store, list_unfinished(here.store)[0])
+    for number in range(300):
+        write_plan(here.store, replace(made, run_id=f"ended-{number:03}"))
+        mark_done(here.store, f"ended-{number:03}", 3)
+    assert tick() == few
+    assert few["ListObjectsV2", "unfinished"] == 1
+    # A run each, its mail or its signs of life.
+    expected = {"rescue": ("runs", 3), "webhook_inbox": ("webhooks", 9)}[name]
+    assert few["ListObjectsV2", expected[0]] == expected[1]
+    assert sum(few.values()) == {"rescue": 4, "webhook_inbox": 1 + 3 * 3 + 9 + 9}[name]
+
+
+def test_mail_is_looked_for_in_turn(project: Projects) -> None:
+    here = project(moods={"lost_answer_after": 1.0})
+    here.make_prompt_set()
+    for seed in (1, 2, 3):
+        assert not here.generate(f"demo|{seed}").success
+    store, at = here.store, ("", "")
+    told: list[set[tuple[str, str]]] = []
+    for _ in range(8):
+        doubts, at = fresh_doubts(store, at, runs=2, most=2)
+        told.append({(doubt.run_id, doubt.request_key) for doubt in doubts})
+    assert [len(each) for each in told] == [2, 2, 2, 2, 1, 2, 2, 2]
+    assert len(set().union(*told[:5])) == 9
+    # What cannot be read keeps nobody else waiting.
+    store.put(run_plan_key(list_unfinished(store)[0]), b"damaged")
+    assert len(fresh_doubts(store, ("", ""), runs=3, most=100)[0]) == 6
+
+
 def test_mail_settles_a_doubt_and_the_same_mail_is_looked_at_once(
     project: Projects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,7 +337,7 @@ def test_mail_settles_a_doubt_and_the_same_mail_is_looked_at_once(
     monkeypatch.setenv("NANOBANANA_WEBHOOK_URL", "http://127.0.0.1:9/")
     monkeypatch.setenv("NANOBANANA_WEBHOOK_SECRET", SECRET.get_secret_value())
     assert inbox.tick() == []
-    assert "no mail for 3 of 3" in inbox.skipped
+    assert "no mail for 3 requests" in inbox.skipped
     tell(here.emulator, "moods", lost_answer_after=0)
     doubt = find_doubts(here.store, None)[0]
     Inbox(here.store).put(attempt_id(doubt.request_key, doubt.nonce), b"nonsense")

@@ -8,9 +8,11 @@ import pytest
 
 from nanobanana_pipeline.audit import audit
 from nanobanana_pipeline.generation.counters import day_scope, partition_scope
+from nanobanana_pipeline.generation.doubts import find_doubts
 from nanobanana_pipeline.generation.manifest import read_current
-from nanobanana_pipeline.generation.rescue import dead_runs, rescue
-from nanobanana_pipeline.layout import run_done_key
+from nanobanana_pipeline.generation.rescue import Run, dead_runs, rescue
+from nanobanana_pipeline.generation.runs import list_unfinished, unfinished_runs
+from nanobanana_pipeline.layout import run_done_key, unfinished_key
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.money import Budget
 from nanobanana_pipeline.storage import ObjectStore
@@ -27,18 +29,22 @@ def names() -> Callable[[], str]:
     return lambda: f"rescue-{next(count)}"
 
 
+def dead_after(store: ObjectStore, by: timedelta = DEAD) -> list[Run]:
+    """The unfinished runs that are dead after some time."""
+    return dead_runs(later(store, by), list_unfinished(store))
+
+
 def test_a_run_is_dead_once_it_is_silent_and_not_done(
     store: ObjectStore, emulators: Emulators
 ) -> None:
     keep_prompts(store, "set", prompts(2))
     launch(store, account_for(emulators().base_url, store), run_id="done")
     planned(store, seed=2, run_id="died")
-    assert dead_runs(store) == []
-    [dead] = dead_runs(later(store, DEAD))
+    assert list_unfinished(store) == ["died"]
+    assert dead_after(store, timedelta()) == []
+    [dead] = dead_after(store)
     assert (dead.run_id, dead.round) == ("died", 0)
-    rounds = [
-        dead_runs(later(store, timedelta(hours=hours)))[0].round for hours in (3, 5, 23, 25, 99)
-    ]
+    rounds = [dead_after(store, timedelta(hours=hours))[0].round for hours in (3, 5, 23, 25, 99)]
     assert rounds == [0, 1, 5, 6, 6]
 
 
@@ -66,7 +72,7 @@ def test_what_a_killed_run_bought_is_brought_whatever_has_changed_since(
     assert settled.report.bought == settled.report.spent == 0
     record = admin(emulator, "purchases")
     assert (record["total"], record["bought_twice"]) == (4, 0)
-    assert dead_runs(later(store, DEAD)) == []
+    assert dead_after(store) == []
 
 
 def accounts(store: ObjectStore) -> list[tuple[int, int]]:
@@ -112,7 +118,7 @@ def test_a_run_that_bought_nothing_gets_the_manifest_it_owes(
     assert current is not None
     assert (current.cells, current.parameters) == ({"pending": 2}, made.parameters)
     assert admin(emulator, "purchases")["total"] == 0
-    assert dead_runs(later(store, DEAD)) == []
+    assert dead_after(store) == []
 
 
 def test_a_manifest_that_has_everything_is_not_published_again(
@@ -126,7 +132,7 @@ def test_a_manifest_that_has_everything_is_not_published_again(
     settled = rescue(later(store, DEAD), account, dead.run_id, new_run_id=names())
     assert settled.current.manifest == whole.current.manifest
     assert set(store.keys("")) - before == {run_done_key(dead.run_id)}
-    assert dead_runs(later(store, DEAD)) == []
+    assert dead_after(store) == []
 
 
 def test_what_stays_in_doubt_keeps_its_run_unfinished(
@@ -137,4 +143,27 @@ def test_what_stays_in_doubt_keeps_its_run_unfinished(
     first = launch(store, account)
     assert first.states == {"in_doubt": 1}
     rescue(store, account, first.made.run_id, new_run_id=names())
-    assert [run.run_id for run in dead_runs(later(store, DEAD))] == [first.made.run_id]
+    assert [run.run_id for run in dead_after(store)] == [first.made.run_id]
+    # After the provider's 24 hours nobody looks for it by itself; it is still listed.
+    rescue(later(store, timedelta(hours=25)), account, first.made.run_id, new_run_id=names())
+    assert list_unfinished(store) == []
+    assert [made.run_id for made in unfinished_runs(store)] == [first.made.run_id]
+    assert [doubt.run_id for doubt in find_doubts(store, None)] == [first.made.run_id]
+
+
+def test_a_run_whose_end_was_cut_off_is_looked_at_once_more(
+    store: ObjectStore, emulators: Emulators
+) -> None:
+    account = account_for(emulators().base_url, store)
+    keep_prompts(store, "set", prompts(1))
+    whole = launch(store, account, run_id="cut-off")
+    store.put(unfinished_key("cut-off"), b"")
+    assert [run.run_id for run in dead_after(store)] == ["cut-off"]
+    settled = rescue(later(store, DEAD), account, "cut-off", new_run_id=names())
+    assert settled.current.manifest == whole.current.manifest
+    assert list_unfinished(store) == []
+
+
+def test_a_run_that_nobody_planned_or_whose_files_are_gone_is_not_dead(store: ObjectStore) -> None:
+    store.put(unfinished_key("gone"), b"")
+    assert dead_after(store) == []
