@@ -33,10 +33,10 @@ from nanobanana_pipeline.generation.launch import Launch, plan
 from nanobanana_pipeline.generation.manifest import (
     COLUMNS,
     CurrentManifest,
-    content_hash,
     manifest_key,
     publish,
 )
+from nanobanana_pipeline.generation.manifest_rows import content_hash
 from nanobanana_pipeline.layout import claim_bucket, image_key
 from nanobanana_pipeline.ledger import now_iso
 from nanobanana_pipeline.prompts import prompt_set

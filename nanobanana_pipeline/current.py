@@ -7,23 +7,26 @@ table, and of two writers one starts over.
 import io
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nanobanana_pipeline.errors import StorageError, StorageFull, StorageUnavailable
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["Columns", "as_frame", "read_pointer", "read_table", "swap_pointer", "write_table"]
+if TYPE_CHECKING:
+    import pandas as pd
 
-NULLABLE: Final = {
-    pa.int64(): pd.Int64Dtype(),
-    pa.int32(): pd.Int32Dtype(),
-    pa.float32(): pd.Float32Dtype(),
-    pa.bool_(): pd.BooleanDtype(),
-}
+__all__ = [
+    "Columns",
+    "as_frame",
+    "read_pointer",
+    "read_stored",
+    "read_table",
+    "swap_pointer",
+    "write_table",
+]
 
 Pointer = TypeVar("Pointer")
 Columns = Mapping[str, tuple[pa.DataType, str]]
@@ -100,7 +103,18 @@ def write_table(store: ObjectStore, key: str, table: pa.Table) -> None:
 
 def read_table(
     store: ObjectStore, key: str, known: Columns, wanted: list[str] | None = None
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
+    """What `read_stored` reads, as `as_frame` gives it.
+
+    Raises:
+        StorageError: as `read_stored`.
+    """
+    return as_frame(read_stored(store, key, known, wanted))
+
+
+def read_stored(
+    store: ObjectStore, key: str, known: Columns, wanted: list[str] | None = None
+) -> pa.Table:
     """A table's rows; a column that its version did not know yet is there, and empty.
 
     Args:
@@ -124,11 +138,20 @@ def read_table(
         raise StorageError(f"{store.uri(key)} is damaged: {error}") from error
     for name in set(wanted) - set(there):
         table = table.append_column(name, pa.nulls(len(table), known[name][0]))
-    return as_frame(table.select(wanted))
+    return table.select(wanted)
 
 
-def as_frame(table: pa.Table) -> pd.DataFrame:
+def as_frame(table: pa.Table) -> "pd.DataFrame":
     """A table with pandas' nullable types."""
+    # Takes longer to import than many commands take that read no table, or read it as it is.
+    import pandas as pd  # noqa: PLC0415
+
     # Whole numbers stay whole where some are missing: a seed does not fit a float.
-    frame: pd.DataFrame = table.to_pandas(types_mapper=NULLABLE.get)
+    nullable = {
+        pa.int64(): pd.Int64Dtype(),
+        pa.int32(): pd.Int32Dtype(),
+        pa.float32(): pd.Float32Dtype(),
+        pa.bool_(): pd.BooleanDtype(),
+    }
+    frame: pd.DataFrame = table.to_pandas(types_mapper=nullable.get)
     return frame

@@ -10,9 +10,8 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
@@ -20,6 +19,9 @@ from pydantic import TypeAdapter, ValidationError
 from nanobanana_pipeline.errors import ReleaseError
 from nanobanana_pipeline.layout import latest_release_key, release_key
 from nanobanana_pipeline.storage import ObjectStore
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "CHANGELOG",
@@ -42,6 +44,7 @@ SCHEMA_KEY: Final = b"nanobanana.schema"
 MANIFEST: Final = "manifest.parquet"
 CHANGELOG: Final = "changelog.parquet"
 REJECTED: Final = "rejected.parquet"
+RESTORE: Final = "restore it from a backup or from the bucket's versions"
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ def read_latest(store: ObjectStore, dataset: str) -> tuple[Release | None, str |
         _refuse_newer(store.uri(key), int(said["schema"]))
         version, sha256 = str(said["version"]), str(said["sha256"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ReleaseError(f"{store.uri(key)} is damaged: {error}") from error
+        raise ReleaseError(f"{store.uri(key)} is damaged ({error}): {RESTORE}") from error
     return read_release(store, dataset, version, sha256), found.etag
 
 
@@ -172,15 +175,17 @@ def read_release(
     key = release_key(dataset, version, "release.json")
     found = store.get(key)
     if found is None:
-        raise ReleaseError(f"{store.uri(key)} is missing")
+        raise ReleaseError(f"{store.uri(key)} is missing: {RESTORE}")
     if sha256 is not None and hashlib.sha256(found.body).hexdigest() != sha256:
-        raise ReleaseError(f"{store.uri(key)} is not what was published: its SHA-256 differs")
+        raise ReleaseError(
+            f"{store.uri(key)} is not what was published, its SHA-256 differs: {RESTORE}"
+        )
     try:
         _refuse_newer(store.uri(key), int(json.loads(found.body)["schema"]))
         return _RELEASE.validate_json(found.body)
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         reason = str(error).splitlines()[0]
-        raise ReleaseError(f"{store.uri(key)} is damaged: {reason}") from error
+        raise ReleaseError(f"{store.uri(key)} is damaged ({reason}): {RESTORE}") from error
 
 
 def all_releases(store: ObjectStore, dataset: str) -> Iterator[Release]:
@@ -222,12 +227,15 @@ def dataset_names(store: ObjectStore) -> list[str]:
 
 def read_table(
     store: ObjectStore, release: Release, path: str, columns: list[str] | None = None
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """A table of a release: its manifest, changelog or rejected rows.
 
     Raises:
         ReleaseError: the release has none, or it is damaged.
     """
+    # Takes longer to import than reading what releases there are.
+    import pandas as pd  # noqa: PLC0415
+
     nullable = {pa.int64(): pd.Int64Dtype(), pa.int32(): pd.Int32Dtype()}
     frame: pd.DataFrame = read_arrow(store, release, path, columns).to_pandas(
         types_mapper=nullable.get
@@ -246,9 +254,15 @@ def read_arrow(
     file = release.file(path)
     found = store.get(file.key)
     if found is None or hashlib.sha256(found.body).hexdigest() != file.sha256:
-        what = "missing" if found is None else "damaged"
-        raise ReleaseError(f"{store.uri(file.key)} is {what}")
-    return pq.read_table(io.BytesIO(found.body), columns=columns).replace_schema_metadata()
+        what = "missing" if found is None else "damaged: its SHA-256 is not what was published"
+        raise ReleaseError(
+            f"{store.uri(file.key)} is {what}. It cannot be made again: {RESTORE}, and see with "
+            f"nanobanana release verify {release.name} --version {release.version} that all is as "
+            "published"
+        )
+    # Not `pq.read_table`, which is made for many files and imports pandas.
+    table = pq.ParquetFile(io.BytesIO(found.body)).read(columns)
+    return table.replace_schema_metadata()
 
 
 def table_bytes(table: pa.Table) -> bytes:

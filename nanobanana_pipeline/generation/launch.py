@@ -22,14 +22,16 @@ from nanobanana_pipeline.generation.evidence import may_have_evidence
 from nanobanana_pipeline.generation.manifest import (
     CellState,
     CurrentManifest,
-    content_hash,
-    count_cells,
-    count_images,
     manifest_key,
-    manifest_table,
     publish,
     read_current,
     read_manifest,
+)
+from nanobanana_pipeline.generation.manifest_rows import (
+    content_hash,
+    count_cells,
+    count_images,
+    manifest_table,
 )
 from nanobanana_pipeline.generation.metrics import told_metrics
 from nanobanana_pipeline.generation.notes import SettledNotes, read_settled

@@ -18,13 +18,15 @@ from nanobanana_pipeline.generation.launch import Launch, collect, plan
 from nanobanana_pipeline.generation.manifest import (
     COLUMNS,
     CurrentManifest,
-    count_cells,
-    count_images,
     manifest_key,
-    manifest_table,
     publish,
     read_current,
     read_manifest,
+)
+from nanobanana_pipeline.generation.manifest_rows import (
+    count_cells,
+    count_images,
+    manifest_table,
 )
 from nanobanana_pipeline.ledger import Entry, StoredImage
 from nanobanana_pipeline.prompts import prompt_set
