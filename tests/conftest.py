@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from nanobanana_pipeline import local
 from nanobanana_pipeline.emulator import EmulatorConfig, EmulatorThread
@@ -13,10 +14,37 @@ from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 
+# A busy machine is no fault of what is tested.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
+
 API_KEY = "test-key-9f1c-must-stay-secret"
 """Tests look for this everywhere it must not be."""
 
+SLOW = (
+    "tests/browser/test_ui.py",
+    "tests/deploy/test_celery.py",
+    "tests/deploy/test_local_postgres.py",
+    "tests/dagster_project/test_backfill.py",
+    "tests/faults/test_stopping.py",
+    "tests/cli/test_profile.py",
+    "tests/ageing/test_ageing.py",
+    "tests/test_kills_short.py",
+    "tests/test_chaos.py",
+    "tests/deploy/test_kubernetes.py",
+    "tests/rehearsal/test_every_quirk.py",
+    "tests/dagster_project/test_sensors.py",
+    "tests/datasets/test_top_up.py",
+)
+"""Files with tests of minutes, longest first."""
+
 Emulators = Callable[..., EmulatorThread]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that no worker is left alone with it at the end."""
+    rank = {name: number for number, name in enumerate(SLOW)}
+    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
 
 
 @pytest.fixture(scope="session", autouse=True)
