@@ -39,8 +39,8 @@ def mend(store: "ObjectStore", release: Release, path: str) -> None:
     file = release.file(path)
     if file.format not in PACKED:
         raise ReleaseError(
-            f"{path} is no shard and cannot be made again: restore it from a copy, such as a "
-            "folder that was pulled earlier"
+            f"{path} is no shard and cannot be made again: restore it from a backup or from the "
+            "bucket's versions; some layouts have it in a folder that was pulled earlier"
         )
     rows = _rows_of(read_arrow(store, release, MANIFEST), file)
     with ThreadPoolExecutor(HELPERS, "mend-io") as helpers:

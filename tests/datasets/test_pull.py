@@ -125,6 +125,29 @@ def test_damage_on_the_way_leaves_no_file(store: ObjectStore, tmp_path: Path) ->
         pull(store, release, tmp_path / "flat", As.PARTIPROMPTS)
 
 
+@pytest.mark.parametrize("damage", ["damaged", "missing"])
+def test_a_manifest_that_is_not_as_published_says_where_and_how_to_mend_it(
+    store: ObjectStore, tmp_path: Path, damage: str
+) -> None:
+    release = build_release(store, recipe(), rows_of(store, 4), NOTHING_REJECTED, parent=None)
+    key = release.file(MANIFEST).key
+    whole = read(store, key)
+    if damage == "damaged":
+        store.put(key, whole[:-1] + b"!")
+    else:
+        store.delete(key)
+    remedy = f"{store.uri(key)} is {damage}.*restore it .*nanobanana release verify pets --version"
+    with pytest.raises(ReleaseError, match=remedy):
+        pull(store, release, tmp_path, As.PARTIPROMPTS)
+    assert tree(tmp_path) == {}
+    assert [fault.path for fault in verify(store, release)] == [MANIFEST]
+    # The other layouts do without it, and a restored one is good again.
+    pull(store, release, tmp_path / "tars", As.WEBDATASET)
+    store.put(key, whole)
+    assert list(verify(store, release)) == []
+    pull(store, release, tmp_path / "flat", As.PARTIPROMPTS)
+
+
 def test_verify_names_what_is_missing_shorter_or_damaged(store: ObjectStore) -> None:
     wanted = recipe("webdataset", "parquet")
     release = build_release(store, wanted, rows_of(store, 9), NOTHING_REJECTED, parent=None)
