@@ -78,7 +78,7 @@ def nightly(
         return dg.SkipReason("nothing is missing that a launch could bring")
     images = sum(share.max_images for share in shares)
     context.log.info(
-        f"{len(shares):,} of {len(wanted):,} partitions that lack cells are launched, for "
+        f"launched: {len(shares):,} of {counted(len(wanted), 'partition')} with cells missing, for "
         f"{counted(images, 'image')} at {cost_text(cost_of(images, budget.price))}; today has room "
         f"for {room:,}"
     )
@@ -134,7 +134,8 @@ def buy_new_prompt_sets(
         made = record.asset_materialization
         version = (made.tags or {}).get("dagster/data_version", "") if made else ""
         requests += _launches(nanobanana, name, version, chosen)
-    text = f"{len(records):,} prompt sets are as they were when their pictures were bought"
+    unchanged = counted(len(records), "prompt set", "is")
+    text = f"{unchanged} unchanged since the pictures were bought"
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else text,

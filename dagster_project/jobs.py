@@ -334,7 +334,7 @@ def audit_whole_bucket(
     }
     if not report.agrees:
         raise dg.Failure(
-            f"{len(found):,} findings: see the table; each says what to do",
+            f"{counted(len(found), 'finding')}: see the table; each says what to do",
             metadata=metadata,
             allow_retries=False,
         )

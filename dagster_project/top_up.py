@@ -23,6 +23,7 @@ from nanobanana_pipeline.lineage.events_told import Told, launched_again
 from nanobanana_pipeline.money import Cap, cost_of, cost_text
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["top_up_dataset"]
 
@@ -62,8 +63,9 @@ def buy_further_candidates(
 
         def tell(standing: Standing) -> None:
             context.log.info(
-                f"{standing.complete:,} prompts have their pictures, {len(standing.short):,} miss "
-                f"{standing.short['missing'].sum():,}; at most {standing.most:,} images to buy, "
+                f"{counted(standing.complete, 'prompt', 'has')} all pictures, "
+                f"{len(standing.short):,} short by {counted(_missing(standing), 'picture')} "
+                f"together; at most {counted(standing.most, 'image')} to buy, "
                 "less what is bought already under those seeds; cost at most: "
                 f"{cost_text(standing.cost(price))}; the budget of this run: {cap}"
             )
@@ -89,8 +91,9 @@ def buy_further_candidates(
         raise dg.Failure(f"stopped early: {halted}", metadata=metadata, allow_retries=False)
     if len(standing.short):
         context.log.warning(
-            f"{len(standing.short):,} prompts miss {standing.short['missing'].sum():,} pictures; "
-            "the table says which may have more candidates: launch again with a budget for them"
+            f"{counted(len(standing.short), 'prompt', 'is')} short by "
+            f"{counted(_missing(standing), 'picture')} together; the table says which may have "
+            "more candidates: launch again with a budget for them"
         )
     context.add_output_metadata(metadata)
 
@@ -142,6 +145,10 @@ def _show_drawn(
             tags={"dagster/data_version": features.current.content},
         )
     )
+
+
+def _missing(standing: Standing) -> int:
+    return int(standing.short["missing"].sum())
 
 
 def _metadata(standing: Standing) -> dict[str, Any]:

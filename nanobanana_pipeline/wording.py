@@ -1,16 +1,24 @@
 """Words that people read."""
 
+from typing import Final
+
 __all__ = ["counted", "shortened"]
 
 
-def counted(count: int, noun: str) -> str:
-    """So many of a thing: "1 row", "1,234 rows".
+PLURAL: Final = {"is": "are", "was": "were", "has": "have"}
+
+
+def counted(count: int, noun: str, verb: str = "") -> str:
+    """So many of a thing, and what it does: "1 row", "1,234 rows", "1 row is", "2 rows are".
 
     Args:
         count: 0 or more.
         noun: in the singular, of those whose plural takes an s.
+        verb: "is", "was" or "has"; "" for none.
     """
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    if count == 1:
+        return f"{count:,} {noun} {verb}".rstrip()
+    return f"{count:,} {noun}s {PLURAL[verb] if verb else ''}".rstrip()
 
 
 def shortened(text: str, most: int = 60) -> str:

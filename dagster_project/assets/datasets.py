@@ -34,6 +34,7 @@ from nanobanana_pipeline.layout import release_key
 from nanobanana_pipeline.lineage.events_told import release_begins, release_built
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["dataset_assets", "dataset_checks", "recipes_here"]
 
@@ -104,7 +105,9 @@ def _asset(recipe: Recipe) -> dg.AssetsDefinition:
             context.log.info(f"nothing has changed since {release.version}: no release was made")
         if len(chosen.shortfall):
             missing = int(chosen.shortfall["missing"].sum())
-            context.log.warning(f"{missing:,} pictures are missing to what per_prompt asks for")
+            context.log.warning(
+                f"{counted(missing, 'picture', 'is')} missing to what per_prompt asks for"
+            )
         return dg.MaterializeResult(
             data_version=dg.DataVersion(release.fingerprint),
             metadata=metadata,

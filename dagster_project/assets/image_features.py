@@ -19,6 +19,7 @@ from nanobanana_pipeline.features.keeping import COLUMNS, Refreshed, refresh_fea
 from nanobanana_pipeline.lineage.events_told import features_begin, features_refreshed
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["image_features"]
 
@@ -59,11 +60,12 @@ def image_features(
             recording.tell(partial(features_refreshed, store, done))
     if done.gaps:
         context.log.warning(
-            f"{done.gaps:,} cells have no picture yet: launch generated_images again, then this"
+            f"{counted(done.gaps, 'cell', 'has')} no picture yet: launch "
+            "generated_images again, then this"
         )
     if done.current.errors:
         context.log.warning(
-            f"{done.current.errors:,} pictures could not be measured: see the column error"
+            f"{counted(done.current.errors, 'picture')} could not be measured: see the column error"
         )
     return dg.MaterializeResult(
         data_version=dg.DataVersion(done.current.content),
@@ -81,7 +83,9 @@ def _progress_log(context: dg.AssetExecutionContext, start: float) -> Callable[[
         seconds = time.monotonic() - start
         if seconds >= due:
             due = seconds * PROGRESS_GROWTH
-            context.log.info(f"{measured:,} of {pictures:,} pictures measured in {seconds:.0f} s")
+            context.log.info(
+                f"{measured:,} of {counted(pictures, 'picture')} measured in {seconds:.0f} s"
+            )
 
     return write
 

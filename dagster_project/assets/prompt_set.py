@@ -19,6 +19,7 @@ from nanobanana_pipeline.prompts.prompt_set import snapshot, valid_name
 from nanobanana_pipeline.prompts.references import References
 from nanobanana_pipeline.prompts.table import read_table
 from nanobanana_pipeline.prompts.validation import attributes_of, check_prompts
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["PromptTableConfig", "prompt_set"]
 
@@ -72,7 +73,8 @@ def prompt_set(
         context.log.info(f"carried along, not sent to the provider: {', '.join(carried)}")
     if made.quarantined:
         context.log.warning(
-            f"{made.quarantined:,} rows are in quarantine, {made.rows:,} go on: see the metadata"
+            f"{counted(made.quarantined, 'row', 'is')} in quarantine, beside "
+            f"{counted(made.rows, 'good row')}: see the metadata"
         )
     return dg.MaterializeResult(
         data_version=dg.DataVersion(made.fingerprint),

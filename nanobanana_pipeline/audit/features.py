@@ -11,6 +11,7 @@ from nanobanana_pipeline.features.keeping import (
 )
 from nanobanana_pipeline.generation.manifest import read_current, read_manifest
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["check_features", "list_features"]
 
@@ -66,13 +67,13 @@ def _compare(
     missing = set(named["image_sha256"]) - set(rows["image_sha256"])
     if len(wrong):
         text = (
-            f"{len(wrong):,} rows have another format or size than the manifest, such as "
-            f"{wrong.iloc[0]}: {AGAIN}"
+            f"{counted(len(wrong), 'row', 'has')} another format or size than the manifest, "
+            f"such as {wrong.iloc[0]}: {AGAIN}"
         )
         report.add(Kind.FEATURES_WRONG, current.table, text)
     if missing and current.manifest == manifest.manifest:
         text = (
-            f"{len(missing):,} pictures of the manifest that it was measured for have no row, such "
-            f"as {min(missing)}: {AGAIN}"
+            f"the manifest that it was measured for has {counted(len(missing), 'picture')} without "
+            f"a row, such as {min(missing)}: {AGAIN}"
         )
         report.add(Kind.FEATURES_WRONG, current.table, text)

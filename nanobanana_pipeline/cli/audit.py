@@ -131,7 +131,7 @@ def _progress() -> Iterator[Progress]:
 def _show(console: Console, store: ObjectStore, report: AuditReport) -> None:
     states = ", ".join(f"{n:,} {state}" for state, n in sorted(report.states.items())) or "none"
     console.print(
-        f"{store.uri('')}: {report.states.total():,} ledger entries ({states}), "
+        f"{store.uri('')}: {report.states.total():,} in the ledger ({states}), "
         f"{counted(report.images, 'image')} ({report.images_read:,} read whole), "
         f"{counted(report.manifests, 'manifest')}, {counted(report.runs, 'run')}",
         markup=False,
@@ -167,4 +167,4 @@ def _row(found: Unsettled) -> dict[str, str]:
 
 def _say_rest(console: Console, count: int, listed: int) -> None:
     if count > listed:
-        console.print(f"and {count - listed:,} more that are not listed", markup=False)
+        console.print(f"and {count - listed:,} more, not listed", markup=False)

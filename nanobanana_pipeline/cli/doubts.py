@@ -138,7 +138,7 @@ def resolve(
     for reason, count in report.reasons.items():
         console.print(f"  {counted(count, 'request')}: {reason}", style="yellow", markup=False)
     console.print(partitions_table([s.current for s in settled], store))
-    console.print(f"{len(chosen) - len(left):,} of {len(chosen):,} are settled")
+    console.print(f"settled {len(chosen) - len(left):,} of {counted(len(chosen), 'request')}")
     if left:
         raise typer.Exit(DOUBTS_LEFT)
 

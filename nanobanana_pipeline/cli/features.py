@@ -16,6 +16,7 @@ from nanobanana_pipeline.features.keeping import refresh_features
 from nanobanana_pipeline.generation.manifest import read_all_current
 from nanobanana_pipeline.lineage.events import recorded
 from nanobanana_pipeline.lineage.events_told import features_begin, features_refreshed
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["features"]
 
@@ -47,7 +48,7 @@ def features(
         for prompt_set, seed in wanted:
 
             def tell(pictures: int, measured: int, of: str = f"{prompt_set}, seed {seed}") -> None:
-                status.update(f"{of}: {measured:,} of {pictures:,} pictures")
+                status.update(f"{of}: {measured:,} of {counted(pictures, 'picture')}")
 
             begin = partial(features_begin, store, prompt_set, seed)
             with recorded(store, "image_features", uuid.uuid4().hex, begin) as recording:

@@ -32,7 +32,8 @@ def refresh_(
             on_progress=lambda what, count: status.update(f"{what}: {count:,}"),
         )
     make_console().print(
-        f"the index covers {done.partitions:,} partitions and {done.releases:,} releases, "
-        f"{counted(done.rows, 'row')}; {done.read:,} were read for it",
+        f"the index covers {counted(done.partitions, 'partition')} and "
+        f"{counted(done.releases, 'release')}, {counted(done.rows, 'row')}; "
+        f"read for it: {done.read:,}",
         highlight=False,
     )

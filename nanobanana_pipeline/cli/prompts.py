@@ -46,8 +46,8 @@ def check(
             table_of(checked.quarantine.head(SHOWN), f"{counted(bad, 'row')} in quarantine")
         )
         if len(checked.quarantine) > SHOWN:
-            console.print(f"… and {len(checked.quarantine) - SHOWN:,} more faults")
-    console.print(f"{len(checked.prompts):,} good rows in {file}")
+            console.print(f"… and {counted(len(checked.quarantine) - SHOWN, 'more fault')}")
+    console.print(f"{counted(len(checked.prompts), 'good row')} in {file}")
     print_carried(console, checked)
     if len(checked.prompts):
         console.print(f"fingerprint {fingerprint(checked.prompts)}", highlight=False)

@@ -95,7 +95,7 @@ def _print_budget(console: Console, store: ObjectStore, budget: Budget, images: 
     console.print(f"today (UTC) {spent} bought or reserved; the day's cap: {budget.day}")
     if room is not None and room < images:
         console.print(
-            f"{images - room:,} of {images:,} images are over today's budget: they would be marked "
+            f"{images - room:,} of {counted(images, 'image')} would be over today's budget: marked "
             "over_budget, and bought by a later launch",
             style="yellow",
         )

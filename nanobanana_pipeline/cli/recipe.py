@@ -143,11 +143,11 @@ def top_up_(
 def _quote(recipe: Recipe, standing: Standing, cap: Cap, price: Decimal | None) -> str:
     short = standing.short
     if short.empty:
-        return f"{recipe.name}: all {standing.complete:,} prompts have their pictures"
+        return f"{recipe.name}: no picture is missing of {counted(standing.complete, 'prompt')}"
     told = (
-        f"{recipe.name}: {standing.complete:,} prompts have their pictures, {len(short):,} miss "
-        f"{short['missing'].sum():,} together; at most {counted(standing.most, 'image')} "
-        "to buy"
+        f"{recipe.name}: {counted(standing.complete, 'prompt', 'has')} all pictures, "
+        f"{len(short):,} short by {counted(int(short['missing'].sum()), 'picture')} together; "
+        f"at most {counted(standing.most, 'image')} to buy"
     )
     cost = standing.cost(price)
     told += f" for {cost_text(cost)}" if cost is not None else " at an unknown price"
@@ -158,8 +158,8 @@ def _quote(recipe: Recipe, standing: Standing, cap: Cap, price: Decimal | None) 
 def _print_drawn(console: Console, drawn: Drawn) -> None:
     current, report = drawn.current, drawn.report
     console.print(
-        f"{current.prompt_set}, seed {current.seed}: {report.bought:,} bought, {report.images:,} "
-        f"images stored, {drawn.features.measured:,} measured",
+        f"{current.prompt_set}, seed {current.seed}: {report.bought:,} bought, "
+        f"{counted(report.images, 'image')} stored, {drawn.features.measured:,} measured",
         markup=False,
         highlight=False,
     )

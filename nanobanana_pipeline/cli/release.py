@@ -64,8 +64,8 @@ def build(
         if len(chosen.shortfall):
             missing = int(chosen.shortfall["missing"].sum())
             console.print(
-                f"{missing:,} pictures are missing to what {wanted.where('per_prompt')} asks for; "
-                "see nanobanana recipe preview",
+                f"{counted(missing, 'picture', 'is')} missing to what "
+                f"{wanted.where('per_prompt')} asks for; see nanobanana recipe preview",
                 markup=False,
             )
         release = build_release(
@@ -183,7 +183,7 @@ def pull_(
     pulled = pull(store, release, folder, layout, split)
     make_console().print(
         f"{dataset} {release.version} as {layout} in {folder}: "
-        f"{counted(pulled.written, 'file')} written, {pulled.kept:,} were there, "
+        f"{counted(pulled.written, 'file')} written, {pulled.kept:,} there already, "
         f"{size_text(pulled.size)}",
         highlight=False,
         markup=False,

@@ -10,6 +10,7 @@ from nanobanana_pipeline.features.keeping import read_current_features
 from nanobanana_pipeline.generation.manifest import read_all_current, read_current
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["Inputs", "read_inputs"]
 
@@ -51,7 +52,7 @@ def read_inputs(store: ObjectStore, recipe: Recipe) -> Inputs:
         measured = features.content if features else ""
         contents.append([name, seed, current.content, current.fingerprint, measured])
     if gaps > recipe.allow_gaps:
-        lacks.append(f"{gaps:,} cells are missing, and {recipe.allow_gaps:,} may be")
+        lacks.append(f"{counted(gaps, 'cell', 'is')} missing, and {recipe.allow_gaps:,} may be")
     if not contents and not lacks:
         lacks.append("nothing was generated yet that it could draw from")
     text = json.dumps([recipe.fingerprint, contents], separators=(",", ":"))

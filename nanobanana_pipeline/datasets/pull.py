@@ -24,6 +24,7 @@ from nanobanana_pipeline.datasets.release import MANIFEST, Release, ReleaseFile,
 from nanobanana_pipeline.datasets.rows import attributes
 from nanobanana_pipeline.datasets.streams import pieces
 from nanobanana_pipeline.errors import ReleaseError, StorageError
+from nanobanana_pipeline.wording import counted
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.storage import ObjectStore
@@ -256,7 +257,7 @@ def _fault(store: "ObjectStore", file: ReleaseFile) -> Fault | None:
     if size is None:
         return Fault(file.path, store.uri(file.key), "missing")
     if size != file.size:
-        what = f"{size:,} bytes instead of {file.size:,}"
+        what = f"{counted(size, 'byte')} instead of {file.size:,}"
         return Fault(file.path, store.uri(file.key), what)
     digest = hashlib.sha256()
     for piece in pieces(store, file.key, file.size):

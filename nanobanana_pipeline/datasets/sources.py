@@ -200,9 +200,9 @@ def _partitions(store: ObjectStore, recipe: Recipe) -> list[CurrentManifest]:
     if gaps > recipe.allow_gaps:
         lines = "\n".join(f"  - {counted(count, 'cell')} of {what}" for count, what in missing)
         raise RecipeError(
-            f"{recipe.where('allow_gaps')}: {gaps:,} cells are missing, and {recipe.allow_gaps:,} "
-            "may be. Launch these partitions again (generated_images in Dagster, or nanobanana "
-            f"generate), or allow that many:\n{lines}"
+            f"{recipe.where('allow_gaps')}: {counted(gaps, 'cell', 'is')} missing, and "
+            f"{recipe.allow_gaps:,} may be. Launch these partitions again "
+            f"(generated_images in Dagster, or nanobanana generate), or allow that many:\n{lines}"
         )
     if not found:
         raise RecipeError(

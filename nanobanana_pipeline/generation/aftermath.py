@@ -46,14 +46,16 @@ class Aftermath:
         states = self.states
         unsure = states.get(State.IN_DOUBT, 0) + states.get(State.SUBMITTING, 0)
         parts = [
-            f"{states.get(State.SETTLED, 0):,} of {self.counted:,} requests are settled",
+            f"{states.get(State.SETTLED, 0):,} of {counted(self.counted, 'request', 'is')} settled",
             f"{states.get(State.ACCEPTED, 0):,} bought and not brought yet",
             f"{unsure:,} in doubt",
             f"{states.get(State.LOST, 0):,} lost",
             f"{counted(self.spent, 'image')} bought at a cost of {cost_text(self.cost)}",
         ]
         more = self.planned - self.counted
-        return "; ".join(parts + ([f"{more:,} requests were not looked at"] if more else []))
+        return "; ".join(
+            parts + ([f"{counted(more, 'request', 'was')} not looked at"] if more else [])
+        )
 
 
 def aftermath(store: ObjectStore, run_id: str) -> Aftermath | None:

@@ -147,12 +147,12 @@ class Index:
             return ""
         if self.created is None:
             return (
-                f"there is no index yet of {self.behind:,} partitions and datasets: make it with "
-                "nanobanana index refresh"
+                "there is no index yet (partitions and datasets that it would cover: "
+                f"{self.behind:,}): make it with nanobanana index refresh"
             )
         return (
-            f"the index is of {self.created}, and {self.behind:,} partitions and datasets have "
-            "changed since: bring it up to date with nanobanana index refresh"
+            f"the index is of {self.created}; partitions and datasets changed since: "
+            f"{self.behind:,}. Bring it up to date with nanobanana index refresh"
         )
 
     def find(self, order: Order, values: Iterable[str]) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from nanobanana_pipeline.lineage.index import Index, open_index
 from nanobanana_pipeline.lineage.rows import Order
 from nanobanana_pipeline.lineage.walk import Walk, run_rows
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["trace"]
 
@@ -92,7 +93,9 @@ def _hash_in_release(store: ObjectStore, dataset: str, version: str, key: str) -
     rows = read_table(store, release, MANIFEST, ["key", "image_sha256"])
     found = rows.loc[rows["key"] == key, "image_sha256"].tolist()
     if not found:
-        raise TraceError(f"{dataset} {version} has {len(rows):,} rows, and none with key {key}")
+        raise TraceError(
+            f"{dataset} {version} has {counted(len(rows), 'row')}, and none with key {key}"
+        )
     return str(found[0])
 
 
@@ -164,8 +167,8 @@ def _covers(store: ObjectStore, index: Index) -> str:
     """What the index covers, and what to do where that is not all."""
     releases = sum(len(dataset.releases) for dataset in index.in_force.datasets.values())
     told = (
-        f"the manifests of {len(index.in_force.partitions):,} partitions and {releases:,} releases "
-        f"in {store.uri('')}"
+        f"the manifests of {counted(len(index.in_force.partitions), 'partition')} and "
+        f"{counted(releases, 'release')} in {store.uri('')}"
     )
     return f"{told}; {behind}" if (behind := index.behind_text) else told
 

@@ -97,7 +97,7 @@ def test_check_names_every_bad_row(nanobanana: Command, tmp_path: Path) -> None:
     result = nanobanana("prompts", "check", table)
     assert result.exit_code == 1
     assert "2 rows in quarantine" in result.output
-    assert "1 good rows" in result.output
+    assert "1 good row in" in result.output
 
 
 def test_check_refuses_what_is_no_table(nanobanana: Command, tmp_path: Path) -> None:

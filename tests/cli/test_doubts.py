@@ -65,7 +65,7 @@ def test_without_an_option_nothing_is_bought_or_given_up(
     doubted: Command, store: ObjectStore, emulator: EmulatorThread
 ) -> None:
     result = doubted("doubts", "resolve")
-    assert (result.exit_code, "0 of 2 are settled" in result.output) == (1, True)
+    assert (result.exit_code, "settled 0 of 2 requests" in result.output) == (1, True)
     assert states(store) == {State.IN_DOUBT: 2}
     assert bought(emulator) == 2
 
@@ -81,7 +81,7 @@ def test_an_id_that_somebody_knows_is_confirmed_and_its_pictures_are_brought(
     many = doubted("doubts", "resolve", "--provider-id", ids[key])
     assert (many.exit_code, bought(emulator), states(store)) == (2, 2, {State.IN_DOUBT: 2})
     right = doubted("doubts", "resolve", key, "--provider-id", ids[key])
-    assert (right.exit_code, "1 of 1 are settled" in right.output) == (0, True)
+    assert (right.exit_code, "settled 1 of 1 request" in right.output) == (0, True)
     assert states(store) == {State.SETTLED: 1, State.IN_DOUBT: 1}
     assert json.loads(doubted("status", "--json").output)["partitions"][0]["cells"] == {
         "in_doubt": 1,

@@ -48,7 +48,7 @@ def test_a_quote_knows_the_price_what_is_there_and_how_long_it_took(
     assert "MB" in plain
     assert "0.10" in nanobanana("status").output
     assert "2 images for 0.10 bought or reserved" in plain
-    assert "1 of 2 images are over today's budget" in plain
+    assert "1 of 2 images would be over today's budget" in plain
 
 
 def test_caps_hold_for_the_command(

@@ -182,4 +182,4 @@ def test_an_audit_fails_where_something_disagrees(project: Projects) -> None:
     here.store.delete(next(key for key in here.store.keys("images/")))
     failed = run(here, audit_bucket_job, "audit_whole_bucket", {"sample": 0})
     failure = next(e for e in failed.all_events if e.is_step_failure)
-    assert "1 findings" in str(failure.event_specific_data)
+    assert "1 finding:" in str(failure.event_specific_data)
