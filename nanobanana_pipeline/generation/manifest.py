@@ -65,17 +65,18 @@ GAPS: Final = frozenset(CellState) - {
 """States in which a cell that was asked for is missing and may still come."""
 
 ADVICE: Final = {
-    CellState.PENDING: "pending: launch again, to buy or resume them",
+    CellState.PENDING: "pending: launch again, to buy or resume",
     CellState.OVER_BUDGET: (
         "over budget: a cap was reached. Launch again when there is room, or raise the cap"
     ),
     CellState.FAILED: "failed: the provider drew nothing, three times",
     CellState.IN_DOUBT: (
-        "in doubt: nobody knows whether they were bought. They are held, and never bought again by "
-        "themselves"
+        "in doubt: nobody knows whether it was paid for. Held, and never bought again by itself"
     ),
-    CellState.LOST: "lost: they were paid for, and their pictures cannot be had. They are held",
-    CellState.REFUSED: "refused: the provider will not draw them as they are; change the prompt",
+    CellState.LOST: (
+        "lost: paid for, and the pictures cannot be had. Held, and never bought again by itself"
+    ),
+    CellState.REFUSED: "refused: the provider will not draw this as it is; change the prompt",
 }
 
 OUTCOME_COLUMNS: Final = {
