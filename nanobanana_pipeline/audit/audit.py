@@ -22,12 +22,12 @@ from nanobanana_pipeline.errors import StorageError, StorageUnavailable
 from nanobanana_pipeline.generation.budget import DEAD_SECONDS
 from nanobanana_pipeline.generation.evidence import KEPT_BY_PROVIDER
 from nanobanana_pipeline.generation.manifest import (
-    CELL_OF,
     CellState,
     CurrentManifest,
     read_current,
     read_manifest,
 )
+from nanobanana_pipeline.generation.manifest_rows import CELL_OF
 from nanobanana_pipeline.layout import ledger_key, manifest_prefix
 from nanobanana_pipeline.ledger import Attempt, Held, State
 from nanobanana_pipeline.storage import ObjectStore

@@ -17,7 +17,7 @@ from nanobanana_pipeline.generation.manifest import (
 )
 from nanobanana_pipeline.ledger import Entry, State
 
-__all__ = ["content_hash", "count_cells", "count_images", "manifest_table"]
+__all__ = ["CELL_OF", "content_hash", "count_cells", "count_images", "manifest_table"]
 
 MAX_SEED_REPORTED: Final = 2**63 - 1
 CELL_OF: Final = {
@@ -29,6 +29,7 @@ CELL_OF: Final = {
     State.REFUSED: CellState.REFUSED,
     State.LOST: CellState.LOST,
 }
+"""Where a cell stands whose request was tried."""
 
 
 def manifest_table(
