@@ -60,11 +60,12 @@ def nightly(
         return reason
     settings, store = nanobanana.settings(), nanobanana.store()
     budget = settings.budget
-    used, _, room = room_today(store, budget)
+    spent, room = room_today(store, budget)
     if room is None:
         return dg.SkipReason(NO_CAP)
     if room == 0:
-        return dg.SkipReason(f"the day's cap of {budget.day} is reached: {counted(used, 'image')}")
+        used = counted(spent.images_counted, "image")
+        return dg.SkipReason(f"the day's cap of {budget.day} is reached: {used}")
     named = [
         (name, seed)
         for recipe in recipes_here()

@@ -1,7 +1,7 @@
 """Jobs beside the assets."""
 
 from datetime import timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import pandas as pd
 from pydantic import Field
 
 from dagster_project.failures import plain_failures
-from dagster_project.launch_config import GenerationConfig, launch_of
+from dagster_project.launch_config import GenerationConfig, amount_of, launch_of
 from dagster_project.metadata import sample_table
 from dagster_project.partitions import read_cell_key
 from dagster_project.recording import recorded_step
@@ -105,7 +105,12 @@ def settle_all_doubts(
     )
 
 
-@dg.job(description="Settle what may have been paid for and is not here.")
+@dg.job(
+    description=(
+        "Settle what may have been paid for and is not here. Costs nothing unless the action is "
+        "REBUY, which buys again what no evidence settles."
+    )
+)
 def resolve_doubts() -> None:
     """One op: there is one bucket."""
     settle_all_doubts()
@@ -177,7 +182,12 @@ def retry_partitions(
     )
 
 
-@dg.job(description="Launch partitions again for what is missing, within a budget you name.")
+@dg.job(
+    description=(
+        "Launch partitions again for what is missing, within a budget you name. Costs money, up "
+        "to that budget. Nothing starts it by itself: launch it from the launchpad."
+    )
+)
 def retry_failed() -> None:
     """One op: partitions share its budget."""
     retry_partitions()
@@ -226,7 +236,7 @@ def quote_launches(
                     "needs change_parameters": one.changes,
                 }
             )
-        _, _, room = room_today(store, account.budget)
+        _, room = room_today(store, account.budget)
     images = sum(row["images"] for row in rows)
     context.add_output_metadata(
         {
@@ -343,7 +353,10 @@ def audit_whole_bucket(
 
 @dg.job(
     name="audit_bucket",
-    description="Look whether all that lies in the bucket agrees, as `nanobanana audit` does.",
+    description=(
+        "Look whether all that lies in the bucket agrees, as `nanobanana audit` does. Buys "
+        "nothing; S3 is asked for each entry of the ledger."
+    ),
 )
 def audit_bucket_job() -> None:
     """One op: there is one bucket."""
@@ -358,10 +371,7 @@ def _budget_of(config: RetryConfig) -> Cap:
     """
     if config.max_images < 1:
         raise PlanError(f"max_images {config.max_images} is out of range: use 1 or more")
-    try:
-        return Cap(config.max_images, None if config.max_cost is None else Decimal(config.max_cost))
-    except InvalidOperation:
-        raise PlanError(f"max_cost {config.max_cost!r} is no amount of money") from None
+    return Cap(config.max_images, amount_of(config.max_cost))
 
 
 def _seeds_of(text: str) -> list[int]:

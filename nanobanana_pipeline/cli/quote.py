@@ -8,7 +8,9 @@ import typer
 from rich.console import Console
 
 from nanobanana_pipeline.cli.generate import parse_seeds, read_launch_parameters
-from nanobanana_pipeline.cli.show import make_console, size_text, table_of, time_text
+from nanobanana_pipeline.cli.show import size_text, table_of, time_text
+from nanobanana_pipeline.cli.terminal import make_console
+from nanobanana_pipeline.generation.counters import Counter
 from nanobanana_pipeline.generation.launch import Launch
 from nanobanana_pipeline.generation.quote import Quote, quote, room_today
 from nanobanana_pipeline.layout import check_bucket
@@ -89,10 +91,30 @@ def _row(label: str, quotes: list[Quote]) -> dict[str, str]:
     }
 
 
+def _spent_text(spent: Counter) -> str:
+    """How many images for how much; those without a price are told apart, and do not cost 0."""
+    images, unpriced = spent.images_counted, spent.unpriced_counted
+    if not images:
+        return "no image"
+    if unpriced == images:
+        return f"{counted(images, 'image')} at an unknown price"
+    cost = cost_text(spent.cost_counted)
+    if not unpriced:
+        return f"{counted(images, 'image')} for {cost}"
+    told = f"{images - unpriced:,} for {cost} and {unpriced:,} at an unknown price"
+    return f"{counted(images, 'image')} ({told})"
+
+
 def _print_budget(console: Console, store: ObjectStore, budget: Budget, images: int) -> None:
-    used, cost, room = room_today(store, budget)
-    spent = counted(used, "image") + (f" for {cost_text(cost)}" if budget.price else "")
-    console.print(f"today (UTC) {spent} bought or reserved; the day's cap: {budget.day}")
+    if images and budget.price is None:
+        console.print(
+            f"{counted(images, 'image')} to buy at an unknown price: set "
+            "NANOBANANA_PRICE_PER_IMAGE to see the cost"
+        )
+    spent, room = room_today(store, budget)
+    console.print(
+        f"today (UTC) {_spent_text(spent)} bought or reserved; the day's cap: {budget.day}"
+    )
     if room is not None and room < images:
         console.print(
             f"{images - room:,} of {counted(images, 'image')} would be over today's budget: marked "

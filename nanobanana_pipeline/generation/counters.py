@@ -70,11 +70,16 @@ class Counter(BaseModel):
         )
 
     @property
+    def unpriced_counted(self) -> int:
+        """Spent and reserved images whose price was unknown."""
+        bare = (r.images for r in self.reserved.values() if r.price is None)
+        return self.unpriced + sum(bare)
+
+    @property
     def cost_text(self) -> str:
         """`cost_counted` for people: what had no price adds an unknown amount, and not 0."""
-        bare = [r for r in self.reserved.values() if r.price is None]
         known = cost_text(self.cost_counted or None)
-        is_partial = bool(self.cost_counted) and bool(self.unpriced or bare)
+        is_partial = bool(self.cost_counted) and bool(self.unpriced_counted)
         return f"{known} + unknown" if is_partial else known
 
     def with_reserved(self, name: str, images: int, price: Decimal | None) -> "Counter":

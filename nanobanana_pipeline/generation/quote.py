@@ -2,12 +2,11 @@
 
 import statistics
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Final
 
 import pandas as pd
 
-from nanobanana_pipeline.generation.counters import day_scope
+from nanobanana_pipeline.generation.counters import Counter, day_scope
 from nanobanana_pipeline.generation.launch import Launch, survey_cells
 from nanobanana_pipeline.generation.manifest import CurrentManifest, read_all_current, read_current
 from nanobanana_pipeline.generation.runs import Plan
@@ -85,12 +84,12 @@ def estimate(store: ObjectStore, made: Plan, slots: int) -> Estimate:
     )
 
 
-def room_today(store: ObjectStore, budget: Budget) -> tuple[int, Decimal, int | None]:
-    """Images and money counted today (UTC), and how many more images the day's cap allows."""
+def room_today(store: ObjectStore, budget: Budget) -> tuple[Counter, int | None]:
+    """What is counted today (UTC), and how many more images the day's cap allows; None if all."""
     scope = day_scope(store, budget)
     counter = scope.read()
     room = scope.cap.room(counter.images_counted, counter.cost_counted, budget.price)
-    return counter.images_counted, counter.cost_counted, room
+    return counter, room
 
 
 def _others(store: ObjectStore) -> list[CurrentManifest]:

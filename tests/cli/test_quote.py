@@ -28,6 +28,8 @@ def test_a_quote_of_a_new_table_writes_and_buys_nothing(
     rows = rows_of(result.output)
     assert rows["1"][1:6] == ["2", "2", "2", "unknown", "0"]
     assert rows["all"][1:6] == ["4", "4", "4", "unknown", "0"]
+    assert "4 images to buy at an unknown price" in result.output
+    assert "today (UTC) no image bought or reserved; the day's cap: no cap" in result.output
     assert list(store.keys("")) == []
     assert bought(emulator) == 0
 
@@ -49,6 +51,19 @@ def test_a_quote_knows_the_price_what_is_there_and_how_long_it_took(
     assert "0.10" in nanobanana("status").output
     assert "2 images for 0.10 bought or reserved" in plain
     assert "1 of 2 images would be over today's budget" in plain
+
+
+def test_what_was_bought_at_an_unknown_price_is_told_apart(
+    nanobanana: Command, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert nanobanana("generate", table, "--seeds", "1").exit_code == 0
+    plain = nanobanana("quote", table, "--seeds", "1").output
+    assert "today (UTC) 2 images at an unknown price bought or reserved" in plain
+    assert "to buy at" not in plain
+    monkeypatch.setenv("NANOBANANA_PRICE_PER_IMAGE", "0.05")
+    assert nanobanana("generate", table, "--seeds", "2").exit_code == 0
+    told = "4 images (2 for 0.10 and 2 at an unknown price) bought or reserved"
+    assert told in nanobanana("quote", table, "--seeds", "3").output
 
 
 def test_caps_hold_for_the_command(
