@@ -30,8 +30,9 @@ import requests
 from pydantic import SecretStr
 from rich.console import Console
 
-from nanobanana_pipeline.cli.show import make_console, table_of
+from nanobanana_pipeline.cli.show import table_of
 from nanobanana_pipeline.cli.status import open_bucket
+from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.emulator.moods import MOODS
 from nanobanana_pipeline.generation.engine import Report
 from nanobanana_pipeline.generation.launch import Launch, collect, plan, settle_shard

@@ -20,8 +20,9 @@ import pandas as pd
 from rich.console import Console
 
 from nanobanana_pipeline.cli.show import table_of
+from nanobanana_pipeline.prompts.checked import fingerprint
 from nanobanana_pipeline.prompts.table import read_table
-from nanobanana_pipeline.prompts.validation import check_prompts, fingerprint
+from nanobanana_pipeline.prompts.validation import check_prompts
 
 WORDS = "red fox river glass mountain lantern paper city winter garden quiet bright ocean stone"
 BAD_EVERY = 1000

@@ -15,10 +15,11 @@ from dagster_project.resources import NanobananaResource
 from nanobanana_pipeline.errors import PromptTableError
 from nanobanana_pipeline.layout import prompt_set_key
 from nanobanana_pipeline.lineage.events_told import table_begins, table_snapshotted
+from nanobanana_pipeline.prompts.checked import attributes_of
 from nanobanana_pipeline.prompts.prompt_set import snapshot, valid_name
 from nanobanana_pipeline.prompts.references import References
 from nanobanana_pipeline.prompts.table import read_table
-from nanobanana_pipeline.prompts.validation import attributes_of, check_prompts
+from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.wording import counted
 
 __all__ = ["PromptTableConfig", "prompt_set"]
@@ -68,7 +69,7 @@ def prompt_set(
             checked = check_prompts(read_table(table, store), references)
             made = snapshot(store, name, checked)
             recording.tell(partial(table_snapshotted, store, checked, made))
-    carried = attributes_of(checked.prompts)
+    carried = attributes_of(checked.prompts.columns)
     if carried:
         context.log.info(f"carried along, not sent to the provider: {', '.join(carried)}")
     if made.quarantined:

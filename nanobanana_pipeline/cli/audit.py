@@ -17,7 +17,8 @@ from nanobanana_pipeline.audit import AuditReport, Unsettled, find_garbage
 from nanobanana_pipeline.audit import audit as audit_bucket
 from nanobanana_pipeline.audit.reading import Progress
 from nanobanana_pipeline.audit.report import ENDED, NOTES
-from nanobanana_pipeline.cli.show import make_console, size_text, table_of
+from nanobanana_pipeline.cli.show import size_text, table_of
+from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.errors import SettingsError
 from nanobanana_pipeline.layout import check_bucket
 from nanobanana_pipeline.settings import Settings

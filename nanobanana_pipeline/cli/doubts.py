@@ -12,8 +12,9 @@ import typer
 from rich.console import Console
 
 from nanobanana_pipeline.cli.generate import read_money
-from nanobanana_pipeline.cli.show import confirm, make_console, partitions_table, table_of
+from nanobanana_pipeline.cli.show import partitions_table, table_of
 from nanobanana_pipeline.cli.status import open_bucket
+from nanobanana_pipeline.cli.terminal import confirm, make_console
 from nanobanana_pipeline.generation.doubts import (
     Action,
     Doubt,

@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 
 from nanobanana_pipeline.cli.generate import parse_seeds
-from nanobanana_pipeline.cli.show import make_console, table_of
+from nanobanana_pipeline.cli.show import table_of
+from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.cli.trace import bucket_to_read
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.features.keeping import refresh_features

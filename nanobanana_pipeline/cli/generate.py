@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from nanobanana_pipeline.cli.show import make_console, partitions_table, print_carried
+from nanobanana_pipeline.cli.show import partitions_table, print_carried
 from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled, open_bucket
+from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.generation import engine
 from nanobanana_pipeline.generation.cells import read_seeds
 from nanobanana_pipeline.generation.launch import Launch, Plan, collect, plan, settle_shard

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from nanobanana_pipeline.cli.show import make_console
+from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.cli.trace import bucket_to_read
 from nanobanana_pipeline.lineage.indexing import refresh
 from nanobanana_pipeline.wording import counted

@@ -17,8 +17,9 @@ import requests
 import typer
 from rich.console import Console
 
-from nanobanana_pipeline.cli.show import make_console, partitions_table
+from nanobanana_pipeline.cli.show import partitions_table
 from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled, open_bucket
+from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.contact_sheet import contact_sheet
 from nanobanana_pipeline.generation.manifest import CurrentManifest, read_current, read_manifest
 from nanobanana_pipeline.local import (

@@ -5,10 +5,12 @@ from typing import Annotated, cast
 
 import typer
 
-from nanobanana_pipeline.cli.show import make_console, print_carried, table_of
+from nanobanana_pipeline.cli.show import print_carried, table_of
+from nanobanana_pipeline.cli.terminal import make_console
+from nanobanana_pipeline.prompts.checked import REFERENCE, fingerprint
 from nanobanana_pipeline.prompts.references import References
 from nanobanana_pipeline.prompts.table import read_table
-from nanobanana_pipeline.prompts.validation import REFERENCE, check_prompts, fingerprint
+from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.settings import split_hosts
 from nanobanana_pipeline.storage import ObjectStore, s3_client

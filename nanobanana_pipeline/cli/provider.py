@@ -7,8 +7,9 @@ import pandas as pd
 import typer
 from pydantic import SecretStr, ValidationError
 
-from nanobanana_pipeline.cli.show import confirm, make_console, table_of
+from nanobanana_pipeline.cli.show import table_of
 from nanobanana_pipeline.cli.status import open_bucket
+from nanobanana_pipeline.cli.terminal import confirm, make_console
 from nanobanana_pipeline.errors import OperationFailed, OperationInDoubt, SettingsError
 from nanobanana_pipeline.ledger import now_iso
 from nanobanana_pipeline.provider.operations import Operations, S3Details

@@ -10,8 +10,9 @@ import typer
 from rich.console import Console
 
 from nanobanana_pipeline.cli.generate import read_money
-from nanobanana_pipeline.cli.show import make_console, table_of
+from nanobanana_pipeline.cli.show import table_of
 from nanobanana_pipeline.cli.status import NOT_SETTLED, open_bucket
+from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.datasets.recipe import Recipe, load_recipes, read_recipe
 from nanobanana_pipeline.datasets.release import read_latest
 from nanobanana_pipeline.datasets.selection import Selection, released_rows, select

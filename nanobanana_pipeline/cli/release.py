@@ -8,7 +8,8 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from nanobanana_pipeline.cli.show import make_console, size_text, table_of
+from nanobanana_pipeline.cli.show import size_text, table_of
+from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.datasets.changes import changes
 from nanobanana_pipeline.datasets.mending import mend
 from nanobanana_pipeline.datasets.publish import build_release

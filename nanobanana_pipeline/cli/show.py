@@ -1,27 +1,22 @@
-"""What the terminal shows and asks."""
+"""What the terminal shows."""
 
 import difflib
-import sys
 from collections.abc import Iterable
 
 import pandas as pd
-import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from nanobanana_pipeline.errors import SettingsError
 from nanobanana_pipeline.generation.counters import partition_scope
 from nanobanana_pipeline.generation.manifest import CurrentManifest
 from nanobanana_pipeline.money import Budget
-from nanobanana_pipeline.prompts.validation import REFERENCE, CheckedPrompts, attributes_of
+from nanobanana_pipeline.prompts.checked import REFERENCE, CheckedPrompts, attributes_of
 from nanobanana_pipeline.request import TABLE_FIELDS
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = [
-    "confirm",
-    "make_console",
     "partitions_table",
     "print_carried",
     "size_text",
@@ -29,18 +24,10 @@ __all__ = [
     "time_text",
 ]
 
-WIDE = 160
-
-
-def make_console() -> Console:
-    """The terminal, or a page wide enough for tables where the output goes elsewhere."""
-    console = Console()
-    return console if console.is_terminal else Console(width=max(WIDE, console.width))
-
 
 def print_carried(console: Console, checked: CheckedPrompts) -> None:
     """Name the columns that are not sent: a misspelt field costs money where nobody sees it."""
-    for name in attributes_of(checked.prompts):
+    for name in attributes_of(checked.prompts.columns):
         near = difflib.get_close_matches(name, (*TABLE_FIELDS, REFERENCE), n=1, cutoff=0.8)
         hint = f"; did you mean {near[0]}?" if near else ""
         console.print(f"column {name} is carried along, not sent{hint}", markup=False)
@@ -84,17 +71,3 @@ def time_text(seconds: float) -> str:
     """A duration for people."""
     hours = seconds / 3600
     return f"{hours:,.1f} h" if hours >= 1 else f"{seconds / 60:,.1f} min"
-
-
-def confirm(what: str, *, yes: bool) -> None:
-    """Ask before others are disturbed; without anybody to ask, `--yes` is the answer.
-
-    Raises:
-        SettingsError: there is nobody to ask.
-        typer.Abort: somebody said no.
-    """
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise SettingsError(f"{what}. Nothing was done: there is no terminal to ask on; add --yes")
-    typer.confirm(f"{what}. Go on?", abort=True)

@@ -7,7 +7,8 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from nanobanana_pipeline.cli.show import make_console, partitions_table, table_of, time_text
+from nanobanana_pipeline.cli.show import partitions_table, table_of, time_text
+from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.generation.manifest import CellState, CurrentManifest, read_all_current
 from nanobanana_pipeline.generation.rescue import UnfinishedRun, unfinished_runs
 from nanobanana_pipeline.layout import check_bucket, claim_bucket

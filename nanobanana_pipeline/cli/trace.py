@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
-from nanobanana_pipeline.cli.show import make_console
+from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.layout import check_bucket
 from nanobanana_pipeline.lineage.graphs import (
     Kind,

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from nanobanana_pipeline.cli.show import make_console
 from nanobanana_pipeline.cli.status import open_bucket
+from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.errors import LocalServerError, SettingsError
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.webhooks.inbox import Webhooks

@@ -16,7 +16,7 @@ import rfc8785
 from nanobanana_pipeline.errors import PromptTableError
 from nanobanana_pipeline.layout import prompt_set_key
 from nanobanana_pipeline.prompts import prompt_set
-from nanobanana_pipeline.prompts.validation import CheckedPrompts, fingerprint
+from nanobanana_pipeline.prompts.checked import CheckedPrompts, fingerprint
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["derived_prefix", "is_derived", "keep_derived", "origin_of"]

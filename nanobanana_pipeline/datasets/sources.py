@@ -25,7 +25,7 @@ from nanobanana_pipeline.generation.manifest import (
 )
 from nanobanana_pipeline.layout import image_key
 from nanobanana_pipeline.prompts import prompt_set
-from nanobanana_pipeline.prompts.validation import attributes_of
+from nanobanana_pipeline.prompts.checked import attributes_of
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import counted
 
@@ -219,7 +219,7 @@ def _described(prompts: pd.DataFrame) -> pd.DataFrame:
     """What a prompt set says of its rows, by prompt_id, under names that nothing else has."""
     own = {name: name for name in ("prompt_id", "negative_prompt", "ref_sha256")}
     names = {**own}
-    for attribute in attributes_of(prompts):
+    for attribute in attributes_of(prompts.columns):
         name = attribute
         while name in RESERVED or name in names.values():
             name = f"prompt_{name}"

@@ -18,7 +18,7 @@ from nanobanana_pipeline.generation import manifest
 from nanobanana_pipeline.layout import features_prefix, manifest_prefix, prompt_set_key
 from nanobanana_pipeline.money import cost_of
 from nanobanana_pipeline.prompts import prompt_set
-from nanobanana_pipeline.prompts.validation import REFERENCE, REFERENCE_HASHES
+from nanobanana_pipeline.prompts.checked import REFERENCE, REFERENCE_HASHES
 from nanobanana_pipeline.request import TABLE_FIELDS
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from nanobanana_pipeline.generation.engine import Report
     from nanobanana_pipeline.generation.manifest import CurrentManifest
     from nanobanana_pipeline.generation.runs import Plan
+    from nanobanana_pipeline.prompts.checked import CheckedPrompts
     from nanobanana_pipeline.prompts.prompt_set import PromptSet
-    from nanobanana_pipeline.prompts.validation import CheckedPrompts
     from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = [

@@ -6,17 +6,15 @@ files whatever people call their prompts, and make small statistics.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final
 
-import numpy as np
-import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from nanobanana_pipeline.datasets.release import MANIFEST, read_release
-from nanobanana_pipeline.datasets.release import read_table as read_release_table
-from nanobanana_pipeline.generation.manifest import read_manifest
+from nanobanana_pipeline.datasets import release
+from nanobanana_pipeline.generation import manifest
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["MANIFEST_COLUMNS", "SCHEMAS", "VALUE", "Order", "key_of", "plain", "rows_of"]
@@ -94,13 +92,13 @@ def rows_of(store: ObjectStore, table: str, number: int) -> dict[Order, pa.Table
     """
     folder, name, version, *_ = table.split("/")
     if folder == "datasets":
-        release = read_release(store, name, version)
-        frame = read_release_table(store, release, MANIFEST, RELEASE_COLUMNS)
+        found = release.read_release(store, name, version)
+        rows = release.read_arrow(store, found, release.MANIFEST, RELEASE_COLUMNS)
         orders: tuple[Order, ...] = (Order.RELEASE,)
     else:
-        frame = read_manifest(store, table, MANIFEST_COLUMNS)
+        rows = manifest.read_arrow(store, table, MANIFEST_COLUMNS)
         orders = (Order.IMAGE, Order.REQUEST, Order.PROMPT, Order.PROVIDER)
-    return {order: _rows(order, frame[frame[VALUE[order]].notna()], number) for order in orders}
+    return {order: _rows(order, rows, number) for order in orders}
 
 
 def plain(row: dict[str, Any]) -> dict[str, Any]:
@@ -108,21 +106,18 @@ def plain(row: dict[str, Any]) -> dict[str, Any]:
     return {k: v.hex() if isinstance(v, bytes) else v for k, v in row.items()}
 
 
-def _rows(order: Order, frame: pd.DataFrame, number: int) -> pa.Table:
+def _rows(order: Order, rows: pa.Table, number: int) -> pa.Table:
+    found = rows.filter(pc.is_valid(rows[VALUE[order]]))
     columns: dict[str, pa.Array] = {
-        "k": pa.array(_keys(order, frame[VALUE[order]]), pa.uint64()),
-        "table": pa.array(np.full(len(frame), number, np.int32)),
+        "k": pa.array((key_of(order, v) for v in found[VALUE[order]].to_pylist()), pa.uint64()),
+        "table": pa.repeat(pa.scalar(number, pa.int32()), len(found)),
     }
     for field in SCHEMAS[order]:
         if field.name not in columns:
-            values = frame[field.name]
-            if field.type == HASH:
-                hashes = [None if pd.isna(v) else bytes.fromhex(v) for v in values]
-                columns[field.name] = pa.array(hashes, HASH)
-            else:
-                columns[field.name] = pa.array(values, field.type, from_pandas=True)
+            values = found[field.name]
+            columns[field.name] = (
+                pa.array((v and bytes.fromhex(v) for v in values.to_pylist()), HASH)
+                if field.type == HASH
+                else values.cast(field.type)
+            )
     return pa.table(columns, schema=SCHEMAS[order])
-
-
-def _keys(order: Order, values: Iterable[str]) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    return np.fromiter((key_of(order, value) for value in values), np.uint64)

@@ -12,7 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from nanobanana_pipeline.datasets.release import MANIFEST, read_release, read_table
+import pyarrow.compute as pc
+
+from nanobanana_pipeline.datasets.release import MANIFEST, read_arrow, read_release
 from nanobanana_pipeline.errors import TraceError
 from nanobanana_pipeline.images import CONTENT_TYPES, MAX_IMAGE_BYTES
 from nanobanana_pipeline.layout import image_key, ledger_key, run_plan_key
@@ -90,13 +92,13 @@ def _hash_of_object(store: ObjectStore, uri: str) -> str:
 
 def _hash_in_release(store: ObjectStore, dataset: str, version: str, key: str) -> str:
     release = read_release(store, dataset, version)
-    rows = read_table(store, release, MANIFEST, ["key", "image_sha256"])
-    found = rows.loc[rows["key"] == key, "image_sha256"].tolist()
-    if not found:
+    rows = read_arrow(store, release, MANIFEST, ["key", "image_sha256"])
+    at = pc.index(rows["key"], key).as_py()
+    if at < 0:
         raise TraceError(
             f"{dataset} {version} has {counted(len(rows), 'row')}, and none with key {key}"
         )
-    return str(found[0])
+    return str(rows["image_sha256"][at])
 
 
 def _find_image(store: ObjectStore, walk: Walk, sha256: str) -> bool:

@@ -7,10 +7,8 @@ first their plans and attributes; the manifests tell enough of the rest.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-import pandas as pd
-
 from nanobanana_pipeline.errors import PromptTableError, StorageError, StorageUnavailable
-from nanobanana_pipeline.generation.manifest import read_manifest
+from nanobanana_pipeline.generation import manifest
 from nanobanana_pipeline.generation.runs import Plan, read_plan, read_shard
 from nanobanana_pipeline.layout import (
     ledger_key,
@@ -25,7 +23,7 @@ from nanobanana_pipeline.lineage.in_force import Partition, read_partition
 from nanobanana_pipeline.lineage.index import Index
 from nanobanana_pipeline.lineage.rows import MANIFEST_COLUMNS, Order
 from nanobanana_pipeline.prompts import prompt_set
-from nanobanana_pipeline.prompts.validation import attributes_of
+from nanobanana_pipeline.prompts.checked import attributes_of
 from nanobanana_pipeline.request import NOT_IN_THE_PICTURE
 from nanobanana_pipeline.storage import ObjectStore
 
@@ -257,21 +255,20 @@ class Walk:
                 source=current.source if current and is_current else None,
             )
             try:
-                prompts = prompt_set.load(self._store, name, fingerprint)
+                prompts = prompt_set.read_arrow(self._store, name, fingerprint)
             except PromptTableError as error:
                 self._notes[str(error)] = None
                 continue
-            rows = prompts[prompts["prompt_id"].isin(wanted[name, fingerprint])]
-            said = ["prompt", *attributes_of(prompts)]
-            for prompt_id, values in zip(
-                rows["prompt_id"], rows[said].astype(object).to_dict("records"), strict=True
-            ):
-                self._add(
-                    Kind.PROMPT_ROW,
-                    f"{name}/{prompt_id}",
-                    prompt=values.pop("prompt"),
-                    attributes={k: _plain(v) for k, v in values.items() if not pd.isna(v)} or None,
-                )
+            attributes = attributes_of(prompts.column_names)
+            for at, prompt_id in enumerate(prompts["prompt_id"].to_pylist()):
+                if prompt_id in wanted[name, fingerprint]:
+                    row = prompts.slice(at, 1).to_pylist()[0]
+                    self._add(
+                        Kind.PROMPT_ROW,
+                        f"{name}/{prompt_id}",
+                        prompt=row["prompt"],
+                        attributes={k: row[k] for k in attributes if row[k] is not None} or None,
+                    )
 
     def _releases(self, images: Iterable[str]) -> None:
         for row in self.index.find(Order.RELEASE, images):
@@ -309,9 +306,8 @@ def run_rows(store: ObjectStore, run_id: str) -> list[Row]:
 
 
 def _rows(store: ObjectStore, of: Partition) -> list[Row]:
-    rows = read_manifest(store, of.table, MANIFEST_COLUMNS)
-    plain = rows.astype(object).where(rows.notna(), None)
-    return [{**{str(k): v for k, v in row.items()}, "of": of} for row in plain.to_dict("records")]
+    rows = manifest.read_arrow(store, of.table, MANIFEST_COLUMNS)
+    return [{**row, "of": of} for row in rows.to_pylist()]
 
 
 def _planned(store: ObjectStore, plan: Plan) -> list[str]:
@@ -325,8 +321,3 @@ def _planned(store: ObjectStore, plan: Plan) -> list[str]:
 
 def _prompt_name(row: Row) -> str:
     return f"{row['of'].prompt_set}/{row['prompt_id']}"
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401
-    """A cell's value as JSON has it."""
-    return value.item() if hasattr(value, "item") else value

@@ -11,19 +11,29 @@ import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from nanobanana_pipeline.errors import PromptTableError, StorageUnavailable
-from nanobanana_pipeline.prompts.validation import CheckedPrompts, as_frame, fingerprint
+from nanobanana_pipeline.prompts.checked import as_frame, fingerprint
 from nanobanana_pipeline.prompts.writes import create, patient
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from nanobanana_pipeline.prompts.checked import CheckedPrompts
     from nanobanana_pipeline.storage import ObjectStore, StoredObject
 
-__all__ = ["PromptSet", "current", "load", "load_quarantine", "snapshot", "valid_name"]
+__all__ = [
+    "PromptSet",
+    "current",
+    "load",
+    "load_quarantine",
+    "read_arrow",
+    "snapshot",
+    "valid_name",
+]
 
 SCHEMA: Final = 1
 SCHEMA_KEY: Final = b"nanobanana.schema"
@@ -72,7 +82,7 @@ def valid_name(name: str) -> str:
     return name
 
 
-def snapshot(store: "ObjectStore", name: str, checked: CheckedPrompts) -> PromptSet:
+def snapshot(store: "ObjectStore", name: str, checked: "CheckedPrompts") -> PromptSet:
     """Keep checked prompts under their fingerprint, and make them the current ones of `name`.
 
     Raises:
@@ -113,7 +123,7 @@ def current(store: "ObjectStore", name: str) -> PromptSet | None:
     return None if stored is None else _parsed(store, name, stored)
 
 
-def load(store: "ObjectStore", name: str, fingerprint: str) -> pd.DataFrame:
+def load(store: "ObjectStore", name: str, fingerprint: str) -> "pd.DataFrame":
     """Read a snapshot.
 
     Returns:
@@ -123,10 +133,20 @@ def load(store: "ObjectStore", name: str, fingerprint: str) -> pd.DataFrame:
         PromptTableError: there is no such snapshot, or it is damaged or of a newer version.
         StorageError: the bucket refuses.
     """
+    return as_frame(read_arrow(store, name, fingerprint))
+
+
+def read_arrow(store: "ObjectStore", name: str, fingerprint: str) -> pa.Table:
+    """The same, as it is stored.
+
+    Raises:
+        PromptTableError: as `load`.
+        StorageError: the bucket refuses.
+    """
     return _table(store, valid_name(name), f"{fingerprint}.parquet")
 
 
-def load_quarantine(store: "ObjectStore", name: str, fingerprint: str) -> pd.DataFrame:
+def load_quarantine(store: "ObjectStore", name: str, fingerprint: str) -> "pd.DataFrame":
     """Read what was left out of a snapshot.
 
     Returns:
@@ -136,10 +156,10 @@ def load_quarantine(store: "ObjectStore", name: str, fingerprint: str) -> pd.Dat
         PromptTableError: there is no such snapshot, or it is damaged or of a newer version.
         StorageError: the bucket refuses.
     """
-    return _table(store, valid_name(name), f"{fingerprint}.quarantine.parquet")
+    return as_frame(_table(store, valid_name(name), f"{fingerprint}.quarantine.parquet"))
 
 
-def _table(store: "ObjectStore", name: str, leaf: str) -> pd.DataFrame:
+def _table(store: "ObjectStore", name: str, leaf: str) -> pa.Table:
     key = _key(name, leaf)
     stored = store.get(key)
     if stored is None:
@@ -147,7 +167,8 @@ def _table(store: "ObjectStore", name: str, leaf: str) -> pd.DataFrame:
             f"{store.uri(key)} does not exist: make the prompt set {name!r} from its table again"
         )
     try:
-        table = pq.read_table(io.BytesIO(stored.body))
+        # Not `pq.read_table`, which is made for many files and imports pandas.
+        table = pq.ParquetFile(io.BytesIO(stored.body)).read()
         schema = int((table.schema.metadata or {})[SCHEMA_KEY])
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise PromptTableError(
@@ -155,7 +176,7 @@ def _table(store: "ObjectStore", name: str, leaf: str) -> pd.DataFrame:
             f"prompt set {name!r} from its table again"
         ) from error
     _refuse_newer(store.uri(key), schema)
-    return as_frame(table)
+    return table
 
 
 def _key(name: str, leaf: str) -> str:
@@ -209,7 +230,7 @@ def _refuse_newer(where: str, schema: int) -> None:
         )
 
 
-def _parquet(frame: pd.DataFrame) -> bytes:
+def _parquet(frame: "pd.DataFrame") -> bytes:
     table = pa.Table.from_pandas(frame, preserve_index=False)
     table = table.replace_schema_metadata({SCHEMA_KEY: str(SCHEMA).encode()})
     file = io.BytesIO()

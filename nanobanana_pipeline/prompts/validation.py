@@ -5,11 +5,9 @@ so a table can neither hold what a request would refuse nor be refused what a re
 """
 
 import hashlib
-import json
 import re
 import typing
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -20,26 +18,20 @@ import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
 from nanobanana_pipeline.prompts.attributes import typed_attribute
+from nanobanana_pipeline.prompts.checked import (
+    REFERENCE,
+    REFERENCE_HASHES,
+    CheckedPrompts,
+    as_frame,
+    canonical_json,
+)
 from nanobanana_pipeline.prompts.intake import CHUNK_ROWS, TEXT, Fault, shortened
 from nanobanana_pipeline.prompts.references import References, fitted_size, without_secrets
 from nanobanana_pipeline.prompts.table import PromptTable
 from nanobanana_pipeline.request import TABLE_FIELDS, ImageRequest
 
-__all__ = [
-    "REFERENCE",
-    "CheckedPrompts",
-    "as_frame",
-    "attributes_of",
-    "check_prompts",
-    "fingerprint",
-]
+__all__ = ["check_prompts"]
 
-FINGERPRINT_SCHEMA: Final = 1
-FINGERPRINT_ROWS: Final = 65_536
-"""Rows hashed at a time. Part of the fingerprint's definition: never change it alone."""
-REFERENCE: Final = "ref_image"
-"""The column that names reference pictures."""
-REFERENCE_HASHES: Final = "ref_sha256"
 ID_MAX: Final = 200
 ID_DIGITS: Final = 16
 
@@ -51,37 +43,7 @@ _LAWS: Final = {
 _NUMBERS: Final[dict[Any, Any]] = {int: pa.int64(), float: pa.float64()}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
-_TEXT_DTYPE: Final = pd.StringDtype(na_value=np.nan)
-_DTYPES: Final[dict[Any, Any]] = {
-    pa.int64(): pd.Int64Dtype(),
-    pa.float64(): pd.Float64Dtype(),
-    pa.bool_(): pd.BooleanDtype(),
-    pa.string(): _TEXT_DTYPE,
-    TEXT: _TEXT_DTYPE,
-}
-_LOGICAL_TYPES: Final = {"Int64": "int64", "Float64": "float64", "boolean": "bool", "str": "string"}
-
 RowNumbers = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class CheckedPrompts:
-    """A prompt table, parted.
-
-    Attributes:
-        source: path or URL of the table.
-        prompts: the good rows in the order of their ids: ``prompt_id`` and ``prompt`` (str), the
-            request fields that some row gives (Int64, Float64 or str; missing where the default
-            holds), ``ref_image`` as written and ``ref_sha256`` (str: the hashes of the reference
-            pictures, joined by one space) if some row has references, then the attributes by name
-            (Int64, Float64, boolean or str).
-        quarantine: what is wrong with the others, one row a fault: ``row`` (int64, counted from 1),
-            ``column`` ("" for the row as a whole), ``value`` (shortened), ``reason`` (str).
-    """
-
-    source: str
-    prompts: pd.DataFrame
-    quarantine: pd.DataFrame
 
 
 def check_prompts(table: PromptTable, references: References | None = None) -> CheckedPrompts:
@@ -126,35 +88,6 @@ def check_prompts(table: PromptTable, references: References | None = None) -> C
         for name in sorted(set(rows.column_names) - {id_column, REFERENCE, *fields})
     }
     return CheckedPrompts(table.source, _taken(columns, attributes, ordered), faults.frame())
-
-
-def attributes_of(prompts: pd.DataFrame) -> list[str]:
-    """The columns that are carried along and not sent: a misspelt field is among them."""
-    known = {"prompt_id", *TABLE_FIELDS, REFERENCE, REFERENCE_HASHES}
-    return [str(name) for name in prompts.columns if name not in known]
-
-
-def fingerprint(prompts: pd.DataFrame) -> str:
-    """SHA-256, in hexadecimal, of the names, types and values of checked prompts.
-
-    It hashes JSON, not file bytes, so no version of pandas or pyarrow changes it.
-
-    Args:
-        prompts: as `check_prompts` or `prompt_set.load` gives it.
-    """
-    types = [[name, _LOGICAL_TYPES[str(prompts[name].dtype)]] for name in prompts.columns]
-    digest = hashlib.sha256(_json({"schema": FINGERPRINT_SCHEMA, "columns": types}))
-    for start in range(0, len(prompts), FINGERPRINT_ROWS):
-        batch = prompts.iloc[start : start + FINGERPRINT_ROWS]
-        values = [pa.array(batch[name]).to_pylist() for name in batch.columns]
-        digest.update(_json(values))
-    return digest.hexdigest()
-
-
-def as_frame(table: Any) -> pd.DataFrame:  # noqa: ANN401 - pyarrow is untyped
-    """A `pyarrow.Table` as pandas, with nullable types, so that integers stay integers."""
-    frame: pd.DataFrame = table.to_pandas(types_mapper=_DTYPES.get, ignore_metadata=True)
-    return frame
 
 
 class _Faults:
@@ -315,7 +248,7 @@ def _content_ids(rows: Any, good: npt.NDArray[np.bool_]) -> Any:  # noqa: ANN401
 
 def _content_id(row: dict[str, Any]) -> str:
     given = {name: value for name, value in row.items() if value is not None}
-    return hashlib.sha256(_json(given)).hexdigest()[:ID_DIGITS]
+    return hashlib.sha256(canonical_json(given)).hexdigest()[:ID_DIGITS]
 
 
 def _taken(columns: dict[str, Any], attributes: dict[str, Any], order: RowNumbers) -> pd.DataFrame:
@@ -329,9 +262,3 @@ def _taken(columns: dict[str, Any], attributes: dict[str, Any], order: RowNumber
         if name in {"prompt_id", "prompt"} or column.null_count < len(column)
     }
     return as_frame(pa.table(kept))
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(
-        value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
-    ).encode()

@@ -174,7 +174,7 @@ def test_what_is_unknown_is_told_with_all_that_was_looked_for(
     sha256 = hashlib.sha256(stranger.read_bytes()).hexdigest()
     with pytest.raises(TraceError) as error:
         trace(store, str(stranger))
-    for said in (str(stranger), sha256, "1 partitions", f"images/{sha256[:2]}/{sha256}", "again"):
+    for said in (str(stranger), sha256, "1 partition ", f"images/{sha256[:2]}/{sha256}", "again"):
         assert said in str(error.value)
     with pytest.raises(TraceError, match="no prompt id and no provider id"):
         trace(store, "nobody")

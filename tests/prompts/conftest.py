@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from nanobanana_pipeline.prompts.checked import CheckedPrompts
 from nanobanana_pipeline.prompts.table import read_table
-from nanobanana_pipeline.prompts.validation import CheckedPrompts, check_prompts
+from nanobanana_pipeline.prompts.validation import check_prompts
 
 Check = Callable[[str, str | bytes], CheckedPrompts]
 

@@ -19,15 +19,11 @@ from nanobanana_pipeline.cli import app
 from nanobanana_pipeline.errors import PromptTableError, StorageUnavailable
 from nanobanana_pipeline.layout import reference_key
 from nanobanana_pipeline.prompts import references as module
+from nanobanana_pipeline.prompts.checked import CheckedPrompts, attributes_of, fingerprint
 from nanobanana_pipeline.prompts.prompt_set import load, snapshot
 from nanobanana_pipeline.prompts.references import References, fitted_size, without_secrets
 from nanobanana_pipeline.prompts.table import read_table
-from nanobanana_pipeline.prompts.validation import (
-    CheckedPrompts,
-    attributes_of,
-    check_prompts,
-    fingerprint,
-)
+from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import API_KEY, Emulators
@@ -94,7 +90,7 @@ def test_references_are_kept_byte_for_byte_and_named_by_their_hashes(
         json.dumps([str(tmp_path / "pictures/b.png"), "./a.png"], separators=(",", ":")),
         "",
     ]
-    assert attributes_of(checked.prompts) == []
+    assert attributes_of(checked.prompts.columns) == []
     assert sorted(store.keys("")) == sorted(reference_key(sha256(data)) for data in (RED, BLUE))
     for data in (RED, BLUE):
         stored = store.get(reference_key(sha256(data)))

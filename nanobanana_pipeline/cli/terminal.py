@@ -1,0 +1,32 @@
+"""The terminal: how wide it is, and whether there is somebody to ask."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from nanobanana_pipeline.errors import SettingsError
+
+__all__ = ["confirm", "make_console"]
+
+WIDE = 160
+
+
+def make_console() -> Console:
+    """The terminal, or a page wide enough for tables where the output goes elsewhere."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(WIDE, console.width))
+
+
+def confirm(what: str, *, yes: bool) -> None:
+    """Ask before others are disturbed; without anybody to ask, `--yes` is the answer.
+
+    Raises:
+        SettingsError: there is nobody to ask.
+        typer.Abort: somebody said no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise SettingsError(f"{what}. Nothing was done: there is no terminal to ask on; add --yes")
+    typer.confirm(f"{what}. Go on?", abort=True)
