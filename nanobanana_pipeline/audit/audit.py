@@ -16,6 +16,7 @@ from nanobanana_pipeline.audit.features import check_features
 from nanobanana_pipeline.audit.index import Index, Mismatch
 from nanobanana_pipeline.audit.pictures import list_images, read_images
 from nanobanana_pipeline.audit.reading import Progress, list_entries, read_entries
+from nanobanana_pipeline.audit.releases import check_builds
 from nanobanana_pipeline.audit.report import ENDED, RESTORE, AuditReport, Kind, Unsettled
 from nanobanana_pipeline.audit.runs import check_reservations, check_runs
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
@@ -77,6 +78,7 @@ def audit(
             list_images(store, index, work.report, on_progress)
             check_features(store, work.report)
             check_reservations(store, work.report)
+            check_builds(store, work.report)
         listed = partition is None
         read_images(store, index, work.report, on_progress, sample=sample, listed=listed)
         return work.report

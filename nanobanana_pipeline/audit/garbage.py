@@ -13,11 +13,13 @@ from typing import Final
 from nanobanana_pipeline.audit.features import list_features
 from nanobanana_pipeline.audit.index import Index
 from nanobanana_pipeline.audit.reading import Progress, find_orphans, list_entries, read_entries
-from nanobanana_pipeline.errors import StorageError
+from nanobanana_pipeline.audit.releases import find_builds
+from nanobanana_pipeline.errors import ReleaseError, StorageError
 from nanobanana_pipeline.features.keeping import read_current_features
 from nanobanana_pipeline.generation.manifest import read_all_current
 from nanobanana_pipeline.generation.rescue import list_runs
 from nanobanana_pipeline.generation.runs import read_plan
+from nanobanana_pipeline.layout import preview_key
 from nanobanana_pipeline.ledger import Held
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.storage import ListedObject, ObjectStore
@@ -35,11 +37,13 @@ class Waste(StrEnum):
 
     IMAGE = "image"
     MANIFEST = "manifest"
+    PREVIEW = "preview"
     FEATURES = "features"
     PROMPT_SET = "prompt_set"
     REFERENCE = "reference"
     WEBHOOK = "webhook"
     RUN_VALUE = "run_value"
+    BUILD = "build"
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,12 @@ def find_garbage(
         for orphan in find_orphans(store, index):
             if orphan.age > WEEK_SECONDS:
                 yield Garbage(Waste.IMAGE, orphan.key, orphan.size, orphan.age)
-        for current in read_all_current(store):
+        in_force = list(read_all_current(store))
+        for current in in_force:
             yield from _superseded(store, Waste.MANIFEST, current.manifest)
+        for current in in_force:
+            shown = preview_key(current.prompt_set, current.seed, current.content)
+            yield from _superseded(store, Waste.PREVIEW, shown)
         for name, seed in list_features(store):
             features, _ = read_current_features(store, name, seed)
             if features is not None:
@@ -84,6 +92,7 @@ def find_garbage(
         yield from _references(store, index)
         yield from _webhooks(store, index)
     yield from _run_values(store)
+    yield from _builds(store)
 
 
 def _fingerprints(store: ObjectStore) -> dict[str, set[str]]:
@@ -114,9 +123,10 @@ def _read_ledger(store: ObjectStore, index: Index, on_progress: Progress) -> Non
 
 
 def _superseded(store: ObjectStore, kind: Waste, in_force: str) -> Iterator[Garbage]:
-    """Tables beside this one of which another has taken the place, a week ago or longer."""
-    folder = in_force.rpartition("/")[0] + "/"
-    files = [found for found in store.listing(folder) if found.key.endswith(".parquet")]
+    """Files of the same kind beside this one, replaced by another a week ago or longer."""
+    folder, _, leaf = in_force.rpartition("/")
+    kind_of_file = leaf.rpartition(".")[2]
+    files = [f for f in store.listing(f"{folder}/") if f.key.endswith(f".{kind_of_file}")]
     files.sort(key=lambda found: found.last_modified)
     old = []
     for found, successor in zip(files, [*files[1:], None], strict=True):
@@ -174,6 +184,22 @@ def _run_values(store: ObjectStore) -> Iterator[Garbage]:
         for found in store.listing(f"runs/{run.run_id}/values/"):
             if found.age_seconds > WEEK_SECONDS:
                 yield _garbage(Waste.RUN_VALUE, found)
+
+
+def _builds(store: ObjectStore) -> Iterator[Garbage]:
+    """What builds of releases have left that were killed; nothing of one that anybody goes on with.
+
+    All of a folder or nothing: whoever goes on with a build relies on its oldest shards too.
+    """
+
+    def refuse(dataset: str, error: ReleaseError) -> None:
+        text = f"{error}. What releases of {dataset} refer to is unknown: run `nanobanana audit`"
+        raise StorageError(text) from error
+
+    for build in find_builds(store, refuse):
+        if build.quiet_seconds > WEEK_SECONDS:
+            for found in build.objects:
+                yield _garbage(Waste.BUILD, found)
 
 
 def _garbage(kind: Waste, found: ListedObject) -> Garbage:

@@ -30,10 +30,12 @@ class Kind(StrEnum):
     CLAIM_ABANDONED = "claim_abandoned"
     RUN_UNFINISHED = "run_unfinished"
     RESERVATION_DEAD = "reservation_dead"
+    BUILD_ABANDONED = "build_abandoned"
 
 
-NOTES: Final = frozenset({Kind.MANIFEST_BEHIND})
-"""What is nobody's fault, and no disagreement: a manifest that does not know the latest yet."""
+NOTES: Final = frozenset({Kind.MANIFEST_BEHIND, Kind.BUILD_ABANDONED})
+"""No disagreements: a manifest that does not know the latest yet; what a build that was killed has
+left, which no release names."""
 
 ENDED: Final = frozenset({State.IN_DOUBT, State.LOST, State.REFUSED, State.FAILED})
 """States without pictures that are as they should be, and are told of apart."""
