@@ -3,13 +3,16 @@
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from nanobanana_pipeline import local
 from nanobanana_pipeline.emulator import EmulatorConfig, EmulatorThread
+from nanobanana_pipeline.features import workers
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
@@ -51,10 +54,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _clean_environment() -> Iterator[None]:
     """No setting or cloud account of whoever runs the tests may leak in."""
     with pytest.MonkeyPatch.context() as patch:
+        # With it, each process that a test starts would compile Dagster anew.
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         for name in list(os.environ):
             if name.startswith(("NANOBANANA_", "AWS_", "DAGSTER_", "OPENLINEAGE_", "OTEL_")):
                 patch.delenv(name)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _processes_are_kept() -> Iterator[None]:
+    """Pictures are measured in processes, whose start takes longer than most tests: it is shared.
+
+    `tests/features/test_workers.py` has each call start its own, as users do.
+    """
+    start, idle = workers._process, list[ProcessPoolExecutor]()
+    with pytest.MonkeyPatch.context() as patch:
+
+        def process() -> ProcessPoolExecutor:
+            if not idle:
+                idle.append(start())
+                patch.setattr(idle[0], "shutdown", partial(idle.append, idle[0]))
+            return idle.pop()
+
+        patch.setattr(workers, "_process", process)
+        yield
+    for each in idle:
+        each.shutdown()
 
 
 @pytest.fixture(scope="session")

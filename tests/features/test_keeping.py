@@ -21,6 +21,7 @@ from nanobanana_pipeline.features.keeping import (
     read_features,
     refresh_features,
 )
+from nanobanana_pipeline.features.workers import _process as new_process
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import Emulators, account_for
@@ -36,6 +37,7 @@ def decodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counter:
     """How many pictures were decoded since it was last asked, in whatever process."""
     monkeypatch.setenv(FOLDER, str(tmp_path))
     monkeypatch.setattr(workers, "measure", counted)
+    monkeypatch.setattr(workers, "_process", new_process)  # one that knows the folder
     before = 0
 
     def count() -> int:

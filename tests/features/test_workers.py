@@ -13,9 +13,15 @@ import pytest
 from PIL import Image
 
 from nanobanana_pipeline.features import workers
+from nanobanana_pipeline.features.workers import _process as new_process
 from nanobanana_pipeline.features.workers import measure_all
 from nanobanana_pipeline.storage import ObjectStore
 from tests.features.counting import DEADLY, dying
+
+
+@pytest.fixture(autouse=True)
+def _own_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_process", new_process)
 
 
 def stored(store: ObjectStore, bodies: list[bytes]) -> dict[str, str]:
@@ -61,6 +67,7 @@ def test_processes_do_not_outlive_a_parent_that_is_killed(store: ObjectStore) ->
     keys = stored(store, pictures(3))
     program = f"""
 import multiprocessing, time
+from nanobanana_pipeline.features.workers import _process as new_process
 from nanobanana_pipeline.features.workers import measure_all
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 
