@@ -27,19 +27,21 @@ API_KEY = "test-key-9f1c-must-stay-secret"
 SLOW = (
     "tests/browser/test_ui.py",
     "tests/deploy/test_celery.py",
-    "tests/deploy/test_local_postgres.py",
-    "tests/dagster_project/test_backfill.py",
-    "tests/faults/test_stopping.py",
-    "tests/cli/test_profile.py",
     "tests/ageing/test_ageing.py",
     "tests/test_kills_short.py",
+    "tests/dagster_project/test_backfill.py",
+    "tests/deploy/test_local_postgres.py",
+    "tests/faults/test_stopping.py",
+    "tests/cli/test_profile.py",
     "tests/test_chaos.py",
     "tests/deploy/test_kubernetes.py",
+    "tests/emulator/test_openapi.py",
     "tests/rehearsal/test_every_quirk.py",
+    "tests/features/test_keeping.py",
     "tests/dagster_project/test_sensors.py",
     "tests/datasets/test_top_up.py",
 )
-"""Files with tests of minutes, longest first."""
+"""Files whose tests take longest: minutes first, and what mostly waits beside what computes."""
 
 Emulators = Callable[..., EmulatorThread]
 

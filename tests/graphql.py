@@ -183,5 +183,5 @@ def running_dev(
         yield Dev(Dagster(url), emulator, ObjectStore(client, local.BUCKET))
     finally:
         process.terminate()
-        process.wait(STOP_SECONDS)
+        assert process.wait(STOP_SECONDS) == 0
         assert not wait_until_gone(data)

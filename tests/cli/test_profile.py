@@ -107,10 +107,8 @@ def start_dev(data: Path, log: Path, **more: Any) -> tuple[subprocess.Popen[byte
     return process, url
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_dev_serves_the_ui_and_ends_with_all_its_children(
-    data: Path, tmp_path: Path, how: signal.Signals
-) -> None:
+def test_dev_serves_the_ui_and_ends_with_all_its_children(data: Path, tmp_path: Path) -> None:
+    """By SIGINT; `tests.graphql.running_dev` ends it by SIGTERM."""
     log = tmp_path / "dev.log"
     # As a shell starts background jobs: SIGINT is ignored from the start.
     process, url = start_dev(
@@ -132,7 +130,7 @@ def test_dev_serves_the_ui_and_ends_with_all_its_children(
         check=True,
     )
     assert "no partition has a manifest yet" in status.stdout
-    process.send_signal(how)
+    process.send_signal(signal.SIGINT)
     assert process.wait(STOP_SECONDS) == 0
     assert not wait_until_gone(data)
 
