@@ -4,14 +4,14 @@ Those of pictures read tables that their assets have made. A release asks the ma
 relies on no check.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import dagster as dg
 import pandas as pd
 
 from dagster_project.failures import plain_failures
-from dagster_project.metadata import sample_table
+from dagster_project.metadata import sample_table, with_keys
 from dagster_project.partitions import grid, prompt_sets, read_cell_key
 from dagster_project.resources import NanobananaResource
 from nanobanana_pipeline.audit import audit as audit_bucket
@@ -27,6 +27,7 @@ from nanobanana_pipeline.generation.manifest import CellState, read_current, rea
 from nanobanana_pipeline.ledger import UNSURE, Ledger
 from nanobanana_pipeline.money import cost_text
 from nanobanana_pipeline.prompts import prompt_set as snapshots
+from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["check_images", "checks"]
 
@@ -35,6 +36,9 @@ IMAGES = dg.AssetKey("generated_images")
 FEATURES = dg.AssetKey("image_features")
 SHOWN = 100
 LONGEST = 1000
+COSTS = "Buys nothing."
+
+Look = Callable[[NanobananaResource, str, int], dg.AssetCheckResult]
 
 
 def _verdict(
@@ -67,7 +71,7 @@ NOT_MEASURED = "its pictures are not measured yet: materialize image_features."
 @dg.asset_check(
     asset=PROMPTS,
     partitions_def=prompt_sets,
-    description="No row of the prompt table is in quarantine: all are asked for.",
+    description=f"No row of the prompt table is in quarantine: all are asked for. {COSTS}",
 )
 def quarantine_empty(
     context: dg.AssetCheckExecutionContext, nanobanana: NanobananaResource
@@ -88,21 +92,37 @@ def quarantine_empty(
     )
 
 
-@dg.asset_check(
-    asset=IMAGES,
-    partitions_def=grid,
-    description=(
-        "The partition's manifest is as the ledger says, and a sample of its pictures is stored "
-        "under its own SHA-256. Free of charge; `nanobanana audit` looks at the whole bucket."
-    ),
+def _of_partition(
+    asset: dg.AssetKey, description: str
+) -> Callable[[Look], dg.AssetChecksDefinition]:
+    """Make a check of each partition of `grid` of what looks at one, given by name and seed."""
+
+    def made(look: Look) -> dg.AssetChecksDefinition:
+        @dg.asset_check(
+            asset=asset,
+            name=look.__name__,
+            partitions_def=grid,
+            description=f"{description} {COSTS}",
+        )
+        def check(
+            context: dg.AssetCheckExecutionContext, nanobanana: NanobananaResource
+        ) -> dg.AssetCheckResult:
+            with plain_failures():
+                return look(nanobanana, *read_cell_key(context.partition_key))
+
+        return check
+
+    return made
+
+
+@_of_partition(
+    IMAGES,
+    "The partition's manifest is as the ledger says, and a sample of its pictures is stored under "
+    "its own SHA-256. `nanobanana audit` looks at the whole bucket.",
 )
-def audit(
-    context: dg.AssetCheckExecutionContext, nanobanana: NanobananaResource
-) -> dg.AssetCheckResult:
+def audit(nanobanana: NanobananaResource, name: str, seed: int) -> dg.AssetCheckResult:
     """Audit one partition."""
-    with plain_failures():
-        partition = read_cell_key(context.partition_key)
-        report = audit_bucket(nanobanana.store(), partition=partition)
+    report = audit_bucket(nanobanana.store(), partition=(name, seed))
     if not report.manifests and report.agrees:
         return _nothing_yet(NEVER_LAUNCHED)
     findings = pd.DataFrame(
@@ -121,29 +141,21 @@ def audit(
     )
 
 
-@dg.asset_check(
-    asset=IMAGES,
-    partitions_def=grid,
-    description=(
-        "No cell of the partition is in doubt or lost. Such cells may have been paid for and are "
-        "held: launching again looks for evidence, and only `rebuy` buys them again."
-    ),
+@_of_partition(
+    IMAGES,
+    "No cell of the partition is in doubt or lost. Such cells may have been paid for and are held: "
+    "launching again looks for evidence, and only `rebuy` buys them again.",
 )
-def none_in_doubt(
-    context: dg.AssetCheckExecutionContext, nanobanana: NanobananaResource
-) -> dg.AssetCheckResult:
+def none_in_doubt(nanobanana: NanobananaResource, name: str, seed: int) -> dg.AssetCheckResult:
     """Name the cells whose pictures may have been paid for and are not there."""
-    with plain_failures():
-        store = nanobanana.store()
-        current, _ = read_current(store, *read_cell_key(context.partition_key))
-        if current is None:
-            return _nothing_yet(NEVER_LAUNCHED)
-        rows = read_manifest(
-            store, current.manifest, ["prompt_id", "prompt", "request_key", "state"]
-        )
-        rows = rows[rows["state"].isin(UNSURE)].drop_duplicates("prompt_id")
-        # What evidence or a person has settled since the manifest was written is no doubt now.
-        found = Ledger(store).read_many(rows["request_key"])
+    store = nanobanana.store()
+    current, _ = read_current(store, name, seed)
+    if current is None:
+        return _nothing_yet(NEVER_LAUNCHED)
+    rows = read_manifest(store, current.manifest, ["prompt_id", "prompt", "request_key", "state"])
+    rows = rows[rows["state"].isin(UNSURE)].drop_duplicates("prompt_id")
+    # What evidence or a person has settled since the manifest was written is no doubt now.
+    found = Ledger(store).read_many(rows["request_key"])
     unsure = {
         key: held.entry
         for key, held in found.items()
@@ -162,27 +174,20 @@ def none_in_doubt(
     )
 
 
-@dg.asset_check(
-    asset=IMAGES,
-    partitions_def=grid,
-    description=(
-        "Not more was spent on the partition than its cap allows, and no cell waits for want of "
-        "money: a cap holds cells back, and lowering one cannot undo what was spent."
-    ),
+@_of_partition(
+    IMAGES,
+    "Not more was spent on the partition than its cap allows, and no cell waits for want of money: "
+    "a cap holds cells back, and lowering one cannot undo what was spent.",
 )
-def within_budget(
-    context: dg.AssetCheckExecutionContext, nanobanana: NanobananaResource
-) -> dg.AssetCheckResult:
+def within_budget(nanobanana: NanobananaResource, name: str, seed: int) -> dg.AssetCheckResult:
     """Compare what was counted for the partition with its cap, and name the cells held back."""
-    with plain_failures():
-        store, name_and_seed = nanobanana.store(), read_cell_key(context.partition_key)
-        current, _ = read_current(store, *name_and_seed)
-        if current is None:
-            return _nothing_yet(NEVER_LAUNCHED)
-        budget = nanobanana.settings().budget
-        scope = partition_scope(store, budget, *name_and_seed)
-        spent, cap = scope.read(), scope.cap
-        rows = read_manifest(store, current.manifest, ["prompt_id", "prompt", "state"])
+    store, budget = nanobanana.store(), nanobanana.settings().budget
+    current, _ = read_current(store, name, seed)
+    if current is None:
+        return _nothing_yet(NEVER_LAUNCHED)
+    scope = partition_scope(store, budget, name, seed)
+    spent, cap = scope.read(), scope.cap
+    rows = read_manifest(store, current.manifest, ["prompt_id", "prompt", "state"])
     held_back = rows[rows["state"] == CellState.OVER_BUDGET].drop_duplicates("prompt_id")
     too_much = (cap.images is not None and spent.images_counted > cap.images) or (
         cap.cost is not None and spent.cost_counted > cap.cost
@@ -201,71 +206,52 @@ def within_budget(
     )
 
 
-@dg.asset_check(
-    asset=FEATURES,
-    partitions_def=grid,
-    description="Every picture of the partition has the size that was asked for.",
-)
-def sizes_as_asked(
-    context: dg.AssetCheckExecutionContext, nanobanana: NanobananaResource
-) -> dg.AssetCheckResult:
+@_of_partition(FEATURES, "Every picture of the partition has the size that was asked for.")
+def sizes_as_asked(nanobanana: NanobananaResource, name: str, seed: int) -> dg.AssetCheckResult:
     """Name the pictures that came in another size."""
-    with plain_failures():
-        store, name_and_seed = nanobanana.store(), read_cell_key(context.partition_key)
-        pictures = read_pictures(store, *name_and_seed)
-        if pictures is None:
-            return _nothing_yet(NOT_MEASURED)
-        wrong = find_wrong_sizes(store, *name_and_seed, pictures)
+    store = nanobanana.store()
+    pictures = read_pictures(store, name, seed)
+    if pictures is None:
+        return _nothing_yet(NOT_MEASURED)
+    wrong = find_wrong_sizes(store, name, seed, pictures)
     shown = ["prompt_id", "prompt", "sample", "asked", "width", "height", "image_uri"]
-    return _verdict(wrong[shown], "pictures", {"looked at": len(pictures)})
+    return _verdict(with_keys(wrong[shown], store), "pictures", _looked_at(pictures, store))
 
 
-@dg.asset_check(
-    asset=FEATURES,
-    partitions_def=grid,
-    description=(
-        "Every picture of the partition can be decoded, and none is blank: near-uniform, as the "
-        "column `blank` says."
-    ),
+@_of_partition(
+    FEATURES,
+    "Every picture of the partition can be decoded, and none is blank: near-uniform, as the column "
+    "`blank` says.",
 )
-def no_blank_pictures(
-    context: dg.AssetCheckExecutionContext, nanobanana: NanobananaResource
-) -> dg.AssetCheckResult:
+def no_blank_pictures(nanobanana: NanobananaResource, name: str, seed: int) -> dg.AssetCheckResult:
     """Name the pictures that show nothing."""
-    with plain_failures():
-        pictures = read_pictures(nanobanana.store(), *read_cell_key(context.partition_key))
+    store = nanobanana.store()
+    pictures = read_pictures(store, name, seed)
     if pictures is None:
         return _nothing_yet(NOT_MEASURED)
     bad = pictures[pictures["error"].notna() | pictures["blank"].fillna(value=False)]
     bad = bad.assign(why=bad["error"].fillna("blank"))
     shown = ["prompt_id", "prompt", "sample", "why", "image_uri"]
-    return _verdict(bad[shown], "pictures", {"looked at": len(pictures)})
+    return _verdict(with_keys(bad[shown], store), "pictures", _looked_at(pictures, store))
 
 
-@dg.asset_check(
-    asset=FEATURES,
-    partitions_def=grid,
-    description=(
-        "The provider heeds seeds: pictures of one prompt under other seeds, and the samples of "
-        f"one request, differ. They look alike where at most {ALIKE_BITS} of 64 bits of their "
-        f"perceptual hashes differ; {ALIKE_SHARE:.0%} of the prompts may have such twins. "
-        "Compares what is stored, and asks for nothing."
-    ),
+@_of_partition(
+    FEATURES,
+    "The provider heeds seeds: pictures of one prompt under other seeds, and the samples of one "
+    f"request, differ. They look alike where at most {ALIKE_BITS} of 64 bits of their perceptual "
+    f"hashes differ; {ALIKE_SHARE:.0%} of the prompts may have such twins.",
 )
-def seed_honesty(
-    context: dg.AssetCheckExecutionContext, nanobanana: NanobananaResource
-) -> dg.AssetCheckResult:
+def seed_honesty(nanobanana: NanobananaResource, name: str, seed: int) -> dg.AssetCheckResult:
     """Name the pictures that look like another that they should not look like."""
-    with plain_failures():
-        store, name_and_seed = nanobanana.store(), read_cell_key(context.partition_key)
-        pictures = read_pictures(store, *name_and_seed)
-        if pictures is None:
-            return _nothing_yet(NOT_MEASURED)
-        twins = find_twins(store, *name_and_seed, pictures)
+    store = nanobanana.store()
+    pictures = read_pictures(store, name, seed)
+    if pictures is None:
+        return _nothing_yet(NOT_MEASURED)
+    twins = find_twins(store, name, seed, pictures)
     if not twins.prompts:
         return _nothing_yet("no prompt has two pictures, under two seeds or of one request.")
     return _verdict(
-        twins.rows,
+        with_keys(twins.rows, store),
         "twins",
         {
             "prompts compared": twins.prompts,
@@ -273,9 +259,14 @@ def seed_honesty(
             "share": round(twins.alike / twins.prompts, 4),
             "most that may be": ALIKE_SHARE,
             "other seeds": ", ".join(map(str, twins.seeds)) or "none",
+            "keys lie below": store.uri(""),
         },
         passed=not twins.are_too_many,
     )
+
+
+def _looked_at(pictures: pd.DataFrame, store: ObjectStore) -> dict[str, Any]:
+    return {"looked at": len(pictures), "keys lie below": store.uri("")}
 
 
 PARTITION_CHECKS = [

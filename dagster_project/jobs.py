@@ -250,7 +250,11 @@ def quote_launches(
     )
 
 
-@dg.job(description="Say what a launch would buy, cost, store and last. Buys and writes nothing.")
+@dg.job(
+    description=(
+        "Say what a launch would buy, cost, store and last. Costs nothing: buys and writes nothing."
+    )
+)
 def quote_only() -> None:
     """One op: nothing is made."""
     quote_launches()

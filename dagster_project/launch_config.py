@@ -121,10 +121,6 @@ def launch_of(config: GenerationConfig, name: str, seed: int, run_id: str) -> La
         picture, delivery = read_parameters(config.model_dump(include=named))
     except ValidationError as error:
         raise PlanError(parameter_faults(error)) from None
-    try:
-        max_cost = None if config.max_cost is None else Decimal(config.max_cost)
-    except InvalidOperation:
-        raise PlanError(f"max_cost {config.max_cost!r} is no amount of money") from None
     return Launch(
         prompt_set=name,
         seed=seed,
@@ -136,5 +132,17 @@ def launch_of(config: GenerationConfig, name: str, seed: int, run_id: str) -> La
         shard_size=config.shard_size,
         rebuy=config.rebuy,
         max_images=config.max_images,
-        max_cost=max_cost,
+        max_cost=amount_of(config.max_cost),
     )
+
+
+def amount_of(max_cost: str | None) -> Decimal | None:
+    """What a config's `max_cost` says, which is text so that no digit is lost.
+
+    Raises:
+        PlanError: it is no amount.
+    """
+    try:
+        return None if max_cost is None else Decimal(max_cost)
+    except InvalidOperation:
+        raise PlanError(f"max_cost {max_cost!r} is no amount of money") from None

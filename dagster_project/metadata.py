@@ -1,4 +1,4 @@
-"""Tables as Dagster shows them."""
+"""Tables as Dagster shows them: it breaks no long word, and each text of a row is in the event."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,10 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-__all__ = ["column_schema", "sample_table"]
+from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import shortened
+
+__all__ = ["column_schema", "sample_table", "with_keys"]
 
 SAMPLE_ROWS = 10
 MAX_CELL_CHARACTERS = 120
@@ -15,13 +18,32 @@ MAX_CELL_CHARACTERS = 120
 def sample_table(
     frame: pd.DataFrame, rows: int = SAMPLE_ROWS, longest: int = MAX_CELL_CHARACTERS
 ) -> dg.TableMetadataValue:
-    """The first rows of a table, texts cut at `longest` characters, for the asset's page."""
+    """The first rows of a table, texts in one line each, for the asset's page.
+
+    Args:
+        frame: the table.
+        rows: how many.
+        longest: characters of a text; a prompt has 60 at most, by which it is known again.
+    """
+    first = frame.head(rows)
+    if "prompt" in first:
+        first = first.assign(prompt=first["prompt"].map(shortened, na_action="ignore"))
     records = [
         dg.TableRecord({str(name): _shown(value, longest) for name, value in row.items()})
-        for row in frame.head(rows).to_dict("records")
+        for row in first.to_dict("records")
     ]
     schema = dg.TableSchema([dg.TableColumn(str(name)) for name in frame.columns])
     return dg.MetadataValue.table(records, schema=schema)
+
+
+def with_keys(frame: pd.DataFrame, store: ObjectStore) -> pd.DataFrame:
+    """Pictures' addresses as keys below the bucket's prefix, which do not stretch a page.
+
+    Columns such as ``image_uri`` become ``image_key``.
+    """
+    ends = {str(name): f"{str(name)[:-4]}_key" for name in frame if str(name).endswith("_uri")}
+    keys = {name: frame[name].str.removeprefix(store.uri("")) for name in ends}
+    return frame.assign(**keys).rename(columns=ends)
 
 
 def column_schema(columns: Mapping[str, tuple[str, str]]) -> dg.TableSchema:
@@ -39,5 +61,4 @@ def _shown(value: Any, longest: int) -> str | int | float | bool | None:  # noqa
         return None
     if isinstance(value, bool | int | float):
         return value
-    text = str(value)
-    return text if len(text) <= longest else f"{text[:longest]}…"
+    return shortened(str(value), longest)

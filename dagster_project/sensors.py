@@ -50,7 +50,8 @@ def unset(nanobanana: NanobananaResource) -> dg.SkipReason | None:
         "Makes a prompt set of every new or changed table in the folder prompts/ of this code "
         "location and below prompts/ of the bucket's prefix: animals.csv becomes animals. "
         f"At most {TABLES_A_TICK} tables a tick, of at most {MAX_TABLES:,}. What is wrong with a "
-        "file's name is said once, in the tick's log. Costs nothing; it launches no pictures."
+        "file's name is said once, in the tick's log. Costs nothing; it launches no pictures. "
+        "Ships stopped, since not every table is meant to be one: start it here."
     ),
 )
 def new_prompt_tables(

@@ -1,6 +1,6 @@
 """The job that buys what a dataset's prompts miss. Nothing starts it by itself."""
 
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,7 @@ from pydantic import Field
 
 from dagster_project.assets.datasets import recipes_here
 from dagster_project.failures import plain_failures
+from dagster_project.launch_config import amount_of
 from dagster_project.metadata import sample_table
 from dagster_project.partitions import cell_key, prompt_sets, seeds
 from dagster_project.recording import recorded_step
@@ -101,7 +102,8 @@ def buy_further_candidates(
 @dg.job(
     description=(
         "Buy further candidates for a dataset that asks for a number of pictures of each prompt, "
-        "within a budget you name. Launching it again goes on, and buys nothing twice."
+        "within a budget you name. Costs money, up to that budget. Launching it again goes on, and "
+        "buys nothing twice. Nothing starts it by itself: launch it from the launchpad."
     )
 )
 def top_up_dataset() -> None:
@@ -184,10 +186,7 @@ def _cap_of(config: TopUpConfig) -> Cap:
     Raises:
         PlanError: it is no amount.
     """
-    try:
-        cost = None if config.max_cost is None else Decimal(config.max_cost)
-    except InvalidOperation:
-        raise PlanError(f"max_cost {config.max_cost!r} is no amount of money") from None
+    cost = amount_of(config.max_cost)
     if cost is not None and not (cost.is_finite() and cost > 0):
         raise PlanError(f"max_cost {config.max_cost} is out of range: use an amount above 0")
     return Cap(config.max_images, cost)

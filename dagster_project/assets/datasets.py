@@ -41,8 +41,13 @@ __all__ = ["dataset_assets", "dataset_checks", "recipes_here"]
 FOLDER = Path("recipes")
 STRIP_PICTURES = 4
 NO_LEAKS, READABLE = "no_leaks", "readable"
-NO_LEAKS_SAYS = "No prompt, reference or look of the latest release is in two of its splits."
-READABLE_SAYS = "Every file of the latest release is there, and is what was published."
+NO_LEAKS_SAYS = (
+    "No prompt, reference or look of the latest release is in two of its splits. Buys nothing."
+)
+READABLE_SAYS = (
+    "Every file of the latest release is there, and is what was published. Buys nothing, and reads "
+    "all of it from S3."
+)
 SHOWN = ["row_id", "split", "prompt", "seed", "sample", "width", "height", "image_sha256"]
 
 

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from dagster_project.columns import IMAGES
 from dagster_project.failures import plain_failures
 from dagster_project.launch_config import GenerationConfig, launch_of
-from dagster_project.metadata import column_schema, sample_table
+from dagster_project.metadata import column_schema, sample_table, with_keys
 from dagster_project.partitions import grid, read_cell_key
 from dagster_project.pictures import picture
 from dagster_project.recording import recorded_step
@@ -204,7 +204,7 @@ def generation_config(config: GenerationConfig) -> dict[str, Any]:
         dg.AssetCheckSpec(
             "cells",
             asset="generated_images",
-            description="Every cell that was asked for is settled.",
+            description="Every cell that was asked for is settled. Buys nothing.",
             partitions_def=grid,
         )
     ],
@@ -286,7 +286,9 @@ def _metadata(
         "dagster/column_schema": column_schema(
             {name: (str(kind), text) for name, (kind, text) in COLUMNS.items()}
         ),
-        "rows": sample_table(first[first["state"] != CellState.NOT_REQUESTED][shown]),
+        "rows": sample_table(
+            with_keys(first[first["state"] != CellState.NOT_REQUESTED][shown], store)
+        ),
         "fingerprint": current.fingerprint,
         "parameters": dg.MetadataValue.json(dict(current.parameters)),
     } | ({"stopped": report.halted} if report.halted else {})

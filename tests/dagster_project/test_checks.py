@@ -1,11 +1,13 @@
 """Checks that can be run at any time, on an ephemeral instance and a real bucket."""
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import dagster as dg
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dagster_project import checks
@@ -14,6 +16,7 @@ from dagster_project.assets.image_features import image_features
 from dagster_project.assets.prompt_set import prompt_set
 from nanobanana_pipeline.current import write_table
 from nanobanana_pipeline.features.keeping import COLUMNS, read_current_features, read_features
+from nanobanana_pipeline.generation.manifest import read_current
 from nanobanana_pipeline.ledger import Ledger
 from nanobanana_pipeline.storage import ObjectStore
 from tests.dagster_project.conftest import SMALL, Project
@@ -175,7 +178,31 @@ def test_pictures_of_another_size_are_named(project: Projects) -> None:
     # The other row asks for its own width.
     [row] = rows(found["sizes_as_asked"], "pictures")
     assert (row["prompt"], row["asked"], row["width"]) == ("a fox", "1056×1024", 1024)
-    assert row["image_uri"].startswith(here.store.uri("images/"))
+    assert row["image_key"].startswith("images/")
+
+
+def test_a_stored_picture_of_another_size_is_named(project: Projects) -> None:
+    """Had one slipped in, its manifest would name it and its features would tell its size."""
+    here = project()
+    here.make_prompt_set()
+    make(here, "demo|1")
+    make(here, "demo|2", width=1056)
+    assert failed(run_checks(here)) == set()
+    small, large = (read_current(here.store, "demo", seed)[0] for seed in (1, 2))
+    assert small is not None
+    assert large is not None
+    table, other = (stored_table(here.store, each.manifest) for each in (small, large))
+    names = [other["image_sha256"][0].as_py(), *table["image_sha256"].to_pylist()[1:]]
+    column = table.schema.get_field_index("image_sha256")
+    changed = table.set_column(column, table.schema.field(column), pa.array(names))
+    write_table(here.store, small.manifest, changed)
+    assert here.run(image_features, "demo|1", {}).success
+    check = run_checks(here)["sizes_as_asked"]
+    assert not check.passed
+    [row] = rows(check, "pictures")
+    told = (row["prompt"], row["asked"], row["width"], row["height"])
+    assert told == (table["prompt"][0].as_py(), "1024×1024", 1056, 1024)
+    assert value(check, "looked at") == 3
 
 
 def test_blank_and_broken_pictures_are_named(project: Projects) -> None:
@@ -187,7 +214,7 @@ def test_blank_and_broken_pictures_are_named(project: Projects) -> None:
     assert failed(found) == {"no_blank_pictures"}
     named = rows(found["no_blank_pictures"], "pictures")
     assert {row["why"] for row in named} == {"blank", "cut off"}
-    assert all(row["image_uri"].startswith(here.store.uri("images/")) for row in named)
+    assert all(row["image_key"].startswith("images/") for row in named)
 
 
 def test_a_provider_that_ignores_seeds_is_found_out(project: Projects) -> None:
@@ -206,7 +233,7 @@ def test_a_provider_that_ignores_seeds_is_found_out(project: Projects) -> None:
         twins = rows(check, "twins")
         assert {row["prompt"] for row in twins} == {"a fox", "a whale", "a kite"}
         assert {row["other_seed"] for row in twins} == {other}
-        assert all(row["image_uri"].startswith(here.store.uri("images/")) for row in twins)
+        assert all(row["image_key"].startswith("images/") for row in twins)
 
 
 def test_a_row_with_a_seed_of_its_own_is_rightly_the_same_everywhere(project: Projects) -> None:
@@ -277,6 +304,12 @@ def test_they_run_beside_the_asset_in_one_run(project: Projects) -> None:
     assert result.success
     found = {each.check_name: each.passed for each in result.get_asset_check_evaluations()}
     assert found == dict.fromkeys({*NAMES, "cells"}, True)
+
+
+def stored_table(store: ObjectStore, key: str) -> pa.Table:
+    found = store.get(key)
+    assert found is not None
+    return pq.read_table(io.BytesIO(found.body))
 
 
 def change_features(store: ObjectStore, **columns: Sequence[Any]) -> None:

@@ -1,5 +1,6 @@
 """What Dagster loads: what assets say of themselves, and what launches refuse."""
 
+import re
 from pathlib import Path
 
 import dagster as dg
@@ -35,6 +36,25 @@ def test_every_asset_says_what_it_costs_and_what_it_is_made_of() -> None:
             assert made_of
             for dep in made_of:
                 assert dep.column_name in known[dep.asset_key.to_user_string()]
+
+
+def test_what_can_be_started_says_its_cost_and_what_ships_stopped_how_to_start_it() -> None:
+    repository = defs.get_repository_def()
+    graph = defs.resolve_asset_graph()
+    jobs = [job for job in repository.get_all_jobs() if not job.name.startswith("__")]
+    told = {job.name: job.description for job in jobs}
+    told |= {key.name: graph.get(key).description for key in graph.asset_check_keys}
+    automatic = [*repository.sensor_defs, *repository.schedule_defs]
+    told |= {each.name: each.description for each in automatic}
+    cost = re.compile(r"Costs money|[Cc]osts nothing|[Bb]uys nothing")
+    said = {name: cost.findall(" ".join((text or "").split())) for name, text in told.items()}
+    assert {name for name, words in said.items() if not words} == set()
+    paid = {name for name, words in said.items() if "Costs money" in words}
+    assert paid == {"retry_failed", "top_up_dataset", "nightly", "buy_new_prompt_sets"}
+    stopped = {each.name for each in automatic if each.default_status.value == "STOPPED"}
+    assert paid.isdisjoint({each.name for each in automatic} - stopped)
+    for name in stopped:
+        assert re.search(r"[Ss]tart (it|this)", told[name] or ""), name
 
 
 def test_columns_are_those_that_are_stored(tmp_path: Path) -> None:
