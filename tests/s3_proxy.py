@@ -238,7 +238,8 @@ def _shut(sock: socket.socket) -> None:
 
 def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
     """Wait for something that is sure to come, or fail."""
-    deadline = time.monotonic() + seconds
+    deadline, pause = time.monotonic() + seconds, 0.02
     while not condition():
         assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(1.1 * pause, 0.1)  # who waits long should not keep the machine busy

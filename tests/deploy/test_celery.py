@@ -233,7 +233,7 @@ def wait_for(what: str, found: Callable[[], Any], seconds: float = 180) -> Any:
     deadline = time.monotonic() + seconds
     while (value := found()) is None:
         assert time.monotonic() < deadline, what
-        time.sleep(0.2)
+        time.sleep(0.5)
     return value
 
 
