@@ -104,10 +104,9 @@ def _hash_in_release(store: ObjectStore, dataset: str, version: str, key: str) -
 def _find_image(store: ObjectStore, walk: Walk, sha256: str) -> bool:
     """Whether a picture is known; its metadata are read where the index does not know it."""
     requests = {row["request_key"] for row in walk.index.find(Order.IMAGE, [sha256])}
-    released = walk.index.find(Order.RELEASE, [sha256])
     if not requests:
         requests = set(_owners(store, sha256))
-    if not requests and not released:
+    if not requests and not walk.index.find(Order.RELEASE, [sha256]):
         return False
     walk.add_image(sha256, requests)
     return True
