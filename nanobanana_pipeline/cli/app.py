@@ -1,6 +1,7 @@
 """`nanobanana`: its commands, and how they end.
 
-Exit codes: 0 all settled, 1 some cells not settled, 2 wrong use or settings.
+Exit codes: 0 all is well, 1 something is missing or not as it should be (cells that are not
+settled, doubts, damaged files), 2 wrong use or settings, 130 stopped.
 """
 
 import logging
@@ -22,23 +23,23 @@ WRONG_USE = 2
 INTERRUPTED = 130
 
 COMMANDS: Final = {
+    "demo": "cli.profile:demo",
+    "dev": "cli.profile:dev",
+    "environment": "cli.profile:environment",
     "prompts": "cli.prompts:prompt_commands",
-    "webhooks": "cli.webhooks:webhook_commands",
-    "provider": "cli.provider:provider_commands",
+    "quote": "cli.quote:quote_command",
+    "generate": "cli.generate:generate",
+    "status": "cli.status:status",
     "doubts": "cli.doubts:doubt_commands",
     "features": "cli.features:features",
     "recipe": "cli.recipe:recipe_commands",
     "release": "cli.release:release_commands",
-    "index": "cli.index:index_commands",
     "trace": "cli.trace:trace_command",
-    "generate": "cli.generate:generate",
-    "quote": "cli.quote:quote_command",
-    "status": "cli.status:status",
+    "index": "cli.index:index_commands",
     "audit": "cli.audit:audit",
     "gc": "cli.audit:gc",
-    "demo": "cli.profile:demo",
-    "dev": "cli.profile:dev",
-    "environment": "cli.profile:environment",
+    "provider": "cli.provider:provider_commands",
+    "webhooks": "cli.webhooks:webhook_commands",
     "emulator": "emulator.command:emulator_command",
 }
 """Where each command, or group of commands, is; imported when it is called, since all together
@@ -49,7 +50,7 @@ class _Commands(typer.core.TyperGroup):
     """Ends every command alike: one line for what we know, a traceback for what we do not."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
-        return [*super().list_commands(ctx), *COMMANDS]
+        return [*COMMANDS, *super().list_commands(ctx)]
 
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]  # noqa: ANN401 - typer keeps the class to itself
         if cmd_name not in COMMANDS:
@@ -89,7 +90,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=(
         "Turn a table of prompts into image datasets on S3: nothing paid for is lost, nothing is "
-        "bought twice. Start with: nanobanana demo"
+        "bought twice. Start with: nanobanana demo\n\n"
+        "Exit codes: 0 all is well, 1 something is missing or not as it should be, 2 wrong use or "
+        "settings, 130 stopped; the same command then goes on where it was."
     ),
 )
 
@@ -109,7 +112,9 @@ def _version_at_once(wanted: bool) -> None:  # noqa: FBT001 - as typer calls it
 @app.callback()
 def main(
     *,
-    verbose: bool = typer.Option(default=False, help="Log what happens to each request."),
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Log what happens to each request.")
+    ] = False,
     _version: Annotated[
         bool,
         typer.Option(

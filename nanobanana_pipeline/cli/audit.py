@@ -57,7 +57,7 @@ def audit(
 
     Exit codes: 0 all agrees, 1 something does not, 2 wrong use or settings. Doubts, losses,
     refusals and failures are told of, and are no disagreements; nor are manifests that do not know
-    yet what another partition has bought.
+    yet what another partition has bought, and what builds of releases that were killed have left.
     """
     store = _bucket()
     count = {Images.ALL: None, Images.SAMPLE: sample, Images.NONE: 0}[images]
@@ -78,7 +78,7 @@ def gc(
         bool, typer.Option("--dry-run", help="List only. There is no other way yet.")
     ] = False,
 ) -> None:
-    """List what nothing in the bucket refers to any more. Deletes nothing."""
+    """List what nothing in the bucket has referred to for 7 days. Deletes nothing."""
     if not dry_run:
         raise SettingsError(
             "gc deletes nothing yet: add --dry-run to see what nothing refers to any more"

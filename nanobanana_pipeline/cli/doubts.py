@@ -42,17 +42,26 @@ TEXT_SHOWN = 60
 UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 doubt_commands = typer.Typer(
-    no_args_is_help=True, help="See and settle what may have been paid for and is not here."
+    no_args_is_help=True,
+    help="See and settle what is in doubt or lost: it may have been paid for, and is not here.",
 )
 
 Keys = Annotated[
     list[str] | None, typer.Argument(help="Request keys, or their first digits; all if left out.")
 ]
-StateOf = Annotated[str | None, typer.Option("--state", help="in_doubt or lost.")]
-Cause = Annotated[str | None, typer.Option(help="A part of the cause.")]
-Run = Annotated[str | None, typer.Option(help="The run that made the attempt.")]
-Older = Annotated[str | None, typer.Option(help="At least so old: 30m, 2h, 3d.")]
-MinCost = Annotated[str | None, typer.Option(help="At least so dear.")]
+StateOf = Annotated[str | None, typer.Option("--state", help="Only these: in_doubt or lost.")]
+Cause = Annotated[str | None, typer.Option(help="Only those whose cause contains this text.")]
+Run = Annotated[str | None, typer.Option(help="Only those whose attempt this run made.")]
+Older = Annotated[
+    str | None, typer.Option(metavar="AGE", help="Only those at least so old: 30m, 2h, 3d.")
+]
+MinCost = Annotated[
+    str | None,
+    typer.Option(
+        metavar="AMOUNT",
+        help="Only those that cost at least so much, by NANOBANANA_PRICE_PER_IMAGE.",
+    ),
+]
 
 
 @doubt_commands.command("list")
@@ -66,7 +75,7 @@ def list_doubts(
     min_cost: MinCost = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
-    """Show them, the oldest first. Exits with 1 if there are any."""
+    """Show what is in doubt or lost, the oldest first. Exits with 1 if there is any."""
     settings = Settings.load()
     store = open_bucket(settings)
     wanted = _filter(keys, state, cause, run, older, min_cost)
@@ -87,10 +96,17 @@ def resolve(
     *,
     provider_id: Annotated[
         str | None,
-        typer.Option(help="The provider's id of the one request named; it has to confirm it."),
+        typer.Option(
+            help="The provider's id of the one request that is chosen; the provider has to confirm "
+            "it."
+        ),
     ] = None,
-    rebuy: Annotated[bool, typer.Option(help="Buy again where no evidence settles it.")] = False,
-    abandon: Annotated[bool, typer.Option(help="Give up: missed no more, never bought.")] = False,
+    rebuy: Annotated[
+        bool, typer.Option("--rebuy", help="Buy again where no evidence settles it.")
+    ] = False,
+    abandon: Annotated[
+        bool, typer.Option("--abandon", help="Give up: no longer missed, and never bought again.")
+    ] = False,
     state: StateOf = None,
     cause: Cause = None,
     run: Run = None,
@@ -98,7 +114,10 @@ def resolve(
     min_cost: MinCost = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Settle them by evidence; without an option nothing is bought or given up."""
+    """Settle what is in doubt or lost, by evidence: asks the provider, and brings what it has.
+
+    Nothing is bought again or given up without --rebuy or --abandon. Exits with 1 if any is left.
+    """
     if sum([provider_id is not None, rebuy, abandon]) > 1:
         raise typer.BadParameter("choose one of --provider-id, --rebuy and --abandon")
     settings = Settings.load()

@@ -47,47 +47,79 @@ from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import counted
 
-__all__ = ["generate", "parse_seeds", "read_launch_parameters", "read_money"]
+__all__ = [
+    "Limit",
+    "Name",
+    "Param",
+    "Seeds",
+    "TableFile",
+    "generate",
+    "parse_seeds",
+    "read_launch_parameters",
+    "read_money",
+]
 
 PLAIN_PROGRESS_SECONDS = 10
 ACCOUNTING_SECONDS = 10
 
 
+TableFile = Annotated[
+    str, typer.Argument(help="The prompt table: CSV, TSV, JSONL or Parquet; a path or s3:// URL.")
+]
+Seeds = Annotated[str, typer.Option(help="Seeds: 1-4, or 1,7,9-12.")]
+Name = Annotated[
+    str | None, typer.Option(help="The prompt set's name; the file's name if left out.")
+]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="A pilot: so many rows only, always the same ones.")
+]
+Param = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="A parameter for rows that have none: width=1024, base64=yes. Repeatable.",
+    ),
+]
+
+
 def generate(
-    file: Annotated[str, typer.Argument(help="The prompt table: a path or s3:// URL.")],
-    seeds: Annotated[str, typer.Option(help="Seeds: 1-4, or 1,7,9-12.")],
+    file: TableFile,
+    seeds: Seeds,
     *,
-    name: Annotated[
-        str | None, typer.Option(help="The prompt set's name; the file's name if left out.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="A pilot: buy so many rows only, always the same.")
-    ] = None,
-    param: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A parameter for rows that have none: width=1024, base64=yes. Repeatable."
-        ),
-    ] = None,
+    name: Name = None,
+    limit: Limit = None,
+    param: Param = None,
     change_parameters: Annotated[
-        bool, typer.Option(help="Buy anew what was made with other parameters.")
+        bool,
+        typer.Option("--change-parameters", help="Buy anew what was made with other parameters."),
     ] = False,
     max_images: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Buy at most so many images, over all seeds; 0 brings and accounts only.",
+            help="Buy at most so many images, over all seeds; 0 buys none, and brings what was "
+            "bought before.",
         ),
     ] = None,
     max_cost: Annotated[
-        str | None, typer.Option(help="Spend at most so much money, over all seeds.")
+        str | None,
+        typer.Option(
+            metavar="AMOUNT",
+            help="Spend at most so much money, over all seeds, by NANOBANANA_PRICE_PER_IMAGE.",
+        ),
     ] = None,
     rebuy: Annotated[
         bool,
-        typer.Option(help="Buy again what is in doubt or lost, where no evidence settles it."),
+        typer.Option(
+            "--rebuy", help="Buy again what is in doubt or lost, where no evidence settles it."
+        ),
     ] = False,
 ) -> None:
-    """Buy what is missing of a prompt table under some seeds, and store it on S3."""
+    """Buy what is missing of a prompt table under some seeds, and store it on S3.
+
+    Exits with 1 if cells are not settled. What a partition was made with before stays in force,
+    unless --change-parameters says otherwise; `nanobanana quote` says first what it would cost.
+    """
     chosen = parse_seeds(seeds)
     parameters, delivery = read_launch_parameters(param or [])
     cap = Cap(max_images, read_money("--max-cost", max_cost))

@@ -19,7 +19,8 @@ index_commands = typer.Typer(no_args_is_help=True, help="Look after the index th
 def refresh_(
     *,
     rebuild: Annotated[
-        bool, typer.Option(help="Read all manifests and releases again, and make it anew.")
+        bool,
+        typer.Option("--rebuild", help="Read all manifests and releases again, and make it anew."),
     ] = False,
 ) -> None:
     """Bring the index up to date with the manifests in force and the releases."""

@@ -82,7 +82,7 @@ def demo(*, data: Data = Path(".nanobanana")) -> None:
 def dev(
     *,
     data: Data = Path(".nanobanana"),
-    port: Annotated[int, typer.Option(help="Of the Dagster UI.")] = 3000,
+    port: Annotated[int, typer.Option(help="Port of the Dagster UI.")] = 3000,
     latency: Annotated[
         str, typer.Option(help="Seconds that the emulated provider takes, shortest:longest.")
     ] = "1:3",

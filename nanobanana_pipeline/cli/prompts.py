@@ -21,14 +21,19 @@ __all__ = ["prompt_commands"]
 SHOWN = 50
 NOT_ALL_GOOD = 1
 
-prompt_commands = typer.Typer(no_args_is_help=True, help="Look at prompt tables.")
+prompt_commands = typer.Typer(
+    no_args_is_help=True, help="Look at prompt tables before they are bought for."
+)
 
 
 @prompt_commands.command("check")
 def check(
-    file: Annotated[str, typer.Argument(help="CSV, TSV, JSONL or Parquet; a path or s3:// URL.")],
+    file: Annotated[
+        str,
+        typer.Argument(help="The prompt table: CSV, TSV, JSONL or Parquet; a path or s3:// URL."),
+    ],
 ) -> None:
-    """Say which rows of a table would be quarantined, and why. Writes nothing.
+    """Say which rows of a table would be quarantined, and why. Exits with 1 if any. Writes nothing.
 
     Reference pictures are read too: files, https URLs (and what NANOBANANA_ALLOWED_HOSTS allows),
     and s3:// URLs with AWS's own variables. No other setting is needed.

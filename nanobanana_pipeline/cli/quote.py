@@ -7,7 +7,15 @@ import pandas as pd
 import typer
 from rich.console import Console
 
-from nanobanana_pipeline.cli.generate import parse_seeds, read_launch_parameters
+from nanobanana_pipeline.cli.generate import (
+    Limit,
+    Name,
+    Param,
+    Seeds,
+    TableFile,
+    parse_seeds,
+    read_launch_parameters,
+)
 from nanobanana_pipeline.cli.show import size_text, table_of, time_text
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.generation.counters import Counter
@@ -28,17 +36,16 @@ __all__ = ["quote_command"]
 
 
 def quote_command(
-    file: Annotated[str, typer.Argument(help="The prompt table: a path or s3:// URL.")],
-    seeds: Annotated[str, typer.Option(help="Seeds: 1-4, or 1,7,9-12.")],
+    file: TableFile,
+    seeds: Seeds,
     *,
-    name: Annotated[
-        str | None, typer.Option(help="The prompt set's name; the file's name if left out.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="A pilot of so many rows.")] = None,
-    param: Annotated[
-        list[str] | None, typer.Option(help="A parameter for rows that have none. Repeatable.")
-    ] = None,
-    rebuy: Annotated[bool, typer.Option(help="With what is in doubt or lost.")] = False,
+    name: Name = None,
+    limit: Limit = None,
+    param: Param = None,
+    rebuy: Annotated[
+        bool,
+        typer.Option("--rebuy", help="Count what is in doubt or lost among what would be bought."),
+    ] = False,
 ) -> None:
     """Say what `generate` would buy, cost, store and last. Buys and writes nothing."""
     parameters, delivery = read_launch_parameters(param or [])

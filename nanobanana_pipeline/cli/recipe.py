@@ -33,12 +33,15 @@ __all__ = ["recipe_commands"]
 
 SHOWN = 10
 
-recipe_commands = typer.Typer(no_args_is_help=True, help="Look at recipes of datasets.")
+recipe_commands = typer.Typer(
+    no_args_is_help=True,
+    help="Check recipes of datasets, see what they would select, and buy what they lack.",
+)
 
 
 @recipe_commands.command("check")
 def check(
-    path: Annotated[Path, typer.Argument(help="A recipe, or a folder of them.")],
+    path: Annotated[Path, typer.Argument(help="The recipe's file, or a folder of recipes.")],
 ) -> None:
     """Say whether recipes are sound; names every fault with file, line and field.
 
@@ -57,7 +60,7 @@ def check(
 
 @recipe_commands.command("preview")
 def preview(
-    file: Annotated[Path, typer.Argument(help="A recipe.")],
+    file: Annotated[Path, typer.Argument(help="The recipe's file.")],
 ) -> None:
     """Say what a recipe would select now, and what it would leave out and why. Writes nothing."""
     recipe = read_recipe(file)
@@ -88,7 +91,7 @@ def preview(
 
 @recipe_commands.command("top-up")
 def top_up_(
-    file: Annotated[Path, typer.Argument(help="A recipe with per_prompt.")],
+    file: Annotated[Path, typer.Argument(help="The recipe's file; it has to say per_prompt.")],
     *,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what is missing, and what it may cost.")
@@ -96,11 +99,17 @@ def top_up_(
     max_images: Annotated[
         int | None, typer.Option(min=1, help="Buy at most so many images.")
     ] = None,
-    max_cost: Annotated[str | None, typer.Option(help="Spend at most so much money.")] = None,
+    max_cost: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AMOUNT",
+            help="Spend at most so much money, by NANOBANANA_PRICE_PER_IMAGE.",
+        ),
+    ] = None,
 ) -> None:
     """Buy further candidates until every prompt has its pictures, or none is left, or the budget.
 
-    Goes on where an earlier call was ended, and buys nothing twice. Ends with 1 where prompts are
+    Goes on where an earlier call was ended, and buys nothing twice. Exits with 1 if prompts are
     still short.
     """
     recipe = read_recipe(file)

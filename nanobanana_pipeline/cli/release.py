@@ -41,21 +41,21 @@ SHOWN_OF_ROWS = ["prompt_id", "seed", "split", "prompt"]
 DAMAGED = 1
 
 release_commands = typer.Typer(
-    no_args_is_help=True, help="Publish datasets, and read what was published."
+    no_args_is_help=True, help="Publish datasets, and look at, check and fetch what was published."
 )
 
 Dataset = Annotated[str, typer.Argument(help="The dataset's name, as its recipe says.")]
 Version = Annotated[
-    str | None, typer.Option(help="Which one: v1, v2, …", show_default="the latest")
+    str | None, typer.Option(help="Of the release: v1, v2, …", show_default="the latest")
 ]
 
 
 @release_commands.command("build")
 def build(
-    recipe: Annotated[Path, typer.Argument(help="The recipe's file.", metavar="RECIPE")],
+    file: Annotated[Path, typer.Argument(help="The recipe's file.")],
 ) -> None:
     """Publish what a recipe selects now. Goes on where an earlier try was ended; buys nothing."""
-    wanted = read_recipe(recipe)
+    wanted = read_recipe(file)
     store = _store()
     console = make_console()
     begin = partial(release_begins, wanted)
@@ -80,7 +80,7 @@ def build(
 
 @release_commands.command("list")
 def list_(
-    dataset: Annotated[str | None, typer.Argument(help="Only this one.")] = None,
+    dataset: Annotated[str | None, typer.Argument(help="Only this dataset's.")] = None,
 ) -> None:
     """Show every release, the latest of each dataset first."""
     store = _store()
@@ -135,7 +135,10 @@ def verify_(
         bool, typer.Option("--mend", help="Make damaged shards again from their pictures.")
     ] = False,
 ) -> None:
-    """Read every file of a release again, and compare it with what was published."""
+    """Read every file of a release again, and compare it with what was published.
+
+    Exits with 1 if one is damaged or missing, and was not mended.
+    """
     store = _store()
     release = find_release(store, dataset, version)
     console = make_console()
@@ -168,17 +171,20 @@ def verify_(
 @release_commands.command("pull")
 def pull_(
     dataset: Dataset,
-    folder: Annotated[Path, typer.Argument(help="Where to; goes on with what is there.")],
+    folder: Annotated[Path, typer.Argument(help="Where to; made if needed.")],
     *,
     version: Version = None,
     layout: Annotated[
-        As, typer.Option("--as", help="How; geneval and partiprompts are what those scorers read.")
+        As,
+        typer.Option(
+            "--as", help="The layout; geneval and partiprompts are what those scorers read."
+        ),
     ] = As.WEBDATASET,
     split: Annotated[
-        str | None, typer.Option(help="Only this one.", show_default="all of them")
+        str | None, typer.Option(help="Only this split.", show_default="all of them")
     ] = None,
 ) -> None:
-    """Lay a release down in a folder."""
+    """Bring a release into a folder, every byte checked; goes on where an earlier pull ended."""
     store = _store()
     release = find_release(store, dataset, version)
     pulled = pull(store, release, folder, layout, split)

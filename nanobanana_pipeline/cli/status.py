@@ -24,7 +24,10 @@ def status(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
-    """Show what is settled, and what is not, in every partition; and runs that have not ended."""
+    """Show what is settled, and what is not, in every partition; and runs that have not ended.
+
+    A partition is a prompt set under one seed. Exits with 1 if cells are not settled.
+    """
     settings = Settings.load()
     store = ObjectStore(s3_client(), str(settings.bucket), settings.prefix)
     check_bucket(store, str(settings.realm))

@@ -15,7 +15,9 @@ from nanobanana_pipeline.webhooks.receiver import receiver_app, receiver_server
 
 __all__ = ["webhook_commands"]
 
-webhook_commands = typer.Typer(no_args_is_help=True, help="Hear of pictures that are done.")
+webhook_commands = typer.Typer(
+    no_args_is_help=True, help="Hear from the provider when pictures are done."
+)
 
 
 @webhook_commands.command("serve")

@@ -17,7 +17,7 @@ def emulator_command(  # noqa: PLR0913 - each argument is an option of the comma
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 0,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     data: Annotated[
-        Path | None, typer.Option(help="Directory where purchases outlive a restart.")
+        Path | None, typer.Option(help="Folder where purchases outlive a restart.")
     ] = None,
     mode: Annotated[
         Literal["queued", "sync"],
