@@ -155,7 +155,7 @@ def _by_partition() -> str:
             ["manifest, MB", *(_figure(rows * COUNTED.row_bytes / 1e6) for rows in ROWS)],
             ["events a month", *(_figure(count * COUNTED.events) for count in partitions)],
             ["their size, GB", *map(_figure, logged)],
-            ["LISTs a look for dead runs, after a year", *(f"{pages:,}" for pages in runs)],
+            ["LISTs of all runs (`status`, `audit`), after a year", *(f"{n:,}" for n in runs)],
         ],
     )
 

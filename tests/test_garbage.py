@@ -18,6 +18,7 @@ from nanobanana_pipeline.layout import (
     reference_key,
     run_done_key,
     run_value_key,
+    unfinished_key,
 )
 from nanobanana_pipeline.ledger import Entry
 from nanobanana_pipeline.prompts import prompt_set
@@ -134,6 +135,17 @@ def test_values_of_runs_that_finished_a_week_ago(store: ObjectStore, account: Ac
     assert waste(later(store, WEEK, young=lambda key: key == done)) == {}
     store.delete(done)
     assert waste(later(store, WEEK)) == {}
+
+
+def test_names_of_runs_that_are_no_more_unfinished(store: ObjectStore, account: Account) -> None:
+    keep_prompts(store, "set", prompts(2))
+    names = {unfinished_key(run_id) for run_id in ("ended", "gone")}
+    launch(store, account, run_id="ended")
+    planned(store, seed=2, run_id="died")
+    for name in names:
+        store.put(name, b"")
+    assert waste(store) == {}
+    assert waste(later(store, WEEK))[Waste.RUN_NAME] == names
 
 
 def test_references_that_nothing_names(store: ObjectStore) -> None:

@@ -19,7 +19,7 @@ from nanobanana_pipeline.features.keeping import read_current_features
 from nanobanana_pipeline.generation.manifest import read_all_current
 from nanobanana_pipeline.generation.rescue import list_runs
 from nanobanana_pipeline.generation.runs import read_plan
-from nanobanana_pipeline.layout import preview_key
+from nanobanana_pipeline.layout import preview_key, run_done_key, run_plan_key, unfinished_key
 from nanobanana_pipeline.ledger import Held
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.storage import ListedObject, ObjectStore
@@ -44,6 +44,7 @@ class Waste(StrEnum):
     WEBHOOK = "webhook"
     RUN_VALUE = "run_value"
     BUILD = "build"
+    RUN_NAME = "run_name"
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def find_garbage(
         yield from _webhooks(store, index)
     yield from _run_values(store)
     yield from _builds(store)
+    yield from _run_names(store)
 
 
 def _fingerprints(store: ObjectStore) -> dict[str, set[str]]:
@@ -129,7 +131,7 @@ def _superseded(store: ObjectStore, kind: Waste, in_force: str) -> Iterator[Garb
     files = [f for f in store.listing(f"{folder}/") if f.key.endswith(f".{kind_of_file}")]
     files.sort(key=lambda found: found.last_modified)
     old = []
-    for found, successor in zip(files, [*files[1:], None], strict=True):
+    for found, successor in zip(files, [*files[1:], None], strict=False):
         # One that lost its race was never in force: its own age counts.
         since = found if successor is None else successor
         if found.key != in_force and since.age_seconds > WEEK_SECONDS:
@@ -184,6 +186,17 @@ def _run_values(store: ObjectStore) -> Iterator[Garbage]:
         for found in store.listing(f"runs/{run.run_id}/values/"):
             if found.age_seconds > WEEK_SECONDS:
                 yield _garbage(Waste.RUN_VALUE, found)
+
+
+def _run_names(store: ObjectStore) -> Iterator[Garbage]:
+    """Runs that are named as unfinished, and are done or have no plan: nobody can rescue them."""
+    folder = unfinished_key("")
+    for found in store.listing(folder):
+        run_id = found.key.removeprefix(folder)
+        if found.age_seconds <= WEEK_SECONDS:
+            continue
+        if store.head(run_done_key(run_id)) is not None or store.head(run_plan_key(run_id)) is None:
+            yield _garbage(Waste.RUN_NAME, found)
 
 
 def _builds(store: ObjectStore) -> Iterator[Garbage]:

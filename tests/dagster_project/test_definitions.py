@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -44,7 +45,7 @@ def test_what_can_be_started_says_its_cost_and_what_ships_stopped_how_to_start_i
     jobs = [job for job in repository.get_all_jobs() if not job.name.startswith("__")]
     told = {job.name: job.description for job in jobs}
     told |= {key.name: graph.get(key).description for key in graph.asset_check_keys}
-    automatic = [*repository.sensor_defs, *repository.schedule_defs]
+    automatic: list[Any] = [*repository.sensor_defs, *repository.schedule_defs]
     told |= {each.name: each.description for each in automatic}
     cost = re.compile(r"Costs money|[Cc]osts nothing|[Bb]uys nothing")
     said = {name: cost.findall(" ".join((text or "").split())) for name, text in told.items()}

@@ -1,5 +1,6 @@
 """`docs/scaling.md` is held to its word: what it counts is counted anew, its tables computed."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 
@@ -9,7 +10,12 @@ from dagster import serialize_value
 from benchmarks.scaling import COUNTED, tables
 from dagster_project import resources
 from dagster_project.assets.image_features import image_features
-from dagster_project.sensors import rescue, webhook_inbox
+from dagster_project.sensors import (
+    DOUBTFUL_RUNS_A_TICK,
+    RUNS_A_TICK,
+    rescue,
+    webhook_inbox,
+)
 from nanobanana_pipeline.generation.engine import MOVERS
 from nanobanana_pipeline.ledger.ledger import READERS
 from nanobanana_pipeline.storage import ObjectStore, s3_client
@@ -101,4 +107,8 @@ def test_the_pages_words_name_the_codes_own_bounds() -> None:
     for sensor in (rescue, webhook_inbox):
         seconds = sensor.minimum_interval_seconds
         assert seconds is not None
-        assert f"list all of `runs/` every {seconds / 60:.0f} minutes" in words
+        assert f"their ticks, every {seconds / 60:.0f} minutes" in words
+    assert f"look at {RUNS_A_TICK} and {DOUBTFUL_RUNS_A_TICK} runs of it at most" in words
+    assert rescue.minimum_interval_seconds is not None
+    hours = 5_000 / RUNS_A_TICK * rescue.minimum_interval_seconds / 3_600
+    assert f"each of 5,000 unfinished ones is looked at within {math.ceil(hours)} hours" in words
