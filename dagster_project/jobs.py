@@ -26,7 +26,8 @@ from nanobanana_pipeline.generation.quote import quote, room_today
 from nanobanana_pipeline.generation.rescue import rescue
 from nanobanana_pipeline.generation.wanted import find_wanted
 from nanobanana_pipeline.lineage.events import declare_dead
-from nanobanana_pipeline.lineage.events_told import Told, launched_again
+from nanobanana_pipeline.lineage.events_told import launched_again
+from nanobanana_pipeline.lineage.told import Told
 from nanobanana_pipeline.money import Cap, cost_of, cost_text
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.wording import counted

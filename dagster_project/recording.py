@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 
 from nanobanana_pipeline.lineage.events import Parent, Recording, recorded
-from nanobanana_pipeline.lineage.events_told import Told
+from nanobanana_pipeline.lineage.told import Told
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["recorded_step"]

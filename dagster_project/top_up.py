@@ -20,7 +20,8 @@ from nanobanana_pipeline.datasets.recipe import Recipe, near_matches
 from nanobanana_pipeline.datasets.top_up import Drawn, Standing, stand, top_up
 from nanobanana_pipeline.errors import PlanError, RecipeError
 from nanobanana_pipeline.generation.again import Settled
-from nanobanana_pipeline.lineage.events_told import Told, launched_again
+from nanobanana_pipeline.lineage.events_told import launched_again
+from nanobanana_pipeline.lineage.told import Told
 from nanobanana_pipeline.money import Cap, cost_of, cost_text
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.storage import ObjectStore

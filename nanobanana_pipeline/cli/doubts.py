@@ -27,7 +27,8 @@ from nanobanana_pipeline.generation.doubts import (
 from nanobanana_pipeline.generation.engine import Report
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.lineage.events import recorded
-from nanobanana_pipeline.lineage.events_told import Told, launched_again
+from nanobanana_pipeline.lineage.events_told import launched_again
+from nanobanana_pipeline.lineage.told import Told
 from nanobanana_pipeline.money import cost_text
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.settings import Settings

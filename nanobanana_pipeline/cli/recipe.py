@@ -22,7 +22,8 @@ from nanobanana_pipeline.generation.again import Settled
 from nanobanana_pipeline.generation.manifest import advice
 from nanobanana_pipeline.layout import check_bucket
 from nanobanana_pipeline.lineage.events import recorded
-from nanobanana_pipeline.lineage.events_told import Told, launched_again
+from nanobanana_pipeline.lineage.events_told import launched_again
+from nanobanana_pipeline.lineage.told import Told
 from nanobanana_pipeline.money import Cap, cost_text
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.settings import Settings

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from nanobanana_pipeline.errors import NanobananaError, StorageUnavailable
 from nanobanana_pipeline.layout import lineage_key
-from nanobanana_pipeline.lineage.events_told import Told
+from nanobanana_pipeline.lineage.told import Told
 from nanobanana_pipeline.prompts.writes import patient
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class Recording:
         """What `act` gives; None, and a warning that names `what`, where it fails."""
         try:
             return act()
-        except Exception as fault:
+        except Exception as fault:  # a bug of ours, too, must not cost a run that has bought
             known = isinstance(fault, NanobananaError)
             log.warning(
                 "the lineage of run %s (%s) lacks %s, and the run goes on: %s",
@@ -242,7 +242,7 @@ class _Endpoint:
         while (event := self._events.get()) is not None:
             try:
                 facets.send(event, PATIENCE_SECONDS)
-            except Exception as fault:  # noqa: BLE001 - as above
+            except Exception as fault:  # noqa: BLE001 - each transport raises errors of its own
                 # Its text may quote the address, and with it a password.
                 answer = getattr(getattr(fault, "response", None), "status_code", "none")
                 self._warn(

@@ -21,7 +21,7 @@ from openlineage.client.serde import Serde
 import nanobanana_pipeline
 from nanobanana_pipeline.errors import NanobananaError
 from nanobanana_pipeline.lineage.events import Parent, State
-from nanobanana_pipeline.lineage.events_told import Dataset, Origin, Told
+from nanobanana_pipeline.lineage.told import Dataset, Origin, Told
 
 __all__ = ["FACET", "SCHEMA_URL", "as_line", "job_namespace", "open_run_id", "run_event", "send"]
 

@@ -18,7 +18,7 @@ from nanobanana_pipeline.features.keeping import refresh_features
 from nanobanana_pipeline.generation.manifest import read_current
 from nanobanana_pipeline.lineage import events, facets
 from nanobanana_pipeline.lineage.events import recorded
-from nanobanana_pipeline.lineage.events_told import Dataset, Told
+from nanobanana_pipeline.lineage.told import Dataset, Told
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from tests.cli.conftest import Command, emulator, nanobanana, table
 from tests.lineage.schemas import Event, check_event, events_of, ours, states_of

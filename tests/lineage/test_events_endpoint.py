@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from nanobanana_pipeline.lineage import events
 from nanobanana_pipeline.lineage.events import recorded
-from nanobanana_pipeline.lineage.events_told import Told
+from nanobanana_pipeline.lineage.told import Told
 from nanobanana_pipeline.storage import ObjectStore
 from tests.cli.conftest import Command, emulator, nanobanana, table
 from tests.conftest import API_KEY
