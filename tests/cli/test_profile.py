@@ -23,6 +23,8 @@ from nanobanana_pipeline.local import free_port
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import API_KEY, Emulators
 
+pytestmark = pytest.mark.timeout(900)  # Dagster's servers, on a machine that may be busy
+
 START_SECONDS = 240
 STOP_SECONDS = 60
 

@@ -95,6 +95,7 @@ def dev(tmp_path: Path) -> Iterator[Dev]:
         yield dev
 
 
+@pytest.mark.timeout(900)
 def test_terminate_in_dagster_ends_every_shard_and_the_next_launch_goes_on(
     dev: Dev,
 ) -> None:
