@@ -136,7 +136,7 @@ def launch_a_pilot_from_the_launchpad(page: Page, dev: Dev) -> None:
 
     open_partition(page, dev.url, "generated_images", "animals|7")
     expect_pictures(page, "some of the pictures")
-    for told in ("bought in this run", "not_requested", "s3://nanobanana/images/"):
+    for told in ("bought in this run", "not_requested", "images/"):
         expect(page.get_by_text(told).first).to_be_attached()
     keep(page, "generated_images")
 
