@@ -15,6 +15,7 @@ import dagster as dg
 import pytest
 import requests
 import yaml
+from dagster._grpc.client import DagsterGrpcClient
 
 from dagster_project.partitions import prompt_sets, seeds
 from dagster_project.resources import S3, BucketValues, NanobananaResource
@@ -200,11 +201,8 @@ class Machine:
             yield
 
     def code(self) -> contextlib.AbstractContextManager[None]:
-        health = [str(BIN / "dagster"), "api", "grpc-health-check", "-p", self.ports["4000"]]
-        return self.running(
-            "nanobanana-code",
-            lambda: subprocess.run(health, check=False, capture_output=True).returncode == 0,
-        )
+        server = DagsterGrpcClient(port=int(self.ports["4000"]))
+        return self.running("nanobanana-code", lambda: server.health_check_query() == "SERVING")
 
     @contextlib.contextmanager
     def ui_and_daemon(self) -> Iterator[Dagster]:
