@@ -3,11 +3,14 @@
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Locator, Page, expect, sync_playwright
+
+from tests.graphql import Dagster
 
 CHROMIUM = shutil.which("chromium")
 ARTIFACTS = Path(__file__).parents[2] / "artifacts"
@@ -111,17 +114,35 @@ def launch(page: Page, launchpad: Locator) -> None:
     page.wait_for_url("**/runs/*", timeout=SLOW_MS)
 
 
+def away(page: Page) -> None:
+    """Leave while Dagster works: an open page asks and draws all the time."""
+    page.goto("about:blank")
+
+
+def wait_for_run(page: Page, url: str, run_id: str) -> None:
+    """Stay away until a run has succeeded."""
+    away(page)
+    dagster = Dagster(url)
+    assert dagster.wait_for(run_id) == "SUCCESS", dagster.log_of(run_id)
+
+
 def open_partition(page: Page, url: str, asset: str, key: str) -> None:
-    """Look at a partition until it is materialized."""
+    """Look at a partition once it is materialized."""
+    away(page)
+    dagster = Dagster(url)
+    deadline = time.monotonic() + 2 * SLOW_MS / 1000
+    while not dagster.materialized(asset, [key]):
+        assert time.monotonic() < deadline, f"{asset} {key} was not materialized"
+        time.sleep(1)
     address = f"{url}/assets/{asset}?view=partitions&partition={key.replace('|', '%7C')}"
     for _ in range(TRIES):
         page.goto(address, wait_until="domcontentloaded")
         expect(page.get_by_role("button", name="Materialize")).to_be_visible()
-        page.wait_for_timeout(1500)
+        page.wait_for_timeout(3000)
         if page.get_by_text("dagster/row_count").count():
             return
     keep(page, f"{asset}_missing")
-    pytest.fail(f"{asset} {key} was not materialized; see the screenshot")
+    pytest.fail(f"{asset} {key} is materialized, and not shown; see the screenshot")
 
 
 def open_check(page: Page, url: str, asset: str, check: str) -> None:

@@ -1,5 +1,6 @@
 """The Dagster UI of `nanobanana dev` in a real browser, from a table to a release and a stop."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ from playwright.sync_api import Page, expect
 from nanobanana_pipeline import local
 from tests.browser.chromium import (
     SLOW_MS,
-    TRIES,
     add_partition,
     expect_pictures,
     keep,
@@ -22,6 +22,7 @@ from tests.browser.chromium import (
     open_launchpad,
     open_partition,
     page,
+    wait_for_run,
 )
 from tests.cli.test_profile import STOP_SECONDS, files_with, start_dev, wait_until_gone
 
@@ -129,14 +130,17 @@ def launch_a_pilot_from_the_launchpad(page: Page, dev: Dev) -> None:
     expect(launchpad.get_by_text("No errors")).to_be_visible()
     keep(page, "launchpad")
     launch(page, launchpad)
-    expect(page.get_by_text("Success", exact=True)).to_be_visible(timeout=SLOW_MS)
+    run = page.url
+    wait_for_run(page, dev.url, run.rpartition("/")[2])
+    page.goto(run, wait_until="domcontentloaded")
+    expect(page.get_by_text("Success", exact=True)).to_be_visible()
     expect(page.get_by_text("generated_images.collect").first).to_be_visible()
     keep(page, "run")
     assert dev.purchases() == (8, 0)
 
     open_partition(page, dev.url, "generated_images", "animals|7")
     expect_pictures(page, "some of the pictures")
-    for told in ("bought in this run", "not_requested", "images/"):
+    for told in ("bought in this run", "not_requested", "addresses"):
         expect(page.get_by_text(told).first).to_be_attached()
     keep(page, "generated_images")
 
@@ -163,13 +167,11 @@ def measure_and_open_a_failing_check(page: Page, dev: Dev) -> None:
 def release(page: Page, dev: Dev) -> None:
     page.goto(f"{dev.url}/assets/datasets/zoo", wait_until="domcontentloaded")
     # Who leaves the page too soon has launched nothing.
-    with page.expect_response(lambda to: "mutation Launch" in (to.request.post_data or "")):
+    with page.expect_response(lambda to: "mutation Launch" in (to.request.post_data or "")) as to:
         page.get_by_role("button", name="Materialize").first.click()
-    for _ in range(TRIES):
-        page.goto(f"{dev.url}/assets/datasets/zoo?view=events", wait_until="domcontentloaded")
-        page.wait_for_timeout(3000)
-        if page.get_by_alt_text("pictures of each split").count():
-            break
+    [run_id] = set(re.findall(r'"([0-9a-f]{8}-[0-9a-f-]{27})"', to.value.text()))
+    wait_for_run(page, dev.url, run_id)
+    page.goto(f"{dev.url}/assets/datasets/zoo?view=events", wait_until="domcontentloaded")
     expect_pictures(
         page,
         "some pictures of train",
@@ -178,8 +180,6 @@ def release(page: Page, dev: Dev) -> None:
         "pictures of each size in pixels",
         "pictures with each flag",
     )
-    # Its checks are run after it.
-    expect(page.get_by_text("is currently refreshing this asset")).to_have_count(0, timeout=SLOW_MS)
     page.set_viewport_size({"width": 1500, "height": 1300})
     keep(page, "release")
     page.set_viewport_size({"width": 1500, "height": 1000})
