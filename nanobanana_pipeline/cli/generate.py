@@ -23,7 +23,9 @@ from nanobanana_pipeline.generation import engine
 from nanobanana_pipeline.generation.cells import read_seeds
 from nanobanana_pipeline.generation.launch import Launch, Plan, collect, plan, settle_shard
 from nanobanana_pipeline.generation.manifest import CurrentManifest, advice
-from nanobanana_pipeline.lineage.events import recorded
+from nanobanana_pipeline.generation.rescue import dead_runs
+from nanobanana_pipeline.generation.runs import list_unfinished
+from nanobanana_pipeline.lineage.events import declare_dead, recorded
 from nanobanana_pipeline.lineage.events_told import (
     launch_begins,
     launch_collected,
@@ -125,6 +127,8 @@ def generate(
     cap = Cap(max_images, read_money("--max-cost", max_cost))
     settings = Settings.load()
     account, store = Account.open(settings), open_bucket(settings)
+    for dead in dead_runs(store, list_unfinished(store)):
+        declare_dead(store, "generated_images", dead.run_id)
     console = make_console()
     set_name = valid_name(name or PurePosixPath(file).name.partition(".")[0])
     references = References(account.downloader, store, keep=True)

@@ -12,15 +12,18 @@ import pytest
 import requests
 import yaml
 
+from nanobanana_pipeline.cli import generate as generating
 from nanobanana_pipeline.emulator import EmulatorThread
 from nanobanana_pipeline.errors import PlanError, StorageUnavailable
 from nanobanana_pipeline.features.keeping import refresh_features
 from nanobanana_pipeline.generation.manifest import read_current
+from nanobanana_pipeline.layout import run_alive_key, run_plan_key, unfinished_key
 from nanobanana_pipeline.lineage import events, facets
 from nanobanana_pipeline.lineage.events import recorded
 from nanobanana_pipeline.lineage.told import Dataset, Told
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from tests.cli.conftest import Command, emulator, nanobanana, table
+from tests.later import later
 from tests.lineage.schemas import Event, check_event, events_of, ours, states_of
 
 __all__ = ["emulator", "nanobanana", "table"]
@@ -342,3 +345,18 @@ def test_a_run_that_was_killed_is_declared_dead_once(store: ObjectStore) -> None
     assert "died" in events_of(store, "killed")[-1]["run"]["facets"]["errorMessage"]["message"]
     assert states_of(events_of(store, "ended")) == ["START", "COMPLETE"]
     assert events_of(store, "unknown") == []
+
+
+def test_the_next_command_ends_the_record_of_one_that_was_killed(
+    nanobanana: Command, table: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it is sure that nothing of it lives."""
+    for run_id in ("killed", "alive"):
+        events.Recording(store, "generated_images", run_id, Told, None).emit("START")
+        for key in (run_plan_key(run_id), run_alive_key(run_id, "0"), unfinished_key(run_id)):
+            store.put(key, b"{}")
+    after = later(store, timedelta(minutes=16), young=lambda key: key.startswith("runs/alive/"))
+    monkeypatch.setattr(generating, "open_bucket", lambda _settings: after)
+    assert nanobanana("generate", table, "--seeds", "7").exit_code == 0
+    assert states_of(events_of(store, "killed")) == ["START", "ABORT"]
+    assert states_of(events_of(store, "alive")) == ["START"]
