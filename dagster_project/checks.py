@@ -11,7 +11,7 @@ import dagster as dg
 import pandas as pd
 
 from dagster_project.failures import plain_failures
-from dagster_project.metadata import sample_table, with_keys
+from dagster_project.metadata import named_pictures, sample_table
 from dagster_project.partitions import grid, prompt_sets, read_cell_key
 from dagster_project.resources import NanobananaResource
 from nanobanana_pipeline.audit import audit as audit_bucket
@@ -27,7 +27,6 @@ from nanobanana_pipeline.generation.manifest import CellState, read_current, rea
 from nanobanana_pipeline.ledger import UNSURE, Ledger
 from nanobanana_pipeline.money import cost_text
 from nanobanana_pipeline.prompts import prompt_set as snapshots
-from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["check_images", "checks"]
 
@@ -215,7 +214,7 @@ def sizes_as_asked(nanobanana: NanobananaResource, name: str, seed: int) -> dg.A
         return _nothing_yet(NOT_MEASURED)
     wrong = find_wrong_sizes(store, name, seed, pictures)
     shown = ["prompt_id", "prompt", "sample", "asked", "width", "height", "image_uri"]
-    return _verdict(with_keys(wrong[shown], store), "pictures", _looked_at(pictures, store))
+    return _pictures(wrong[shown], pictures)
 
 
 @_of_partition(
@@ -225,14 +224,13 @@ def sizes_as_asked(nanobanana: NanobananaResource, name: str, seed: int) -> dg.A
 )
 def no_blank_pictures(nanobanana: NanobananaResource, name: str, seed: int) -> dg.AssetCheckResult:
     """Name the pictures that show nothing."""
-    store = nanobanana.store()
-    pictures = read_pictures(store, name, seed)
+    pictures = read_pictures(nanobanana.store(), name, seed)
     if pictures is None:
         return _nothing_yet(NOT_MEASURED)
     bad = pictures[pictures["error"].notna() | pictures["blank"].fillna(value=False)]
     bad = bad.assign(why=bad["error"].fillna("blank"))
     shown = ["prompt_id", "prompt", "sample", "why", "image_uri"]
-    return _verdict(with_keys(bad[shown], store), "pictures", _looked_at(pictures, store))
+    return _pictures(bad[shown], pictures)
 
 
 @_of_partition(
@@ -250,8 +248,9 @@ def seed_honesty(nanobanana: NanobananaResource, name: str, seed: int) -> dg.Ass
     twins = find_twins(store, name, seed, pictures)
     if not twins.prompts:
         return _nothing_yet("no prompt has two pictures, under two seeds or of one request.")
+    alike, addresses = named_pictures(twins.rows.head(SHOWN))
     return _verdict(
-        with_keys(twins.rows, store),
+        alike,
         "twins",
         {
             "prompts compared": twins.prompts,
@@ -259,14 +258,16 @@ def seed_honesty(nanobanana: NanobananaResource, name: str, seed: int) -> dg.Ass
             "share": round(twins.alike / twins.prompts, 4),
             "most that may be": ALIKE_SHARE,
             "other seeds": ", ".join(map(str, twins.seeds)) or "none",
-            "keys lie below": store.uri(""),
+            "addresses": addresses,
         },
         passed=not twins.are_too_many,
     )
 
 
-def _looked_at(pictures: pd.DataFrame, store: ObjectStore) -> dict[str, Any]:
-    return {"looked at": len(pictures), "keys lie below": store.uri("")}
+def _pictures(bad: pd.DataFrame, looked_at: pd.DataFrame) -> dg.AssetCheckResult:
+    """Fail where there are bad pictures among those that were looked at."""
+    named, addresses = named_pictures(bad.head(SHOWN))
+    return _verdict(named, "pictures", {"looked at": len(looked_at), "addresses": addresses})
 
 
 PARTITION_CHECKS = [

@@ -6,13 +6,13 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import shortened
 
-__all__ = ["column_schema", "sample_table", "with_keys"]
+__all__ = ["column_schema", "named_pictures", "sample_table"]
 
 SAMPLE_ROWS = 10
 MAX_CELL_CHARACTERS = 120
+NAME_DIGITS = 12
 
 
 def sample_table(
@@ -36,14 +36,24 @@ def sample_table(
     return dg.MetadataValue.table(records, schema=schema)
 
 
-def with_keys(frame: pd.DataFrame, store: ObjectStore) -> pd.DataFrame:
-    """Pictures' addresses as keys below the bucket's prefix, which do not stretch a page.
+def named_pictures(frame: pd.DataFrame) -> tuple[pd.DataFrame, dg.JsonMetadataValue]:
+    """Name pictures by the first digits of their SHA-256; whole addresses would stretch the page.
 
-    Columns such as ``image_uri`` become ``image_key``.
+    Args:
+        frame: columns such as ``image_uri`` have their addresses; null where there is none.
+
+    Returns:
+        The table with columns such as ``image`` instead, and the addresses by these names, which
+        Dagster shows behind a link.
     """
-    ends = {str(name): f"{str(name)[:-4]}_key" for name in frame if str(name).endswith("_uri")}
-    keys = {name: frame[name].str.removeprefix(store.uri("")) for name in ends}
-    return frame.assign(**keys).rename(columns=ends)
+    ends = {str(name): str(name)[:-4] for name in frame if str(name).endswith("_uri")}
+    addresses: dict[str, str] = {}
+    for column in ends:
+        known = frame[column].dropna()
+        addresses |= {str(uri).rpartition("/")[2][:NAME_DIGITS]: str(uri) for uri in known}
+    names = {uri: name for name, uri in addresses.items()}
+    short = {column: frame[column].map(names) for column in ends}
+    return frame.assign(**short).rename(columns=ends), dg.MetadataValue.json(addresses)
 
 
 def column_schema(columns: Mapping[str, tuple[str, str]]) -> dg.TableSchema:

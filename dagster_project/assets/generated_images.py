@@ -17,7 +17,12 @@ from pydantic import TypeAdapter
 from dagster_project.columns import IMAGES
 from dagster_project.failures import plain_failures
 from dagster_project.launch_config import GenerationConfig, launch_of
-from dagster_project.metadata import column_schema, sample_table, with_keys
+from dagster_project.metadata import (
+    SAMPLE_ROWS,
+    column_schema,
+    named_pictures,
+    sample_table,
+)
 from dagster_project.partitions import grid, read_cell_key
 from dagster_project.pictures import picture
 from dagster_project.recording import recorded_step
@@ -269,6 +274,8 @@ def _metadata(
     rows = read_manifest(store, current.manifest)
     shown = ["prompt", "state", "reason", "image_uri", "bytes", "seed_reported"]
     first = rows.sort_values("state", key=lambda s: s == CellState.SETTLED, kind="stable")
+    asked = first.loc[first["state"] != CellState.NOT_REQUESTED, shown]
+    rows_shown, addresses = named_pictures(asked.head(SAMPLE_ROWS))
     cells = pd.DataFrame(current.cells.items(), columns=["state", "cells"])
     return {
         "contact sheet": _contact_sheet(store, settings, current, rows),
@@ -286,9 +293,8 @@ def _metadata(
         "dagster/column_schema": column_schema(
             {name: (str(kind), text) for name, (kind, text) in COLUMNS.items()}
         ),
-        "rows": sample_table(
-            with_keys(first[first["state"] != CellState.NOT_REQUESTED][shown], store)
-        ),
+        "rows": sample_table(rows_shown),
+        "addresses": addresses,
         "fingerprint": current.fingerprint,
         "parameters": dg.MetadataValue.json(dict(current.parameters)),
     } | ({"stopped": report.halted} if report.halted else {})

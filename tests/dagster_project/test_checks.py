@@ -67,6 +67,12 @@ def rows(check: dg.AssetCheckEvaluation, name: str) -> list[dict[str, Any]]:
     return [dict(record.data) for record in table.records]
 
 
+def addresses(check: dg.AssetCheckEvaluation) -> dict[str, str]:
+    told = value(check, "addresses")
+    assert isinstance(told, dict)
+    return told
+
+
 def value(check: dg.AssetCheckEvaluation, name: str) -> Any:
     return check.metadata[name].value
 
@@ -178,7 +184,7 @@ def test_pictures_of_another_size_are_named(project: Projects) -> None:
     # The other row asks for its own width.
     [row] = rows(found["sizes_as_asked"], "pictures")
     assert (row["prompt"], row["asked"], row["width"]) == ("a fox", "1056×1024", 1024)
-    assert row["image_key"].startswith("images/")
+    assert addresses(found["sizes_as_asked"])[row["image"]].startswith(here.store.uri("images/"))
 
 
 def test_a_stored_picture_of_another_size_is_named(project: Projects) -> None:
@@ -214,7 +220,8 @@ def test_blank_and_broken_pictures_are_named(project: Projects) -> None:
     assert failed(found) == {"no_blank_pictures"}
     named = rows(found["no_blank_pictures"], "pictures")
     assert {row["why"] for row in named} == {"blank", "cut off"}
-    assert all(row["image_key"].startswith("images/") for row in named)
+    told = addresses(found["no_blank_pictures"])
+    assert all(told[row["image"]].startswith(here.store.uri("images/")) for row in named)
 
 
 def test_a_provider_that_ignores_seeds_is_found_out(project: Projects) -> None:
@@ -233,7 +240,10 @@ def test_a_provider_that_ignores_seeds_is_found_out(project: Projects) -> None:
         twins = rows(check, "twins")
         assert {row["prompt"] for row in twins} == {"a fox", "a whale", "a kite"}
         assert {row["other_seed"] for row in twins} == {other}
-        assert all(row["image_key"].startswith("images/") for row in twins)
+        told = addresses(check)
+        for row in twins:
+            assert told[row["image"]].startswith(here.store.uri("images/"))
+            assert told[row["other"]].startswith(here.store.uri("images/"))
 
 
 def test_a_row_with_a_seed_of_its_own_is_rightly_the_same_everywhere(project: Projects) -> None:

@@ -2,8 +2,7 @@
 
 import pandas as pd
 
-from dagster_project.metadata import sample_table, with_keys
-from nanobanana_pipeline.storage import ObjectStore
+from dagster_project.metadata import named_pictures, sample_table
 
 
 def test_texts_stand_in_one_line_and_prompts_are_shortened_most() -> None:
@@ -17,12 +16,13 @@ def test_texts_stand_in_one_line_and_prompts_are_shortened_most() -> None:
     assert len(str(cut.data["cause"])) == 120
 
 
-def test_addresses_in_the_bucket_are_shown_as_keys(store: ObjectStore) -> None:
-    key, other = "images/ab/abcd.png", "s3://elsewhere/images/cd/cdef.png"
-    frame = pd.DataFrame({"image_uri": [store.uri(key), None], "other_uri": [other, None]})
-    assert with_keys(frame, store).fillna("").to_dict("list") == {
-        "image_key": [key, ""],
-        "other_key": [other, ""],
+def test_pictures_are_named_in_short_and_their_addresses_told_beside_the_table() -> None:
+    one, other = (f"s3://bucket/images/{two}/{two * 32}.png" for two in ("ab", "cd"))
+    frame = pd.DataFrame({"image_uri": [one, None], "other_uri": [other, one]})
+    named, addresses = named_pictures(frame)
+    assert named.fillna("").to_dict("list") == {
+        "image": ["abababababab", ""],
+        "other": ["cdcdcdcdcdcd", "abababababab"],
     }
-    nothing = frame.iloc[:0].astype("object")
-    assert list(with_keys(nothing, store)) == ["image_key", "other_key"]
+    assert addresses.value == {"abababababab": one, "cdcdcdcdcdcd": other}
+    assert list(named_pictures(frame.iloc[:0])[0]) == ["image", "other"]
