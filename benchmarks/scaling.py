@@ -42,7 +42,7 @@ class Counted:
     """
 
     writes: int = 4
-    reads: int = 2
+    reads: int = 1
     calls_besides: int = 80
     entry_bytes: int = 1_000
     row_bytes: int = 140
@@ -93,7 +93,7 @@ def _counted() -> str:
         ["counted", "figure"],
         [
             ["S3 writes a request: claim, acceptance, picture, settling", f"{COUNTED.writes}"],
-            ["S3 reads a request: plan, collect", f"{COUNTED.reads}"],
+            ["S3 reads a request: plan", f"{COUNTED.reads}"],
             ["S3 calls besides, a partition's launch", f"up to {COUNTED.calls_besides}"],
             ["S3 requests for a million images, $", _figure(million)],
             ["a settled ledger entry, bytes", f"{COUNTED.entry_bytes:,}"],
@@ -149,7 +149,7 @@ def _by_partition() -> str:
             ["partitions a month", *map(_figure, partitions)],
             ["months to 100,000 of them", *(_figure(DAGSTER_PARTITIONS / c) for c in partitions)],
             [
-                "collect's reads of the ledger, s; plan's are at most as many",
+                "plan's reads of the ledger, s, where it does not list it",
                 *(_figure(rows * S3_READ_SECONDS / READERS) for rows in ROWS),
             ],
             ["manifest, MB", *(_figure(rows * COUNTED.row_bytes / 1e6) for rows in ROWS)],
