@@ -32,6 +32,10 @@ _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _IMAGE: Final = re.compile(r"images/[0-9a-f]{2}/([0-9a-f]{64})\.\w+")
 _RELEASED: Final = re.compile(r"([A-Za-z0-9][\w.-]*)/(v[0-9]+)/([0-9]{9})")
 _RUN: Final = re.compile(r"[\w.-]+")
+_BEGINNING: Final = re.compile(r"[0-9a-f][0-9a-f-]{5,62}")
+
+MOST_NAMED: Final = 10
+"""So many are named of those that begin alike."""
 
 Find = Callable[[], bool]
 
@@ -45,10 +49,12 @@ def trace(store: ObjectStore, asked: str) -> Lineage:
         store: the bucket.
         asked: a picture's file, whatever it is called; its SHA-256; an ``s3://`` address of it;
             its place in a release (``animals/v2/000000012``); a prompt's id, a run's, a request
-            key, or the provider's id of a request.
+            key, or the provider's id of a request. Of a run's id, a request key and a SHA-256 the
+            first 6 characters or more are enough where nothing else begins with them.
 
     Raises:
-        TraceError: nothing is known of it; the text says what was looked for, and where.
+        TraceError: nothing is known of it, and the text says what was looked for, and where; or
+            several things begin so, and the text says which.
         StorageError: S3 refuses, or an object is damaged.
     """
     what, sha256 = _picture(store, asked)
@@ -58,7 +64,9 @@ def trace(store: ObjectStore, asked: str) -> Lineage:
         if not _find_image(store, walk, sha256):
             raise TraceError(_unknown_image(store, index, what, sha256))
     elif not _find_name(store, walk, what):
-        raise TraceError(_unknown_name(store, index, what))
+        whole = _completed(store, what)
+        if whole is None or not _find_name(store, walk, whole):
+            raise TraceError(_unknown_name(store, index, what))
     return walk.lineage(asked)
 
 
@@ -162,6 +170,43 @@ def _find_run(store: ObjectStore, walk: Walk, run_id: str) -> bool:
         return False
     walk.add_run(run_id, run_rows(store, run_id))
     return True
+
+
+def _completed(store: ObjectStore, asked: str) -> str | None:
+    """The one name that begins as a shortened one does; None if none does.
+
+    Keys are listed from there on, so that however much there is, only what begins so is read.
+
+    Raises:
+        TraceError: several begin so.
+    """
+    beginning = asked.lower().rstrip("….")
+    if not _BEGINNING.fullmatch(beginning):
+        return None
+    places = {
+        "request": ledger_key(beginning).removesuffix(".json"),
+        "picture": image_key(beginning, "").removesuffix("."),
+        "run": run_plan_key(beginning).removesuffix("/plan.json"),
+    }
+    with ThreadPoolExecutor(len(places)) as pool:
+        listed = pool.map(lambda prefix: list(store.keys(prefix)), places.values())
+        found = {
+            f"{kind} {name}": name
+            for kind, keys in zip(places, listed, strict=True)
+            for name in (_name_of(kind, key) for key in keys)
+        }
+    if len(found) > 1:
+        named = ", ".join(list(found)[:MOST_NAMED])
+        more = f", and {len(found) - MOST_NAMED:,} more" if len(found) > MOST_NAMED else ""
+        raise TraceError(
+            f"{counted(len(found), 'thing')} begin with {beginning}: {named}{more}. Give more of it"
+        )
+    return next(iter(found.values()), None)
+
+
+def _name_of(kind: str, key: str) -> str:
+    """What a key below ``ledger/``, ``images/`` or ``runs/`` is of."""
+    return key.split("/")[1 if kind == "run" else 2].partition(".")[0]
 
 
 def _covers(store: ObjectStore, index: Index) -> str:
