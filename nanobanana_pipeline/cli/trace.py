@@ -1,5 +1,6 @@
 """`nanobanana trace`: where a picture comes from, and what became of a prompt or a run."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from itertools import groupby
@@ -29,6 +30,8 @@ __all__ = ["bucket_to_read", "trace_command"]
 
 SHOWN = 20
 """So many of a kind below one thing; machines get them all."""
+UNCUT = sys.maxsize
+"""Columns of a page that is no screen."""
 
 
 class Graph(StrEnum):
@@ -43,7 +46,8 @@ def trace_command(
         str,
         typer.Argument(
             help="A picture's file, SHA-256, s3:// address or place in a release "
-            "(NAME/VERSION/KEY); a prompt's id, a run's, a request key, or a provider's id."
+            "(NAME/VERSION/KEY); a prompt's id, a run's, a request key, or a provider's id. The "
+            "first 6 characters of a run, a key or a SHA-256 are enough."
         ),
     ],
     *,
@@ -60,8 +64,10 @@ def trace_command(
         typer.echo(as_dot(lineage) if graph is Graph.DOT else as_mermaid(lineage))
     else:
         console = make_console()
+        if not console.is_terminal:
+            console.width = UNCUT  # a tree has no soft wrap: whatever is wider is cut off
         for found in lineage.found[:SHOWN]:
-            console.print(_tree(lineage, lineage.nodes[found]), soft_wrap=True, highlight=False)
+            console.print(_tree(lineage, lineage.nodes[found]), highlight=False)
     for note in lineage.notes:
         Console(stderr=True).print(note, markup=False, highlight=False, soft_wrap=True)
 
@@ -108,17 +114,21 @@ def _title(node: Node) -> str:
 
 
 def _add_facts(tree: Tree, facts: Mapping[str, Any]) -> None:
+    """A line for each fact; what has parts gets a branch of its own."""
     for name, value in facts.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
+        if value is None or value in ("", [], {}):
+            continue
+        label = f"[dim]{escape(name.replace('_', ' '))}[/]"
+        if isinstance(value, Mapping):
+            _add_facts(tree.add(label), value)
+        elif isinstance(value, list) and isinstance(value[0], Mapping):
             for number, each in enumerate(value, 1):
-                tree.add(f"[dim]{name} {number}[/] {escape(_text(each))}")
+                _add_facts(tree.add(f"{label} {number}"), each)
         else:
-            tree.add(f"[dim]{name.replace('_', ' ')}[/] {escape(_text(value))}")
+            tree.add(f"{label} {escape(_text(value))}")
 
 
 def _text(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {each}" for name, each in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -11,7 +11,7 @@ import yaml
 
 from nanobanana_pipeline.errors import StorageError, TraceError
 from nanobanana_pipeline.features.keeping import refresh_features
-from nanobanana_pipeline.layout import index_key, manifest_prefix
+from nanobanana_pipeline.layout import index_key, ledger_key, manifest_prefix
 from nanobanana_pipeline.lineage import index as index_module
 from nanobanana_pipeline.lineage.graphs import Kind, Lineage
 from nanobanana_pipeline.lineage.indexing import refresh
@@ -103,6 +103,28 @@ def test_all_names_of_one_picture_lead_to_the_same(
         found = trace(store, asked)
         assert found.found == (f"request:{row['request_key']}",)
         assert found.nodes == by_file.nodes
+
+
+def test_the_beginning_of_a_name_is_enough_where_nothing_else_begins_so(
+    store: ObjectStore, emulators: Emulators
+) -> None:
+    keep_prompts(store, "set", prompts(1))
+    account = account_for(emulators().base_url, store)
+    run_id = "5dffdd49-aaaa-4bbb-8ccc-0123456789ab"
+    row = launch(store, account, run_id=run_id).rows.iloc[0]
+    assert trace(store, "5dffdd49").found == (f"run:{run_id}",)
+    request, image = row["request_key"], row["image_sha256"]
+    for asked in (request[:6], request[:12].upper(), f"{request[:12]}…"):
+        assert trace(store, asked).found == (f"request:{request}",)
+    assert trace(store, image[:6]).found == (f"image:{image}",)
+    for short in (row["request_key"][:5], "0" * 12):
+        with pytest.raises(TraceError, match="nothing is known"):
+            trace(store, short)
+    launch(store, account, seed=2, run_id=f"{run_id[:-1]}c")
+    with pytest.raises(TraceError) as error:
+        trace(store, "5dffdd49")
+    assert f"2 things begin with 5dffdd49: run {run_id}, run {run_id[:-1]}c" in str(error.value)
+    assert trace(store, f"{run_id[:-1]}c").found == (f"run:{run_id[:-1]}c",)
 
 
 def test_a_prompt_id_leads_to_all_its_pictures_in_every_set(
@@ -298,11 +320,18 @@ def test_releases_are_told_and_a_place_in_one_leads_back(
 
 
 def test_the_command_shows_a_tree_and_graphs_and_no_secret(
-    released: ObjectStore, nanobanana: Command
+    released: ObjectStore, nanobanana: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert nanobanana("index", "refresh").exit_code == 0
     sha256 = next(iter(names(trace(released, "2"), Kind.IMAGE)))
+    monkeypatch.setenv("COLUMNS", "40")
     tree = nanobanana("trace", sha256).output
+    lines = {line.strip("│├└─ ") for line in tree.splitlines()}
+    (entry,) = [each for each in entries(released) if sha256 in {i.sha256 for i in each.images}]
+    provider_id = entry.attempts[0].provider_id
+    assert {f"provider id {provider_id}", "outcome settled", "finished yes"} <= lines, tree
+    assert f"ledger {released.uri(ledger_key(entry.request_key))}" in lines, tree
+    assert not {line for line in lines if line.startswith("negative prompt")}
     for said in ("made of", "went into", "a whale", "code version 0.1.0", "animals v2", "attempts"):
         assert said in tree, tree
     dot = nanobanana("trace", sha256, "--graph", "dot").output
