@@ -22,11 +22,13 @@ from tests.cli.test_profile import (
 from tests.conftest import API_KEY, Emulators
 from tests.graphql import Dev, running_dev
 from tests.launching import admin, bought, entries, states
+from tests.lineage.schemas import events_of, ours, states_of
 from tests.s3_proxy import wait_until
 
 ROWS = 60
 TABLE = "prompt,width,height\n" + "".join(f"number {n},1024,1024\n" for n in range(ROWS))
 STOPPED = 130
+ABORTED = ["START", "RUNNING", "ABORT"]
 
 
 def environment_for(emulator: EmulatorThread, store: ObjectStore) -> dict[str, str]:
@@ -62,6 +64,10 @@ def test_a_stopped_command_sends_nothing_more_and_leaves_nothing_in_the_air(
     current, _ = read_current(store, "many", 1)
     assert current is not None
     assert current.cells == {"settled": sold, "pending": ROWS - sold}
+    told = events_of(store, job="generated_images")
+    assert states_of(told) == ABORTED
+    assert {ours(event)["runId"] for event in told} == {current.run_id}
+    assert ours(told[-1])["cells"] == current.cells
     assert nanobanana(*command, log=log, more_env=environment).wait(START_SECONDS) == 0
     record = admin(emulator, "purchases")
     assert (record["total"], record["bought_twice"]) == (2 * ROWS, 0)
@@ -83,6 +89,7 @@ def test_an_impatient_stop_is_accounted_for_too(
     current, _ = read_current(store, "many", 1)
     assert current is not None, log.read_text()
     assert f"{current.cells['pending']} pending" in log.read_text()
+    assert states_of(events_of(store, current.run_id)) == ABORTED
     assert nanobanana(*command, log=log, more_env=environment).wait(START_SECONDS) == 0
     record = admin(emulator, "purchases")
     assert (record["total"], record["bought_twice"]) == (ROWS, 0)
@@ -123,6 +130,7 @@ def test_terminate_in_dagster_ends_every_shard_and_the_next_launch_goes_on(
     left = states(store)
     assert set(left) <= {State.SETTLED, State.OPEN}, (left, dagster.log_of(run_id))
     assert left[State.SETTLED] == sold < ROWS // 2
+    assert states_of(events_of(store, run_id)) == ABORTED
     time.sleep(3)
     assert record()["total"] == sold
 
