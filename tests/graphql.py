@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import requests
+import yaml
 
 from nanobanana_pipeline import local
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from tests.cli.test_profile import START_SECONDS, STOP_SECONDS, start_dev, wait_until_gone
+from tests.test_provider_page import ROOT
 
 WHERE = {"repositoryName": "__repository__", "repositoryLocationName": "nanobanana"}
 
@@ -170,6 +172,11 @@ def running_dev(
     for name, text in tables.items():
         (folder / "prompts" / name).write_text(text)
     data = folder / "data"
+    # On a busy machine, that a run's process has not begun after 3 minutes means nothing.
+    (data / "dagster").mkdir(parents=True)
+    settings = yaml.safe_load((ROOT / "dagster.yaml").read_text())
+    settings["run_monitoring"]["start_timeout_seconds"] = 900
+    (data / "dagster" / "dagster.yaml").write_text(yaml.safe_dump(settings))
     process, url = start_dev(data, folder / "dev.log", cwd=folder, more_env=more_env)
     try:
         ports = json.loads((data / "ports.json").read_text())

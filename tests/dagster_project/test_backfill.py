@@ -12,7 +12,7 @@ from tests.dagster_project.conftest import SMALL
 from tests.graphql import running_dev
 from tests.launching import keep_prompts, prompts
 
-SEEDS = ("1", "2", "3", "4")
+SEEDS = ("1", "2")
 CAP = 3
 SETS = {"animals": 2, "plants": CAP, "too_many": CAP + 1}
 """Prompt sets and their rows: a partition may buy so many pictures as the cap says."""
@@ -32,7 +32,7 @@ def test_a_backfill_makes_what_can_be_made_and_buys_nothing_twice(tmp_path: Path
         for seed in SEEDS:
             dev.dagster.add_partition("seed", seed)
         # The second wants the same partitions while the first is at them.
-        again = ["plants|4", "too_many|2"]
+        again = ["plants|2", "too_many|1"]
         launched = [
             dev.dagster.backfill("generated_images", SMALL, keys) for keys in (everything, again)
         ]
@@ -43,9 +43,10 @@ def test_a_backfill_makes_what_can_be_made_and_buys_nothing_twice(tmp_path: Path
             return sorted((key, "SUCCESS" if key in good else "FAILURE") for key in keys)
 
         for backfill, keys in zip(launched, (everything, again), strict=True):
-            assert dev.dagster.runs_of_backfill(backfill) == expected(keys)
+            ended = dev.dagster.runs_of_backfill(backfill)
+            assert ended == expected(keys), (tmp_path / "dev.log").read_text()[-50_000:]
         assert dev.dagster.materialized("generated_images", everything) == good
-        assert dev.dagster.counts("generated_images") == {"numMaterialized": 8, "numFailed": 4}
+        assert dev.dagster.counts("generated_images") == {"numMaterialized": 4, "numFailed": 2}
         for name, seed in product(SETS, SEEDS):
             current, _ = read_current(dev.store, name, int(seed))
             assert current is not None
