@@ -46,7 +46,7 @@ class Counted:
     calls_besides: int = 80
     entry_bytes: int = 1_000
     row_bytes: int = 140
-    run_objects: int = 6
+    run_objects: int = 7
     events: int = 46
     event_bytes: int = 110_000
 

@@ -360,7 +360,8 @@ def test_the_command_quotes_buys_and_says_what_is_short(
     before = list(world.store.keys(""))
     quoted = nanobanana("recipe", "top-up", path, "--dry-run")
     assert quoted.exit_code == 0, quoted.output
-    assert "3 short by 3 pictures together; at most 6 images to buy at an unknown price" in quoted.output
+    told = "3 short by 3 pictures together; at most 6 images to buy at an unknown price"
+    assert told in quoted.output
     assert "less what is bought already under those seeds" in quoted.output
     assert list(world.store.keys("")) == before
     assert "top-up" in nanobanana("recipe", "preview", path).output
