@@ -38,6 +38,8 @@ SEEDS = (1, 2)
 DEMO_SET = "sample"
 SHEET_PICTURES = 24
 DAGSTER_GRACE_SECONDS = 25
+PATIENCE, PATIENCE_SECONDS = "DAGSTER_GRPC_TIMEOUT_SECONDS", "300"
+"""A busy laptop's code server answers late; after Dagster's own 60 s the run would be failed."""
 
 Data = Annotated[
     Path,
@@ -103,7 +105,11 @@ def dev(
             command,
             log=data / "dagster.log",
             ready=lambda: _is_up(f"{url}/server_info"),
-            environment={**profile.environment, "DAGSTER_HOME": str(home)},
+            environment={
+                PATIENCE: os.environ.get(PATIENCE, PATIENCE_SECONDS),
+                **profile.environment,
+                "DAGSTER_HOME": str(home),
+            },
             grace_seconds=DAGSTER_GRACE_SECONDS,
         ) as process:
             _explain(console, url, data, profile)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 import requests
 from PIL import Image
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from nanobanana_pipeline import local
 from nanobanana_pipeline.cli import app
+from nanobanana_pipeline.cli.profile import dagster_home
 from nanobanana_pipeline.emulator import EmulatorThread
 from nanobanana_pipeline.generation.manifest import read_current
 from nanobanana_pipeline.local import free_port
@@ -120,6 +122,9 @@ def test_dev_serves_the_ui_and_ends_with_all_its_children(data: Path, tmp_path: 
         more_env={"UV_RUN_RECURSION_DEPTH": "1"},  # as `uv run` marks what it runs
     )
     assert f'eval "$(uv run nanobanana environment --data {data})"' in log.read_text()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    known = [Path(f"/proc/{child}/environ").read_bytes().split(b"\0") for child in children]
+    assert sum(b"DAGSTER_GRPC_TIMEOUT_SECONDS=300" in variables for variables in known) == 1
     query = {"query": "{ assetNodes { assetKey { path } } }"}
     answer = requests.post(f"{url}/graphql", json=query, timeout=30).json()
     names = {node["assetKey"]["path"][0] for node in answer["data"]["assetNodes"]}
@@ -135,6 +140,14 @@ def test_dev_serves_the_ui_and_ends_with_all_its_children(data: Path, tmp_path: 
     process.send_signal(signal.SIGINT)
     assert process.wait(STOP_SECONDS) == 0
     assert not wait_until_gone(data)
+
+
+def test_a_run_waits_for_a_code_server_that_does_not_answer(data: Path) -> None:
+    with dg.DagsterInstance.from_config(str(dagster_home(data))) as instance:
+        queue = instance.get_concurrency_config().run_queue_config
+    assert queue is not None
+    assert (queue.max_user_code_failure_retries, queue.user_code_failure_retry_delay) == (3, 60)
+    assert [each["key"] for each in queue.tag_concurrency_limits] == ["dagster/partition"]
 
 
 def test_the_environment_of_servers_that_do_not_run_is_refused(data: Path) -> None:
