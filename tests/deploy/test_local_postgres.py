@@ -202,7 +202,11 @@ class Machine:
 
     def code(self) -> contextlib.AbstractContextManager[None]:
         server = DagsterGrpcClient(port=int(self.ports["4000"]))
-        return self.running("nanobanana-code", lambda: server.health_check_query() == "SERVING")
+
+        def serves() -> bool:
+            return bool(server.health_check_query() == "SERVING")  # type: ignore[no-untyped-call]
+
+        return self.running("nanobanana-code", serves)
 
     @contextlib.contextmanager
     def ui_and_daemon(self) -> Iterator[Dagster]:
