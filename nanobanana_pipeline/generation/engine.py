@@ -190,26 +190,29 @@ class Engine:
         self._refused = 0
         self._fault: BaseException | None = None
 
-    def settle(self, planned: Iterable[PlannedRequest]) -> Report:
+    def settle(self, planned: Iterable[PlannedRequest], count: int) -> Report:
         """Settle what can be settled; what cannot is left in a state that says why.
+
+        Args:
+            planned: what is to be settled; taken one by one, and not kept.
+            count: how many these are.
 
         Raises:
             BaseException: what interrupted the calling thread, after nothing new is sent and what
                 is under way has had its grace.
             NanobananaError: a fault of ours or of the bucket that makes going on senseless.
         """
-        todo = WorkList(map(Work, planned))
-        total = len(todo)
+        todo = WorkList(map(Work, planned), count)
         started = time.monotonic()
         buyers = Crew("buyer", functools.partial(self._buy, todo))
         movers = Crew("mover", self._move)
         try:
-            buyers.start(min(self._slots.most, total))
-            movers.start(min(MOVERS, total))
+            buyers.start(min(self._slots.most, count))
+            movers.start(min(MOVERS, count))
             self._all_started.set()
-            self._watch(buyers, total, started)
+            self._watch(buyers, count, started)
             self._all_bought.set()
-            self._watch(movers, total, started)
+            self._watch(movers, count, started)
         except BaseException:
             self._stop.set()
             self._all_started.set()
@@ -225,7 +228,7 @@ class Engine:
         report.served = self._buyer.served
         report.spent = self._purse.spent
         report.rate_limited = self._slots.rate_limited
-        untouched = total - report.states.total()
+        untouched = count - report.states.total()
         report.states[State.OPEN] += untouched
         self._metrics.ended(State.OPEN, untouched)
         report.states = +report.states

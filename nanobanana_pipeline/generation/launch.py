@@ -127,7 +127,8 @@ def plan(
     made = replace(survey.made, fingerprint=snapshot.fingerprint)
     if survey.changes and not launch.change_parameters:
         raise PlanError(_refusal(made, survey.changes))
-    names = write_shards(store, launch.run_id, survey.requests(launch), launch.shard_size)
+    requests, count = survey.requests(launch), len(survey.todo)
+    names = write_shards(store, launch.run_id, requests, count, launch.shard_size)
     made = replace(made, shards=names, code_version=installed_version("nanobanana-pipeline"))
     write_plan(store, made)
     return made
@@ -268,7 +269,7 @@ def settle_shard(
             on_settled=notes.add,
             metrics=metrics,
         )
-        report = engine.settle(todo)
+        report = engine.settle(todo, len(todo))
         notes.write(store, run_id, shard)
         return report
 

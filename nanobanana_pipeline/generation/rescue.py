@@ -216,7 +216,7 @@ def _bring(
     on_progress: Callable[[Progress], None] | None,
 ) -> Report:
     """Settle these requests of a dead run under a run of their own, which may buy nothing."""
-    shards = write_shards(store, run_id, owed, None)
+    shards = write_shards(store, run_id, owed, len(owed), None)
     made = replace(
         dead,
         run_id=run_id,

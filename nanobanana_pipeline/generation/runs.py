@@ -29,6 +29,7 @@ from nanobanana_pipeline.wording import counted
 
 __all__ = [
     "Plan",
+    "RunFile",
     "forget_unfinished",
     "list_unfinished",
     "mark_done",
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 SCHEMA: Final = 1
+BATCH: Final = 1_000
 RUN_FILE: Final = pa.schema(
     [("request_key", pa.string()), ("request", pa.string()), ("buy", pa.bool_())],
     metadata={b"nanobanana.schema": str(SCHEMA).encode()},
@@ -138,49 +140,74 @@ def write_shards(
     store: ObjectStore,
     run_id: str,
     requests: Iterable[PlannedRequest],
+    count: int,
     shard_size: int | None,
 ) -> tuple[str, ...]:
-    """Write the run files, dealt out evenly.
+    """Write the run files, equally long but for one request; a few are in memory at once.
 
     Args:
         store: the bucket.
         run_id: the launch.
         requests: what is to be settled.
+        count: how many these are.
         shard_size: most requests a shard; None keeps them in one.
     """
-    rows = [(r.request_key, r.request.model_dump_json(), r.buy) for r in requests]
-    count = math.ceil(len(rows) / (shard_size or max(1, len(rows))))
+    left, shards = iter(requests), math.ceil(count / (shard_size or max(1, count)))
     names = []
-    for number in range(count):
-        columns = zip(*rows[number::count], strict=True)
-        table = pa.table([pa.array(c) for c in columns], schema=RUN_FILE)
-        body = io.BytesIO()
-        pq.write_table(table, body, compression="zstd")
+    for number in range(shards):
+        size = count // shards + (number < count % shards)
         names.append(f"shard-{number:04d}")
-        store.put(run_shard_key(run_id, names[-1]), body.getvalue())
+        store.put(run_shard_key(run_id, names[-1]), _run_file(itertools.islice(left, size)))
     return tuple(names)
 
 
-def read_shard(store: ObjectStore, run_id: str, shard: str) -> list[PlannedRequest]:
+def _run_file(requests: Iterable[PlannedRequest]) -> bytes:
+    body = io.BytesIO()
+    with pq.ParquetWriter(body, RUN_FILE, compression="zstd") as file:
+        rows = ((r.request_key, r.request.model_dump_json(), r.buy) for r in requests)
+        while some := list(itertools.islice(rows, BATCH)):
+            columns = [pa.array(column) for column in zip(*some, strict=True)]
+            file.write_table(pa.table(columns, schema=RUN_FILE))
+    return body.getvalue()
+
+
+class RunFile:
+    """The requests of a shard, in order. Each iteration reads them anew, a few at once.
+
+    Args:
+        body: of the Parquet file.
+
+    Raises:
+        ValueError: it is none.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        self._body = pa.BufferReader(body)
+        self._count: int = pq.ParquetFile(self._body).metadata.num_rows
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[PlannedRequest]:
+        for batch in pq.ParquetFile(self._body).iter_batches(BATCH):
+            for row in batch.to_pylist():
+                # Files of before the budget say nothing of `buy`: all may be bought.
+                request = ImageRequest.model_validate_json(row["request"])
+                yield PlannedRequest(row["request_key"], request, row.get("buy", True))
+
+
+def read_shard(store: ObjectStore, run_id: str, shard: str) -> RunFile:
     """A run file's requests.
 
     Raises:
         StorageError: it is missing.
+        ValueError: it is damaged.
     """
     key = run_shard_key(run_id, shard)
     found = store.get(key)
     if found is None:
         raise StorageError(f"{store.uri(key)} is missing: launch the partition again")
-    rows = pq.read_table(io.BytesIO(found.body)).to_pylist()
-    return [
-        PlannedRequest(
-            row["request_key"],
-            ImageRequest.model_validate_json(row["request"]),
-            # Files of before the budget say nothing of it: all may be bought.
-            row.get("buy", True),
-        )
-        for row in rows
-    ]
+    return RunFile(found.body)
 
 
 def unfinished_runs(store: ObjectStore) -> Iterator[Plan]:

@@ -108,22 +108,24 @@ class Work:
 class WorkList:
     """A queue in which an item can be put back for later. Safe to share between threads.
 
-    What is finished is not kept. The length is how many items are not.
+    Args:
+        items: taken one by one, and not kept once they are finished.
+        count: how many these are.
     """
 
-    def __init__(self, items: Iterable[Work]) -> None:
+    def __init__(self, items: Iterable[Work], count: int) -> None:
+        self._fresh = iter(items)
         self._order = itertools.count()
         self._changed = threading.Condition()
-        self._due = [(0.0, next(self._order), item) for item in items]
-        self._open = len(self._due)
-
-    def __len__(self) -> int:
-        return self._open
+        self._due: list[tuple[float, int, Work]] = []
+        self._open = count
 
     def take(self, stop: threading.Event) -> Work | None:
         """The next item that is due; None when all are finished or `stop` is set."""
         with self._changed:
             while self._open and not stop.is_set():
+                if (fresh := next(self._fresh, None)) is not None:
+                    return fresh
                 wait = self._due[0][0] - time.monotonic() if self._due else 1.0
                 if self._due and wait <= 0:
                     return heapq.heappop(self._due)[2]

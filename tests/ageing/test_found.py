@@ -73,7 +73,7 @@ def test_a_lost_picture_without_an_id_is_looked_for_where_it_was_said_to_be() ->
 
 
 def capped(world: World, run_id: str) -> Purse:
-    write_shards(world.store, run_id, [PlannedRequest(KEYS[0], REQUESTS[0])], None)
+    write_shards(world.store, run_id, [PlannedRequest(KEYS[0], REQUESTS[0])], 1, None)
     scope = partition_scope(world.store, Budget(partition=Cap(images=1)), "set", 1)
     return Purse(world.store, [scope], price=None, run_id=run_id, shard="shard-0000")
 

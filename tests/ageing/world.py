@@ -347,7 +347,13 @@ class World:
         """What a run may spend, and the run file from which others count it when it is dead."""
         scopes = []
         if "budget" in self.faults:
-            write_shards(self.store, name, [PlannedRequest(k, r) for k, r in self._asked], None)
+            write_shards(
+                self.store,
+                name,
+                [PlannedRequest(k, r) for k, r in self._asked],
+                len(self._asked),
+                None,
+            )
             budget = Budget(partition=Cap(images=self.cap))
             scopes.append(partition_scope(self.store, budget, "set", 1))
         return Purse(self.store, scopes, price=None, run_id=name, shard="shard-0000")

@@ -20,7 +20,7 @@ def work(count: int) -> list[Work]:
 
 def test_items_come_in_order_and_then_none() -> None:
     items = work(3)
-    todo = WorkList(items)
+    todo = WorkList(items, len(items))
     for item in items:
         assert todo.take(GO) is item
         todo.finish()
@@ -29,7 +29,7 @@ def test_items_come_in_order_and_then_none() -> None:
 
 def test_an_item_that_is_put_back_comes_after_the_others_and_not_before_its_time() -> None:
     first, second = items = work(2)
-    todo = WorkList(items)
+    todo = WorkList(items, len(items))
     assert todo.take(GO) is first
     todo.put_back(first)
     assert todo.take(GO) is second
@@ -44,7 +44,7 @@ def test_an_item_that_is_put_back_comes_after_the_others_and_not_before_its_time
 
 
 def test_whoever_waits_gets_what_is_put_back_and_leaves_when_all_is_finished() -> None:
-    todo = WorkList(work(1))
+    todo = WorkList(work(1), 1)
     item = todo.take(GO)
     assert item is not None
     with ThreadPoolExecutor(4) as others:
@@ -58,7 +58,7 @@ def test_whoever_waits_gets_what_is_put_back_and_leaves_when_all_is_finished() -
 
 def test_a_stop_ends_the_waiting() -> None:
     stop = threading.Event()
-    todo = WorkList(work(1))
+    todo = WorkList(work(1), 1)
     assert todo.take(stop) is not None
     with ThreadPoolExecutor(1) as other:
         waiting = other.submit(todo.take, stop)
