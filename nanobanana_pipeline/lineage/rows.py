@@ -69,6 +69,7 @@ VALUE: Final[Mapping[Order, str]] = {
 
 MANIFEST_COLUMNS: Final = [name for name, _ in CELL]
 RELEASE_COLUMNS: Final = ["image_sha256", "key", "split", "shard"]
+PART_ROWS: Final = 65_536
 
 
 def key_of(order: Order, value: str) -> int:
@@ -108,16 +109,22 @@ def plain(row: dict[str, Any]) -> dict[str, Any]:
 
 def _rows(order: Order, rows: pa.Table, number: int) -> pa.Table:
     found = rows.filter(pc.is_valid(rows[VALUE[order]]))
+    # A part at a time: as Python's own, texts take several times as much memory.
+    parts = [_part(order, each, number) for each in found.to_batches(max_chunksize=PART_ROWS)]
+    return pa.Table.from_batches(parts, SCHEMAS[order])
+
+
+def _part(order: Order, rows: pa.RecordBatch, number: int) -> pa.RecordBatch:
     columns: dict[str, pa.Array] = {
-        "k": pa.array((key_of(order, v) for v in found[VALUE[order]].to_pylist()), pa.uint64()),
-        "table": pa.repeat(pa.scalar(number, pa.int32()), len(found)),
+        "k": pa.array((key_of(order, v) for v in rows[VALUE[order]].to_pylist()), pa.uint64()),
+        "table": pa.repeat(pa.scalar(number, pa.int32()), len(rows)),
     }
     for field in SCHEMAS[order]:
         if field.name not in columns:
-            values = found[field.name]
+            values = rows[field.name]
             columns[field.name] = (
                 pa.array((v and bytes.fromhex(v) for v in values.to_pylist()), HASH)
                 if field.type == HASH
                 else values.cast(field.type)
             )
-    return pa.table(columns, schema=SCHEMAS[order])
+    return pa.record_batch(columns, schema=SCHEMAS[order])
