@@ -1,6 +1,6 @@
 """Materialize the graph for one prompt table and some seeds, from the command line.
 
-``python -m dagster_project.materialize sample --table sample.csv --seed 1 --seed 2``
+``python -m dagster_project.materialize sample --table sample.csv --seed 1 --seed 2 --onward``
 
 What `nanobanana demo` runs: the same assets and the same instance as the UI's.
 """
@@ -9,13 +9,15 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import dagster as dg
 
-from dagster_project.definitions import defs
+from dagster_project.definitions import defs, recipes
 from dagster_project.partitions import prompt_sets, read_cell_key, seeds
+from nanobanana_pipeline.datasets.recipe import Recipe
 from nanobanana_pipeline.errors import NanobananaError
 
 __all__ = ["main"]
@@ -30,6 +32,8 @@ def main() -> int:
     parser.add_argument("--table", required=True)
     parser.add_argument("--seed", type=int, action="append", required=True)
     parser.add_argument("--config", type=json.loads, default={}, help="of generated_images, JSON")
+    onward = "then features, and the releases of recipes for which no more is needed"
+    parser.add_argument("--onward", action="store_true", help=onward)
     args = parser.parse_args()
     try:
         for seed in args.seed:
@@ -43,22 +47,35 @@ def main() -> int:
         if not _materialize(instance, "prompt_set", args.prompt_set, table):
             return WRONG_USE
         pictures = {"ops": {"generated_images": {"config": args.config}}}
-        done = [
-            _materialize(instance, "generated_images", f"{args.prompt_set}|{seed}", pictures)
-            for seed in args.seed
-        ]
+        cells = [f"{args.prompt_set}|{seed}" for seed in args.seed]
+        done = [_materialize(instance, "generated_images", cell, pictures) for cell in cells]
+        if all(done) and args.onward:
+            done += [_materialize(instance, "image_features", cell) for cell in cells]
+            done += [
+                _materialize(instance, f"datasets/{recipe.name}")
+                for recipe in recipes
+                if all(done) and _is_ready(recipe, args.prompt_set, args.seed)
+            ]
     return 0 if all(done) else NOT_SETTLED
 
 
+def _is_ready(recipe: Recipe, prompt_set: str, made: Sequence[int]) -> bool:
+    """Whether a recipe wants nothing but what was made here."""
+    wants_no_other = recipe.seeds == "all" or set(recipe.seeds) <= set(made)
+    return recipe.prompt_sets == (prompt_set,) and wants_no_other and recipe.per_prompt is None
+
+
 def _materialize(
-    instance: dg.DagsterInstance, asset: str, partition_key: str, config: Mapping[str, Any]
+    instance: dg.DagsterInstance,
+    asset: str,
+    partition_key: str | None = None,
+    config: Mapping[str, Any] = MappingProxyType({}),
 ) -> bool:
-    job = defs.resolve_implicit_global_asset_job_def().get_subset(
-        asset_selection={dg.AssetKey(asset)}
-    )
-    _print(f"{asset} [{partition_key}]")
+    job = defs.resolve_implicit_global_asset_job_def()
+    _print(f"{asset} [{partition_key}]" if partition_key else asset)
     run = job.with_logger_defs({"console": dg.LoggerDefinition(_terse)}).execute_in_process(
         instance=instance,
+        asset_selection=[dg.AssetKey(asset.split("/"))],
         partition_key=partition_key,
         run_config={**config, "loggers": {"console": {}}},
         raise_on_error=False,

@@ -34,6 +34,8 @@ from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["dagster_home", "demo", "dev", "environment"]
 
+# Not with -m: processes that measure pictures would load that module too, and Dagster with it.
+MATERIALIZE = "from dagster_project.materialize import main; raise SystemExit(main())"
 SEEDS = (1, 2)
 DEMO_SET = "sample"
 SHEET_PICTURES = 24
@@ -57,9 +59,10 @@ def demo(*, data: Data = Path(".nanobanana")) -> None:
     with stack:
         os.environ.update(profile.environment)
         command = [
-            *(sys.executable, "-m", "dagster_project.materialize", DEMO_SET),
+            *(sys.executable, "-c", MATERIALIZE, DEMO_SET),
             *("--table", str(shipped("prompts/sample.csv"))),
             *(part for seed in SEEDS for part in ("--seed", str(seed))),
+            "--onward",
         ]
         environment = {**os.environ, "DAGSTER_HOME": str(dagster_home(data))}
         code = subprocess.run(command, env=environment, check=False).returncode  # noqa: S603

@@ -15,7 +15,12 @@ from nanobanana_pipeline.cli.status import NOT_SETTLED, open_bucket
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.datasets.recipe import Recipe, load_recipes, read_recipe
 from nanobanana_pipeline.datasets.release import read_latest
-from nanobanana_pipeline.datasets.selection import Selection, released_rows, select
+from nanobanana_pipeline.datasets.selection import (
+    Selection,
+    empty_splits,
+    released_rows,
+    select,
+)
 from nanobanana_pipeline.datasets.top_up import Drawn, Standing, stand, top_up
 from nanobanana_pipeline.errors import RecipeError
 from nanobanana_pipeline.generation.again import Settled
@@ -84,6 +89,8 @@ def preview(
         highlight=False,
         soft_wrap=True,
     )
+    for warning in empty_splits(recipe, selection.rows):
+        console.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if len(selection.shortfall):
         console.print(
             f"nanobanana recipe top-up {file} buys what is missing", markup=False, highlight=False

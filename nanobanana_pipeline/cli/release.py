@@ -25,7 +25,7 @@ from nanobanana_pipeline.datasets.release import (
     read_latest,
     read_table,
 )
-from nanobanana_pipeline.datasets.selection import released_rows, select
+from nanobanana_pipeline.datasets.selection import empty_splits, released_rows, select
 from nanobanana_pipeline.errors import ReleaseError
 from nanobanana_pipeline.layout import check_bucket
 from nanobanana_pipeline.lineage.events import recorded
@@ -69,6 +69,8 @@ def build(
                 f"{wanted.where('per_prompt')} asks for; see nanobanana recipe preview",
                 markup=False,
             )
+        for warning in empty_splits(wanted, chosen.rows):
+            console.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
         release = build_release(
             store, wanted, chosen.rows, chosen.rejected, parent=latest, manifests=chosen.manifests
         )

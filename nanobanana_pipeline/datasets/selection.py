@@ -22,7 +22,7 @@ from nanobanana_pipeline.generation.manifest import CurrentManifest
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import counted
 
-__all__ = ["REJECTED_COLUMNS", "Selection", "released_rows", "select"]
+__all__ = ["REJECTED_COLUMNS", "Selection", "empty_splits", "released_rows", "select"]
 
 PROMPT: Final = ["prompt_set", "prompt_id"]
 """A prompt is a row of a prompt table, whatever its text."""
@@ -115,6 +115,23 @@ def select(store: ObjectStore, recipe: Recipe, released: pd.DataFrame | None = N
         steps=pd.DataFrame(sieve.steps, columns=["step", "rows"]),
         manifests=sources.manifests,
     )
+
+
+def empty_splits(recipe: Recipe, rows: pd.DataFrame) -> list[str]:
+    """A warning for each split that has a share and gets no picture.
+
+    Args:
+        recipe: what shared them out.
+        rows: of its `Selection`.
+    """
+    groups = counted(rows["group"].nunique(), "group")
+    return [
+        f"{recipe.where('splits', 'ratios', name)}: no picture fell to the split {name}: its share "
+        f"is {ratio:g} of {groups} that are never parted. Another share or splits.salt deals anew "
+        "what was not released yet"
+        for name, ratio in recipe.splits.ratios.items()
+        if ratio and len(rows) and name not in set(rows["split"])
+    ]
 
 
 def released_rows(store: ObjectStore, parent: Release | None) -> pd.DataFrame | None:

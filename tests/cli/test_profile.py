@@ -92,6 +92,14 @@ def test_the_demo_makes_a_dataset_and_goes_on_where_it_ended(data: Path, tmp_pat
         assert settled in said
         assert said.count("12 settled") >= 2
         assert str(data / "contact_sheet.png") in said
+    with dg.DagsterInstance.from_config(str(data / "dagster")) as instance:
+        runs = instance.get_runs()
+        release = instance.get_latest_materialization_event(dg.AssetKey(["datasets", "sample"]))
+    targets = {key.to_user_string() for run in runs for key in run.asset_selection or ()}
+    assert targets == {"prompt_set", "generated_images", "image_features", "datasets/sample"}
+    assert release is not None
+    assert release.asset_materialization is not None
+    assert {"samples of train", "samples of test"} <= set(release.asset_materialization.metadata)
     with Image.open(data / "contact_sheet.png") as sheet:
         assert sheet.width > 1000
     assert files_with(data, local.API_KEY) == []

@@ -90,6 +90,21 @@ def test_a_release_is_built_listed_compared_verified_and_pulled(
     assert nanobanana("release", "verify", "animals").exit_code == 0
 
 
+def test_a_split_that_stays_empty_is_told_of(nanobanana: Command, recipe: Path) -> None:
+    whole = recipe.read_text()
+    recipe.write_text(f"{whole}splits:\n  ratios: {{train: 0.9999, test: 0.0001}}\n")
+    for command in (("recipe", "preview"), ("release", "build")):
+        told = nanobanana(*command, recipe)
+        assert told.exit_code == 0, told.output
+        line = whole.count("\n") + 2
+        assert (
+            f"{recipe}:{line}: splits.ratios.test: no picture fell to the split test" in told.output
+        )
+        assert "0.0001 of 2 groups" in told.output
+    recipe.write_text(whole)
+    assert "no picture fell" not in nanobanana("recipe", "preview", recipe).output
+
+
 def test_a_bucket_of_another_realm_is_refused(
     nanobanana: Command, recipe: Path, store: ObjectStore
 ) -> None:
