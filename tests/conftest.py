@@ -9,6 +9,8 @@ from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from nanobanana_pipeline import local
 from nanobanana_pipeline.emulator import EmulatorConfig, EmulatorThread
@@ -43,7 +45,29 @@ SLOW = (
 )
 """Files whose tests take longest: minutes first, and what mostly waits beside what computes."""
 
+TOGETHER = {
+    "tests/deploy/test_celery.py",
+    "tests/deploy/test_distribution.py",
+    "tests/witness/test_vendor_sdk.py",
+}
+"""Files whose tests share what takes long to make: one worker gets them all."""
+
 Emulators = Callable[..., EmulatorThread]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Hands a test, or all of a file, to whoever is free next, in the order of the collection.
+
+    Marks of groups would do, but xdist 3.8 does not see them under pytest 9.
+    """
+
+    def unit_of(nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if file in TOGETHER else nodeid
+
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = unit_of
+    return scheduler
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

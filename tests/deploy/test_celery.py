@@ -50,7 +50,6 @@ PICTURE = {name: value for name, value in SMALL.model_dump().items() if value is
 pytestmark = [
     pytest.mark.filterwarnings("default:these hosts are one:UserWarning"),
     pytest.mark.timeout(600),  # a dozen processes, on a machine that may be busy
-    pytest.mark.xdist_group("celery"),  # one cluster for all
 ]
 
 

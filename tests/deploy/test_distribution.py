@@ -15,8 +15,6 @@ PACKAGES = ("nanobanana_pipeline", "dagster_project")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SHIPPED = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
 
-pytestmark = pytest.mark.xdist_group("wheel")  # built once for all
-
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
