@@ -1,11 +1,12 @@
 """Checks of what is in the bucket, which can be run at any time. They buy nothing.
 
 Those of pictures read tables that their assets have made. A release asks the manifests itself, and
-relies on no check.
+relies on no check. Dagster skips the step of a check where its asset's step fails: which is where
+most is to be found. So the asset evaluates them itself before it fails.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
 
 import dagster as dg
 import pandas as pd
@@ -15,6 +16,7 @@ from dagster_project.metadata import named_pictures, sample_table
 from dagster_project.partitions import grid, prompt_sets, read_cell_key
 from dagster_project.resources import NanobananaResource
 from nanobanana_pipeline.audit import audit as audit_bucket
+from nanobanana_pipeline.errors import NanobananaError
 from nanobanana_pipeline.features.judging import (
     ALIKE_BITS,
     ALIKE_SHARE,
@@ -28,7 +30,7 @@ from nanobanana_pipeline.ledger import UNSURE, Ledger
 from nanobanana_pipeline.money import cost_text
 from nanobanana_pipeline.prompts import prompt_set as snapshots
 
-__all__ = ["check_images", "checks"]
+__all__ = ["check_images", "checks", "evaluate_planned"]
 
 PROMPTS = dg.AssetKey("prompt_set")
 IMAGES = dg.AssetKey("generated_images")
@@ -38,6 +40,13 @@ LONGEST = 1000
 COSTS = "Buys nothing."
 
 Look = Callable[[NanobananaResource, str, int], dg.AssetCheckResult]
+
+NO_PARTITION: Final = (
+    "which partition? Launch the job check_images, which asks for one; or launch this with the tag "
+    "dagster/partition = <prompt set>|<seed>"
+)
+LOOKS: Final[dict[dg.AssetCheckKey, Look]] = {}
+"""What looks at a partition, by the check that it is."""
 
 
 def _verdict(
@@ -49,12 +58,15 @@ def _verdict(
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
     words: str | None = None,
 ) -> dg.AssetCheckResult:
-    """Fail, unless told otherwise, where a table names something; it is shown either way."""
+    """Fail, unless told otherwise, where a table names something."""
     return dg.AssetCheckResult(
         passed=bad.empty if passed is None else passed,
         severity=severity,
         description=words,
-        metadata={table: sample_table(bad, SHOWN, LONGEST), **metadata},
+        metadata={
+            **({} if bad.empty else {table: sample_table(bad, SHOWN, LONGEST)}),
+            **metadata,
+        },
     )
 
 
@@ -106,9 +118,12 @@ def _of_partition(
         def check(
             context: dg.AssetCheckExecutionContext, nanobanana: NanobananaResource
         ) -> dg.AssetCheckResult:
+            if not context.has_partition_key:
+                raise dg.Failure(NO_PARTITION, allow_retries=False)
             with plain_failures():
                 return look(nanobanana, *read_cell_key(context.partition_key))
 
+        LOOKS[dg.AssetCheckKey(asset, look.__name__)] = look
         return check
 
     return made
@@ -270,7 +285,8 @@ def _pictures(bad: pd.DataFrame, looked_at: pd.DataFrame) -> dg.AssetCheckResult
     return _verdict(named, "pictures", {"looked at": len(looked_at), "addresses": addresses})
 
 
-PARTITION_CHECKS = [
+checks = [
+    quarantine_empty,
     audit,
     none_in_doubt,
     within_budget,
@@ -278,15 +294,73 @@ PARTITION_CHECKS = [
     no_blank_pictures,
     seed_honesty,
 ]
-checks = [quarantine_empty, *PARTITION_CHECKS]
 """All of this module, for the definitions."""
 
-check_images = dg.define_asset_job(
-    "check_images",
-    selection=dg.AssetSelection.checks(*PARTITION_CHECKS),
-    # Dagster asks for no partition where a job has checks alone; the tag is what it goes by.
+
+def evaluate_planned(
+    context: dg.OpExecutionContext, nanobanana: NanobananaResource
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """What the run was to check of its partition, for a step whose failure will skip the checks.
+
+    To be yielded by the step: what is only logged gets lost where a step raises.
+    """
+    events = context.instance.all_logs(
+        context.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED
+    )
+    planned = {
+        event.dagster_event.asset_check_planned_data.asset_check_key
+        for event in events
+        if event.dagster_event is not None
+    }
+    try:
+        yield from _evaluate(context, nanobanana, planned.intersection(LOOKS))
+    except NanobananaError as error:
+        # What the step is about to say of its cells must not get lost.
+        context.log.warning(f"some checks were left out: {error}")
+
+
+def _evaluate(
+    context: dg.OpExecutionContext,
+    nanobanana: NanobananaResource,
+    keys: Iterable[dg.AssetCheckKey],
+) -> Iterator[dg.AssetCheckEvaluation]:
+    name, seed = read_cell_key(context.partition_key)
+    for key in sorted(keys):
+        found = LOOKS[key](nanobanana, name, seed)
+        yield dg.AssetCheckEvaluation(
+            asset_key=key.asset_key,
+            check_name=key.name,
+            passed=found.passed,
+            severity=found.severity,
+            description=found.description,
+            metadata=found.metadata,
+            partition=str(context.partition_key),
+        )
+
+
+@dg.op(
+    out=dg.Out(dg.Nothing),
+    description="Evaluates every check of a partition's pictures. **Buys nothing.**",
+)
+def check_partition(
+    context: dg.OpExecutionContext, nanobanana: NanobananaResource
+) -> Iterator[Any]:
+    """Look at a partition, whatever became of it."""
+    if not context.has_partition_key:
+        raise dg.Failure(NO_PARTITION, allow_retries=False)
+    with plain_failures():
+        yield from _evaluate(context, nanobanana, LOOKS)
+    yield dg.Output(None)
+
+
+# Dagster asks for no partition where a job of assets has checks alone.
+@dg.job(
+    partitions_def=grid,
     description=(
-        "Look at a partition's pictures, also where it failed and its checks never ran. Name the "
-        "partition by the run's tag: dagster/partition = <prompt set>|<seed>. Buys nothing."
+        "Look at the pictures of partitions, also where they failed. What is found stands on the "
+        "pages of generated_images and image_features, under Checks. Buys nothing."
     ),
 )
+def check_images() -> None:
+    """One op: a partition's checks read the same tables."""
+    check_partition()

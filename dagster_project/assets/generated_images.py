@@ -14,6 +14,7 @@ import dagster as dg
 import pandas as pd
 from pydantic import TypeAdapter
 
+from dagster_project.checks import evaluate_planned
 from dagster_project.columns import IMAGES
 from dagster_project.failures import plain_failures
 from dagster_project.launch_config import GenerationConfig, launch_of
@@ -184,6 +185,7 @@ def collect(
             "generated_images", partition=context.partition_key, metadata=metadata
         )
         yield check
+        yield from evaluate_planned(context, nanobanana)
         raise dg.Failure(_what_now(current, report), metadata=metadata, allow_retries=False)
     yield dg.MaterializeResult(
         asset_key="generated_images",

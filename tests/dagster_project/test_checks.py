@@ -33,6 +33,7 @@ NAMES = {
     "no_blank_pictures",
     "seed_honesty",
 }
+IMAGES_NAMES = {"cells", "audit", "none_in_doubt", "within_budget"}
 
 
 def run_checks(project: Project, key: str = "demo|1") -> Evaluations:
@@ -45,7 +46,7 @@ def run_checks(project: Project, key: str = "demo|1") -> Evaluations:
         resources=project.resources,
     )
     job = here.resolve_job_def("check_images")
-    result = job.execute_in_process(tags={"dagster/partition": key}, instance=project.instance)
+    result = job.execute_in_process(partition_key=key, instance=project.instance)
     assert result.success
     assert not [event for event in result.all_events if event.is_step_materialization]
     assert bought(project.emulator) == before
@@ -89,9 +90,10 @@ def test_good_partitions_pass_and_every_check_has_looked(project: Projects) -> N
     found = run_checks(here)
     assert failed(found) == set()
     assert {name: check.description for name, check in found.items() if check.description} == {}
-    assert rows(found["audit"], "findings") == []
+    # A table of nothing says nothing.
+    tables = {dg.TableMetadataValue, type(None)}
+    assert not [c for c in found.values() for v in c.metadata.values() if type(v) in tables]
     assert value(found["audit"], "images read") == 6
-    assert rows(found["none_in_doubt"], "cells") == []
     assert value(found["within_budget"], "images counted") == 6
     assert value(found["within_budget"], "cap of the partition") == "no cap"
     assert value(found["sizes_as_asked"], "looked at") == 6
@@ -314,6 +316,50 @@ def test_they_run_beside_the_asset_in_one_run(project: Projects) -> None:
     assert result.success
     found = {each.check_name: each.passed for each in result.get_asset_check_evaluations()}
     assert found == dict.fromkeys({*NAMES, "cells"}, True)
+
+
+def test_a_partition_that_fails_has_been_checked(project: Projects) -> None:
+    """Dagster skips the checks' own steps, and would show them as failed themselves."""
+    here = project(moods={"wrong_size": 1.0})
+    here.make_prompt_set()
+    here.instance.add_dynamic_partitions("seed", ["1"])
+    result = dg.materialize(
+        [prompt_set, generated_images, image_features, *checks.checks],
+        selection=dg.AssetSelection.assets(generated_images, image_features),
+        partition_key="demo|1",
+        instance=here.instance,
+        resources=here.resources,
+        run_config={"ops": {"generated_images": {"config": SMALL}}},
+        raise_on_error=False,
+    )
+    assert not result.success
+    assert not [event for event in result.all_events if event.is_step_materialization]
+    found = {each.check_name: each for each in result.get_asset_check_evaluations()}
+    assert set(found) == {*NAMES, "cells"}
+    assert {str(each.partition) for each in found.values()} == {"demo|1"}
+    assert failed(found) == {"cells", "none_in_doubt"}
+    assert value(found["none_in_doubt"], "lost") == 3
+    assert {row["state"] for row in rows(found["none_in_doubt"], "cells")} == {"lost"}
+    # What Dagster keeps, and its pages show.
+    for name in found:
+        asset = "generated_images" if name in IMAGES_NAMES else "image_features"
+        [record, *_] = here.instance.event_log_storage.get_asset_check_execution_history(
+            dg.AssetCheckKey(dg.AssetKey(asset), name), limit=10
+        )
+        assert record.status.value in {"SUCCEEDED", "FAILED"}, name
+
+
+def test_checks_without_a_partition_ask_for_one(project: Projects) -> None:
+    here = project()
+    job = dg.Definitions(
+        assets=[prompt_set, generated_images, image_features],
+        asset_checks=checks.checks,
+        jobs=[dg.define_asset_job("look", dg.AssetSelection.checks(checks.audit))],
+        resources=here.resources,
+    ).resolve_job_def("look")
+    result = job.execute_in_process(instance=here.instance, raise_on_error=False)
+    failure = next(e for e in result.all_events if e.is_step_failure)
+    assert "Launch the job check_images" in str(failure.event_specific_data)
 
 
 def stored_table(store: ObjectStore, key: str) -> pa.Table:
