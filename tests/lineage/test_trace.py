@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -337,6 +339,10 @@ def test_the_command_shows_a_tree_and_graphs_and_no_secret(
     dot = nanobanana("trace", sha256, "--graph", "dot").output
     assert dot.startswith("digraph lineage {")
     assert nanobanana("trace", sha256, "--graph", "mermaid").output.startswith("flowchart LR")
+    # It takes longer to import than a lookup may take as a whole.
+    alone = f"import sys; sys.argv[1:] = ['trace', '{sha256}']; app(standalone_mode=False)"
+    program = f"from nanobanana_pipeline.cli import app; {alone}; sys.exit('pandas' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
     unknown = nanobanana("trace", "nobody")
     assert (unknown.exit_code, "no prompt id" in unknown.output) == (2, True)
     said = tree + dot + nanobanana("trace", sha256, "--json").output + unknown.output
