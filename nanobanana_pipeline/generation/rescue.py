@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
+from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.again import Settled, launch_again
 from nanobanana_pipeline.generation.budget import DEAD_SECONDS, settle_accounts
 from nanobanana_pipeline.generation.engine import Progress, Report
@@ -19,6 +20,7 @@ from nanobanana_pipeline.generation.manifest import CellState, CurrentManifest, 
 from nanobanana_pipeline.generation.runs import (
     Plan,
     forget_unfinished,
+    list_unfinished,
     mark_done,
     read_plan,
     read_shard,
@@ -36,6 +38,7 @@ __all__ = ["Run", "UnfinishedRun", "dead_runs", "list_runs", "rescue", "unfinish
 ROUND_SECONDS: Final = 4 * 3600.0
 LAST_ROUND: Final = 6
 """The provider's 24 hours in rounds; what it has not told by then it tells no more."""
+MOST_NAMED: Final = 10
 
 
 @dataclass(frozen=True)
@@ -172,9 +175,12 @@ def rescue(
         The partition as it is now, and what was brought.
 
     Raises:
-        PlanError: the prompt set is gone, so that no manifest can be published.
+        PlanError: there is no such run, and the text names those that have not ended; or the prompt
+            set is gone, so that no manifest can be published.
         StorageError: S3 refuses or holds damaged objects.
     """
+    if store.head(run_plan_key(run_id)) is None:
+        raise PlanError(_no_such_run(store, run_id))
     dead = read_plan(store, run_id)
     seen = _read_run(run_id, store.listing(f"runs/{run_id}/"))
     own = {
@@ -205,6 +211,16 @@ def rescue(
     elif seen is not None and seen.round == LAST_ROUND:
         forget_unfinished(store, run_id)
     return Settled(current, report)
+
+
+def _no_such_run(store: ObjectStore, run_id: str) -> str:
+    left = list_unfinished(store)
+    more = f" and {len(left) - MOST_NAMED:,} more" if len(left) > MOST_NAMED else ""
+    named = f"those that have not ended are {', '.join(left[:MOST_NAMED])}{more}"
+    return (
+        f"there is no run {run_id!r} in {store.uri('runs/')}; "
+        f"{named if left else 'none is left that has not ended'}"
+    )
 
 
 def _bring(

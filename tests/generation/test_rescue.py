@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from nanobanana_pipeline.audit import audit
+from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.counters import day_scope, partition_scope
 from nanobanana_pipeline.generation.doubts import find_doubts
 from nanobanana_pipeline.generation.manifest import read_current
@@ -167,3 +168,15 @@ def test_a_run_whose_end_was_cut_off_is_looked_at_once_more(
 def test_a_run_that_nobody_planned_or_whose_files_are_gone_is_not_dead(store: ObjectStore) -> None:
     store.put(unfinished_key("gone"), b"")
     assert dead_after(store) == []
+
+
+def test_a_run_that_there_is_not_is_refused_with_those_that_have_not_ended(
+    store: ObjectStore, emulators: Emulators
+) -> None:
+    account = account_for(emulators().base_url, store)
+    with pytest.raises(PlanError, match="no run 'dyed' in .*; none is left that has not ended"):
+        rescue(store, account, "dyed", new_run_id=names())
+    keep_prompts(store, "set", prompts(1))
+    planned(store, run_id="died")
+    with pytest.raises(PlanError, match="no run 'dyed' in .*; those that have not ended are died$"):
+        rescue(store, account, "dyed", new_run_id=names())
