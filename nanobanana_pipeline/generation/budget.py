@@ -20,7 +20,7 @@ from nanobanana_pipeline.generation.counters import (
     partition_scope,
     run_scope,
 )
-from nanobanana_pipeline.generation.runs import Plan, read_plan, read_shard
+from nanobanana_pipeline.generation.runs import Plan, mark_unfinished, read_plan, read_shard
 from nanobanana_pipeline.layout import run_alive_key, run_plan_key
 from nanobanana_pipeline.ledger import COSTING, Ledger, State, boot_clock
 from nanobanana_pipeline.money import Budget, Cap
@@ -69,6 +69,7 @@ class Purse:
         self._scopes = scopes
         self._price = price
         self._alive = run_alive_key(run_id, shard)
+        self._run_id = run_id
         self._name = f"{run_id}/{shard}"
         self._lock = threading.Lock()
         self._granted = self._taken = 0
@@ -178,6 +179,8 @@ class Purse:
     def _come_back(self) -> None:
         """After a long silence: whoever took this shard for dead has closed its account."""
         signed = self._sign()
+        # A rescue may have called the run done: what it buys from now on must be found again.
+        mark_unfinished(self._store, self._run_id)
         # Written and not just read: somebody may be counting what this shard spent at this moment.
         confirmed = [scope.change(lambda c: c.confirmed(self._name)) for scope in self._scopes]
         if any(self._name not in counter.reserved for counter in confirmed):

@@ -33,6 +33,7 @@ __all__ = [
     "forget_unfinished",
     "list_unfinished",
     "mark_done",
+    "mark_unfinished",
     "read_plan",
     "read_shard",
     "unfinished_runs",
@@ -227,6 +228,12 @@ def mark_done(store: ObjectStore, run_id: str, bought: int) -> None:
     done = {"schema": SCHEMA, "finished": now_iso(), "bought": bought}
     store.put(run_done_key(run_id), json.dumps(done).encode())
     forget_unfinished(store, run_id)
+
+
+def mark_unfinished(store: ObjectStore, run_id: str) -> None:
+    """Take back that a run came to its end: it goes on, and may leave something to rescue."""
+    store.put(unfinished_key(run_id), b"")
+    store.delete(run_done_key(run_id))
 
 
 def list_unfinished(store: ObjectStore) -> list[str]:

@@ -14,6 +14,8 @@ from nanobanana_pipeline.generation import budget as budgets
 from nanobanana_pipeline.generation.budget import Purse
 from nanobanana_pipeline.generation.counters import Counter, day_scope, partition_scope
 from nanobanana_pipeline.generation.launch import settle_shard
+from nanobanana_pipeline.generation.runs import list_unfinished, mark_done
+from nanobanana_pipeline.layout import run_done_key
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.money import Budget, Cap
 from nanobanana_pipeline.provider.account import Account
@@ -205,6 +207,21 @@ def test_a_shard_that_was_taken_for_dead_reserves_anew(
     assert purse.take(1)
     assert not purse.take(1)
     assert counted(store).images_counted == 3
+
+
+def test_a_run_that_goes_on_after_it_was_called_done_can_be_rescued_again(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scope = day_scope(store, Budget(day=Cap(images=3)))
+    purse = Purse(store, [scope], price=None, run_id="run", shard="shard-0000")
+    purse.open(3)
+    mark_done(store, "run", 0)
+    assert purse.take(1)
+    assert list_unfinished(store) == []
+    monkeypatch.setattr(budgets, "STALE_SECONDS", -1.0)
+    assert purse.take(1)
+    assert list_unfinished(store) == ["run"]
+    assert store.head(run_done_key("run")) is None
 
 
 def test_a_lost_answer_does_not_reserve_twice(store: ObjectStore, s3_url: str) -> None:
