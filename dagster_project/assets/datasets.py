@@ -216,10 +216,10 @@ def _checks(recipe: Recipe) -> dg.AssetChecksDefinition:
                     passed, found = True, {}
                 elif key.name == NO_LEAKS:
                     leaks = find_leaks(read_table(store, release, MANIFEST), recipe.splits.near)
-                    passed, found = leaks.empty, {"leaks": sample_table(leaks, rows=20)}
+                    passed, found = leaks.empty, _shown("leaks", leaks)
                 else:
                     faults = pd.DataFrame([vars(fault) for fault in verify(store, release)])
-                    passed, found = faults.empty, {"faults": sample_table(faults, rows=20)}
+                    passed, found = faults.empty, _shown("faults", faults)
                 about = {} if release is None else _about(store, nanobanana.settings(), release)
             yield dg.AssetCheckResult(
                 asset_key=asset,
@@ -230,6 +230,10 @@ def _checks(recipe: Recipe) -> dg.AssetChecksDefinition:
             )
 
     return check_release
+
+
+def _shown(what: str, bad: pd.DataFrame) -> dict[str, Any]:
+    return {} if bad.empty else {what: sample_table(bad, rows=20)}
 
 
 def _about(store: ObjectStore, settings: Settings, release: Release) -> dict[str, Any]:

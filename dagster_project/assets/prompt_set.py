@@ -15,7 +15,7 @@ from dagster_project.resources import NanobananaResource
 from nanobanana_pipeline.errors import PromptTableError
 from nanobanana_pipeline.layout import prompt_set_key
 from nanobanana_pipeline.lineage.events_told import table_begins, table_snapshotted
-from nanobanana_pipeline.prompts.checked import attributes_of
+from nanobanana_pipeline.prompts.checked import attributes_of, told_of_long
 from nanobanana_pipeline.prompts.prompt_set import snapshot, valid_name
 from nanobanana_pipeline.prompts.references import References
 from nanobanana_pipeline.prompts.table import read_table
@@ -72,6 +72,8 @@ def prompt_set(
     carried = attributes_of(checked.prompts.columns)
     if carried:
         context.log.info(f"carried along, not sent to the provider: {', '.join(carried)}")
+    if long := told_of_long(checked.prompts):
+        context.log.warning(long)
     if made.quarantined:
         context.log.warning(
             f"{counted(made.quarantined, 'row', 'is')} in quarantine, beside "
@@ -83,7 +85,11 @@ def prompt_set(
             "prompts": sample_table(checked.prompts),
             "dagster/row_count": made.rows,
             "quarantined rows": made.quarantined,
-            "quarantine": sample_table(checked.quarantine, rows=20),
+            **(
+                {"quarantine": sample_table(checked.quarantine, rows=20)}
+                if made.quarantined
+                else {}
+            ),
             "quarantine file": store.uri(
                 prompt_set_key(name, f"{made.fingerprint}.quarantine.parquet")
             ),

@@ -54,8 +54,13 @@ def test_a_recipe_becomes_a_release_once_its_pictures_are_measured(
     assert here.run(image_features, "demo|1", {}).success
     made = released(here)
     assert made.success
-    checks = {check.check_name: check.passed for check in made.get_asset_check_evaluations()}
-    assert checks == {"no_leaks": True, "readable": True}
+    found = made.get_asset_check_evaluations()
+    assert {check.check_name: check.passed for check in found} == {
+        "no_leaks": True,
+        "readable": True,
+    }
+    # A table of nothing says nothing.
+    assert {name for check in found for name in check.metadata} == {"version", "gallery", "files"}
     release, _ = read_latest(here.store, "demo")
     assert release is not None
     assert (release.version, release.rows) == ("v1", 3)
@@ -78,8 +83,9 @@ def test_a_file_that_was_tampered_with_fails_the_check(project: Callable[..., Pr
     assert release is not None
     here.store.put(release.shards("webdataset", ".tar")[0].key, b"not a tar")
     result = released(here)
-    found = {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
-    assert found["readable"] is False
+    found = {check.check_name: check for check in result.get_asset_check_evaluations()}
+    assert found["readable"].passed is False
+    assert "faults" in found["readable"].metadata
 
 
 @pytest.mark.usefixtures("recipes")

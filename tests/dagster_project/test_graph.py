@@ -192,6 +192,7 @@ def test_rows_in_quarantine_are_shown_and_the_rest_goes_on(project: Projects) ->
     [event] = result.asset_materializations_for_node("prompt_set")
     assert event.metadata["dagster/row_count"].value == 1
     assert event.metadata["quarantined rows"].value == 2
+    assert "quarantine" in event.metadata
     version = (event.tags or {})["dagster/data_version"]
     assert version == event.metadata["fingerprint"].value
 
