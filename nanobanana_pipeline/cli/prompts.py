@@ -5,9 +5,10 @@ from typing import Annotated, cast
 
 import typer
 
-from nanobanana_pipeline.cli.show import print_carried, table_of
+from nanobanana_pipeline.cli.show import print_carried, print_long, table_of
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.prompts.checked import REFERENCE, fingerprint
+from nanobanana_pipeline.prompts.inventory import fault_of_name
 from nanobanana_pipeline.prompts.references import References
 from nanobanana_pipeline.prompts.table import read_table
 from nanobanana_pipeline.prompts.validation import check_prompts
@@ -33,7 +34,9 @@ def check(
         typer.Argument(help="The prompt table: CSV, TSV, JSONL or Parquet; a path or s3:// URL."),
     ],
 ) -> None:
-    """Say which rows of a table would be quarantined, and why. Exits with 1 if any. Writes nothing.
+    """Say which rows of a table would be quarantined, and why. Writes nothing.
+
+    Exits with 1 if any would, or if the file's name can be no prompt set's.
 
     Reference pictures are read too: files, https URLs (and what NANOBANANA_ALLOWED_HOSTS allows),
     and s3:// URLs with AWS's own variables. No other setting is needed.
@@ -56,7 +59,17 @@ def check(
             console.print(f"… and {counted(len(checked.quarantine) - SHOWN, 'more fault')}")
     console.print(f"{counted(len(checked.prompts), 'good row')} in {file}")
     print_carried(console, checked)
+    print_long(console, checked)
     if len(checked.prompts):
         console.print(f"fingerprint {fingerprint(checked.prompts)}", highlight=False)
-    if len(checked.quarantine):
+    fault = fault_of_name(file)
+    if fault:
+        console.print(
+            f"{fault}. Rename the file, or give generate --name",
+            style="yellow",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    if len(checked.quarantine) or fault:
         raise typer.Exit(NOT_ALL_GOOD)

@@ -12,13 +12,19 @@ from rich.table import Table
 from nanobanana_pipeline.generation.counters import partition_scope
 from nanobanana_pipeline.generation.manifest import CurrentManifest
 from nanobanana_pipeline.money import Budget
-from nanobanana_pipeline.prompts.checked import REFERENCE, CheckedPrompts, attributes_of
+from nanobanana_pipeline.prompts.checked import (
+    REFERENCE,
+    CheckedPrompts,
+    attributes_of,
+    told_of_long,
+)
 from nanobanana_pipeline.request import TABLE_FIELDS
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = [
     "partitions_table",
     "print_carried",
+    "print_long",
     "size_text",
     "table_of",
     "time_text",
@@ -31,6 +37,13 @@ def print_carried(console: Console, checked: CheckedPrompts) -> None:
         near = difflib.get_close_matches(name, (*TABLE_FIELDS, REFERENCE), n=1, cutoff=0.8)
         hint = f"; did you mean {near[0]}?" if near else ""
         console.print(f"column {name} is carried along, not sent{hint}", markup=False)
+
+
+def print_long(console: Console, checked: CheckedPrompts) -> None:
+    """Name prompts of which nobody knows whether the provider reads them to their end."""
+    told = told_of_long(checked.prompts)
+    if told:
+        console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def table_of(frame: pd.DataFrame, title: str) -> Table:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 
 from nanobanana_pipeline.request import TABLE_FIELDS
+from nanobanana_pipeline.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +25,7 @@ __all__ = [
     "attributes_of",
     "canonical_json",
     "fingerprint",
+    "told_of_long",
 ]
 
 REFERENCE: Final = "ref_image"
@@ -33,6 +35,12 @@ REFERENCE_HASHES: Final = "ref_sha256"
 FINGERPRINT_SCHEMA: Final = 1
 FINGERPRINT_ROWS: Final = 65_536
 """Rows hashed at a time. Part of the fingerprint's definition: never change it alone."""
+LONG: Final = 4_000
+"""Characters of a prompt that are many by themselves: the provider names no limit."""
+LONG_HERE: Final = 1_000
+"""Characters that are many where half of the table's prompts have a tenth of them at most."""
+TIMES_THE_REST: Final = 10
+LONG_NAMED: Final = 5
 _LOGICAL_TYPES: Final = {"Int64": "int64", "Float64": "float64", "boolean": "bool", "str": "string"}
 
 
@@ -60,6 +68,26 @@ def attributes_of(columns: Iterable[str]) -> list[str]:
     """The columns that are carried along and not sent: a misspelt field is among them."""
     known = {"prompt_id", *TABLE_FIELDS, REFERENCE, REFERENCE_HASHES}
     return [str(name) for name in columns if name not in known]
+
+
+def told_of_long(prompts: "pd.DataFrame") -> str | None:
+    """A warning of prompts that are far longer than is usual, or than the rest; None of none.
+
+    Args:
+        prompts: as `check_prompts` gives it.
+    """
+    length = prompts["prompt"].str.len()
+    many = min(LONG, max(LONG_HERE, TIMES_THE_REST * float(length.median() if len(length) else 0)))
+    long = prompts[length > many].assign(length=length).sort_values("length", ascending=False)
+    if long.empty:
+        return None
+    rows = zip(long["prompt_id"].head(LONG_NAMED), long["length"].head(LONG_NAMED), strict=True)
+    named = ", ".join(f"{prompt_id} ({size:,} characters)" for prompt_id, size in rows)
+    return (
+        f"{counted(len(long), 'prompt', 'is')} very long: {named}"
+        f"{', …' if len(long) > LONG_NAMED else ''}. The provider names no limit, and may refuse "
+        "them or not read them to their end: try one first"
+    )
 
 
 def fingerprint(prompts: "pd.DataFrame") -> str:

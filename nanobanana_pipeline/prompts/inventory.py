@@ -4,7 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 from nanobanana_pipeline.errors import PromptTableError
@@ -14,7 +14,7 @@ from nanobanana_pipeline.prompts.table import PARQUET, TEXT_FORMATS
 if TYPE_CHECKING:
     from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["PREFIX", "FoundTable", "find_tables"]
+__all__ = ["PREFIX", "FoundTable", "fault_of_name", "find_tables"]
 
 PREFIX: Final = "prompts/"
 """Where tables are put, below the bucket's prefix."""
@@ -60,6 +60,15 @@ def find_tables(folder: Path, store: "ObjectStore") -> list[FoundTable]:
         (_unless_shared(table, sources[table.name]) for table in found),
         key=lambda table: table.source,
     )
+
+
+def fault_of_name(source: str) -> str | None:
+    """Why a file's name makes no prompt set, and what to do; None if it makes one.
+
+    Args:
+        source: path or ``s3://`` URL; it is not looked at.
+    """
+    return _described(source, PurePosixPath(source).name, "").fault
 
 
 def _in_folder(folder: Path) -> Iterator[tuple[str, str, str]]:

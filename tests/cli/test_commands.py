@@ -100,6 +100,40 @@ def test_check_names_every_bad_row(nanobanana: Command, tmp_path: Path) -> None:
     assert "1 good row in" in result.output
 
 
+def test_check_names_what_the_sensor_would_not_take(nanobanana: Command, tmp_path: Path) -> None:
+    table = tmp_path / "bad name!.csv"
+    table.write_text("prompt\na fox\n")
+    result = nanobanana("prompts", "check", table)
+    assert (result.exit_code, "1 good row in" in result.output) == (1, True)
+    assert "'bad name!' cannot name a prompt set" in result.output
+    good = table.rename(tmp_path / "good.v2.csv")
+    result = nanobanana("prompts", "check", good)
+    assert (result.exit_code, "cannot name" in result.output) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "named"),
+    [
+        ([4000, 4000, 4000], []),
+        ([4001, 5000, 10_000], [10_000, 5000, 4001]),
+        ([20, 30, 1001], [1001]),
+        ([20, 30, 1000], []),
+        ([200, 200, 1500], []),
+    ],
+)
+def test_check_warns_of_prompts_far_longer_than_usual_and_takes_them(
+    nanobanana: Command, tmp_path: Path, lengths: list[int], named: list[int]
+) -> None:
+    table = tmp_path / "long.csv"
+    rows = "".join(f"p{i},{'x' * (n - 1)}{i}\n" for i, n in enumerate(lengths))
+    table.write_text(f"id,prompt\n{rows}")
+    result = nanobanana("prompts", "check", table)
+    assert (result.exit_code, f"{len(lengths)} good rows" in result.output) == (0, True)
+    told = ", ".join(f"p{lengths.index(n)} ({n:,} characters)" for n in named)
+    assert ("very long" in result.output) == bool(named)
+    assert told in result.output
+
+
 def test_check_refuses_what_is_no_table(nanobanana: Command, tmp_path: Path) -> None:
     table = tmp_path / "notes.csv"
     table.write_text("a,b\n1,2\n")
