@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from nanobanana_pipeline.cli.show import partitions_table, print_carried
+from nanobanana_pipeline.cli.show import partitions_table, print_carried, print_long
 from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled, open_bucket
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.generation import engine
@@ -142,6 +142,7 @@ def generate(
         f"{prompts.quarantined:,} in quarantine"
     )
     print_carried(console, checked)
+    print_long(console, checked)
     manifests = []
     for seed in chosen:
         launch = Launch(

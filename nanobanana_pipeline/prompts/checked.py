@@ -78,7 +78,8 @@ def told_of_long(prompts: "pd.DataFrame") -> str | None:
     """
     length = prompts["prompt"].str.len()
     many = min(LONG, max(LONG_HERE, TIMES_THE_REST * float(length.median() if len(length) else 0)))
-    long = prompts[length > many].assign(length=length).sort_values("length", ascending=False)
+    long = prompts[["prompt_id"]].assign(length=length)[length > many]
+    long = long.sort_values("length", ascending=False, kind="stable")
     if long.empty:
         return None
     rows = zip(long["prompt_id"].head(LONG_NAMED), long["length"].head(LONG_NAMED), strict=True)
