@@ -2,16 +2,17 @@
 
 import io
 import math
+import unicodedata
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from functools import cache
+from typing import Final, Literal
 
-from anyascii import anyascii
 from PIL import Image, ImageDraw, ImageFont
 
 from nanobanana_pipeline.errors import ImageBroken
 
-__all__ = ["contact_sheet", "shrunk", "strip"]
+__all__ = ["caption", "contact_sheet", "shrunk", "strip"]
 
 TILE = 256
 FONT_SIZE = 13
@@ -20,8 +21,26 @@ LINES = 2
 MARGIN = 8
 STRIP_SIDES = range(96, 40, -8)
 STRIP_QUALITY = 10
+DASHES: Final = str.maketrans("–—", "--")
+NO_LETTER: Final = "\uffff"
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
+
+def caption(prompt: str, prompt_id: str, seed: int | None = None) -> str:
+    """What to write below a picture, in letters that the sheets' font has.
+
+    It is the only one that is the same on every machine, and has those of ASCII and few others.
+
+    Args:
+        prompt: is written without accents.
+        prompt_id: stands for a prompt with other letters.
+        seed: is named where pictures of several lie on one sheet.
+    """
+    text = _bare(prompt)
+    if not all(map(_is_drawn, text)):
+        text = "".join(letter if _is_drawn(letter) else "?" for letter in _bare(prompt_id))
+    return text if seed is None else f"seed {seed}: {text}"
 
 
 def contact_sheet(
@@ -34,9 +53,7 @@ def contact_sheet(
     """Lay pictures out in rows, each with a caption of at most two lines.
 
     Args:
-        pictures: encoded images, which are only read, and their captions; what is not ASCII is
-            spelt in it ("猫" is "Mao"), since the only font that is the same on every machine
-            draws boxes for the rest.
+        pictures: encoded images, which are only read, and their captions; see `caption`.
         columns: most pictures a row.
         tile: pixels of the longest side that a picture may have on the sheet.
         image_format: of the sheet.
@@ -54,13 +71,13 @@ def contact_sheet(
     step_x, step_y = tile + MARGIN, tile + LINES * LINE + 2 * MARGIN
     sheet = Image.new("RGB", (columns * step_x + MARGIN, rows * step_y + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=FONT_SIZE)
-    for number, (data, caption) in enumerate(pictures):
+    font = _font()
+    for number, (data, said) in enumerate(pictures):
         x = MARGIN + number % columns * step_x
         y = MARGIN + number // columns * step_y
         small = _small(data, tile)
         sheet.paste(small, (x + (tile - small.width) // 2, y + (tile - small.height) // 2))
-        for at, line in enumerate(_wrapped(anyascii(caption), font, tile)):
+        for at, line in enumerate(_wrapped(said, font, tile)):
             draw.text((x, y + tile + 3 + at * LINE), line, fill="black", font=font)
     out = io.BytesIO()
     sheet.save(out, image_format)
@@ -111,6 +128,23 @@ def shrunk(data: bytes, side: int) -> bytes:
     except Exception as error:  # a stranger's bytes may make a decoder raise anything
         raise ImageBroken(f"its pixels cannot be decoded: {error}") from error
     return out.getvalue()
+
+
+def _bare(text: str) -> str:
+    """A text without its accents, and with plain dashes."""
+    parted = unicodedata.normalize("NFKD", text).translate(DASHES)
+    return "".join(char for char in parted if not unicodedata.combining(char))
+
+
+@cache
+def _is_drawn(letter: str) -> bool:
+    """Whether the font has it; for what it lacks it draws a box."""
+    font = _font()
+    return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask(NO_LETTER))
+
+
+def _font() -> Font:
+    return ImageFont.load_default(size=FONT_SIZE)
 
 
 def _small(data: bytes, side: int) -> Image.Image:

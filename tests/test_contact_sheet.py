@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from nanobanana_pipeline.contact_sheet import contact_sheet, shrunk, strip
+from nanobanana_pipeline.contact_sheet import caption, contact_sheet, shrunk, strip
 from nanobanana_pipeline.errors import ImageBroken
 
 
@@ -54,20 +54,23 @@ def test_pictures_lie_in_rows_with_their_captions_below() -> None:
 
 
 @pytest.mark.parametrize(
-    ("caption", "spelt"),
+    ("prompt", "prompt_id", "said"),
     [
-        ("猫 と café", "Mao to cafe"),
-        ("Привет — “мир”", 'Privet - "mir"'),
-        ("😀 cat", ":grinning: cat"),
+        ("a café – “São Paulo”,\nat dawn…", "p-1", "a cafe - “Sao Paulo”,\nat dawn..."),
+        ("一只在雨中的猫", "cat-rain", "cat-rain"),
+        ("Привет, мир", "p-1", "p-1"),
+        ("a cat 😀", "p-1", "p-1"),
+        ("猫", "猫-7", "?-7"),
     ],
 )
-def test_captions_in_any_script_are_spelt_in_letters_that_the_font_has(
-    caption: str, spelt: str
+def test_a_prompt_that_the_font_cannot_draw_is_named_by_its_id(
+    prompt: str, prompt_id: str, said: str
 ) -> None:
-    assert contact_sheet([(picture("red"), caption)]) == contact_sheet([(picture("red"), spelt)])
+    assert caption(prompt, prompt_id) == said
+    assert caption(prompt, prompt_id, 7) == f"seed 7: {said}"
     font = ImageFont.load_default(size=13)
     box = bytes(font.getmask("\uffff"))
-    assert not [letter for letter in spelt if bytes(font.getmask(letter)) == box]
+    assert not [letter for letter in said if letter != "\n" and bytes(font.getmask(letter)) == box]
 
 
 def test_a_sheet_of_nothing_is_refused() -> None:

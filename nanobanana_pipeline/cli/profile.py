@@ -20,7 +20,7 @@ from rich.console import Console
 from nanobanana_pipeline.cli.show import partitions_table
 from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled, open_bucket
 from nanobanana_pipeline.cli.terminal import make_console
-from nanobanana_pipeline.contact_sheet import contact_sheet
+from nanobanana_pipeline.contact_sheet import caption, contact_sheet
 from nanobanana_pipeline.generation.manifest import CurrentManifest, read_current, read_manifest
 from nanobanana_pipeline.local import (
     LocalProfile,
@@ -178,5 +178,6 @@ def _sheet(store: ObjectStore, manifests: list[CurrentManifest]) -> bytes:
             rows[rows["image_uri"].notna()].head(SHEET_PICTURES // len(manifests)).itertuples()
         ):
             data = store.open_url(str(row.image_uri))
-            pictures.append((data, f"{current.seed}: {row.prompt}"))
+            said = caption(str(row.prompt), str(row.prompt_id), current.seed)
+            pictures.append((data, said))
     return contact_sheet(pictures)

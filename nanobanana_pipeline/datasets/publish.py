@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pandas as pd
 import pyarrow as pa
 
-from nanobanana_pipeline.contact_sheet import contact_sheet
+from nanobanana_pipeline.contact_sheet import caption, contact_sheet
 from nanobanana_pipeline.datasets.changes import changes
 from nanobanana_pipeline.datasets.formats.croissant import CROISSANT, croissant
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY, gallery, shown_places
@@ -213,10 +213,10 @@ def _shown(
     thumbnails = read_thumbnails(store, shown)
     page = gallery(release, shown, thumbnails, sources, store.uri(""))
     yield _Page(GALLERY, page, EVERY_RELEASE, "text/html; charset=utf-8")
-    rows = shown.select(["split", "image_sha256", "prompt"]).to_pandas()
+    rows = shown.select(["split", "image_sha256", "prompt", "prompt_id", "seed"]).to_pandas()
     for split, some in rows.groupby("split", sort=True):
         first = some.head(SAMPLES)
-        pictures = [(thumbnails[sha256], prompt) for _, sha256, prompt in first.to_numpy()]
+        pictures = [(thumbnails[sha256], caption(*named)) for _, sha256, *named in first.to_numpy()]
         sheet = contact_sheet(
             pictures, columns=SAMPLES_A_ROW, tile=THUMBNAIL_SIDE, image_format="WEBP"
         )
@@ -231,7 +231,10 @@ def _described(
         text = card(release).encode()
         yield _Page(CARD, text, Format.HUGGINGFACE, "text/markdown; charset=utf-8")
         shown = taken(table, preview_places(len(table))).to_pylist()
-        pictures = [(picture(store, row), row["prompt"]) for row in shown]
+        pictures = [
+            (picture(store, row), caption(row["prompt"], row["prompt_id"], row["seed"]))
+            for row in shown
+        ]
         yield _Page(PREVIEW, contact_sheet(pictures, columns=4), Format.HUGGINGFACE, "image/png")
     if Format.CROISSANT in recipe.formats:
         url = store.uri(release_key(release.name, release.version, ""))

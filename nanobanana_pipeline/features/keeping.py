@@ -14,7 +14,7 @@ from typing import Any, Final
 import pandas as pd
 import pyarrow as pa
 
-from nanobanana_pipeline.contact_sheet import contact_sheet
+from nanobanana_pipeline.contact_sheet import caption, contact_sheet
 from nanobanana_pipeline.current import (
     Columns,
     as_frame,
@@ -200,13 +200,15 @@ def refresh_features(
 def _pictures(
     store: ObjectStore, prompt_set: str, seed: int
 ) -> tuple[CurrentManifest, pd.DataFrame]:
-    """A partition's distinct pictures in the manifest's order, by SHA-256, with key and prompt."""
+    """A partition's distinct pictures in the manifest's order, by SHA-256, with what names them."""
     manifest, _ = read_current(store, prompt_set, seed)
     if manifest is None:
         raise PlanError(
             f"{prompt_set}, seed {seed} has no pictures yet: launch generated_images for it first"
         )
-    rows = read_manifest(store, manifest.manifest, ["image_sha256", "format", "prompt"])
+    rows = read_manifest(
+        store, manifest.manifest, ["image_sha256", "format", "prompt_id", "prompt"]
+    )
     rows = rows.dropna(subset="image_sha256").drop_duplicates("image_sha256")
     named = zip(rows["image_sha256"], rows.pop("format"), strict=True)
     rows["key"] = [image_key(sha256, kind) for sha256, kind in named]
@@ -238,8 +240,9 @@ def _put_sheet(store: ObjectStore, prompt_set: str, seed: int, shown: pd.DataFra
     first = shown.dropna(subset="thumbnail").head(SHEET_PICTURES)
     if first.empty:
         return None
+    captions = map(caption, first["prompt"], first["prompt_id"])
     sheet = contact_sheet(
-        list(zip(first["thumbnail"], first["prompt"], strict=True)),
+        list(zip(first["thumbnail"], captions, strict=True)),
         columns=SHEET_COLUMNS,
         tile=SHEET_SIDE,
         image_format="WEBP",

@@ -1,12 +1,13 @@
 """What a partition looks like as soon as it is generated: a few of its pictures on one."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
 import pandas as pd
 
-from nanobanana_pipeline.contact_sheet import contact_sheet, shrunk
+from nanobanana_pipeline.contact_sheet import caption, contact_sheet, shrunk
 from nanobanana_pipeline.errors import ImageBroken
 from nanobanana_pipeline.generation.manifest import CurrentManifest
 from nanobanana_pipeline.layout import image_key, preview_key
@@ -19,6 +20,7 @@ COLUMNS: Final = 4
 SIDE: Final = 112
 """Four of them beside each other fit the column of a partition's page."""
 AT_ONCE: Final = 4
+COLUMNS_READ: Final = ["image_sha256", "format", "prompt", "prompt_id"]
 
 
 def keep_preview(store: ObjectStore, current: CurrentManifest, rows: pd.DataFrame) -> str | None:
@@ -27,7 +29,7 @@ def keep_preview(store: ObjectStore, current: CurrentManifest, rows: pd.DataFram
     Args:
         store: the bucket.
         current: the manifest.
-        rows: its rows: image_sha256, format and prompt at least.
+        rows: its rows: image_sha256, format, prompt and prompt_id at least.
 
     Returns:
         The key of a WebP; None where there is no picture that can be shown.
@@ -46,7 +48,7 @@ def keep_preview(store: ObjectStore, current: CurrentManifest, rows: pd.DataFram
 
 
 def some_pictures(store: ObjectStore, rows: pd.DataFrame, count: int) -> list[tuple[bytes, str]]:
-    """A few of a manifest's pictures, made small, with their prompts: some from everywhere.
+    """A few of a manifest's pictures, made small, with their captions: some from everywhere.
 
     Those that are gone or cannot be decoded are left out: to find these is the audit's work.
 
@@ -56,18 +58,18 @@ def some_pictures(store: ObjectStore, rows: pd.DataFrame, count: int) -> list[tu
     there = rows.dropna(subset="image_sha256").drop_duplicates("image_sha256")
     shown = min(count, len(there))
     places = [place * len(there) // shown for place in range(shown)]
-    named = there.iloc[places][["image_sha256", "format", "prompt"]].itertuples(index=False)
+    named = there.iloc[places][COLUMNS_READ].itertuples(index=False)
     with ThreadPoolExecutor(AT_ONCE, "preview") as helpers:
         found = list(helpers.map(partial(_small, store), [tuple(map(str, each)) for each in named]))
     return [each for each in found if each is not None]
 
 
-def _small(store: ObjectStore, named: tuple[str, str, str]) -> tuple[bytes, str] | None:
-    sha256, kind, prompt = named
+def _small(store: ObjectStore, named: Sequence[str]) -> tuple[bytes, str] | None:
+    sha256, kind, prompt, prompt_id = named
     stored = store.get(image_key(sha256, kind))
     if stored is None:
         return None
     try:
-        return shrunk(stored.body, SIDE), prompt
+        return shrunk(stored.body, SIDE), caption(prompt, prompt_id)
     except ImageBroken:
         return None

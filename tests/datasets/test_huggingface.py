@@ -7,7 +7,7 @@ import pytest
 import yaml
 from huggingface_hub import DatasetCard
 
-from nanobanana_pipeline.contact_sheet import contact_sheet
+from nanobanana_pipeline.contact_sheet import caption, contact_sheet
 from nanobanana_pipeline.datasets.formats.huggingface import card, preview_places
 from nanobanana_pipeline.datasets.publish import build_release
 from nanobanana_pipeline.datasets.pull import As, pull
@@ -66,8 +66,8 @@ def test_the_card_says_how_it_was_made_and_shows_pictures(published: Published) 
     assert "(preview.png)" in text
     shown = published.rows.iloc[preview_places(len(published.rows))]
     pictures = [read(published.store, key) for key in shown["image_key"]]
-    # As the one font that is everywhere can write it.
-    captions = [f'a cat named "Lucja {prompt[1:]}", sitting' for prompt in shown["prompt_id"]]
+    captions = list(map(caption, shown["prompt"], shown["prompt_id"], shown["seed"]))
+    assert captions[0].startswith("seed ")
     sheet = contact_sheet(list(zip(pictures, captions, strict=True)), columns=4)
     assert (folder / "preview.png").read_bytes() == sheet
 
