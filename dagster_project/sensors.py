@@ -208,6 +208,8 @@ def run_summary(
     tags = {
         "nanobanana/settled": f"{left.states.get(State.SETTLED, 0)} of {left.counted}",
         "nanobanana/in_doubt": str(unsure),
+        "nanobanana/lost": str(left.states.get(State.LOST, 0)),
+        "nanobanana/not_here_yet": str(left.states.get(State.ACCEPTED, 0)),
         "nanobanana/cost": cost_text(left.cost),
     }
     context.instance.add_run_tags(run.run_id, tags)

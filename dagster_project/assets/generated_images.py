@@ -29,6 +29,7 @@ from dagster_project.pictures import picture
 from dagster_project.recording import recorded_step
 from dagster_project.resources import NanobananaResource
 from dagster_project.stopping import RunOver, RunWatch
+from dagster_project.verdicts import how_it_was_stopped, what_now
 from nanobanana_pipeline.errors import NanobananaError, StorageError
 from nanobanana_pipeline.generation import launch
 from nanobanana_pipeline.generation.engine import Progress, Report
@@ -37,7 +38,6 @@ from nanobanana_pipeline.generation.manifest import (
     COLUMNS,
     CellState,
     CurrentManifest,
-    advice,
     read_manifest,
 )
 from nanobanana_pipeline.generation.preview import keep_preview, some_pictures
@@ -131,8 +131,12 @@ def generate(
                 on_progress=_progress_log(context, shard["shard"], watch),
                 progress_seconds=PROGRESS_SECONDS,
             )
+    except dg.DagsterExecutionInterruptedError:
+        context.log.warning(how_it_was_stopped(nanobanana.store(), shard["run_id"]))
+        raise
     except RunOver as over:
-        raise dg.Failure(str(over), allow_retries=False) from None
+        ended = how_it_was_stopped(nanobanana.store(), shard["run_id"])
+        raise dg.Failure(f"{over}. {ended}", allow_retries=False) from None
     except NanobananaError as error:
         context.log.error(f"{shard['shard']} stopped: {error}")
         report = Report(halted=str(error))
@@ -171,7 +175,8 @@ def collect(
         ) as recording:
             current = launch.collect(store, nanobanana.account().realm, plan_made, report)
             recording.tell(partial(launch_collected, store, plan_made, current, report))
-        metadata = _metadata(store, nanobanana.settings(), current, report, plan_made.price)
+        rows = read_manifest(store, current.manifest)
+        metadata = _metadata(store, nanobanana.settings(), current, rows, report, plan_made.price)
     refused = current.cells.get(CellState.REFUSED, 0)
     check = dg.AssetCheckResult(
         asset_key=dg.AssetKey("generated_images"),
@@ -186,7 +191,7 @@ def collect(
         )
         yield check
         yield from evaluate_planned(context, nanobanana)
-        raise dg.Failure(_what_now(current, report), metadata=metadata, allow_retries=False)
+        raise dg.Failure(what_now(current, rows, report), metadata=metadata, allow_retries=False)
     yield dg.MaterializeResult(
         asset_key="generated_images",
         metadata=metadata,
@@ -270,10 +275,10 @@ def _metadata(
     store: ObjectStore,
     settings: Settings,
     current: CurrentManifest,
+    rows: pd.DataFrame,
     report: Report,
     price: Decimal | None,
 ) -> dict[str, Any]:
-    rows = read_manifest(store, current.manifest)
     shown = ["prompt", "state", "reason", "image_uri", "bytes", "seed_reported"]
     first = rows.sort_values("state", key=lambda s: s == CellState.SETTLED, kind="stable")
     asked = first.loc[first["state"] != CellState.NOT_REQUESTED, shown]
@@ -315,9 +320,3 @@ def _contact_sheet(
     except StorageError as error:
         # All is accounted for by now: the partition does not fail for want of a sheet.
         return f"could not be drawn: {error}"
-
-
-def _what_now(current: CurrentManifest, report: Report) -> str:
-    states = ", ".join(f"{n:,} {state}" for state, n in current.cells.items())
-    halted = [f"Stopped early: {report.halted}"] if report.halted else []
-    return "\n".join([f"Cells: {states}", *halted, *advice(current)])

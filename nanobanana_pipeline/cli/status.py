@@ -12,6 +12,7 @@ from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.generation.manifest import CellState, CurrentManifest, read_all_current
 from nanobanana_pipeline.generation.rescue import UnfinishedRun, unfinished_runs
 from nanobanana_pipeline.layout import check_bucket, claim_bucket
+from nanobanana_pipeline.lineage.events import was_stopped
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 
@@ -60,14 +61,20 @@ def _show(
             "seed": run.seed,
             "to buy": f"{run.buy:,}",
             "last sign of life": f"{time_text(run.quiet_seconds)} ago",
-            "": "died: launch it again, which goes on from there"
-            if run.is_dead
-            else "under way, or died in the last 15 minutes",
+            "": _how_it_stands(store, run),
         }
         for run in unfinished
     ]
     if rows:
         console.print(table_of(pd.DataFrame(rows), "runs that have not ended"))
+
+
+def _how_it_stands(store: ObjectStore, run: UnfinishedRun) -> str:
+    if was_stopped(store, "generated_images", run.run_id):
+        return "stopped as asked: launch it again, which goes on from there"
+    if run.is_dead:
+        return "died: launch it again, which goes on from there"
+    return "under way, or died in the last 15 minutes"
 
 
 def open_bucket(settings: Settings) -> ObjectStore:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from nanobanana_pipeline.errors import NanobananaError, StorageUnavailable
 from nanobanana_pipeline.layout import lineage_key
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from nanobanana_pipeline.storage import ObjectStore, StoredObject
 
-__all__ = ["Parent", "Recording", "State", "declare_dead", "recorded"]
+__all__ = ["Parent", "Recording", "State", "declare_dead", "recorded", "was_stopped"]
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ LONGEST_RUN: Final = timedelta(days=7)
 """How far back a later step looks for the file that the run's first step began."""
 THREAD: Final = "lineage"
 ENDED: Final = frozenset({"COMPLETE", "FAIL", "ABORT"})
+DIED: Final = "the run died: it was killed, or lost its machine"
 CONFIGURED_BY: Final = ("OPENLINEAGE_URL", "OPENLINEAGE_CONFIG", "OPENLINEAGE__TRANSPORT")
 
 
@@ -118,12 +119,34 @@ def declare_dead(store: "ObjectStore", job: str, run_id: str) -> None:
     recording.close()
 
 
-def _end(store: "ObjectStore", recording: "Recording", job: str, run_id: str) -> None:
+def was_stopped(store: "ObjectStore", job: str, run_id: str) -> bool:
+    """Whether somebody stopped a run: its record ends so, and does not say that it died.
+
+    Args:
+        store: the bucket.
+        job: whose run.
+        run_id: of one that began more than 7 days ago nothing is known.
+
+    Raises:
+        StorageError: S3 refuses.
+    """
+    ends = [event for event in _events(store, job, run_id) if event["eventType"] in ENDED]
+    if not ends or ends[-1]["eventType"] != "ABORT":
+        return False
+    said = ends[-1]["run"].get("facets", {}).get("errorMessage", {})
+    return bool(said.get("message") != DIED)
+
+
+def _events(store: "ObjectStore", job: str, run_id: str) -> list[dict[str, Any]]:
     _, found = _find(store, datetime.now(UTC), LONGEST_RUN.days, run_id)
     events = [] if found is None else [json.loads(line) for line in found.body.splitlines()]
-    states = {event["eventType"] for event in events if event["job"]["name"] == job}
+    return [event for event in events if event["job"]["name"] == job]
+
+
+def _end(store: "ObjectStore", recording: "Recording", job: str, run_id: str) -> None:
+    states = {event["eventType"] for event in _events(store, job, run_id)}
     if states and not states & ENDED:
-        recording.emit("ABORT", "the run died: it was killed, or lost its machine")
+        recording.emit("ABORT", DIED)
 
 
 class Recording:

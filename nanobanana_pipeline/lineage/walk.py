@@ -18,6 +18,7 @@ from nanobanana_pipeline.layout import (
     run_plan_key,
 )
 from nanobanana_pipeline.ledger import Entry, Ledger
+from nanobanana_pipeline.lineage.events import was_stopped
 from nanobanana_pipeline.lineage.graphs import Kind, Lineage, Link, Node
 from nanobanana_pipeline.lineage.in_force import Partition, read_partition
 from nanobanana_pipeline.lineage.index import Index
@@ -213,6 +214,7 @@ class Walk:
         plan = self._plan(run_id) if len(self._plans) < MOST_RUNS else None
         if plan is None:
             return self._add(Kind.RUN, run_id)
+        finished = self._store.head(run_done_key(run_id)) is not None
         return self._add(
             Kind.RUN,
             run_id,
@@ -222,7 +224,9 @@ class Walk:
             code_version=plan.code_version or "unknown: the run's plan does not say it",
             parameters=dict(plan.parameters),
             plan=self._store.uri(run_plan_key(run_id)),
-            finished=self._store.head(run_done_key(run_id)) is not None,
+            finished=finished,
+            # Unknown of runs of long ago, and of those that are under way or have died.
+            stopped=(not finished and was_stopped(self._store, "generated_images", run_id)) or None,
         )
 
     def _plan(self, run_id: str) -> Plan | None:

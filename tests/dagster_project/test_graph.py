@@ -90,7 +90,12 @@ def test_cells_that_may_still_come_fail_the_partition_after_its_manifest(
     observations = [e for e in result.all_events if e.is_asset_observation]
     assert observations
     failure = next(e for e in result.all_events if e.is_step_failure)
-    assert "held, and never bought again" in str(failure.event_specific_data)
+    said = str(failure.event_specific_data)
+    assert "Why: " in said
+    assert "(3×)" in said
+    assert "Held, and never bought again" in said
+    assert "the job resolve_doubts" in said
+    assert "under Events of the asset" in said
     requests.post(
         f"{here.emulator.root_url}/admin/moods", json={"lost_answer_after": 0}, timeout=10
     )

@@ -13,6 +13,7 @@ from dagster_project import stopping
 from dagster_project.assets import generated_images
 from dagster_project.stopping import RunOver, RunWatch
 from nanobanana_pipeline.ledger import State
+from nanobanana_pipeline.lineage.events import was_stopped
 from tests.dagster_project.conftest import SMALL, Project
 from tests.launching import admin, bought, states
 
@@ -51,9 +52,32 @@ def test_a_step_that_nobody_interrupts_stops_with_its_run(project: Projects) -> 
         if event.dagster_event and event.dagster_event.is_step_failure
     ]
     assert failed.step_key == "generated_images.generate[shard_0000]"
+    said = str(failed.event_specific_data)
+    assert f"Stopped as asked: {sold} of 40 requests stored" in said
+    assert "Launch again to go on" in said
+    assert was_stopped(here.store, "generated_images", stopped.result())
     assert here.generate("many|1").success
     record = admin(here.emulator, "purchases")
     assert (record["total"], record["bought_twice"]) == (40, 0)
+
+
+def test_a_step_that_is_interrupted_says_at_last_how_it_stands(
+    project: Projects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Terminate interrupts it: in its own process, wherever it is."""
+    here = project(latency_seconds=(0.3, 0.5), cap=4)
+    here.make_prompt_set("many", MANY)
+
+    def interrupt(_progress: object) -> None:
+        raise dg.DagsterExecutionInterruptedError
+
+    monkeypatch.setattr(generated_images, "_progress_log", lambda *_: interrupt)
+    assert not here.generate("many|1", {**SMALL, "slots": 4}).success
+    sold = bought(here.emulator)
+    [run] = here.instance.get_runs(dg.RunsFilter(tags={"dagster/partition": "many|1"}))
+    told = [log.user_message for log in here.instance.all_logs(run.run_id) if log.level >= 30]
+    assert any(f"Stopped as asked: {sold} of 40 requests stored" in line for line in told)
+    assert was_stopped(here.store, "generated_images", run.run_id)
 
 
 @dg.job

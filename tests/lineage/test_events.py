@@ -182,6 +182,7 @@ def test_what_is_raised_is_told_and_goes_on(
     assert end["run"]["facets"]["errorMessage"]["message"] == said
     assert ours(end)["seed"] == 3
     assert SECRET not in json.dumps(end)
+    assert events.was_stopped(store, "generated_images", "r") is (state == "ABORT")
 
 
 def test_steps_of_one_run_at_once_lose_no_event(store: ObjectStore) -> None:
@@ -344,6 +345,7 @@ def test_a_run_that_was_killed_is_declared_dead_once(store: ObjectStore) -> None
     assert states_of(events_of(store, "killed")) == ["START", "ABORT"]
     assert "died" in events_of(store, "killed")[-1]["run"]["facets"]["errorMessage"]["message"]
     assert states_of(events_of(store, "ended")) == ["START", "COMPLETE"]
+    assert not any(events.was_stopped(store, "generated_images", r) for r in ("killed", "ended"))
     assert events_of(store, "unknown") == []
 
 
