@@ -27,7 +27,12 @@ from nanobanana_pipeline.datasets.release import (
     read_latest,
     read_table,
 )
-from nanobanana_pipeline.datasets.selection import Selection, released_rows, select
+from nanobanana_pipeline.datasets.selection import (
+    Selection,
+    empty_splits,
+    released_rows,
+    select,
+)
 from nanobanana_pipeline.datasets.splits import find_leaks
 from nanobanana_pipeline.datasets.thumbnails import read_thumbnails
 from nanobanana_pipeline.layout import release_key
@@ -108,6 +113,8 @@ def _asset(recipe: Recipe) -> dg.AssetsDefinition:
             metadata = _metadata(store, nanobanana.settings(), release, chosen)
         if latest is not None and release.version == latest.version:
             context.log.info(f"nothing has changed since {release.version}: no release was made")
+        for warning in empty_splits(recipe, chosen.rows):
+            context.log.warning(warning)
         if len(chosen.shortfall):
             missing = int(chosen.shortfall["missing"].sum())
             context.log.warning(
@@ -124,10 +131,6 @@ def _asset(recipe: Recipe) -> dg.AssetsDefinition:
 def _metadata(
     store: ObjectStore, settings: Settings, release: Release, chosen: Selection
 ) -> dict[str, Any]:
-    formats = pd.DataFrame(
-        [(file.format, file.split or "", file.rows or 0, file.size) for file in release.files],
-        columns=["format", "split", "rows", "bytes"],
-    )
     rejected = chosen.rejected["reason"].value_counts().rename_axis("reason").reset_index()
     splits = pd.DataFrame(release.splits.items(), columns=["split", "rows"])
     return {
@@ -145,12 +148,28 @@ def _metadata(
         "images": release.images,
         "bytes of images": release.size,
         "splits": sample_table(splits),
-        "files": sample_table(formats.groupby(["format", "split"], as_index=False).sum(), rows=50),
+        "files": sample_table(_files(release), rows=50),
         "selection": sample_table(chosen.steps, rows=50),
         "left out": sample_table(rejected, rows=20),
-        "changes": dg.MetadataValue.json(dict(release.changes)),
+        "changes": dg.MetadataValue.json(dict(release.changes))
+        if release.parent
+        else "none: the first version",
         "rows": sample_table(chosen.rows[[name for name in SHOWN if name in chosen.rows]]),
     }
+
+
+def _files(release: Release) -> pd.DataFrame:
+    """Each format's files: a shard's pictures count once, however many files it has."""
+    files = pd.DataFrame(
+        [(file.format, file.split, file.shard, file.rows, file.size) for file in release.files],
+        columns=["format", "split", "shard", "pictures", "bytes"],
+    )
+    parts = ["format", "split"]
+    shards = files.dropna(subset="shard").drop_duplicates([*parts, "shard"])
+    sizes = files.groupby(parts, dropna=False)["bytes"].agg(files="size", bytes="sum")
+    pictures = shards.groupby(parts)["pictures"].sum().astype("Int64")
+    table: pd.DataFrame = sizes.join(pictures).reset_index()
+    return table[[*parts, "files", "pictures", "bytes"]]
 
 
 def _gallery(store: ObjectStore, settings: Settings, release: Release) -> dg.MetadataValue | str:

@@ -216,7 +216,9 @@ def _table(releases: list[Release], store: ObjectStore) -> object:
             "built": release.created,
             "rows": f"{release.rows:,}",
             "splits": ", ".join(f"{n:,} {split}" for split, n in release.splits.items()),
-            "changes": ", ".join(f"{n:,} {change}" for change, n in release.changes.items()),
+            "changes": ", ".join(f"{n:,} {change}" for change, n in release.changes.items())
+            if release.parent
+            else "first version",
             "formats": ", ".join(release.recipe["formats"]),
             "size": size_text(sum(file.size for file in release.files)),
             "fingerprint": release.fingerprint[:12],

@@ -66,6 +66,14 @@ def test_a_recipe_becomes_a_release_once_its_pictures_are_measured(
     assert (release.version, release.rows) == ("v1", 3)
     rows = read_table(here.store, release, MANIFEST)
     assert set(rows["prompt"]) == {"a fox", "a whale", "a kite"}
+    [told] = made.asset_materializations_for_node("datasets__demo")
+    assert told.metadata["changes"].value == "none: the first version"
+    table = told.metadata["files"]
+    assert isinstance(table, dg.TableMetadataValue)
+    files = [record.data for record in table.records]
+    in_shards = {str(f["split"]): f["pictures"] for f in files if f["format"] == "webdataset"}
+    assert in_shards == dict(release.splits)
+    assert [f["pictures"] for f in files if f["format"] == "manifest"] == [None]
     again = released(here)
     assert again.success
     latest, _ = read_latest(here.store, "demo")

@@ -42,6 +42,7 @@ def test_a_release_is_built_listed_compared_verified_and_pulled(
 
     built = nanobanana("release", "build", recipe)
     assert (built.exit_code, "v1" in built.output) == (0, True), built.output
+    assert "first version" in " ".join(built.output.split())
     again = nanobanana("release", "build", recipe)
     assert (again.exit_code, "nothing has changed since v1" in again.output) == (0, True)
     alone = nanobanana("release", "diff", "animals")
