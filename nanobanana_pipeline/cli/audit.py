@@ -19,7 +19,6 @@ from nanobanana_pipeline.audit.reading import Progress
 from nanobanana_pipeline.audit.report import ENDED, NOTES
 from nanobanana_pipeline.cli.show import size_text, table_of
 from nanobanana_pipeline.cli.terminal import make_console
-from nanobanana_pipeline.errors import SettingsError
 from nanobanana_pipeline.layout import check_bucket
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
@@ -74,15 +73,11 @@ def audit(
 
 def gc(
     *,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List only. There is no other way yet.")
+    dry_run: Annotated[  # noqa: ARG001 - people expect it of such a command
+        bool, typer.Option("--dry-run", help="List only, as it does without.")
     ] = False,
 ) -> None:
     """List what nothing in the bucket has referred to for 7 days. Deletes nothing."""
-    if not dry_run:
-        raise SettingsError(
-            "gc deletes nothing yet: add --dry-run to see what nothing refers to any more"
-        )
     store = _bucket()
     objects: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
@@ -104,6 +99,13 @@ def gc(
         }
     )
     console.print(table_of(totals, "nothing refers to"))
+    console.print(
+        "nothing was deleted: that is for you, an address at a time, with aws s3 rm ADDRESS "
+        "(--endpoint-url for another S3)",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _bucket() -> ObjectStore:
