@@ -20,11 +20,11 @@ from dagster_project.checks import check_images, checks  # noqa: E402
 from dagster_project.executors import executor  # noqa: E402
 from dagster_project.jobs import (  # noqa: E402
     audit_bucket_job,
-    quote_only,
     rescue_run,
     resolve_doubts,
     retry_failed,
 )
+from dagster_project.quoting import quote_only  # noqa: E402
 from dagster_project.resources import resources  # noqa: E402
 from dagster_project.schedules import automation, releases, weekly_audit  # noqa: E402
 from dagster_project.sensors import (  # noqa: E402

@@ -10,7 +10,7 @@ import pandas as pd
 from pydantic import Field
 
 from dagster_project.failures import plain_failures
-from dagster_project.launch_config import GenerationConfig, amount_of, launch_of
+from dagster_project.launch_config import amount_of
 from dagster_project.metadata import sample_table
 from dagster_project.partitions import read_cell_key
 from dagster_project.recording import recorded_step
@@ -20,19 +20,16 @@ from dagster_project.stopping import RunWatch
 from nanobanana_pipeline.audit import audit as audit_bucket
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.again import Settled, retry
-from nanobanana_pipeline.generation.cells import read_seeds
 from nanobanana_pipeline.generation.doubts import Action, Filter, find_doubts, settle_doubts
-from nanobanana_pipeline.generation.quote import quote, room_today
 from nanobanana_pipeline.generation.rescue import rescue
 from nanobanana_pipeline.generation.wanted import find_wanted
 from nanobanana_pipeline.lineage.events import declare_dead
 from nanobanana_pipeline.lineage.events_told import launched_again
 from nanobanana_pipeline.lineage.told import Told
 from nanobanana_pipeline.money import Cap, cost_of, cost_text
-from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.wording import counted
 
-__all__ = ["audit_bucket_job", "quote_only", "rescue_run", "resolve_doubts", "retry_failed"]
+__all__ = ["audit_bucket_job", "rescue_run", "resolve_doubts", "retry_failed"]
 
 SHOWN = 100
 LONGEST = 1000
@@ -45,8 +42,8 @@ class DoubtsConfig(dg.Config):
         default=Action.LOOK,
         description=(
             "LOOK asks for evidence and brings what turns out to be bought: it buys nothing. REBUY "
-            "buys again where there is no evidence: what was paid for already is paid for twice. "
-            "ABANDON gives up: missed no more, and never bought."
+            "costs money: it buys again where there is no evidence, and what was paid for already "
+            "is paid for twice. ABANDON gives up: missed no more, and never bought."
         ),
     )
     keys: list[str] = Field(
@@ -63,7 +60,7 @@ class DoubtsConfig(dg.Config):
 @dg.op(
     description=(
         "Settles requests in doubt or lost, and publishes the manifests of their partitions. "
-        "**Costs nothing unless the action is REBUY.**"
+        "**Costs money where the action is REBUY**, and else nothing."
     )
 )
 def settle_all_doubts(
@@ -108,8 +105,9 @@ def settle_all_doubts(
 
 @dg.job(
     description=(
-        "Settle what may have been paid for and is not here. Costs nothing unless the action is "
-        "REBUY, which buys again what no evidence settles."
+        "Settle what may have been paid for and is not here. The actions LOOK and ABANDON buy "
+        "nothing. Costs money with REBUY: it buys again whatever no evidence settles, one request "
+        "each, up to the caps of NANOBANANA_MAX_…; name keys or a cause to buy less."
     )
 )
 def resolve_doubts() -> None:
@@ -192,73 +190,6 @@ def retry_partitions(
 def retry_failed() -> None:
     """One op: partitions share its budget."""
     retry_partitions()
-
-
-class QuoteConfig(GenerationConfig):
-    """What would be launched: all that a launch may say, for several seeds at once."""
-
-    prompt_set: str = Field(description="Its name; it must be materialized.")
-    seeds: str = Field(description="Seeds: 1-4, or 1,7,9-12.")
-
-
-@dg.op(
-    description=(
-        "Says what launching a prompt set under these seeds would buy, cost, store and last. "
-        "**Costs nothing: buys nothing and writes nothing.**"
-    )
-)
-def quote_launches(
-    context: dg.OpExecutionContext, config: QuoteConfig, nanobanana: NanobananaResource
-) -> None:
-    """Plan without launching."""
-    with plain_failures():
-        store, account = nanobanana.store(), nanobanana.account()
-        kept = prompt_set.current(store, config.prompt_set)
-        if kept is None:
-            raise PlanError(
-                f"there is no prompt set {config.prompt_set!r}: materialize prompt_set first"
-            )
-        prompts = prompt_set.load(store, kept.name, kept.fingerprint)
-        slots = config.slots or account.slots
-        rows: list[dict[str, Any]] = []
-        for seed in _seeds_of(config.seeds):
-            launch = launch_of(config, kept.name, seed, "quote")
-            one = quote(store, account.realm, launch, prompts, budget=account.budget, slots=slots)
-            size, seconds = one.estimate.size, one.estimate.seconds
-            rows.append(
-                {
-                    "seed": seed,
-                    "requests": one.made.buy,
-                    "images": one.made.buy_images,
-                    "cost": cost_text(one.made.cost),
-                    "bytes": "unknown" if size is None else size,
-                    "hours": "unknown" if seconds is None else round(seconds / 3600, 2),
-                    "to resume": one.made.resume + one.made.look,
-                    "needs change_parameters": one.changes,
-                }
-            )
-        _, room = room_today(store, account.budget)
-    images = sum(row["images"] for row in rows)
-    context.add_output_metadata(
-        {
-            "images": images,
-            "cost": cost_text(cost_of(images, account.budget.price)),
-            "bytes": _sum_of(rows, "bytes"),
-            "hours": _sum_of(rows, "hours"),
-            "room today, in images": "no cap" if room is None else room,
-            "seeds": sample_table(pd.DataFrame(rows), SHOWN),
-        }
-    )
-
-
-@dg.job(
-    description=(
-        "Say what a launch would buy, cost, store and last. Costs nothing: buys and writes nothing."
-    )
-)
-def quote_only() -> None:
-    """One op: nothing is made."""
-    quote_launches()
 
 
 class RescueConfig(dg.Config):
@@ -377,15 +308,3 @@ def _budget_of(config: RetryConfig) -> Cap:
     if config.max_images < 1:
         raise PlanError(f"max_images {config.max_images} is out of range: use 1 or more")
     return Cap(config.max_images, amount_of(config.max_cost))
-
-
-def _seeds_of(text: str) -> list[int]:
-    try:
-        return read_seeds(text)
-    except ValueError as error:
-        raise PlanError(f"seeds {error}") from None
-
-
-def _sum_of(rows: list[dict[str, Any]], name: str) -> int | float | str:
-    values = [row[name] for row in rows]
-    return "unknown" if "unknown" in values else round(sum(values), 2)

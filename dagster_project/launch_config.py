@@ -64,8 +64,9 @@ class GenerationConfig(dg.Config):
     change_parameters: bool = Field(
         default=False,
         description=(
-            "Buy the partition anew where the parameters above differ from those it was made "
-            "with. Without it such a launch is refused, with what it would buy."
+            "Buy the partition anew where the pictures' parameters (width, negative_prompt, …) "
+            "differ from those it was made with. Without it such a launch is refused, with what it "
+            "would buy."
         ),
     )
     limit: int | None = Field(

@@ -31,7 +31,8 @@ def read_cell_key(partition_key: str) -> tuple[str, int]:
     name, _, seed = str(partition_key).rpartition("|")
     if not seed.isascii() or not seed.isdigit():
         raise PlanError(
-            f"partition {partition_key!r} has no whole number for a seed: add a seed partition "
-            "from 1 to 4294967295"
+            f"partition {partition_key!r} has no whole number for a seed: delete the seed "
+            f"partition {seed!r} (on the page of generated_images, the arrow beside Materialize, "
+            "Delete partitions), and add one from 1 to 4294967295"
         )
     return valid_name(name), check_seed(int(seed))

@@ -1,7 +1,10 @@
-"""The bucket and the provider as Dagster resources. Secrets are named here, never held."""
+"""The bucket and the provider as Dagster resources. They hold no secrets.
+
+What the environment says is read when a run needs it, and not named here: Dagster would write each
+name into every launchpad.
+"""
 
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -20,10 +23,9 @@ __all__ = ["S3", "BucketValues", "NanobananaResource", "resources"]
 
 
 class S3(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """Where S3 is. What is left out comes from AWS's own variables and files.
+    """Where S3 is. What is left out comes from AWS's own variables and files."""
 
-    dagster-aws has such a resource, whose import alone takes 0.4 s, and which retries by itself.
-    """
+    # dagster-aws has such a resource, whose import alone takes 0.4 s, and which retries by itself.
 
     profile_name: str | None = Field(
         default=None, description="A profile of AWS's configuration files; AWS_PROFILE."
@@ -47,7 +49,11 @@ class S3(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 
 class NanobananaResource(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """Where pictures are bought and kept. What is left out comes from `NANOBANANA_*` variables."""
+    """Where pictures are bought and kept. A launch need not name any of it.
+
+    What is left out comes from the environment of the run: `bucket` from `NANOBANANA_BUCKET`, and
+    so on.
+    """
 
     s3: dg.ResourceDependency[S3]
     api_key: str | None = Field(
@@ -147,23 +153,10 @@ def _value_key(context: dg.OutputContext) -> str:
     return run_value_key(*context.get_identifier())
 
 
-def _from_environment(name: str) -> Any:  # noqa: ANN401 - dg.EnvVar stands in for text
-    """A reference to a variable that is set, so that the UI shows its name and not its value."""
-    return dg.EnvVar(name) if os.environ.get(name) else None
-
-
 def resources() -> dict[str, Any]:
-    """The resources of every job, from the environment's variables by name."""
+    """The resources of every job; the environment's variables say the rest."""
     s3 = S3()
-    texts = {
-        name: _from_environment(f"NANOBANANA_{name.upper()}")
-        for name in Settings.model_fields
-        if name != "slots"
-    }
-    slots = "NANOBANANA_SLOTS"
-    nanobanana = NanobananaResource(
-        s3=s3, **texts, slots=dg.EnvVar.int(slots) if os.environ.get(slots) else None
-    )
+    nanobanana = NanobananaResource(s3=s3)
     return {
         "s3": s3,
         "nanobanana": nanobanana,

@@ -6,6 +6,8 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
+from dagster._core.snap.snap_to_yaml import default_values_yaml_from_type_snap
 
 from dagster_project.columns import PROMPTS, RELEASES
 from dagster_project.definitions import defs
@@ -51,11 +53,22 @@ def test_what_can_be_started_says_its_cost_and_what_ships_stopped_how_to_start_i
     said = {name: cost.findall(" ".join((text or "").split())) for name, text in told.items()}
     assert {name for name, words in said.items() if not words} == set()
     paid = {name for name, words in said.items() if "Costs money" in words}
-    assert paid == {"retry_failed", "top_up_dataset", "nightly", "buy_new_prompt_sets"}
+    jobs_that_pay = {"retry_failed", "top_up_dataset", "resolve_doubts"}
+    assert paid == {*jobs_that_pay, "nightly", "buy_new_prompt_sets"}
     stopped = {each.name for each in automatic if each.default_status.value == "STOPPED"}
     assert paid.isdisjoint({each.name for each in automatic} - stopped)
     for name in stopped:
         assert re.search(r"[Ss]tart (it|this)", told[name] or ""), name
+
+
+def test_a_launchpad_opens_with_what_a_launch_may_say_and_nothing_else() -> None:
+    job = defs.resolve_implicit_global_asset_job_def()
+    told = job.get_job_snapshot()
+    root = told.config_schema_snapshot.get_config_snap(told.mode_def_snaps[0].root_config_key or "")
+    opens = yaml.safe_load(default_values_yaml_from_type_snap(told.config_schema_snapshot, root))
+    assert not opens.pop("resources", None)
+    assert set(opens) == {"ops"}
+    assert set(opens["ops"]) == {"generated_images"}
 
 
 def test_columns_are_those_that_are_stored(tmp_path: Path) -> None:
@@ -95,6 +108,11 @@ def test_bad_config_is_refused_at_launch(config: dict[str, object]) -> None:
 def test_a_partition_key_typed_wrongly_is_refused(key: str) -> None:
     with pytest.raises(NanobananaError):
         read_cell_key(key)
+
+
+def test_a_seed_that_is_no_number_says_how_to_get_rid_of_it() -> None:
+    with pytest.raises(NanobananaError, match=r"delete .* 'abc' .*Delete partitions"):
+        read_cell_key("demo|abc")
 
 
 def test_a_partition_key_may_come_in_both_of_dagsters_shapes() -> None:

@@ -1,5 +1,6 @@
 """The jobs beside the assets, on an ephemeral instance, a real bucket and a real emulator."""
 
+import re
 from typing import Any
 
 import dagster as dg
@@ -7,11 +8,11 @@ import pytest
 
 from dagster_project.jobs import (
     audit_bucket_job,
-    quote_only,
     rescue_run,
     resolve_doubts,
     retry_failed,
 )
+from dagster_project.quoting import quote_only
 from nanobanana_pipeline.generation.launch import Launch, plan
 from nanobanana_pipeline.generation.manifest import read_current
 from nanobanana_pipeline.ledger import State
@@ -154,7 +155,9 @@ def test_a_quote_says_what_a_launch_would_buy_and_changes_nothing(
     assert (metadata["images"], metadata["cost"]) == (18, "0.90")
     assert metadata["room today, in images"] == 7
     assert metadata["bytes"] > 0
-    assert metadata["hours"] >= 0
+    assert metadata["seconds"] >= 0
+    lines = [log.user_message for log in here.instance.all_logs(result.run_id)]
+    assert any(re.match(r"18 images, cost: 0.90, .+ MB, about .+ s;", line) for line in lines)
     rows = [record.data for record in metadata["seeds"]]
     assert [row["needs change_parameters"] for row in rows] == [True, False, False]
     nobody = run(here, quote_only, "quote_launches", asked | {"prompt_set": "nobody"})
