@@ -182,10 +182,13 @@ def _job_facets(job: str, told: Told) -> dict[str, facet.JobFacet]:
 def _source_location(
     checkout: Path,
 ) -> facet.source_code_location_job.SourceCodeLocationJobFacet | None:
-    """Where this package's code lies, if it runs from a checkout of a repository with an origin."""
+    """Where this package's code lies, if it runs from a checkout of a repository with an origin.
+
+    A folder of this machine is none: nobody else could look there.
+    """
     git = checkout / ".git"
     url = get_git_repo_url(git_dir=git) if git.is_dir() else None
-    if url is None:
+    if url is None or _is_path(url):
         return None
     return facet.source_code_location_job.SourceCodeLocationJobFacet(
         type="git",
@@ -195,6 +198,11 @@ def _source_location(
         version=get_git_version(git),
         producer=_producer(),
     )
+
+
+def _is_path(url: str) -> bool:
+    """Whether git takes it for a folder: it has no scheme, and no colon before the first slash."""
+    return "://" not in url and ":" not in url.partition("/")[0]
 
 
 def _without_secrets(url: str) -> str:

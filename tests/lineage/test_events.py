@@ -288,6 +288,15 @@ def test_the_code_is_named_by_its_commit_and_no_token(
     check_event(json.loads(facets.as_line(event)))
 
 
+@pytest.mark.parametrize("origin", ["/work/code", "../code", "./a:b"])
+def test_an_origin_that_is_a_folder_names_no_code(tmp_path: Path, origin: str) -> None:
+    git = tmp_path / ".git"
+    git.mkdir()
+    (git / "HEAD").write_text("0" * 40)
+    (git / "config").write_text(f'[remote "origin"]\n\turl = {origin}\n')
+    assert facets._source_location(tmp_path) is None
+
+
 def test_a_url_with_a_password_gives_a_dataset_without() -> None:
     told = Told(inputs=(Dataset(f"https://me:{SECRET}@example.org/t.csv?token={SECRET}"),))
     line = facets.as_line(facets.run_event("START", datetime.now(UTC), "prompt_set", "r", told))
