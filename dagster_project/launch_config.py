@@ -114,15 +114,23 @@ def launch_of(config: GenerationConfig, name: str, seed: int, run_id: str) -> La
     """What a launch's config asks for.
 
     Raises:
-        PlanError: a value breaks the provider's rules. Dagster's config types know no such rules,
+        PlanError: values are out of range; all are named. Dagster's config types know no ranges,
             and a config mapping that raises shows the launchpad an internal error instead.
     """
     named = {*PictureParameters.model_fields, *DeliveryParameters.model_fields}
+    faults: list[str] = []
+    picture, delivery, max_cost = PictureParameters(), DeliveryParameters(), None
     try:
         picture, delivery = read_parameters(config.model_dump(include=named))
     except ValidationError as error:
-        raise PlanError(parameter_faults(error)) from None
-    return Launch(
+        faults.append(parameter_faults(error))
+    try:
+        max_cost = amount_of(config.max_cost)
+    except PlanError as error:
+        faults.append(str(error))
+    if config.slots is not None and config.slots < 1:
+        faults.append(f"slots {config.slots} is out of range: use 1 or more, or none")
+    asked = Launch(
         prompt_set=name,
         seed=seed,
         run_id=run_id,
@@ -133,8 +141,12 @@ def launch_of(config: GenerationConfig, name: str, seed: int, run_id: str) -> La
         shard_size=config.shard_size,
         rebuy=config.rebuy,
         max_images=config.max_images,
-        max_cost=amount_of(config.max_cost),
+        max_cost=max_cost,
     )
+    faults += asked.faults
+    if faults:
+        raise PlanError("; ".join(faults))
+    return asked
 
 
 def amount_of(max_cost: str | None) -> Decimal | None:

@@ -97,6 +97,18 @@ class Launch:
     max_cost: Decimal | None = None
     only: frozenset[str] | None = None
 
+    @property
+    def faults(self) -> list[str]:
+        """What is out of range; a sentence a fault."""
+        found = []
+        for name, least in (("limit", 1), ("shard_size", 1), ("max_images", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                found.append(f"{name} {value} is out of range: use {least} or more, or none")
+        if self.max_cost is not None and not (self.max_cost.is_finite() and self.max_cost > 0):
+            found.append(f"max_cost {self.max_cost} is out of range: use an amount above 0")
+        return found
+
 
 def plan(
     store: ObjectStore,
@@ -372,12 +384,8 @@ def _parameters(
 
 def _check(launch: Launch, budget: Budget) -> None:
     check_seed(launch.seed)
-    for name, least in (("limit", 1), ("shard_size", 1), ("max_images", 0)):
-        value = getattr(launch, name)
-        if value is not None and value < least:
-            raise PlanError(f"{name} {value} is out of range: use {least} or more, or leave it out")
-    if launch.max_cost is not None and not (launch.max_cost.is_finite() and launch.max_cost > 0):
-        raise PlanError(f"max_cost {launch.max_cost} is out of range: use an amount above 0")
+    if launch.faults:
+        raise PlanError("; ".join(launch.faults))
     if launch.max_cost is not None and budget.price is None:
         raise PlanError(
             f"max_cost {launch.max_cost} cannot be kept while the price is unknown: set "
