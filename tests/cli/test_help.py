@@ -18,7 +18,7 @@ def commands() -> Iterator[tuple[str, Any]]:
     for name, command in todo:
         yield name, command
         context = command.make_context(name, [], resilient_parsing=True)
-        below = getattr(command, "list_commands", lambda _: [])(context)
+        below: list[str] = getattr(command, "list_commands", lambda _: [])(context)
         todo += [(f"{name} {each}", command.get_command(context, each)) for each in below]
 
 
