@@ -5,9 +5,12 @@ Those that keep what was paid for ship running; those that only spare somebody a
 
 import hashlib
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Final
 
 import dagster as dg
+from dagster._core.storage.tags import RUN_KEY_TAG, SENSOR_NAME_TAG
 
 from dagster_project.assets.prompt_set import FOLDER, prompt_set
 from dagster_project.partitions import prompt_sets
@@ -31,6 +34,7 @@ RUNS_A_TICK = 100
 RESCUES_A_TICK = 10
 DOUBTFUL_RUNS_A_TICK = 20
 DOUBTS_A_TICK = 200
+LATELY: Final = timedelta(days=1)
 
 
 def unset(nanobanana: NanobananaResource) -> dg.SkipReason | None:
@@ -50,8 +54,10 @@ def unset(nanobanana: NanobananaResource) -> dg.SkipReason | None:
         "Makes a prompt set of every new or changed table in the folder prompts/ of this code "
         "location and below prompts/ of the bucket's prefix: animals.csv becomes animals. "
         f"At most {TABLES_A_TICK} tables a tick, of at most {MAX_TABLES:,}. What is wrong with a "
-        "file's name is said once, in the tick's log. Costs nothing; it launches no pictures. "
-        "Ships stopped, since not every table is meant to be one: start it here."
+        "file's name is said once, in the tick's log. Once started it makes every table that is "
+        "there, also those that were made by hand: the same content makes the same prompt set. A "
+        "run that died before its first step is launched once more. Costs nothing; it launches no "
+        "pictures. Ships stopped, since not every table is meant to be one: start it here."
     ),
 )
 def new_prompt_tables(
@@ -74,21 +80,21 @@ def new_prompt_tables(
     for table in faults:
         context.log.warning(str(table.fault))
     tables = [t for t in changed if t.fault is None][:TABLES_A_TICK]
+    again = _never_begun(context.instance, [t for t in found if t.fault is None])
     told = {_place(table) for table in [*faults, *tables]}
     seen = {p: s for p, s in stamps.items() if p in told or known.get(p) == s}
     return dg.SensorResult(
         run_requests=[
-            dg.RunRequest(
-                run_key=f"{_place(table)}:{table.stamp}",
-                partition_key=table.name,
-                run_config={"ops": {"prompt_set": {"config": {"table": table.source}}}},
-            )
-            for table in tables
+            *(_made_of(table, _run_key(table)) for table in tables),
+            # Dagster launches a key once: so this is no endless try.
+            *(_made_of(table, f"{_run_key(table)}:again") for table in again),
         ],
         dynamic_partitions_requests=[prompt_sets.build_add_request([t.name for t in tables])]
         if tables
         else None,
-        skip_reason=None if tables else f"no new table among {counted(len(found), 'file')}",
+        skip_reason=None
+        if tables or again
+        else f"no new table among {counted(len(found), 'file')}",
         cursor=json.dumps(seen, separators=(",", ":")),
     )
 
@@ -231,6 +237,27 @@ def run_summary(
     )
     context.log.info(f"run {run.run_id} failed: {left}")
     return None
+
+
+def _made_of(table: FoundTable, run_key: str) -> dg.RunRequest:
+    config = {"ops": {"prompt_set": {"config": {"table": table.source}}}}
+    return dg.RunRequest(run_key=run_key, partition_key=table.name, run_config=config)
+
+
+def _never_begun(instance: dg.DagsterInstance, found: list[FoundTable]) -> list[FoundTable]:
+    """Tables, as they are now, whose run failed of late before it began: on a busy machine."""
+    failed = dg.RunsFilter(
+        tags={SENSOR_NAME_TAG: "new_prompt_tables"},
+        statuses=[dg.DagsterRunStatus.FAILURE],
+        created_after=datetime.now(UTC) - LATELY,
+    )
+    records = instance.get_run_records(failed, limit=RUNS_A_TICK)
+    keys = {r.dagster_run.tags.get(RUN_KEY_TAG) for r in records if r.start_time is None}
+    return [table for table in found if _run_key(table) in keys]
+
+
+def _run_key(table: FoundTable) -> str:
+    return f"{_place(table)}:{table.stamp}"
 
 
 def _place(table: FoundTable) -> str:

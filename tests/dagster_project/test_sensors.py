@@ -115,6 +115,26 @@ def test_a_table_in_either_place_becomes_a_prompt_set_once_until_it_changes(
     assert tables.tick() == []
 
 
+def test_a_table_whose_run_never_began_is_launched_once_more(
+    project: Projects, folder: Path
+) -> None:
+    here = project()
+    tables = Automation(here, "new_prompt_tables")
+    write(folder / "animals.csv")
+    [asked] = tables.tick()
+
+    def fail(run_key: str | None) -> None:
+        tags = {"dagster/sensor_name": "new_prompt_tables", "dagster/run_key": str(run_key)}
+        job = defs.resolve_job_def("audit_bucket")
+        here.instance.report_run_failed(here.instance.create_run_for_job(job, tags=tags))
+
+    fail(asked.run_key)
+    [again] = tables.tick()
+    assert (again.partition_key, again.run_config) == (asked.partition_key, asked.run_config)
+    fail(again.run_key)
+    assert tables.tick() == []
+
+
 def test_a_table_that_is_being_written_is_left_for_the_next_tick(
     project: Projects, folder: Path
 ) -> None:
