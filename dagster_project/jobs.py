@@ -1,5 +1,6 @@
 """Jobs beside the assets."""
 
+from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal
 from functools import partial
@@ -58,14 +59,15 @@ class DoubtsConfig(dg.Config):
 
 
 @dg.op(
+    out=dg.Out(dg.Nothing),
     description=(
         "Settles requests in doubt or lost, and publishes the manifests of their partitions. "
         "**Costs money where the action is REBUY**, and else nothing."
-    )
+    ),
 )
 def settle_all_doubts(
     context: dg.OpExecutionContext, config: DoubtsConfig, nanobanana: NanobananaResource
-) -> None:
+) -> Iterator[Any]:
     """Do what the config says about every doubt it names."""
     with plain_failures():
         store, account = nanobanana.store(), nanobanana.account()
@@ -86,6 +88,7 @@ def settle_all_doubts(
                 store, account, chosen, config.action, run_id=names, on_progress=watch
             ):
                 show_settled(context, store, settled, price)
+                yield from context.consume_events()
                 done.append(settled)
             keys = {doubt.request_key for doubt in chosen}
             left = [doubt for doubt in find_doubts(store, price) if doubt.request_key in keys]
@@ -94,12 +97,13 @@ def settle_all_doubts(
                 partial(launched_again, store, done, price, action=config.action, **counts)
             )
     rows = pd.DataFrame([vars(doubt) for doubt in left]).astype("str")
-    context.add_output_metadata(
-        {
+    yield dg.Output(
+        None,
+        metadata={
             "chosen": len(chosen),
             "settled": len(chosen) - len(left),
             "left": sample_table(rows) if left else "none",
-        }
+        },
     )
 
 
@@ -131,15 +135,16 @@ class RetryConfig(dg.Config):
 
 
 @dg.op(
+    out=dg.Out(dg.Nothing),
     description=(
         "Launches partitions again that lack cells which may still come: first those that lack "
         "fewest. Each goes on as it was launched the last time. **Costs money: one request a "
         "missing cell, up to max_images.** What is in doubt or lost is looked into, and not bought."
-    )
+    ),
 )
 def retry_partitions(
     context: dg.OpExecutionContext, config: RetryConfig, nanobanana: NanobananaResource
-) -> None:
+) -> Iterator[Any]:
     """Buy what is missing of partitions that were launched before."""
     with plain_failures():
         cap = _budget_of(config)
@@ -156,6 +161,7 @@ def retry_partitions(
             for settled in retry(store, account, chosen, cap, run_id=names, on_progress=watch):
                 current, report = settled.current, settled.report
                 show_settled(context, store, settled, price)
+                yield from context.consume_events()
                 row = (current.prompt_set, current.seed, report.bought, report.spent, current.gaps)
                 context.log.info(
                     f"{current.prompt_set}, seed {current.seed}: "
@@ -170,14 +176,15 @@ def retry_partitions(
     columns = ["prompt set", "seed", "requests bought", "images bought", "still missing"]
     rows = pd.DataFrame(done, columns=columns)
     images = int(rows["images bought"].sum())
-    context.add_output_metadata(
-        {
+    yield dg.Output(
+        None,
+        metadata={
             "partitions that lack cells": len(chosen),
             "launched": len(done),
             "images bought": images,
             "cost": cost_text(cost_of(images, account.budget.price)),
             "partitions": sample_table(rows, SHOWN) if done else "none",
-        }
+        },
     )
 
 

@@ -1,4 +1,7 @@
-"""Partitions that a job settles by itself, shown as if their asset had been launched."""
+"""Partitions that a job settles by itself, shown as if their asset had been launched.
+
+Dagster drops what a step has logged where it fails later: so ops yield `context.consume_events()`.
+"""
 
 from collections.abc import Callable
 from decimal import Decimal

@@ -1,5 +1,6 @@
 """The job that buys what a dataset's prompts miss. Nothing starts it by itself."""
 
+from collections.abc import Iterator
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -19,7 +20,9 @@ from dagster_project.stopping import RunWatch
 from nanobanana_pipeline.datasets.recipe import Recipe, near_matches
 from nanobanana_pipeline.datasets.top_up import Drawn, Standing, stand, top_up
 from nanobanana_pipeline.errors import PlanError, RecipeError
+from nanobanana_pipeline.features.keeping import Refreshed, refresh_features
 from nanobanana_pipeline.generation.again import Settled
+from nanobanana_pipeline.generation.manifest import list_partitions
 from nanobanana_pipeline.lineage.events_told import launched_again
 from nanobanana_pipeline.lineage.told import Told
 from nanobanana_pipeline.money import Cap, cost_of, cost_text
@@ -46,22 +49,26 @@ class TopUpConfig(dg.Config):
 
 
 @dg.op(
+    out=dg.Out(dg.Nothing),
     description=(
-        "Draws the prompts of a dataset that miss pictures under further seeds, measures what "
-        "comes and selects again, until each has as many as the recipe asks for, has used its "
-        "candidates, or max_images is reached. **Costs money: one request a prompt and further "
-        "seed, up to max_images.** The first line of its log is the quote."
-    )
+        "Measures what is not measured yet of the recipe's pictures. Draws the prompts that miss "
+        "pictures under further seeds, measures what comes and selects again, until each has as "
+        "many as the recipe asks for, has used its candidates, or max_images is reached. **Costs "
+        "money: one request a prompt and further seed, up to max_images.** Its log says what it "
+        "may buy, before it does."
+    ),
 )
 def buy_further_candidates(
     context: dg.OpExecutionContext, config: TopUpConfig, nanobanana: NanobananaResource
-) -> None:
+) -> Iterator[Any]:
     """Buy, show every partition on its assets' pages, and account for every rejection."""
     with plain_failures():
         recipe, cap = _recipe_of(config.recipe), _cap_of(config)
         store, account = nanobanana.store(), nanobanana.account()
         price = account.budget.price
         spent, halted = 0, None
+        _measure(context, store, recipe)
+        yield from context.consume_events()
 
         def tell(standing: Standing) -> None:
             context.log.info(
@@ -81,6 +88,8 @@ def buy_further_candidates(
             ):
                 done.append(Settled(drawn.current, drawn.report))
                 _show_drawn(context, store, drawn, price)
+                # Dagster drops what is only logged where a step fails later.
+                yield from context.consume_events()
                 spent += drawn.report.spent
                 halted = halted or drawn.report.halted
             recording.tell(partial(launched_again, store, done, price, action="top-up"))
@@ -97,7 +106,7 @@ def buy_further_candidates(
             f"{counted(_missing(standing), 'picture')} together; the table says which may have "
             "more candidates: launch again with a budget for them"
         )
-    context.add_output_metadata(metadata)
+    yield dg.Output(None, metadata=metadata)
 
 
 @dg.job(
@@ -134,10 +143,27 @@ def _show_drawn(
             )
         )
     show_settled(context, store, Settled(current, drawn.report), price)
+    _show_measured(context, store, features)
+
+
+def _measure(context: dg.OpExecutionContext, store: ObjectStore, recipe: Recipe) -> None:
+    """Measure the recipe's own partitions, as materializing image_features would."""
+    for name in recipe.prompt_sets:
+        for _, seed in list_partitions(store, f"{name}/"):
+            if recipe.seeds != "all" and seed not in recipe.seeds:
+                continue
+            done = refresh_features(store, name, seed)
+            if done.measured:
+                pictures = counted(done.measured, "picture", "was")
+                context.log.info(f"{name}, seed {seed}: {pictures} not measured yet: done now")
+                _show_measured(context, store, done)
+
+
+def _show_measured(context: dg.OpExecutionContext, store: ObjectStore, features: Refreshed) -> None:
     context.log_event(
         dg.AssetMaterialization(
             "image_features",
-            partition=cell_key(current.prompt_set, current.seed),
+            partition=cell_key(features.current.prompt_set, features.current.seed),
             metadata={
                 "measured now": features.measured,
                 "blank": features.current.blank,

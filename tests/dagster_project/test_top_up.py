@@ -94,6 +94,17 @@ def test_what_is_missing_is_bought_and_shown_on_its_assets(here: Project) -> Non
     assert bought(here.emulator) == 9
 
 
+def test_what_is_not_measured_yet_is_measured_first(here: Project) -> None:
+    tell(here.emulator, "moods", no_credit=1.0)
+    here.store.delete("features/demo/seed=1/current.json")
+    result = topped_up(here)
+    assert not result.success
+    assert ("image_features", "demo|1") in shown(result, "ASSET_MATERIALIZATION")
+    # What came of the partition that it was refused for is shown, though the step has failed.
+    assert "generated_images" in {asset for asset, _ in shown(result, "ASSET_OBSERVATION")}
+    assert bought(here.emulator) == 3
+
+
 def test_a_budget_ends_it_and_the_account_may(here: Project) -> None:
     capped = topped_up(here, max_images=4)
     assert capped.success
