@@ -199,9 +199,7 @@ def read_all_current(store: ObjectStore, begins: str = "") -> Iterator[CurrentMa
             yield current
 
 
-def read_manifest(
-    store: ObjectStore, key: str, columns: list[str] | None = None
-) -> "pd.DataFrame":
+def read_manifest(store: ObjectStore, key: str, columns: list[str] | None = None) -> "pd.DataFrame":
     """A manifest's rows; a column that its version did not know yet is there, and empty.
 
     Raises:
