@@ -25,6 +25,8 @@ from nanobanana_pipeline.wording import counted
 __all__ = ["PromptTableConfig", "prompt_set"]
 
 FOLDER = "prompts"
+DESCRIBED = {column.name: column.description for column in PROMPTS["dagster/column_schema"].columns}
+CARRIED = "carried along: not sent to the provider"
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
@@ -99,7 +101,7 @@ def prompt_set(
             "dagster/uri": store.uri(prompt_set_key(name, f"{made.fingerprint}.parquet")),
             "dagster/column_schema": dg.TableSchema(
                 [
-                    dg.TableColumn(str(column), str(dtype))
+                    dg.TableColumn(str(column), str(dtype), DESCRIBED.get(str(column), CARRIED))
                     for column, dtype in checked.prompts.dtypes.items()
                 ]
             ),

@@ -186,12 +186,16 @@ def test_parameters_out_of_range_are_all_refused_at_once(project: Projects) -> N
 
 def test_rows_in_quarantine_are_shown_and_the_rest_goes_on(project: Projects) -> None:
     here = project()
-    result = here.make_prompt_set("rough", "id,prompt,width\na,a fox,1024\nb,,1024\nc,a kite,999\n")
+    table = "id,prompt,width,mood\na,a fox,1024,calm\nb,,1024,\nc,a kite,999,\n"
+    result = here.make_prompt_set("rough", table)
     assert result.success
     [event] = result.asset_materializations_for_node("prompt_set")
     assert event.metadata["dagster/row_count"].value == 1
     assert event.metadata["quarantined rows"].value == 2
     assert "quarantine" in event.metadata
+    schema = event.metadata["dagster/column_schema"]
+    assert isinstance(schema, dg.TableSchemaMetadataValue)
+    assert all(column.description for column in schema.schema.columns)
     version = (event.tags or {})["dagster/data_version"]
     assert version == event.metadata["fingerprint"].value
 
