@@ -35,8 +35,9 @@ from nanobanana_pipeline.cli.status import open_bucket
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.emulator.moods import MOODS
 from nanobanana_pipeline.generation.engine import Report
-from nanobanana_pipeline.generation.launch import Launch, collect, plan, settle_shard
+from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
 from nanobanana_pipeline.generation.manifest import CellState, read_manifest
+from nanobanana_pipeline.generation.survey import Launch
 from nanobanana_pipeline.ledger import new_nonce, now_iso
 from nanobanana_pipeline.local import child, free_port, local_profile
 from nanobanana_pipeline.prompts import prompt_set

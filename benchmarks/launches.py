@@ -25,8 +25,9 @@ from nanobanana_pipeline import local
 from nanobanana_pipeline.generation import buy
 from nanobanana_pipeline.generation.cells import draw_cells
 from nanobanana_pipeline.generation.engine import Report
-from nanobanana_pipeline.generation.launch import Launch, collect, plan, settle_shard
+from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
 from nanobanana_pipeline.generation.manifest import CurrentManifest, read_current
+from nanobanana_pipeline.generation.survey import Launch
 from nanobanana_pipeline.layout import claim_bucket
 from nanobanana_pipeline.ledger import Entry, Ledger
 from nanobanana_pipeline.prompts import prompt_set

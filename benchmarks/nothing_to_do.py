@@ -30,7 +30,7 @@ from nanobanana_pipeline import local
 from nanobanana_pipeline.cli.show import table_of
 from nanobanana_pipeline.cli.status import open_bucket
 from nanobanana_pipeline.generation.cells import draw_cells
-from nanobanana_pipeline.generation.launch import Launch, plan
+from nanobanana_pipeline.generation.launch import plan
 from nanobanana_pipeline.generation.manifest import (
     COLUMNS,
     CurrentManifest,
@@ -38,6 +38,7 @@ from nanobanana_pipeline.generation.manifest import (
     publish,
 )
 from nanobanana_pipeline.generation.manifest_rows import content_hash
+from nanobanana_pipeline.generation.survey import Launch
 from nanobanana_pipeline.layout import claim_bucket, image_key
 from nanobanana_pipeline.ledger import now_iso
 from nanobanana_pipeline.prompts import prompt_set

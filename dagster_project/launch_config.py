@@ -6,7 +6,7 @@ import dagster as dg
 from pydantic import Field, ValidationError
 
 from nanobanana_pipeline.errors import PlanError
-from nanobanana_pipeline.generation.launch import Launch
+from nanobanana_pipeline.generation.survey import Launch
 from nanobanana_pipeline.request import (
     DeliveryParameters,
     PictureParameters,

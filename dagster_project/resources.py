@@ -57,7 +57,9 @@ class NanobananaResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     s3: dg.ResourceDependency[S3]
     api_key: str | None = Field(
-        default=None, description="The provider's API key; NANOBANANA_API_KEY."
+        default=None,
+        description="The provider's API key; NANOBANANA_API_KEY. As {env: NAME}, never the key "
+        "itself: Dagster keeps what a run was launched with.",
     )
     base_url: str | None = Field(default=None, description="Where the provider answers.")
     bucket: str | None = Field(
@@ -76,7 +78,8 @@ class NanobananaResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     )
     webhook_secret: str | None = Field(
         default=None,
-        description="What webhooks' addresses are signed with; NANOBANANA_WEBHOOK_SECRET.",
+        description="What webhooks' addresses are signed with; NANOBANANA_WEBHOOK_SECRET. As "
+        "{env: NAME}, as the key.",
     )
     preview_url: str | None = Field(
         default=None, description="The bucket's address for browsers, to show pictures from."

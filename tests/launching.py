@@ -16,8 +16,9 @@ from pydantic import SecretStr
 
 from nanobanana_pipeline.emulator import EmulatorThread
 from nanobanana_pipeline.generation.engine import Report
-from nanobanana_pipeline.generation.launch import Launch, Plan, collect, plan, settle_shard
+from nanobanana_pipeline.generation.launch import Plan, collect, plan, settle_shard
 from nanobanana_pipeline.generation.manifest import CurrentManifest, read_manifest
+from nanobanana_pipeline.generation.survey import Launch
 from nanobanana_pipeline.layout import image_owner_key
 from nanobanana_pipeline.ledger import Entry, State
 from nanobanana_pipeline.money import Budget

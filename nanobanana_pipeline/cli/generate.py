@@ -21,10 +21,11 @@ from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled, open_bucket
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.generation import engine
 from nanobanana_pipeline.generation.cells import read_seeds
-from nanobanana_pipeline.generation.launch import Launch, Plan, collect, plan, settle_shard
+from nanobanana_pipeline.generation.launch import Plan, collect, plan, settle_shard
 from nanobanana_pipeline.generation.manifest import CurrentManifest, advice
 from nanobanana_pipeline.generation.rescue import dead_runs
 from nanobanana_pipeline.generation.runs import list_unfinished
+from nanobanana_pipeline.generation.survey import Launch
 from nanobanana_pipeline.lineage.events import declare_dead, recorded
 from nanobanana_pipeline.lineage.events_told import (
     launch_begins,

@@ -19,8 +19,8 @@ from nanobanana_pipeline.cli.generate import (
 from nanobanana_pipeline.cli.show import size_text, table_of, time_text
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.generation.counters import Counter
-from nanobanana_pipeline.generation.launch import Launch
 from nanobanana_pipeline.generation.quote import Quote, quote, room_today
+from nanobanana_pipeline.generation.survey import Launch
 from nanobanana_pipeline.layout import check_bucket
 from nanobanana_pipeline.money import Budget, cost_of, cost_text
 from nanobanana_pipeline.prompts.prompt_set import valid_name

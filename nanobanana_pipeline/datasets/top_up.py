@@ -28,9 +28,9 @@ from nanobanana_pipeline.features.keeping import (
 )
 from nanobanana_pipeline.generation.again import launch_again, settle_launch
 from nanobanana_pipeline.generation.engine import Progress, Report
-from nanobanana_pipeline.generation.launch import Launch, survey_cells
 from nanobanana_pipeline.generation.manifest import CurrentManifest, read_all_current
 from nanobanana_pipeline.generation.runs import Plan, unfinished_runs
+from nanobanana_pipeline.generation.survey import Launch, survey_cells
 from nanobanana_pipeline.money import Cap, cost_of
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.provider.account import Account

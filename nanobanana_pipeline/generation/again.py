@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.engine import Progress, Report
-from nanobanana_pipeline.generation.launch import Launch, collect, plan, settle_shard
+from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
 from nanobanana_pipeline.generation.manifest import CurrentManifest, read_current
 from nanobanana_pipeline.generation.runs import Plan, unfinished_runs
+from nanobanana_pipeline.generation.survey import Launch
 from nanobanana_pipeline.money import Cap
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.request import PictureParameters

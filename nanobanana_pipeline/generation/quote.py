@@ -7,9 +7,9 @@ from typing import Final
 import pandas as pd
 
 from nanobanana_pipeline.generation.counters import Counter, day_scope
-from nanobanana_pipeline.generation.launch import Launch, survey_cells
 from nanobanana_pipeline.generation.manifest import CurrentManifest, read_all_current, read_current
 from nanobanana_pipeline.generation.runs import Plan
+from nanobanana_pipeline.generation.survey import Launch, survey_cells
 from nanobanana_pipeline.money import Budget
 from nanobanana_pipeline.storage import ObjectStore
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from nanobanana_pipeline.generation.counters import partition_scope
-from nanobanana_pipeline.generation.launch import Launch, survey_cells
 from nanobanana_pipeline.generation.manifest import CellState, CurrentManifest, read_all_current
+from nanobanana_pipeline.generation.survey import Launch, survey_cells
 from nanobanana_pipeline.money import Budget
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.prompt_set import PromptSet

@@ -13,8 +13,9 @@ from dagster_project.jobs import (
     retry_failed,
 )
 from dagster_project.quoting import quote_only
-from nanobanana_pipeline.generation.launch import Launch, plan
+from nanobanana_pipeline.generation.launch import plan
 from nanobanana_pipeline.generation.manifest import read_current
+from nanobanana_pipeline.generation.survey import Launch
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.request import PictureParameters
 from tests.dagster_project.conftest import SMALL, Project

@@ -14,7 +14,7 @@ import pytest
 from nanobanana_pipeline.errors import StorageError
 from nanobanana_pipeline.generation.cells import Cells, draw_cells
 from nanobanana_pipeline.generation.engine import Report
-from nanobanana_pipeline.generation.launch import Launch, collect, plan
+from nanobanana_pipeline.generation.launch import collect, plan
 from nanobanana_pipeline.generation.manifest import (
     COLUMNS,
     CurrentManifest,
@@ -28,6 +28,7 @@ from nanobanana_pipeline.generation.manifest_rows import (
     count_images,
     manifest_table,
 )
+from nanobanana_pipeline.generation.survey import Launch
 from nanobanana_pipeline.ledger import Entry, StoredImage
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.request import DeliveryParameters, PictureParameters

@@ -1,0 +1,198 @@
+"""What a launch is asked for, and what it would find; nothing is written for it."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import pandas as pd
+
+from nanobanana_pipeline.errors import PlanError
+from nanobanana_pipeline.generation.cells import Cells, check_seed, draw_cells
+from nanobanana_pipeline.generation.evidence import may_have_evidence
+from nanobanana_pipeline.generation.manifest import (
+    CellState,
+    CurrentManifest,
+    read_current,
+    read_manifest,
+)
+from nanobanana_pipeline.generation.runs import Plan
+from nanobanana_pipeline.generation.work import PlannedRequest
+from nanobanana_pipeline.ledger import Entry, Ledger, State
+from nanobanana_pipeline.money import Budget
+from nanobanana_pipeline.request import DeliveryParameters, PictureParameters
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["Launch", "Survey", "known_rows", "survey_cells"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What somebody asked for.
+
+    Attributes:
+        prompt_set: its name.
+        seed: 1 to 2^32-1.
+        run_id: names everything that this launch writes.
+        parameters: those that were named; the others stay as they are.
+        delivery: how the pictures come; chosen anew by each launch.
+        change_parameters: accept parameters other than those the partition was made with.
+        limit: a pilot's number of rows.
+        shard_size: most requests a shard; None keeps them in one.
+        rebuy: buy again what is in doubt or lost, where no evidence settles it.
+        max_images, max_cost: caps of this run's own, beside those that are configured; with 0
+            images it buys nothing, and only brings to its end what was bought.
+        only: request keys to which the launch keeps; None for all that are missing.
+    """
+
+    prompt_set: str
+    seed: int
+    run_id: str
+    parameters: PictureParameters = field(default_factory=PictureParameters)
+    delivery: DeliveryParameters = field(default_factory=DeliveryParameters)
+    change_parameters: bool = False
+    limit: int | None = None
+    shard_size: int | None = None
+    rebuy: bool = False
+    max_images: int | None = None
+    max_cost: Decimal | None = None
+    only: frozenset[str] | None = None
+
+    @property
+    def faults(self) -> list[str]:
+        """What is out of range; a sentence a fault."""
+        found = []
+        for name, least in (("limit", 1), ("shard_size", 1), ("max_images", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                found.append(f"{name} {value} is out of range: use {least} or more, or none")
+        if self.max_cost is not None and not (self.max_cost.is_finite() and self.max_cost > 0):
+            found.append(f"max_cost {self.max_cost} is out of range: use an amount above 0")
+        return found
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a launch would find; nothing is written for it.
+
+    Attributes:
+        made: the plan, without run files.
+        changes: picture parameters that differ from those the partition was made with: old, new.
+        cells: the partition's.
+        todo: positions in `cells.frame` of what is to be settled, and whether it is to be bought.
+    """
+
+    made: Plan
+    changes: Mapping[str, tuple[Any, Any]]
+    cells: Cells
+    todo: Mapping[int, bool]
+
+    def requests(self, launch: Launch) -> Iterator[PlannedRequest]:
+        """What is to be settled, as the engine takes it."""
+        positions = list(self.todo)
+        keys = self.cells.frame["request_key"].iloc[positions]
+        for key, request, buy in zip(
+            keys, self.cells.requests(positions, launch.delivery), self.todo.values(), strict=True
+        ):
+            yield PlannedRequest(key, request, buy)
+
+
+def survey_cells(
+    store: ObjectStore, realm: str, launch: Launch, prompts: pd.DataFrame, budget: Budget
+) -> Survey:
+    """Find what is missing of a partition, and what it will cost.
+
+    Settled rows of the current manifest are trusted; the ledger is read for the rest only.
+
+    Args:
+        store: the bucket.
+        realm: whose pictures these are.
+        launch: what was asked for.
+        prompts: the prompt set's rows.
+        budget: the price, and the caps that hold for every launch.
+
+    Raises:
+        PlanError: the launch must not start; the text says why and what to do.
+        StorageError: S3 refuses or holds damaged objects.
+    """
+    _check(launch, budget)
+    current, _ = read_current(store, launch.prompt_set, launch.seed)
+    parameters, changes = _parameters(current, launch.parameters)
+    cells = draw_cells(
+        prompts, seed=launch.seed, parameters=parameters, realm=realm, limit=launch.limit
+    )
+    asked = cells.frame[cells.frame["requested"]].drop_duplicates("request_key")
+    known = known_rows(store, current, asked["request_key"])
+    settled = known[known["state"] == CellState.SETTLED]
+    rest = asked[~asked["request_key"].isin(settled["request_key"])]
+    held = Ledger(store).read_many(rest["request_key"])
+    entries = {key: found.entry for key, found in held.items()}
+    wanted = [k for k in rest["request_key"] if launch.only is None or k in launch.only]
+    tried = {key: entries[key] for key in wanted if key in entries}
+    buy = [key for key in wanted if _may_be_bought(tried.get(key), launch)]
+    resume = {k for k, e in tried.items() if e.state in {State.ACCEPTED, State.SUBMITTING}}
+    look = {k for k, e in tried.items() if may_have_evidence(e)} - set(buy)
+    todo = rest.loc[rest["request_key"].isin({*buy, *resume, *look}), "request_key"]
+    counted = Counter(entry.state.value for entry in entries.values())
+    counted["open"] += len(rest) - len(entries)
+    counted["settled"] += settled["request_key"].nunique()
+    made = Plan(
+        prompt_set=launch.prompt_set,
+        seed=launch.seed,
+        run_id=launch.run_id,
+        fingerprint="",
+        parameters=parameters,
+        limit=launch.limit,
+        cells=len(cells.frame),
+        states=dict(sorted((+counted).items())),
+        buy=len(buy),
+        buy_images=int(asked.loc[asked["request_key"].isin(buy), "samples"].sum()),
+        resume=len(resume),
+        look=len(look),
+        price=budget.price,
+        rebuy=launch.rebuy,
+        max_images=launch.max_images,
+        max_cost=launch.max_cost,
+    )
+    positions = [int(at) for at in todo.index.to_numpy()]
+    return Survey(made, changes, cells, dict(zip(positions, todo.isin(buy), strict=True)))
+
+
+def known_rows(
+    store: ObjectStore, current: CurrentManifest | None, keys: pd.Series
+) -> pd.DataFrame:
+    """The current manifest's rows for these requests."""
+    if current is None:
+        return pd.DataFrame({"request_key": [], "state": []}, dtype="str")
+    rows = read_manifest(store, current.manifest)
+    return rows[rows["request_key"].isin(keys)]
+
+
+def _parameters(
+    current: CurrentManifest | None, named: PictureParameters
+) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
+    """The parameters in force, and those that differ from what the partition was made with."""
+    before = {**PictureParameters.defaults(), **(current.parameters if current else {})}
+    given = named.given()
+    changes = {
+        name: (before[name], value) for name, value in given.items() if before[name] != value
+    }
+    return {**before, **given}, changes if current else {}
+
+
+def _check(launch: Launch, budget: Budget) -> None:
+    check_seed(launch.seed)
+    if launch.faults:
+        raise PlanError("; ".join(launch.faults))
+    if launch.max_cost is not None and budget.price is None:
+        raise PlanError(
+            f"max_cost {launch.max_cost} cannot be kept while the price is unknown: set "
+            "NANOBANANA_PRICE_PER_IMAGE, or cap the images with max_images"
+        )
+
+
+def _may_be_bought(entry: Entry | None, launch: Launch) -> bool:
+    if launch.max_images == 0:
+        return False
+    return entry is None or entry.may_claim(rebuy=launch.rebuy)
