@@ -573,7 +573,7 @@ def test_features_that_speak_of_other_pictures_are_found(store: ObjectStore) -> 
     key, rows = measured(store)
     assert is_clean(audit(store))
     put_features(store, key, rows.iloc[1:])
-    assert "no row" in only(audit(store), Kind.FEATURES_WRONG).text
+    assert "1 picture without a row" in only(audit(store), Kind.FEATURES_WRONG).text
     put_features(store, key, rows.assign(width=512))
     finding = only(audit(store), Kind.FEATURES_WRONG)
     assert finding.key == key
