@@ -123,7 +123,7 @@ def survey_cells(
         prompts, seed=launch.seed, parameters=parameters, realm=realm, limit=launch.limit
     )
     asked = cells.frame[cells.frame["requested"]].drop_duplicates("request_key")
-    known = known_rows(store, current, asked["request_key"])
+    known = known_rows(store, current, asked["request_key"], ["request_key", "state"])
     settled = known[known["state"] == CellState.SETTLED]
     rest = asked[~asked["request_key"].isin(settled["request_key"])]
     held = Ledger(store).read_many(rest["request_key"])
@@ -160,12 +160,15 @@ def survey_cells(
 
 
 def known_rows(
-    store: ObjectStore, current: CurrentManifest | None, keys: pd.Series
+    store: ObjectStore,
+    current: CurrentManifest | None,
+    keys: pd.Series,
+    columns: list[str] | None = None,
 ) -> pd.DataFrame:
-    """The current manifest's rows for these requests."""
+    """The current manifest's rows for these requests: all columns, or those that are named."""
     if current is None:
         return pd.DataFrame({"request_key": [], "state": []}, dtype="str")
-    rows = read_manifest(store, current.manifest)
+    rows = read_manifest(store, current.manifest, columns)
     return rows[rows["request_key"].isin(keys)]
 
 
