@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 import pandas as pd
@@ -20,6 +21,8 @@ __all__ = ["LAST_SEED", "Cells", "check_seed", "draw_cells", "draw_requests", "r
 
 LAST_SEED: Final = 2**32 - 1
 MAX_SEEDS: Final = 10_000
+BATCH: Final = 10_000
+"""Rows that are Python objects at once."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,13 @@ class Cells:
     parameters: Mapping[str, Any]
 
     def requests(
-        self, positions: list[int], delivery: DeliveryParameters | None = None
+        self, positions: list[int] | pd.Index, delivery: DeliveryParameters | None = None
     ) -> Iterator[ImageRequest]:
         """The requests of the cells at these positions of `frame`, delivered as a launch says."""
         chosen = {**self.parameters, **(delivery.given() if delivery else {})}
-        return draw_requests(self.prompts.iloc[positions], self.seed, chosen)
+        for first in range(0, len(positions), BATCH):
+            some = self.prompts.iloc[positions[first : first + BATCH]]
+            yield from draw_requests(some, self.seed, chosen)
 
 
 def check_seed(seed: int) -> int:
@@ -100,19 +105,20 @@ def draw_cells(
             holds a smaller one's rows.
     """
     check_seed(seed)
-    keys, asked, samples = [], [], []
-    for request in draw_requests(prompts, seed, parameters):
-        keys.append(request_key(request, realm=realm))
-        asked.append(request.seed)
-        samples.append(request.samples)
-    frame = prompts[["prompt_id", "prompt"]].reset_index(drop=True)
-    frame = frame.assign(
-        request_key=pd.array(keys, dtype="str"),
-        seed_asked=pd.array(asked, dtype="int64"),
-        samples=pd.array(samples, dtype="int64"),
-        requested=_pilot(frame["prompt_id"], limit),
+    requests = (
+        (request_key(request, realm=realm), request.seed, request.samples)
+        for request in draw_requests(prompts, seed, parameters)
     )
-    return Cells(frame, prompts, seed, parameters)
+    kinds = {"request_key": "str", "seed_asked": "int64", "samples": "int64"}
+    drawn = [
+        pd.DataFrame(some, columns=list(kinds)).astype(kinds)
+        for some in iter(lambda: list(islice(requests, BATCH)), [])
+    ]
+    frame = prompts[["prompt_id", "prompt"]].reset_index(drop=True)
+    frame = pd.concat([frame, pd.concat(drawn, ignore_index=True)], axis="columns")
+    return Cells(
+        frame.assign(requested=_pilot(frame["prompt_id"], limit)), prompts, seed, parameters
+    )
 
 
 def draw_requests(
@@ -120,12 +126,15 @@ def draw_requests(
 ) -> Iterator[ImageRequest]:
     """The request of each row of a prompt set, in order; arguments as `draw_cells` takes them."""
     named = [name for name in REQUEST_FIELDS if name in prompts.columns]
-    columns = [prompts[name].astype(object).where(prompts[name].notna(), None) for name in named]
-    for values in zip(*columns, strict=True):
-        own = {name: value for name, value in zip(named, values, strict=True) if value is not None}
-        if "ref_sha256" in own:
-            own["ref_sha256"] = own["ref_sha256"].split()
-        yield ImageRequest(**{"seed": seed, **parameters, **own})
+    for first in range(0, len(prompts), BATCH):
+        # Python's own strings take several times the memory of a column's.
+        some = prompts[named].iloc[first : first + BATCH].astype(object)
+        columns = [some[name].where(some[name].notna(), None) for name in named]
+        for values in zip(*columns, strict=True):
+            own = {k: value for k, value in zip(named, values, strict=True) if value is not None}
+            if "ref_sha256" in own:
+                own["ref_sha256"] = own["ref_sha256"].split()
+            yield ImageRequest(**{"seed": seed, **parameters, **own})
 
 
 def _pilot(prompt_ids: pd.Series, limit: int | None) -> pd.Series:

@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.cells import Cells, check_seed, draw_cells
@@ -19,7 +22,7 @@ from nanobanana_pipeline.generation.manifest import (
 )
 from nanobanana_pipeline.generation.runs import Plan
 from nanobanana_pipeline.generation.work import PlannedRequest
-from nanobanana_pipeline.ledger import Entry, Ledger, State
+from nanobanana_pipeline.ledger import Ledger, State
 from nanobanana_pipeline.money import Budget
 from nanobanana_pipeline.request import DeliveryParameters, PictureParameters
 from nanobanana_pipeline.storage import ObjectStore
@@ -80,21 +83,20 @@ class Survey:
         made: the plan, without run files.
         changes: picture parameters that differ from those the partition was made with: old, new.
         cells: the partition's.
-        todo: positions in `cells.frame` of what is to be settled, and whether it is to be bought.
+        todo: whether each request that is to be settled is to be bought (bool); its index has the
+            request's position in `cells.frame`.
     """
 
     made: Plan
     changes: Mapping[str, tuple[Any, Any]]
     cells: Cells
-    todo: Mapping[int, bool]
+    todo: pd.Series
 
     def requests(self, launch: Launch) -> Iterator[PlannedRequest]:
         """What is to be settled, as the engine takes it."""
-        positions = list(self.todo)
-        keys = self.cells.frame["request_key"].iloc[positions]
-        for key, request, buy in zip(
-            keys, self.cells.requests(positions, launch.delivery), self.todo.values(), strict=True
-        ):
+        keys = self.cells.frame["request_key"].iloc[self.todo.index]
+        requests = self.cells.requests(self.todo.index, launch.delivery)
+        for key, request, buy in zip(keys, requests, self.todo, strict=True):
             yield PlannedRequest(key, request, buy)
 
 
@@ -122,21 +124,25 @@ def survey_cells(
     cells = draw_cells(
         prompts, seed=launch.seed, parameters=parameters, realm=realm, limit=launch.limit
     )
-    asked = cells.frame[cells.frame["requested"]].drop_duplicates("request_key")
+    asked = cells.frame.loc[cells.frame["requested"], ["request_key", "samples"]]
+    asked = asked[_is_first(asked["request_key"])]
     known = known_rows(store, current, asked["request_key"], ["request_key", "state"])
-    settled = known[known["state"] == CellState.SETTLED]
-    rest = asked[~asked["request_key"].isin(settled["request_key"])]
+    settled = known.loc[known["state"] == CellState.SETTLED, "request_key"]
+    rest = asked[~_is_among(asked["request_key"], settled)]
     held = Ledger(store).read_many(rest["request_key"])
     entries = {key: found.entry for key, found in held.items()}
-    wanted = [k for k in rest["request_key"] if launch.only is None or k in launch.only]
-    tried = {key: entries[key] for key in wanted if key in entries}
-    buy = [key for key in wanted if _may_be_bought(tried.get(key), launch)]
+    wanted = rest if launch.only is None else rest[rest["request_key"].isin(launch.only)]
+    tried = {key: entries[key] for key in wanted["request_key"] if key in entries}
+    may_buy = launch.max_images != 0
+    barred = {k for k, e in tried.items() if not (may_buy and e.may_claim(rebuy=launch.rebuy))}
+    buy = wanted[may_buy & ~wanted["request_key"].isin(barred)]
     resume = {k for k, e in tried.items() if e.state in {State.ACCEPTED, State.SUBMITTING}}
-    look = {k for k, e in tried.items() if may_have_evidence(e)} - set(buy)
-    todo = rest.loc[rest["request_key"].isin({*buy, *resume, *look}), "request_key"]
+    look = {key for key in barred if may_have_evidence(tried[key])}
+    todo = pd.Series(rest.index.isin(buy.index), index=rest.index)
+    todo = todo[todo | rest["request_key"].isin(resume | look)]
     counted = Counter(entry.state.value for entry in entries.values())
     counted["open"] += len(rest) - len(entries)
-    counted["settled"] += settled["request_key"].nunique()
+    counted["settled"] += settled.nunique()
     made = Plan(
         prompt_set=launch.prompt_set,
         seed=launch.seed,
@@ -147,7 +153,7 @@ def survey_cells(
         cells=len(cells.frame),
         states=dict(sorted((+counted).items())),
         buy=len(buy),
-        buy_images=int(asked.loc[asked["request_key"].isin(buy), "samples"].sum()),
+        buy_images=int(buy["samples"].sum()),
         resume=len(resume),
         look=len(look),
         price=budget.price,
@@ -155,8 +161,7 @@ def survey_cells(
         max_images=launch.max_images,
         max_cost=launch.max_cost,
     )
-    positions = [int(at) for at in todo.index.to_numpy()]
-    return Survey(made, changes, cells, dict(zip(positions, todo.isin(buy), strict=True)))
+    return Survey(made, changes, cells, todo)
 
 
 def known_rows(
@@ -169,7 +174,7 @@ def known_rows(
     if current is None:
         return pd.DataFrame({"request_key": [], "state": []}, dtype="str")
     rows = read_manifest(store, current.manifest, columns)
-    return rows[rows["request_key"].isin(keys)]
+    return rows[_is_among(rows["request_key"], keys)]
 
 
 def _parameters(
@@ -195,7 +200,11 @@ def _check(launch: Launch, budget: Budget) -> None:
         )
 
 
-def _may_be_bought(entry: Entry | None, launch: Launch) -> bool:
-    if launch.max_images == 0:
-        return False
-    return entry is None or entry.may_claim(rebuy=launch.rebuy)
+# pandas' own `isin` and `duplicated` make Python's objects of all strings: 400 MB for a million.
+def _is_among(column: pd.Series, values: pd.Series) -> np.ndarray:
+    among = pc.is_in(pa.array(column), value_set=pa.array(values))
+    return np.asarray(among)
+
+
+def _is_first(column: pd.Series) -> np.ndarray:
+    return ~pd.Series(column.factorize()[0]).duplicated().to_numpy()
