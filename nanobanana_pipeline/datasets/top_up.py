@@ -274,7 +274,7 @@ def _bring_home(
         launch = replace(launch_again(store, name, seed, run_id(), last), max_images=0)
         _, prompts = _snapshot(store, name)
         found = survey_cells(store, account.realm, launch, prompts, account.budget)
-        if found.todo or last is not None:
+        if len(found.todo) or last is not None:
             yield _draw(store, account, launch, on_progress)
     for name, seed in known:
         features, _ = read_current_features(store, name, seed)
