@@ -460,6 +460,19 @@ def test_one_partition_alone(store: ObjectStore, launched: Launched, account: Ac
     assert audit(store, partition=("none", 1)).manifests == 0
 
 
+def test_a_few_requests_of_a_partition(store: ObjectStore, launched: Launched) -> None:
+    first, second, third = sorted(launched.rows["request_key"].drop_duplicates())
+    assert audit(store, partition=("set", 1), requests=2).states == {State.SETTLED: 2}
+    store.put(ledger_key(third), b"no entry")
+    assert is_clean(audit(store, partition=("set", 1), requests=2))
+    assert audit(store, partition=("set", 1), requests=3).findings
+    store.delete(ledger_key(second))
+    found = only(audit(store, partition=("set", 1), requests=2), Kind.MANIFEST_WRONG)
+    assert second in found.text
+    assert "rows in all: 1 of 2" in found.text
+    assert first not in found.text
+
+
 # --- runs and budgets ----------------------------------------------------------------------------
 
 

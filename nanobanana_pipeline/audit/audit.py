@@ -44,6 +44,7 @@ def audit(
     store: ObjectStore,
     *,
     partition: tuple[str, int] | None = None,
+    requests: int | None = None,
     sample: int | None = 100,
     on_progress: Progress = lambda _what, _count: None,
 ) -> AuditReport:
@@ -53,6 +54,8 @@ def audit(
         store: the bucket.
         partition: keep to one prompt set and seed: its manifest, the entries that this names, and
             a sample of their pictures. What nobody names, runs and counters are left out.
+        requests: how many of the partition's requests are compared, always the same ones; None for
+            all.
         sample: how many pictures are read whole and hashed, always the same ones; None for all, 0
             for none.
         on_progress: called now and then from this thread.
@@ -68,8 +71,8 @@ def audit(
             changed = {(m.current.prompt_set, m.current.seed): m.changed for m in manifests}
             busy = check_runs(store, index, work.report, changed)
         else:
-            frames = (work.read_rows(manifest.current) for manifest in manifests)
-            work.read_ledger(key for frame in frames for key in _asked(frame))
+            for manifest in manifests:
+                work.read_ledger(work.choose(manifest.current, requests))
             busy = frozenset()
         for manifest in manifests:
             name = (manifest.current.prompt_set, manifest.current.seed)
@@ -98,6 +101,7 @@ class _Audit:
         self._store = store
         self._index = index
         self._on_progress = on_progress
+        self._chosen: frozenset[str] | None = None
 
     def find_manifests(self, partition: tuple[str, int] | None) -> Iterator[_Manifest]:
         prefix = "manifests/" if partition is None else manifest_prefix(*partition)
@@ -155,6 +159,16 @@ class _Audit:
             )
             self.report.add(Kind.CLAIM_ABANDONED, key, text)
 
+    def choose(self, current: CurrentManifest, requests: int | None) -> list[str]:
+        """Keep to so many requests of a manifest: those of the least keys, which are hashes."""
+        frame = self.read_rows(current)
+        if frame is None:
+            return []
+        asked = frame.loc[frame["state"] != CellState.NOT_REQUESTED, "request_key"]
+        chosen = sorted(asked.drop_duplicates())[:requests]
+        self._chosen = frozenset(chosen)
+        return chosen
+
     def read_rows(self, current: CurrentManifest) -> pd.DataFrame | None:
         try:
             return read_manifest(self._store, current.manifest, ROWS)
@@ -174,6 +188,8 @@ class _Audit:
             )
             self.report.add(Kind.UNREADABLE, current.manifest, text)
             return
+        if self._chosen is not None:
+            frame = frame[frame["request_key"].isin(self._chosen)]
         rows = frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None)
         wrong, behind = _Examples(), _Examples()
         for found in self._index.compare(rows):
@@ -232,13 +248,6 @@ def _judge(found: Mismatch) -> Kind | None:
         return Kind.MANIFEST_WRONG
     is_same = CELL_OF.get(State(found.state)) is cell and found.cell_sha256 == found.sha256
     return None if is_same else Kind.MANIFEST_BEHIND
-
-
-def _asked(frame: pd.DataFrame | None) -> Iterable[str]:
-    if frame is None:
-        return ()
-    asked = frame.loc[frame["state"] != CellState.NOT_REQUESTED, "request_key"]
-    return (str(key) for key in asked.drop_duplicates())
 
 
 def _time_left(attempt: Attempt) -> timedelta:
