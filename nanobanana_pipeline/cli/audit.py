@@ -19,6 +19,7 @@ from nanobanana_pipeline.audit.reading import Progress
 from nanobanana_pipeline.audit.report import ENDED, NOTES
 from nanobanana_pipeline.cli.show import size_text, table_of
 from nanobanana_pipeline.cli.terminal import make_console
+from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.layout import check_bucket
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
@@ -43,7 +44,13 @@ class Images(StrEnum):
 
 
 def audit(
+    prompt_set: Annotated[
+        str | None, typer.Argument(help="Only this one's, under --seed.", show_default="all of it")
+    ] = None,
     *,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the one partition that is looked at.")
+    ] = None,
     images: Annotated[
         Images, typer.Option(help="Which pictures are read whole and hashed.")
     ] = Images.SAMPLE,
@@ -54,14 +61,22 @@ def audit(
 ) -> None:
     """Look whether ledger, pictures, manifests, runs and budgets agree. Writes nothing.
 
+    Of a partition its manifest, the entries of its requests and their pictures are looked at; what
+    nobody names, runs and budgets are not.
+
     Exit codes: 0 all agrees, 1 something does not, 2 wrong use or settings. Doubts, losses,
     refusals and failures are told of, and are no disagreements; nor are manifests that do not know
     yet what another partition has bought, and what builds of releases that were killed have left.
     """
+    if (prompt_set is None) != (seed is None):
+        raise typer.BadParameter("a partition is a prompt set and a --seed: name both, or neither")
+    partition = None if prompt_set is None or seed is None else (prompt_set, seed)
     store = _bucket()
     count = {Images.ALL: None, Images.SAMPLE: sample, Images.NONE: 0}[images]
     with _progress() as on_progress:
-        report = audit_bucket(store, sample=count, on_progress=on_progress)
+        report = audit_bucket(store, partition=partition, sample=count, on_progress=on_progress)
+    if partition is not None and not report.manifests and report.agrees:
+        raise PlanError(f"{prompt_set}, seed {seed} was never launched: see nanobanana status")
     if as_json:
         told = {"agrees": report.agrees, **_REPORT.dump_python(report, mode="json")}
         typer.echo(json.dumps(told, indent=1))

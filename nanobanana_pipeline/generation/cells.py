@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final
 
 import pandas as pd
@@ -112,7 +112,7 @@ def draw_cells(
     kinds = {"request_key": "str", "seed_asked": "int64", "samples": "int64"}
     drawn = [
         pd.DataFrame(some, columns=list(kinds)).astype(kinds)
-        for some in iter(lambda: list(islice(requests, BATCH)), [])
+        for some in chain([[]], iter(lambda: list(islice(requests, BATCH)), []))
     ]
     frame = prompts[["prompt_id", "prompt"]].reset_index(drop=True)
     frame = pd.concat([frame, pd.concat(drawn, ignore_index=True)], axis="columns")

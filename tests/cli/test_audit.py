@@ -35,6 +35,20 @@ def test_what_agrees_exits_with_0(nanobanana: Command) -> None:
 
 
 @pytest.mark.usefixtures("launched")
+def test_one_partition_alone(nanobanana: Command, table: Path, store: ObjectStore) -> None:
+    assert nanobanana("generate", table, "--seeds", "2").exit_code == 0
+    [image] = entries(store)[0].images
+    store.delete(image.key)
+    seeds = {1: nanobanana("audit", table.stem, "--seed", "1")}
+    seeds[2] = nanobanana("audit", table.stem, "--seed", "2")
+    assert sorted(result.exit_code for result in seeds.values()) == [0, 1]
+    assert all("2 in the ledger (2 settled)" in result.output for result in seeds.values())
+    never = nanobanana("audit", table.stem, "--seed", "3")
+    assert never.exit_code == 2
+    assert "never launched" in never.output
+
+
+@pytest.mark.usefixtures("launched")
 def test_doubts_are_told_of_and_exit_with_0(
     nanobanana: Command, table: Path, emulator: EmulatorThread
 ) -> None:
@@ -86,7 +100,9 @@ def test_a_manifest_that_is_behind_is_a_note_and_accounted_for_without_buying(
     assert "to note" not in nanobanana("audit").output
 
 
-@pytest.mark.parametrize("option", [["--images", "some"], ["--sample", "0"]])
+@pytest.mark.parametrize(
+    "option", [["--images", "some"], ["--sample", "0"], ["--seed", "1"], ["animals"]]
+)
 def test_wrong_use_exits_with_2(nanobanana: Command, option: list[str]) -> None:
     assert nanobanana("audit", *option).exit_code == 2
 

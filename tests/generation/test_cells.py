@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_pipeline.errors import PlanError
-from nanobanana_pipeline.generation.cells import LAST_SEED, Cells, check_seed, draw_cells
+from nanobanana_pipeline.generation.cells import BATCH, LAST_SEED, Cells, check_seed, draw_cells
 from nanobanana_pipeline.request import ImageRequest, PictureParameters, request_key
 
 DEFAULTS = PictureParameters.defaults()
@@ -46,6 +46,19 @@ def test_every_row_has_a_cell_with_its_requests_key() -> None:
     assert cells.frame["requested"].all()
     assert [request.seed for request in cells.requests([2, 0])] == [7, 7]
     assert [request.prompt for request in cells.requests([2, 0])] == ["animal 2", "animal 0"]
+
+
+def test_rows_are_drawn_alike_however_many_there_are() -> None:
+    count = 2 * BATCH + 1
+    own = [None if number % 2 else number + 1 for number in range(count)]
+    cells = drawn(prompt_set(count, seed=pd.array(own, dtype="Int64")))
+    assert cells.frame["request_key"].nunique() == len(cells.frame) == count
+    last = prompt_set(count, seed=pd.array(own, dtype="Int64")).iloc[-3:]
+    assert drawn(last).frame["request_key"].to_list() == cells.frame["request_key"].to_list()[-3:]
+    assert cells.frame["seed_asked"].to_list()[-3:] == [count - 2, 7, count]
+    found = cells.requests(cells.frame.index)
+    assert [request.prompt for request in found] == cells.frame["prompt"].to_list()
+    assert drawn(prompt_set(0)).frame.empty
 
 
 def test_seed_and_realm_change_every_key() -> None:
