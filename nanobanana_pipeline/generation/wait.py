@@ -19,6 +19,10 @@ log = logging.getLogger(__name__)
 FIRST_POLL_SECONDS: Final = 0.1
 POLL_SHARE: Final = 0.08
 """Each wait is this share of the time since sending: noticed within 8 %, whatever the latency."""
+USUAL_POLLS: Final = 40
+"""In the time in which most requests are done each is asked for more often: a slot that nobody
+knows to be free is capacity that is paid for."""
+LEAST_POLL_SECONDS: Final = 0.03
 MAX_POLL_SECONDS: Final = 5.0
 POLL_UNTIL_SECONDS: Final = 1800.0
 MISSING_TRIES: Final = 3
@@ -69,7 +73,7 @@ class Waiter:
         while not self._give_up.wait(pause):
             outcome = self._provider.fetch(provider_id)
             elapsed = boot_clock() - began
-            pause = _pause(elapsed)
+            pause = _pause(elapsed, self._slots.usual)
             missing = missing + 1 if isinstance(outcome, Missing) else 0
             match outcome:
                 case Done() | Failed():
@@ -100,5 +104,18 @@ class Waiter:
         return False
 
 
-def _pause(elapsed: float) -> float:
-    return min(max(FIRST_POLL_SECONDS, POLL_SHARE * elapsed), MAX_POLL_SECONDS)
+def _pause(elapsed: float, usual: tuple[float, float] | None = None) -> float:
+    """Seconds until it is worth asking again.
+
+    Args:
+        elapsed: seconds since it was sent.
+        usual: between which most requests are done, if that is known.
+    """
+    pause = min(max(FIRST_POLL_SECONDS, POLL_SHARE * elapsed), MAX_POLL_SECONDS)
+    if usual is None:
+        return pause
+    first, last = usual
+    if elapsed + pause < first or elapsed > last:
+        return pause
+    dense = max(LEAST_POLL_SECONDS, (last - first) / USUAL_POLLS)
+    return min(pause, max(first - elapsed, dense))

@@ -6,6 +6,7 @@ machines on one account find the provider's cap without talking to each other.
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -23,6 +24,9 @@ So shares become alike without more 429s (`benchmarks/sharing.py`). Each further
 long as the one before: a cap that was lifted or left by another worker is soon found.
 """
 POLL_SECONDS: Final = 0.25
+RECENT: Final = 100
+"""Requests whose times tell what is usual."""
+LEAST_RECENT: Final = 20
 
 
 class Slots:
@@ -43,6 +47,7 @@ class Slots:
         self._slow_start = True
         self._closed_until = 0.0
         self._latency = 1.0
+        self._recent: deque[float] = deque(maxlen=RECENT)
         self._last_decrease = float("-inf")
         self._last_probe = float("-inf")
         self._probe_seconds = LONGEST_PROBE_SECONDS
@@ -57,6 +62,16 @@ class Slots:
     def latency(self) -> float:
         """Seconds that a request takes, as a moving mean."""
         return self._latency
+
+    @property
+    def usual(self) -> tuple[float, float] | None:
+        """Seconds within which nine of ten recent requests were done; None before some were."""
+        with self._changed:
+            recent = sorted(self._recent)
+        if len(recent) < LEAST_RECENT:
+            return None
+        aside = len(recent) // 20
+        return recent[aside], recent[-1 - aside]
 
     @property
     def in_use(self) -> int:
@@ -84,6 +99,7 @@ class Slots:
         """The provider took `seconds` for a request: ask for a little more."""
         with self._changed:
             self._latency += 0.1 * (seconds - self._latency)
+            self._recent.append(seconds)
             if self._slow_start:
                 self._limit += 1
             elif self._limit + 1 <= self._ceiling:

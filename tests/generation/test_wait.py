@@ -80,3 +80,25 @@ def test_a_webhook_of_ones_own_goes_before_this_projects_and_a_label_follows_the
     names = {e.request.prompt: f"{e.request_key}.{e.attempts[0].nonce}" for e in entries(store)}
     assert sent == {f"{names['a']}.mine", names["b"]}
     assert all(key.startswith(f"webhooks/{names['b']}/") for key in store.keys("webhooks/"))
+
+
+def polls(until: float, usual: tuple[float, float] | None) -> list[float]:
+    """When it is asked for what is done so long after it was sent, in seconds since then."""
+    times = [wait.FIRST_POLL_SECONDS]
+    while times[-1] < until:
+        times.append(times[-1] + wait._pause(times[-1], usual))
+    return times
+
+
+@pytest.mark.parametrize("usual", [None, (1.1, 2.9), (9.0, 31.0), (0.2, 0.6), (1.0, 1.0)])
+@pytest.mark.parametrize("until", [0.5, 2.0, 20.0, 60.0])
+def test_what_is_ready_is_noticed_soon_whatever_is_usual(
+    until: float, usual: tuple[float, float] | None
+) -> None:
+    asked = polls(until, usual)
+    late = asked[-1] - until
+    assert late <= max(wait.FIRST_POLL_SECONDS, wait.POLL_SHARE * until) + 1e-9
+    if usual is not None and usual[0] <= until <= usual[1]:
+        spread = usual[1] - usual[0]
+        assert late <= max(wait.LEAST_POLL_SECONDS, spread / wait.USUAL_POLLS) + 1e-9
+    assert len(asked) <= len(polls(until, None)) + wait.USUAL_POLLS + 1

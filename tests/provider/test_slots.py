@@ -132,6 +132,18 @@ def test_a_stop_ends_the_wait() -> None:
     assert time.monotonic() - began < 1
 
 
+def test_what_is_usual_is_known_after_some_requests_and_forgets_old_ones() -> None:
+    slots = Slots(10)
+    for seconds in range(19):
+        slots.served(float(seconds))
+    assert slots.usual is None
+    slots.served(19.0)
+    assert slots.usual == (1.0, 18.0)
+    for seconds in range(100, 200):
+        slots.served(float(seconds))
+    assert slots.usual == (105.0, 194.0)
+
+
 def test_no_more_than_the_limit_are_held_by_racing_threads() -> None:
     slots = Slots(4)
     inside, most = itertools.count(), [0]
