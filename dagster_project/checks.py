@@ -151,7 +151,7 @@ def audit(nanobanana: NanobananaResource, name: str, seed: int) -> dg.AssetCheck
         "findings",
         {
             "ledger entries read": report.states.total(),
-            "images": report.images,
+            "images that these name": report.images,
             "images read": report.images_read,
         },
         passed=report.agrees,
