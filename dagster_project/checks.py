@@ -172,10 +172,9 @@ def none_in_doubt(nanobanana: NanobananaResource, name: str, seed: int) -> dg.As
     rows = read_manifest(store, current.manifest, ["prompt_id", "prompt", "request_key", "state"])
     rows = rows[rows["state"].isin(UNSURE)].drop_duplicates("prompt_id")
     # What evidence or a person has settled since the manifest was written is no doubt now.
-    found = Ledger(store).read_many(rows["request_key"])
     unsure = {
-        key: held.entry
-        for key, held in found.items()
+        held.entry.request_key: held.entry
+        for held in Ledger(store).read_many(rows["request_key"])
         if held.entry.state in UNSURE and not held.entry.is_abandoned
     }
     rows = rows[rows["request_key"].isin(unsure.keys())]

@@ -4,10 +4,11 @@ The pointer is changed by compare-and-swap, after its table is there; so no read
 table, and of two writers one starts over.
 """
 
+import contextlib
 import io
 import json
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Columns",
     "as_frame",
+    "open_stored",
     "read_pointer",
     "read_stored",
     "read_table",
@@ -28,6 +30,7 @@ __all__ = [
     "write_table",
 ]
 
+BATCH: Final = 10_000
 Pointer = TypeVar("Pointer")
 Columns = Mapping[str, tuple[pa.DataType, str]]
 """Every column's type and meaning, in order."""
@@ -112,10 +115,10 @@ def read_table(
     return as_frame(read_stored(store, key, known, wanted))
 
 
-def read_stored(
+def open_stored(
     store: ObjectStore, key: str, known: Columns, wanted: list[str] | None = None
-) -> pa.Table:
-    """A table's rows; a column that its version did not know yet is there, and empty.
+) -> pa.RecordBatchReader:
+    """A table's rows, some at once; a column that its version did not know yet is there, and empty.
 
     Args:
         store: the bucket.
@@ -124,21 +127,51 @@ def read_stored(
         wanted: some of them; None gives all, and those that only the table's version knows.
 
     Raises:
-        StorageError: there is none, or it is damaged.
+        StorageError: there is none, or it is damaged; of damage the reader tells as well.
     """
     found = store.get(key)
     if found is None:
         raise StorageError(f"{store.uri(key)} is missing though current.json names it")
-    try:
-        file = pq.ParquetFile(io.BytesIO(found.body))
+
+    with _damage_named(store.uri(key)):
+        file = pq.ParquetFile(pa.BufferReader(found.body))
         there = file.schema_arrow.names
-        wanted = wanted or list(dict.fromkeys([*known, *there]))
-        table = file.read([name for name in wanted if name in there])
-    except pa.ArrowException as error:
-        raise StorageError(f"{store.uri(key)} is damaged: {error}") from error
-    for name in set(wanted) - set(there):
-        table = table.append_column(name, pa.nulls(len(table), known[name][0]))
-    return table.select(wanted)
+    names = wanted or list(dict.fromkeys([*known, *there]))
+    schema = pa.schema(
+        [file.schema_arrow.field(n) if n in there else pa.field(n, known[n][0]) for n in names],
+        file.schema_arrow.metadata,
+    )
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        with _damage_named(store.uri(key)):
+            for some in file.iter_batches(
+                BATCH, columns=[n for n in names if n in there], use_threads=False
+            ):
+                columns = [
+                    some[f.name] if f.name in there else pa.nulls(len(some), f.type) for f in schema
+                ]
+                yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+    return pa.RecordBatchReader.from_batches(schema, batches())
+
+
+@contextlib.contextmanager
+def _damage_named(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise StorageError(f"{uri} is damaged: {error}") from error
+
+
+def read_stored(
+    store: ObjectStore, key: str, known: Columns, wanted: list[str] | None = None
+) -> pa.Table:
+    """The same, all at once.
+
+    Raises:
+        StorageError: as `open_stored`.
+    """
+    return open_stored(store, key, known, wanted).read_all()
 
 
 def as_frame(table: pa.Table) -> "pd.DataFrame":

@@ -58,6 +58,9 @@ CODE_VERSION = "1"
 PROGRESS_SECONDS = 2.0
 PROGRESS_GROWTH = 1.5
 STRIP_PICTURES = 4
+ROW_COLUMNS = ["prompt", "state", "reason", "image_uri", "bytes", "seed_reported"]
+PAGE_COLUMNS = ["prompt_id", "image_sha256", "format", *ROW_COLUMNS]
+"""Of the manifest: what the partition's page shows, or is made from."""
 
 _PLAN = TypeAdapter(Plan)
 _REPORT = TypeAdapter(Report)
@@ -175,7 +178,7 @@ def collect(
         ) as recording:
             current = launch.collect(store, nanobanana.account().realm, plan_made, report)
             recording.tell(partial(launch_collected, store, plan_made, current, report))
-        rows = read_manifest(store, current.manifest)
+        rows = read_manifest(store, current.manifest, PAGE_COLUMNS)
         metadata = _metadata(store, nanobanana.settings(), current, rows, report, plan_made.price)
     refused = current.cells.get(CellState.REFUSED, 0)
     check = dg.AssetCheckResult(
@@ -279,10 +282,10 @@ def _metadata(
     report: Report,
     price: Decimal | None,
 ) -> dict[str, Any]:
-    shown = ["prompt", "state", "reason", "image_uri", "bytes", "seed_reported"]
-    first = rows.sort_values("state", key=lambda s: s == CellState.SETTLED, kind="stable")
-    asked = first.loc[first["state"] != CellState.NOT_REQUESTED, shown]
-    rows_shown, addresses = named_pictures(asked.head(SAMPLE_ROWS))
+    asked = rows.loc[rows["state"] != CellState.NOT_REQUESTED, ROW_COLUMNS]
+    settled = asked["state"] == CellState.SETTLED
+    first = pd.concat([asked[~settled].head(SAMPLE_ROWS), asked[settled].head(SAMPLE_ROWS)])
+    rows_shown, addresses = named_pictures(first.head(SAMPLE_ROWS))
     cells = pd.DataFrame(current.cells.items(), columns=["state", "cells"])
     return {
         "contact sheet": _contact_sheet(store, settings, current, rows),

@@ -69,13 +69,11 @@ def aftermath(store: ObjectStore, run_id: str) -> Aftermath | None:
     made = read_plan(store, run_id)
     keys = [p.request_key for shard in made.shards for p in read_shard(store, run_id, shard)]
     chosen = keys[:MOST]
-    entries = [held.entry for held in Ledger(store).read_many(chosen).values()]
-    states = Counter(entry.state for entry in entries)
-    states[State.OPEN] += len(chosen) - len(entries)
-    spent = sum(
-        entry.request.samples
-        for entry in entries
-        for attempt in entry.attempts
-        if attempt.run_id == run_id and attempt.outcome in COSTING
-    )
+    states: Counter[State] = Counter()
+    spent = 0
+    for held in Ledger(store).read_many(chosen):
+        states[held.entry.state] += 1
+        own = (a for a in held.entry.attempts if a.run_id == run_id)
+        spent += held.entry.request.samples * sum(a.outcome in COSTING for a in own)
+    states[State.OPEN] += len(chosen) - states.total()
     return Aftermath(made, +states, len(chosen), len(keys), spent)

@@ -326,11 +326,10 @@ def spent_by(store: ObjectStore, name: str, reservation: Reservation) -> int:
     run_id, _, shard = name.rpartition("/")
     since = datetime.fromisoformat(reservation.since) - CLOCK_MARGIN
     keys = (planned.request_key for planned in read_shard(store, run_id, shard))
-    entries = [held.entry for held in Ledger(store).read_many(keys).values()]
     return sum(
-        entry.request.samples
-        for entry in entries
-        for attempt in entry.attempts
+        held.entry.request.samples
+        for held in Ledger(store).read_many(keys)
+        for attempt in held.entry.attempts
         if attempt.run_id == run_id
         and attempt.outcome in COSTING
         and datetime.fromisoformat(attempt.started) >= since
@@ -357,4 +356,4 @@ def _is_over(store: ObjectStore, name: str) -> bool:
         log.warning("whether shard %s has anything left to buy cannot be known: %s", name, error)
         return False
     held = Ledger(store).read_many(keys)
-    return all(key in held and held[key].entry.state is State.SETTLED for key in keys)
+    return sum(each.entry.state is State.SETTLED for each in held) == len(keys)

@@ -322,8 +322,8 @@ def _doubts(
 ) -> list[Doubt]:
     """Those of these requests that are in doubt or lost now, the oldest first."""
     found = [
-        _doubt(*suspects[key], held.entry, price)
-        for key, held in Ledger(store).read_many(suspects).items()
+        _doubt(*suspects[held.entry.request_key], held.entry, price)
+        for held in Ledger(store).read_many(suspects)
         if _is_doubt(held)
     ]
     return sorted(found, key=lambda doubt: (doubt.since, doubt.request_key))

@@ -5,17 +5,19 @@ shard of it; `collect` publishes the manifest. Only S3 passes between them, so t
 a process or on a machine of its own.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version as installed_version
 from typing import Any
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.budget import open_purse, settle_accounts
-from nanobanana_pipeline.generation.cells import Cells, draw_cells
+from nanobanana_pipeline.generation.cells import draw_cells
 from nanobanana_pipeline.generation.engine import Engine, Progress, Report
+from nanobanana_pipeline.generation.known import is_among, read_known
 from nanobanana_pipeline.generation.manifest import (
     CellState,
     CurrentManifest,
@@ -24,10 +26,12 @@ from nanobanana_pipeline.generation.manifest import (
     read_current,
 )
 from nanobanana_pipeline.generation.manifest_rows import (
+    OUTCOMES,
     content_hash,
     count_cells,
     count_images,
     manifest_table,
+    outcomes,
 )
 from nanobanana_pipeline.generation.metrics import told_metrics
 from nanobanana_pipeline.generation.notes import SettledNotes, read_settled
@@ -39,7 +43,7 @@ from nanobanana_pipeline.generation.runs import (
     write_plan,
     write_shards,
 )
-from nanobanana_pipeline.generation.survey import Launch, known_rows, survey_cells
+from nanobanana_pipeline.generation.survey import Launch, survey_cells
 from nanobanana_pipeline.ledger import Entry, Held, Ledger, State, now_iso
 from nanobanana_pipeline.money import Budget, cost_text
 from nanobanana_pipeline.prompts import prompt_set
@@ -159,34 +163,21 @@ def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> Curre
         realm=realm,
         limit=made.limit,
     )
-    keys = cells.frame["request_key"].drop_duplicates()
+    keys = pc.unique(pa.array(cells.frame["request_key"]))
+    requested = cells.frame.loc[cells.frame["requested"], "request_key"]
+    missing = _state_of_missing(made, report)
     ledger = Ledger(store)
-    noted = {
-        entry.request_key: entry
-        for shard in made.shards
-        for entry in read_settled(store, made.run_id, shard)
-    }
+    noted = outcomes(_noted(store, made), store.uri)
     while True:
         before, etag = read_current(store, made.prompt_set, made.seed)
-        known = known_rows(store, before, keys)
-        settled = known[known["state"] == CellState.SETTLED]
+        known = read_known(store, before, OUTCOMES.names)
         # A smaller limit does not make unseen what was asked for under a larger one.
-        asked = [
-            cells.frame.loc[cells.frame["requested"], "request_key"],
-            known.loc[known["state"] != CellState.NOT_REQUESTED, "request_key"],
-        ]
-        rest = pd.concat(asked).drop_duplicates()
-        rest = rest[~rest.isin(settled["request_key"])]
-        here = [noted[key] for key in rest if key in noted]
-        held = ledger.read_many(key for key in rest if key not in noted)
-        table = manifest_table(
-            cells,
-            made.prompt_set,
-            settled,
-            [*here, *(h.entry for h in held.values())],
-            store.uri,
-            missing=_state_of_missing(made, report),
-        )
+        asked = is_among(keys, requested) | is_among(keys, known.asked)
+        here = is_among(keys, known.settled["request_key"]) | is_among(keys, noted["request_key"])
+        rest = keys.filter(pa.array(asked & ~here)).to_pylist()
+        left = _Left(made.run_id)
+        read = outcomes(left.watch(ledger.read_many(rest)), store.uri, missing)
+        table = manifest_table(cells, made.prompt_set, [known.settled, noted, read], missing)
         images, size = count_images(table)
         current = CurrentManifest(
             prompt_set=made.prompt_set,
@@ -197,7 +188,7 @@ def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> Curre
             limit=made.limit,
             cells=count_cells(table),
             request_seconds=report.request_seconds or (before.request_seconds if before else None),
-            abandoned=_count_abandoned(cells, held),
+            abandoned=int(is_among(cells.frame["request_key"], left.abandoned).sum()),
             images=images,
             size=size,
             content=content_hash(table),
@@ -207,7 +198,7 @@ def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> Curre
         )
         if publish(store, table, current, etag):
             break
-    if not any(needs_rescue(h.entry, made.run_id) for h in held.values()):
+    if not left.needs_rescue:
         mark_done(store, made.run_id, report.bought)
     settle_accounts(store, made.prompt_set, made.seed, is_complete=not current.gaps)
     return current
@@ -225,9 +216,30 @@ def needs_rescue(entry: Entry, run_id: str) -> bool:
     return entry.state in unfinished and any(a.run_id == run_id for a in entry.attempts)
 
 
-def _count_abandoned(cells: Cells, held: Mapping[str, Held]) -> int:
-    given_up = [key for key, found in held.items() if found.entry.is_abandoned]
-    return int(cells.frame["request_key"].isin(given_up).sum())
+def _noted(store: ObjectStore, made: Plan) -> Iterator[Entry]:
+    for shard in made.shards:
+        yield from read_settled(store, made.run_id, shard)
+
+
+@dataclass
+class _Left:
+    """What entries say, as they go by, of what a run has left behind.
+
+    Attributes:
+        abandoned: request keys that somebody has given up.
+        needs_rescue: as the function of this name has it, of any of them.
+    """
+
+    run_id: str
+    abandoned: list[str] = field(default_factory=list)
+    needs_rescue: bool = False
+
+    def watch(self, entries: Iterable[Held]) -> Iterator[Entry]:
+        for held in entries:
+            if held.entry.is_abandoned:
+                self.abandoned.append(held.entry.request_key)
+            self.needs_rescue = self.needs_rescue or needs_rescue(held.entry, self.run_id)
+            yield held.entry
 
 
 def _refusal(made: Plan, changes: Mapping[str, tuple[Any, Any]]) -> str:

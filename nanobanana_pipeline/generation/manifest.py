@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from nanobanana_pipeline.current import (
     as_frame,
+    open_stored,
     read_pointer,
-    read_stored,
     swap_pointer,
     write_table,
 )
@@ -28,11 +28,14 @@ if TYPE_CHECKING:
 __all__ = [
     "COLUMNS",
     "GAPS",
+    "OUTCOME_COLUMNS",
+    "SCHEMA_OF_TABLE",
     "CellState",
     "CurrentManifest",
     "advice",
     "list_partitions",
     "manifest_key",
+    "open_manifest",
     "publish",
     "read_all_current",
     "read_arrow",
@@ -214,7 +217,18 @@ def read_arrow(store: ObjectStore, key: str, columns: list[str] | None = None) -
     Raises:
         StorageError: as `read_manifest`.
     """
-    return read_stored(store, key, COLUMNS, columns)
+    return open_manifest(store, key, columns).read_all()
+
+
+def open_manifest(
+    store: ObjectStore, key: str, columns: list[str] | None = None
+) -> pa.RecordBatchReader:
+    """The same, some rows at once.
+
+    Raises:
+        StorageError: as `read_manifest`.
+    """
+    return open_stored(store, key, COLUMNS, columns)
 
 
 def publish(

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nanobanana_pipeline.generation.cells import Cells
 from nanobanana_pipeline.generation.manifest import (
@@ -17,8 +19,22 @@ from nanobanana_pipeline.generation.manifest import (
 )
 from nanobanana_pipeline.ledger import Entry, State
 
-__all__ = ["CELL_OF", "content_hash", "count_cells", "count_images", "manifest_table"]
+__all__ = [
+    "CELL_OF",
+    "OUTCOMES",
+    "content_hash",
+    "count_cells",
+    "count_images",
+    "manifest_table",
+    "outcomes",
+]
 
+BATCH: Final = 10_000
+"""Rows that are Python objects at once, or taken from larger tables."""
+OUTCOMES: Final = pa.schema(
+    [SCHEMA_OF_TABLE.field(name) for name in ("request_key", "sample", *OUTCOME_COLUMNS)]
+)
+"""What came of a request, a row a picture."""
 MAX_SEED_REPORTED: Final = 2**63 - 1
 CELL_OF: Final = {
     State.SUBMITTING: CellState.PENDING,
@@ -32,12 +48,30 @@ CELL_OF: Final = {
 """Where a cell stands whose request was tried."""
 
 
+def outcomes(
+    entries: Iterable[Entry], uri: Callable[[str], str], missing: CellState = CellState.PENDING
+) -> pa.Table:
+    """What came of requests that were tried.
+
+    Args:
+        entries: the ledger's; taken one by one, and not kept.
+        uri: gives an image's address for its key (`ObjectStore.uri`).
+        missing: the state of those that are open.
+
+    Returns:
+        A row for each picture of an entry: request_key, sample and `OUTCOME_COLUMNS`.
+    """
+    rows = (row for entry in entries for row in _outcome_rows(entry, uri, missing))
+    batches = iter(lambda: list(islice(rows, BATCH)), [])
+    return pa.Table.from_batches(
+        [pa.RecordBatch.from_pylist(some, OUTCOMES) for some in batches], OUTCOMES
+    )
+
+
 def manifest_table(
     cells: Cells,
     prompt_set: str,
-    settled: pd.DataFrame | None,
-    entries: Iterable[Entry],
-    uri: Callable[[str], str],
+    known: Sequence[pa.Table],
     missing: CellState = CellState.PENDING,
 ) -> pa.Table:
     """Put a manifest together.
@@ -45,62 +79,90 @@ def manifest_table(
     Args:
         cells: the partition's.
         prompt_set: its name.
-        settled: rows of an earlier manifest for requests that were settled by then.
-        entries: the ledger's entries of the other requests that were ever tried.
-        uri: gives an image's address for its key (`ObjectStore.uri`).
-        missing: the state of cells that were asked for and are open.
+        known: what came of its requests: `outcomes`, or rows of an earlier manifest. Where two
+            tell of the same picture the first counts.
+        missing: the state of cells that were asked for, and of which nothing is known.
 
     Returns:
         A table as `COLUMNS` says.
     """
-    fresh = pd.DataFrame([row for entry in entries for row in _outcome_rows(entry, uri, missing)])
-    known = [frame for frame in (settled, fresh) if frame is not None and len(frame)]
-    wanted = ["request_key", "sample", *OUTCOME_COLUMNS]
-    outcome = (
-        pd.concat([frame[wanted].astype(object) for frame in known], ignore_index=True)
-        # Rows of one set that ask for the same picture share its outcome.
-        .drop_duplicates(["request_key", "sample"])
-        if known
-        else pd.DataFrame(columns=wanted, dtype=object)
+    outcome = pa.concat_tables([rows.select(OUTCOMES.names).cast(OUTCOMES) for rows in known])
+    places = _places(cells, outcome)
+    drawn = pa.Table.from_pandas(cells.frame, preserve_index=False)
+    named = {"prompt_set": prompt_set, "seed": cells.seed}
+    parts = [SCHEMA_OF_TABLE.empty_table()]
+    for first in range(0, len(places), BATCH):
+        some = places.iloc[first : first + BATCH]
+        cell = drawn.take(pa.array(some["cell"]))
+        came = outcome.take(pa.array(some["outcome"]))
+        untried = pc.if_else(cell["requested"], missing.value, CellState.NOT_REQUESTED.value)
+        columns = {
+            **{name: cell[name] for name in ("prompt_id", "prompt", "request_key", "seed_asked")},
+            **{name: came[name] for name in OUTCOME_COLUMNS},
+            **{name: pa.repeat(value, len(some)) for name, value in named.items()},
+            "sample": pa.array(some["sample"]),
+            "state": pc.coalesce(came["state"], untried),
+        }
+        parts.append(pa.table(columns).select(SCHEMA_OF_TABLE.names).cast(SCHEMA_OF_TABLE))
+    return pa.concat_tables(parts)
+
+
+def _places(cells: Cells, outcome: pa.Table) -> pd.DataFrame:
+    """The manifest's rows: whose cell and which outcome each has, by position, and its sample.
+
+    Rows of one set that ask for the same picture share its outcome. A cell whose request was never
+    tried has none, and still a row for each picture that was asked for.
+    """
+    keys = pa.chunked_array(pa.array(cells.frame["request_key"]).cast(pa.string()))
+    distinct = pc.unique(keys)
+    came = pd.DataFrame(
+        {
+            "key": pc.index_in(outcome["request_key"], value_set=distinct).fill_null(-1).to_numpy(),
+            "sample": outcome["sample"].to_numpy(),
+            "outcome": np.arange(len(outcome)),
+        }
+    ).drop_duplicates(["key", "sample"])
+    asked = pd.DataFrame(
+        {
+            "key": pc.index_in(keys, value_set=distinct).to_numpy(),
+            "samples": cells.frame["samples"].to_numpy(),
+            "cell": np.arange(len(cells.frame)),
+        }
     )
-    frame = cells.frame.merge(outcome, on="request_key", how="left")
-    untried = frame["state"].isna()
-    state = frame["requested"].map({True: missing, False: CellState.NOT_REQUESTED})
-    frame["state"] = frame["state"].astype(object).where(~untried, state.astype(str))
-    # A cell whose request was never tried still has a row for each picture that was asked for.
-    repeats = frame["samples"].where(untried, 1)
-    frame = frame.loc[frame.index.repeat(repeats)]
-    counted = frame.groupby(level=0).cumcount()
-    frame["sample"] = frame["sample"].where(frame["sample"].notna(), counted)
-    frame["prompt_set"] = prompt_set
-    frame["seed"] = cells.seed
-    columns = {}
-    for field in SCHEMA_OF_TABLE:
-        values = frame[field.name].astype(object)
-        columns[field.name] = pa.array(
-            values.where(values.notna(), None), type=field.type, from_pandas=True
-        )
-    return pa.table(columns, schema=SCHEMA_OF_TABLE)
+    places = asked.merge(came.astype({"sample": "Int64", "outcome": "Int64"}), "left", on="key")
+    repeats = places["samples"].where(places["outcome"].isna(), 1)
+    places = places.loc[places.index.repeat(repeats)]
+    counted = places.groupby(level=0).cumcount()
+    return places.assign(sample=places["sample"].fillna(counted))
 
 
 def count_cells(table: pa.Table) -> dict[str, int]:
     """How many cells, not rows, are in each state."""
-    first = table.to_pandas().drop_duplicates("prompt_id")["state"]
-    return dict(sorted(Counter(first).items()))
+    first = table["state"].filter(pc.equal(table["sample"], 0))
+    counts = pc.value_counts(first).to_pylist()
+    return dict(sorted((each["values"], each["counts"]) for each in counts))
 
 
 def count_images(table: pa.Table) -> tuple[int, int]:
     """Distinct pictures of a manifest and their bytes."""
-    images = table.select(["image_sha256", "bytes"]).to_pandas().dropna()
-    distinct = images.drop_duplicates("image_sha256")
-    return len(distinct), int(distinct["bytes"].sum())
+    images = table.select(["image_sha256", "bytes"]).drop_null()
+    distinct = images.group_by("image_sha256", use_threads=False).aggregate([("bytes", "max")])
+    return len(distinct), pc.sum(distinct["bytes_max"]).as_py() or 0
 
 
 def content_hash(table: pa.Table) -> str:
-    """SHA-256 of a manifest's requests, states and pictures, whatever run brought them."""
-    rows = table.select(["prompt_id", "sample", "request_key", "state", "image_sha256"])
-    body = json.dumps(rows.to_pydict(), separators=(",", ":"))
-    return hashlib.sha256(body.encode()).hexdigest()
+    """SHA-256 of a manifest's requests, states and pictures, whatever run brought them.
+
+    It is that of ``{"prompt_id":[…],"sample":[…],…}`` as JSON without spaces.
+    """
+    digest = hashlib.sha256()
+    names = ("prompt_id", "sample", "request_key", "state", "image_sha256")
+    for lead, name in zip("{,,,,", names, strict=True):
+        # A column at a time: as Python's objects all of them would be several times the table.
+        column = json.dumps(table[name].to_pylist(), separators=(",", ":"))
+        digest.update(f'{lead}"{name}":{column}'.encode())
+    digest.update(b"}")
+    return digest.hexdigest()
 
 
 def _outcome_rows(

@@ -183,14 +183,10 @@ def rescue(
         raise PlanError(_no_such_run(store, run_id))
     dead = read_plan(store, run_id)
     seen = _read_run(run_id, store.listing(f"runs/{run_id}/"))
-    own = {
-        planned.request_key: planned
-        for shard in dead.shards
-        for planned in read_shard(store, run_id, shard)
-    }
+    own = [planned.request_key for planned in _requests(store, dead)]
     ledger = Ledger(store)
-    entries = [held.entry for held in ledger.read_many(own).values()]
-    owed = [replace(own[e.request_key], buy=False) for e in entries if _may_be_brought(e)]
+    left = {h.entry.request_key for h in ledger.read_many(own) if _may_be_brought(h.entry)}
+    owed = [replace(p, buy=False) for p in _requests(store, dead) if p.request_key in left]
     report = Report()
     if owed:
         report = _bring(store, account, dead, new_run_id(), owed, on_progress)
@@ -204,13 +200,20 @@ def rescue(
     # After the manifest: what was brought by then is known to be all that the run has spent.
     names = [f"{run_id}/{shard}" for shard in dead.shards]
     settle_accounts(store, dead.prompt_set, dead.seed, names)
-    entries = [held.entry for held in ledger.read_many(own).values()]
-    if not any(needs_rescue(entry, run_id) for entry in entries):
-        bought = [a for e in entries for a in e.attempts if a.run_id == run_id]
-        mark_done(store, run_id, sum(attempt.outcome in COSTING for attempt in bought))
+    bought, is_done = 0, True
+    for held in ledger.read_many(own):
+        bought += sum(a.run_id == run_id and a.outcome in COSTING for a in held.entry.attempts)
+        is_done = is_done and not needs_rescue(held.entry, run_id)
+    if is_done:
+        mark_done(store, run_id, bought)
     elif seen is not None and seen.round == LAST_ROUND:
         forget_unfinished(store, run_id)
     return Settled(current, report)
+
+
+def _requests(store: ObjectStore, made: Plan) -> Iterator[PlannedRequest]:
+    for shard in made.shards:
+        yield from read_shard(store, made.run_id, shard)
 
 
 def _no_such_run(store: ObjectStore, run_id: str) -> str:

@@ -8,17 +8,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.cells import Cells, check_seed, draw_cells
 from nanobanana_pipeline.generation.evidence import may_have_evidence
+from nanobanana_pipeline.generation.known import is_among, read_known
 from nanobanana_pipeline.generation.manifest import (
-    CellState,
     CurrentManifest,
     read_current,
-    read_manifest,
 )
 from nanobanana_pipeline.generation.runs import Plan
 from nanobanana_pipeline.generation.work import PlannedRequest
@@ -27,7 +24,7 @@ from nanobanana_pipeline.money import Budget
 from nanobanana_pipeline.request import DeliveryParameters, PictureParameters
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["Launch", "Survey", "known_rows", "survey_cells"]
+__all__ = ["Launch", "Survey", "survey_cells"]
 
 
 @dataclass(frozen=True)
@@ -126,23 +123,28 @@ def survey_cells(
     )
     asked = cells.frame.loc[cells.frame["requested"], ["request_key", "samples"]]
     asked = asked[_is_first(asked["request_key"])]
-    known = known_rows(store, current, asked["request_key"], ["request_key", "state"])
-    settled = known.loc[known["state"] == CellState.SETTLED, "request_key"]
-    rest = asked[~_is_among(asked["request_key"], settled)]
-    held = Ledger(store).read_many(rest["request_key"])
-    entries = {key: found.entry for key, found in held.items()}
-    wanted = rest if launch.only is None else rest[rest["request_key"].isin(launch.only)]
-    tried = {key: entries[key] for key in wanted["request_key"] if key in entries}
+    known = read_known(store, current, ["request_key", "state"])
+    is_settled = is_among(asked["request_key"], known.settled["request_key"])
+    rest = asked[~is_settled]
+    wanted = rest if launch.only is None else rest[is_among(rest["request_key"], launch.only)]
     may_buy = launch.max_images != 0
-    barred = {k for k, e in tried.items() if not (may_buy and e.may_claim(rebuy=launch.rebuy))}
-    buy = wanted[may_buy & ~wanted["request_key"].isin(barred)]
-    resume = {k for k, e in tried.items() if e.state in {State.ACCEPTED, State.SUBMITTING}}
-    look = {key for key in barred if may_have_evidence(tried[key])}
-    todo = pd.Series(rest.index.isin(buy.index), index=rest.index)
-    todo = todo[todo | rest["request_key"].isin(resume | look)]
-    counted = Counter(entry.state.value for entry in entries.values())
-    counted["open"] += len(rest) - len(entries)
-    counted["settled"] += settled.nunique()
+    barred, resume, look = set[str](), set[str](), set[str]()
+    counted: Counter[str] = Counter()
+    for held in Ledger(store).read_many(rest["request_key"]):
+        entry = held.entry
+        counted[entry.state.value] += 1
+        if not (may_buy and entry.may_claim(rebuy=launch.rebuy)):
+            barred.add(entry.request_key)
+            if may_have_evidence(entry):
+                look.add(entry.request_key)
+        if entry.state in {State.ACCEPTED, State.SUBMITTING}:
+            resume.add(entry.request_key)
+    counted["open"] += len(rest) - counted.total()
+    counted["settled"] += int(is_settled.sum())
+    keys = wanted["request_key"]
+    bought = may_buy & ~is_among(keys, barred)
+    resumed, looked_at = is_among(keys, resume), is_among(keys, look)
+    todo = pd.Series(bought, index=wanted.index)[bought | resumed | looked_at]
     made = Plan(
         prompt_set=launch.prompt_set,
         seed=launch.seed,
@@ -152,29 +154,16 @@ def survey_cells(
         limit=launch.limit,
         cells=len(cells.frame),
         states=dict(sorted((+counted).items())),
-        buy=len(buy),
-        buy_images=int(buy["samples"].sum()),
-        resume=len(resume),
-        look=len(look),
+        buy=int(bought.sum()),
+        buy_images=int(wanted.loc[bought, "samples"].sum()),
+        resume=int(resumed.sum()),
+        look=int(looked_at.sum()),
         price=budget.price,
         rebuy=launch.rebuy,
         max_images=launch.max_images,
         max_cost=launch.max_cost,
     )
     return Survey(made, changes, cells, todo)
-
-
-def known_rows(
-    store: ObjectStore,
-    current: CurrentManifest | None,
-    keys: pd.Series,
-    columns: list[str] | None = None,
-) -> pd.DataFrame:
-    """The current manifest's rows for these requests: all columns, or those that are named."""
-    if current is None:
-        return pd.DataFrame({"request_key": [], "state": []}, dtype="str")
-    rows = read_manifest(store, current.manifest, columns)
-    return rows[_is_among(rows["request_key"], keys)]
 
 
 def _parameters(
@@ -200,11 +189,6 @@ def _check(launch: Launch, budget: Budget) -> None:
         )
 
 
-# pandas' own `isin` and `duplicated` make Python's objects of all strings: 400 MB for a million.
-def _is_among(column: pd.Series, values: pd.Series) -> np.ndarray:
-    among = pc.is_in(pa.array(column), value_set=pa.array(values))
-    return np.asarray(among)
-
-
+# pandas' own `duplicated` makes Python's objects of all strings.
 def _is_first(column: pd.Series) -> np.ndarray:
     return ~pd.Series(column.factorize()[0]).duplicated().to_numpy()

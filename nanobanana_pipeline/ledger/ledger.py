@@ -7,9 +7,10 @@ revision that it wrote itself has won.
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import tenacity
@@ -26,6 +27,7 @@ __all__ = ["PAID_PATIENCE_SECONDS", "Held", "Ledger", "boot_clock"]
 log = logging.getLogger(__name__)
 
 READERS: Final = 16
+READ_AHEAD: Final = 1_000
 PATIENCE_SECONDS: Final = 60.0
 PAID_PATIENCE_SECONDS: Final = 3600.0
 """What was paid for is written down however long S3 takes to come back, within reason."""
@@ -84,13 +86,13 @@ class Ledger:
             raise StorageError(f"{self._store.uri(key)} is the entry of {entry.request_key}")
         return Held(entry, found.etag, found.age_seconds, read_at)
 
-    def read_many(self, request_keys: Iterable[str]) -> dict[str, Held]:
-        """The entries of those requests that were ever tried, by key."""
-        keys = leave_out_unknown(self._store, list(request_keys))
+    def read_many(self, request_keys: Iterable[str]) -> Iterator[Held]:
+        """The entries of those requests that were ever tried, in order; a few in memory at once."""
+        keys = iter(leave_out_unknown(self._store, list(request_keys)))
         readers = ThreadPoolExecutor(READERS)
         try:
-            found = readers.map(self.read, keys)
-            return {key: held for key, held in zip(keys, found, strict=True) if held is not None}
+            while some := list(islice(keys, READ_AHEAD)):
+                yield from (held for held in readers.map(self.read, some) if held is not None)
         finally:
             # Whoever is interrupted here must not wait for a million reads.
             readers.shutdown(cancel_futures=True)

@@ -118,7 +118,7 @@ class Walk:
         missing = set(request_keys) - {row["request_key"] for row in cells}
         if missing:
             held = Ledger(self._store).read_many(sorted(missing)[:MOST_ENTRIES])
-            runs = {a.run_id for each in held.values() for a in each.entry.attempts}
+            runs = {a.run_id for each in held for a in each.entry.attempts}
             plans = [plan for run in sorted(runs)[:MOST_RUNS] if (plan := self._plan(run))]
             for name, seed in sorted({(plan.prompt_set, plan.seed) for plan in plans}):
                 of = read_partition(self._store, name, seed)
@@ -130,7 +130,10 @@ class Walk:
         self, keys: Sequence[str], cells: Sequence[Row], only: set[str] | None = None
     ) -> list[str]:
         """Note requests with their cells, runs and pictures; gives the pictures' hashes."""
-        held = Ledger(self._store).read_many(keys[:MOST_ENTRIES])
+        held = {
+            each.entry.request_key: each.entry
+            for each in Ledger(self._store).read_many(keys[:MOST_ENTRIES])
+        }
         if len(keys) > MOST_ENTRIES:
             self._notes[
                 f"of {len(keys):,} requests the first {MOST_ENTRIES} have parameters and attempts; "
@@ -140,7 +143,7 @@ class Walk:
         for key in keys:
             request = self._add(Kind.REQUEST, key, ledger=self._store.uri(ledger_key(key)))
             if key in held:
-                images |= self._entry(request, held[key].entry, only)
+                images |= self._entry(request, held[key], only)
         for row in cells:
             request = self._add(Kind.REQUEST, row["request_key"])
             self._link(self._cell(row), request)

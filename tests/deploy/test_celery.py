@@ -110,7 +110,7 @@ class Cluster:
     def states(self, run_id: str, shard: str) -> Counter[State]:
         """The ledger's entries of a shard, by state."""
         keys = [planned.request_key for planned in read_shard(self.store, run_id, shard)]
-        return Counter(h.entry.state for h in Ledger(self.store).read_many(keys).values())
+        return Counter(h.entry.state for h in Ledger(self.store).read_many(keys))
 
 
 @pytest.fixture(scope="module")

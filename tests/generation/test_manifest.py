@@ -1,6 +1,7 @@
 """Manifests: put together, published, read back."""
 
 import cProfile
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -8,10 +9,12 @@ from dataclasses import replace
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from nanobanana_pipeline.errors import StorageError
+from nanobanana_pipeline.generation import manifest_rows
 from nanobanana_pipeline.generation.cells import Cells, draw_cells
 from nanobanana_pipeline.generation.engine import Report
 from nanobanana_pipeline.generation.launch import collect, plan
@@ -20,13 +23,16 @@ from nanobanana_pipeline.generation.manifest import (
     CurrentManifest,
     manifest_key,
     publish,
+    read_arrow,
     read_current,
     read_manifest,
 )
 from nanobanana_pipeline.generation.manifest_rows import (
+    content_hash,
     count_cells,
     count_images,
     manifest_table,
+    outcomes,
 )
 from nanobanana_pipeline.generation.survey import Launch
 from nanobanana_pipeline.ledger import Entry, StoredImage
@@ -63,8 +69,13 @@ def image(sample: int, mark: str) -> StoredImage:
     )
 
 
-def table(cells: Cells, entries: list[Entry], settled: pd.DataFrame | None = None) -> pa.Table:
-    return manifest_table(cells, "set", settled, entries, lambda key: f"s3://bucket/{key}")
+def table(cells: Cells, entries: list[Entry], *known: pa.Table) -> pa.Table:
+    came = outcomes(entries, lambda key: f"s3://bucket/{key}")
+    return manifest_table(cells, "set", [*known, came])
+
+
+def settled_of(rows: pa.Table) -> pa.Table:
+    return rows.filter(pc.field("state") == "settled")
 
 
 def pointer(manifest: str, **more: object) -> CurrentManifest:
@@ -121,6 +132,34 @@ def test_every_cell_has_its_state_and_a_row_for_each_sample() -> None:
     assert count_images(made) == (3, 27)
 
 
+@pytest.mark.parametrize("batch", [2, 10_000])
+def test_rows_of_one_request_share_its_pictures_in_the_order_of_the_set(
+    monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr(manifest_rows, "BATCH", batch)
+    texts = ["an owl", "a fox", "an owl", "a newt", "a fox"]
+    rows = pd.DataFrame({"prompt_id": [f"row-{n}" for n in range(5)], "prompt": texts})
+    parameters = {**DEFAULTS, "samples": 2}
+    asked = draw_cells(rows, seed=1, parameters=parameters, realm="emulator", limit=None)
+    owl, fox, *_ = tried(asked)
+    came = [STEPS["settled"](owl), STEPS["lost"](fox)]
+    made = table(asked, came, settled_of(table(asked, came[:1])))
+    assert made["prompt_id"].to_pylist() == [f"row-{n}" for n in range(5) for _ in range(2)]
+    assert made["prompt"].to_pylist() == [text for text in texts for _ in range(2)]
+    assert made["sample"].to_pylist() == [0, 1] * 5
+    pictures: dict[str, list[str | None]] = {
+        "an owl": ["a", "c"],
+        "a fox": [None, "b"],
+        "a newt": [None, None],
+    }
+    assert made["image_sha256"].to_pylist() == [each for text in texts for each in pictures[text]]
+    assert count_cells(made) == {"lost": 2, "pending": 1, "settled": 2}
+    assert count_images(made) == (3, 27)
+    whole = made.select(["prompt_id", "sample", "request_key", "state", "image_sha256"])
+    told = json.dumps(whole.to_pydict(), separators=(",", ":")).encode()
+    assert content_hash(made) == hashlib.sha256(told).hexdigest()
+
+
 def test_rows_carried_on_from_an_earlier_manifest_are_the_same_to_the_bit(
     store: ObjectStore,
 ) -> None:
@@ -132,7 +171,7 @@ def test_rows_carried_on_from_an_earlier_manifest_are_the_same_to_the_bit(
     read = read_manifest(store, key)
     assert read["seed_reported"].dropna().to_list() == [2**60, 2**60]
     assert str(read["seed_reported"].dtype) == "Int64"
-    after = table(asked, [STEPS["in_doubt"](second)], read[read["state"] == "settled"])
+    after = table(asked, [STEPS["in_doubt"](second)], settled_of(read_arrow(store, key)))
     assert after.slice(0, 2).equals(before.slice(0, 2))
     assert after.schema.equals(before.schema, check_metadata=True)
 
@@ -156,7 +195,7 @@ def test_an_older_manifest_is_read_and_carried_on_without_the_newer_columns(
     read = read_manifest(store, key)
     assert list(read.columns) == list(COLUMNS)
     assert read["provenance"].isna().all()
-    after = table(asked, [STEPS["in_doubt"](second)], read[read["state"] == "settled"])
+    after = table(asked, [STEPS["in_doubt"](second)], settled_of(read_arrow(store, key)))
     assert after.slice(0, 1).equals(before.slice(0, 1))
     some = read_manifest(store, key, ["provenance", "prompt_id"])
     assert list(some.columns) == ["provenance", "prompt_id"]
@@ -210,6 +249,12 @@ def test_a_manifest_that_is_missing_or_damaged_is_named(store: ObjectStore) -> N
     store.put("x.parquet", b"PAR1")
     with pytest.raises(StorageError, match=r"x\.parquet is damaged"):
         read_manifest(store, "x.parquet")
+    assert publish(store, table(cells(300), []), pointer("y.parquet"), None)
+    whole = store.get("y.parquet")
+    assert whole is not None
+    store.put("y.parquet", whole.body[:200] + bytes(2000) + whole.body[2200:])
+    with pytest.raises(StorageError, match=r"y\.parquet is damaged"):
+        read_manifest(store, "y.parquet")
 
 
 class CountingStore(ObjectStore):
@@ -239,7 +284,7 @@ def settle_on_paper(store: ObjectStore, name: str, count: int) -> None:
         for entry in tried(asked)
     ]
     key = manifest_key(name, 1, "run")
-    made = manifest_table(asked, name, None, done, store.uri)
+    made = manifest_table(asked, name, [outcomes(done, store.uri)])
     current = pointer(key, prompt_set=name, fingerprint=snapshot.fingerprint)
     assert publish(store, made, current, None)
 
