@@ -80,16 +80,15 @@ def main() -> None:
     runs: dict[str, list[_Found]] = {name: [] for name in ways}
     for _ in track(range(given.rounds), f"{given.requests} requests, {len(ways)} ways"):
         for name in ways:
-            runs[name].append(_once(WAYS[name], name, given.requests, given.latency))
-    found = [{"way": name, "requests": given.requests} | _told(runs[name]) for name in ways]
-    where = save("ceiling", found)
+            runs[name].append(_once(*WAYS[name], given.requests, given.latency))
+        found = [{"way": name, "requests": given.requests} | _told(runs[name]) for name in ways]
+        where = save("ceiling", found)
     Console(width=170).print(table_of(pd.DataFrame(found), f"kept in {where}"))
 
 
-def _once(way: _Way, name: str, count: int, latency: str) -> _Found:
+def _once(mode: str, way: _Way, count: int, latency: str) -> _Found:
     port = local.free_port()
     root = f"http://127.0.0.1:{port}"
-    mode = "sync" if name in ANSWERED_WHEN_DONE else "queued"
     with (
         tempfile.TemporaryDirectory(prefix="ceiling-") as folder,
         local.s3_server(Path(folder) / "s3") as s3_url,
@@ -208,16 +207,16 @@ def _data_designer(parallel: int) -> _Way:
     return way
 
 
-WAYS: Final[Mapping[str, _Way]] = {
-    "this project, 10 slots": _ours(CAP),
-    "this project, cold start with 50": _ours(TOO_MANY),
-    "threads": _script,
-    "this project, 10 slots, answered when done": _ours(CAP),
-    "Data Designer, told 10": _data_designer(CAP),
-    "Data Designer, told 50": _data_designer(TOO_MANY),
+WAYS: Final[Mapping[str, tuple[str, _Way]]] = {
+    "this project, 10 slots": ("queued", _ours(CAP)),
+    "this project, cold start with 50": ("queued", _ours(TOO_MANY)),
+    "threads": ("queued", _script),
+    "this project, 10 slots, answered when done": ("sync", _ours(CAP)),
+    "Data Designer, told 10": ("sync", _data_designer(CAP)),
+    "Data Designer, told 50": ("sync", _data_designer(TOO_MANY)),
 }
-ANSWERED_WHEN_DONE: Final = tuple(WAYS)[-3:]
-"""The emulator answers these when the picture is there; the others have to ask whether it is."""
+"""With the emulator's mode: ``sync`` is answered when the picture is there, ``queued`` has to ask
+whether it is."""
 
 
 if __name__ == "__main__":

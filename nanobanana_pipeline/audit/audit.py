@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from nanobanana_pipeline.audit.features import check_features
 from nanobanana_pipeline.audit.index import Index, Mismatch
@@ -25,8 +26,8 @@ from nanobanana_pipeline.generation.evidence import KEPT_BY_PROVIDER
 from nanobanana_pipeline.generation.manifest import (
     CellState,
     CurrentManifest,
+    open_manifest,
     read_current,
-    read_manifest,
 )
 from nanobanana_pipeline.generation.manifest_rows import CELL_OF
 from nanobanana_pipeline.layout import ledger_key, manifest_prefix
@@ -101,7 +102,8 @@ class _Audit:
         self._store = store
         self._index = index
         self._on_progress = on_progress
-        self._chosen: frozenset[str] | None = None
+        self._chosen: pa.Array | None = None
+        self._compared = 0
 
     def find_manifests(self, partition: tuple[str, int] | None) -> Iterator[_Manifest]:
         prefix = "manifests/" if partition is None else manifest_prefix(*partition)
@@ -161,26 +163,38 @@ class _Audit:
 
     def choose(self, current: CurrentManifest, requests: int | None) -> list[str]:
         """Keep to so many requests of a manifest: those of the least keys, which are hashes."""
-        frame = self.read_rows(current)
-        if frame is None:
-            return []
-        asked = frame.loc[frame["state"] != CellState.NOT_REQUESTED, "request_key"]
-        chosen = sorted(asked.drop_duplicates())[:requests]
-        self._chosen = frozenset(chosen)
-        return chosen
-
-    def read_rows(self, current: CurrentManifest) -> pd.DataFrame | None:
+        chosen: list[str] = []
         try:
-            return read_manifest(self._store, current.manifest, ROWS)
+            for rows in open_manifest(self._store, current.manifest, ["request_key", "state"]):
+                is_asked = pc.not_equal(rows["state"], CellState.NOT_REQUESTED.value)
+                asked = rows["request_key"].filter(is_asked).to_pylist()
+                chosen = sorted({*chosen, *asked})[:requests]
         except StorageUnavailable:
             raise
         except StorageError:
-            return None
+            chosen = []  # told where the manifest is compared
+        self._chosen = pa.array(chosen, pa.string())
+        return chosen
+
+    def _rows(self, current: CurrentManifest) -> Iterator[tuple[str, int, str, str | None]]:
+        self._compared = 0
+        for some in open_manifest(self._store, current.manifest, ROWS):
+            keys, chosen = some["request_key"], self._chosen
+            rows = some if chosen is None else some.filter(pc.is_in(keys, value_set=chosen))
+            self._compared += len(rows)
+            yield from zip(*(column.to_pylist() for column in rows.columns), strict=True)
 
     def compare_manifest(self, current: CurrentManifest, *, is_busy: bool) -> None:
         self.report.manifests += 1
-        frame = self.read_rows(current)
-        if frame is None:
+        wrong, behind = _Examples(), _Examples()
+        try:
+            for found in self._index.compare(self._rows(current)):
+                kind = _judge(found)
+                if kind is not None:
+                    (wrong if kind is Kind.MANIFEST_WRONG else behind).add(found)
+        except StorageUnavailable:
+            raise
+        except StorageError:
             text = (
                 f"the current manifest is missing or damaged: {RESTORE}; or move its "
                 "current.json away and launch the partition with the parameters named there, "
@@ -188,24 +202,16 @@ class _Audit:
             )
             self.report.add(Kind.UNREADABLE, current.manifest, text)
             return
-        if self._chosen is not None:
-            frame = frame[frame["request_key"].isin(self._chosen)]
-        rows = frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None)
-        wrong, behind = _Examples(), _Examples()
-        for found in self._index.compare(rows):
-            kind = _judge(found)
-            if kind is not None:
-                (wrong if kind is Kind.MANIFEST_WRONG else behind).add(found)
         if wrong.count:
             text = (
-                f"{wrong} of {len(frame):,}. The ledger counts: restore the entries that it lost "
-                "(a request without an entry may be bought again); where it is right, move "
+                f"{wrong} of {self._compared:,}. The ledger counts: restore the entries that it "
+                "lost (a request without an entry may be bought again); where it is right, move "
                 "current.json away and launch the partition with the parameters named there"
             )
             self.report.add(Kind.MANIFEST_WRONG, current.manifest, text)
         if behind.count and not is_busy and self._is_current(current):
             text = (
-                f"{behind} of {len(frame):,}: the ledger has moved on, as when another "
+                f"{behind} of {self._compared:,}: the ledger has moved on, as when another "
                 "partition has bought the same requests. No disagreement: launch the partition "
                 "again to account for it; with max_images 0 that buys nothing"
             )

@@ -8,7 +8,7 @@ import pytest
 
 from nanobanana_pipeline.generation.cells import draw_requests
 from nanobanana_pipeline.layout import ledger_key
-from nanobanana_pipeline.ledger import Entry, StoredImage, known
+from nanobanana_pipeline.ledger import Entry, Ledger, StoredImage, known
 from nanobanana_pipeline.ledger.known import MANY, SLICES, leave_out_unknown
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.request import ImageRequest, PictureParameters, request_key
@@ -65,6 +65,22 @@ def test_where_the_manifest_is_lost_the_ledger_is_read_whole(store: ObjectStore)
     assert (made.states, made.buy) == ({"settled": MANY}, 0)
     asked = calls.take()
     assert (asked[GETS], asked[LISTS]) == (MANY, len(SLICES))
+
+
+def test_entries_are_read_some_at_a_time_in_the_order_they_are_asked_for(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nanobanana_pipeline.ledger.ledger.READ_AHEAD", 4)
+    keep_prompts(store, "set", prompts(10))
+    requests = requests_of(store)
+    write_entries(store, requests[:9])
+    keys = [request_key(request, realm="emulator") for request in requests]
+    calls = Calls(store)
+    held = Ledger(store).read_many(keys[::-1])
+    assert next(held).entry.request_key == keys[8]
+    assert calls.take()[GETS] == 4
+    assert [each.entry.request_key for each in held] == keys[7::-1]
+    assert calls.take()[GETS] == 6
 
 
 def keys_of(name: str, count: int) -> list[str]:
