@@ -113,7 +113,7 @@ def _places(cells: Cells, outcome: pa.Table) -> pd.DataFrame:
     Rows of one set that ask for the same picture share its outcome. A cell whose request was never
     tried has none, and still a row for each picture that was asked for.
     """
-    keys = pa.chunked_array(pa.array(cells.frame["request_key"]).cast(pa.string()))
+    keys = pa.array(cells.frame["request_key"]).cast(pa.string())
     distinct = pc.unique(keys)
     came = pd.DataFrame(
         {

@@ -169,6 +169,13 @@ def read_unit(unit: str) -> str:
     return (DEPLOY / "systemd" / f"{unit}.service").read_text()
 
 
+RESTARTING = """
+trap 'kill -TERM $child 2> /dev/null; wait $child; exit' TERM
+until "$@" & child=$!; wait $child; do sleep 5; done
+"""
+"""What all units ask systemd for: gRPC, of which Dagster's daemon is made, aborts now and then."""
+
+
 @dataclass(frozen=True)
 class Machine:
     """The units as systemd would start them: each with the variables of its files, and no more."""
@@ -184,13 +191,13 @@ class Machine:
         files = re.findall(r"^EnvironmentFile=.*/(.+)$", read_unit(unit), re.MULTILINE)
         given = {name: value for file in files for name, value in self.variables[file].items()}
         path = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
+        assert {"Restart=on-failure", "RestartSec=5"} <= set(read_unit(unit).splitlines())
         words = [self.ports.get(word, word) for word in started_by(unit)]
         words = [word.replace("/etc/nanobanana", str(self.folder)) for word in words]
         with local.child(
             unit,
             [
-                "env",
-                "-i",
+                *("bash", "-c", RESTARTING, unit, "env", "-i"),
                 *(f"{name}={value}" for name, value in {**path, **given}.items()),
                 *words,
             ],

@@ -78,9 +78,10 @@ def test_entries_are_read_some_at_a_time_in_the_order_they_are_asked_for(
     calls = Calls(store)
     held = Ledger(store).read_many(keys[::-1])
     assert next(held).entry.request_key == keys[8]
-    assert calls.take()[GETS] == 4
+    first = calls.take()[GETS]
+    assert first <= 4
     assert [each.entry.request_key for each in held] == keys[7::-1]
-    assert calls.take()[GETS] == 6
+    assert first + calls.take()[GETS] == 10
 
 
 def keys_of(name: str, count: int) -> list[str]:
