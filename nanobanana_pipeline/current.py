@@ -24,7 +24,6 @@ __all__ = [
     "as_frame",
     "open_stored",
     "read_pointer",
-    "read_stored",
     "read_table",
     "swap_pointer",
     "write_table",
@@ -107,12 +106,12 @@ def write_table(store: ObjectStore, key: str, table: pa.Table) -> None:
 def read_table(
     store: ObjectStore, key: str, known: Columns, wanted: list[str] | None = None
 ) -> "pd.DataFrame":
-    """What `read_stored` reads, as `as_frame` gives it.
+    """What `open_stored` reads, all at once, as `as_frame` gives it.
 
     Raises:
-        StorageError: as `read_stored`.
+        StorageError: as `open_stored`.
     """
-    return as_frame(read_stored(store, key, known, wanted))
+    return as_frame(open_stored(store, key, known, wanted).read_all())
 
 
 def open_stored(
@@ -132,7 +131,6 @@ def open_stored(
     found = store.get(key)
     if found is None:
         raise StorageError(f"{store.uri(key)} is missing though current.json names it")
-
     with _damage_named(store.uri(key)):
         file = pq.ParquetFile(pa.BufferReader(found.body))
         there = file.schema_arrow.names
@@ -161,17 +159,6 @@ def _damage_named(uri: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         raise StorageError(f"{uri} is damaged: {error}") from error
-
-
-def read_stored(
-    store: ObjectStore, key: str, known: Columns, wanted: list[str] | None = None
-) -> pa.Table:
-    """The same, all at once.
-
-    Raises:
-        StorageError: as `open_stored`.
-    """
-    return open_stored(store, key, known, wanted).read_all()
 
 
 def as_frame(table: pa.Table) -> "pd.DataFrame":

@@ -10,7 +10,7 @@ from nanobanana_pipeline.errors import StorageError, StorageUnavailable
 from nanobanana_pipeline.generation.budget import DEAD_SECONDS, is_dead
 from nanobanana_pipeline.generation.counters import Scope
 from nanobanana_pipeline.generation.rescue import Run, list_runs
-from nanobanana_pipeline.generation.runs import Plan, read_plan, read_shard
+from nanobanana_pipeline.generation.runs import Plan, read_plan, read_requests
 from nanobanana_pipeline.layout import run_done_key, run_plan_key
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.money import Cap
@@ -84,9 +84,7 @@ def _check_dead(
 ) -> None:
     key = run_plan_key(run.run_id)
     try:
-        keys = (
-            p.request_key for shard in made.shards for p in read_shard(store, run.run_id, shard)
-        )
+        keys = (planned.request_key for planned in read_requests(store, made))
         owed = index.owed(run.run_id, keys)
     except StorageUnavailable:
         raise

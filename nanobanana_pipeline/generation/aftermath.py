@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
-from nanobanana_pipeline.generation.runs import Plan, read_plan, read_shard
+from nanobanana_pipeline.generation.runs import Plan, read_plan, read_requests
 from nanobanana_pipeline.layout import run_plan_key
 from nanobanana_pipeline.ledger import COSTING, Ledger, State
 from nanobanana_pipeline.money import cost_of, cost_text
@@ -67,7 +67,7 @@ def aftermath(store: ObjectStore, run_id: str) -> Aftermath | None:
     if store.head(run_plan_key(run_id)) is None:
         return None
     made = read_plan(store, run_id)
-    keys = [p.request_key for shard in made.shards for p in read_shard(store, run_id, shard)]
+    keys = [planned.request_key for planned in read_requests(store, made)]
     chosen = keys[:MOST]
     states: Counter[State] = Counter()
     spent = 0

@@ -29,7 +29,7 @@ from nanobanana_pipeline.generation.manifest import (
 from nanobanana_pipeline.generation.runs import (
     list_unfinished,
     read_plan,
-    read_shard,
+    read_requests,
     unfinished_runs,
 )
 from nanobanana_pipeline.generation.work import Later
@@ -289,9 +289,8 @@ def _suspects(store: ObjectStore) -> Iterator[tuple[str, tuple[str, int]]]:
         for key in _unsure_keys(store, current):
             yield key, (current.prompt_set, current.seed)
     for made in unfinished_runs(store):
-        for shard in made.shards:
-            for planned in read_shard(store, made.run_id, shard):
-                yield planned.request_key, (made.prompt_set, made.seed)
+        for planned in read_requests(store, made):
+            yield planned.request_key, (made.prompt_set, made.seed)
 
 
 def _unsure_of_run(store: ObjectStore, run_id: str) -> Iterator[tuple[str, tuple[str, int]]]:

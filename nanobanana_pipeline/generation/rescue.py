@@ -23,7 +23,7 @@ from nanobanana_pipeline.generation.runs import (
     list_unfinished,
     mark_done,
     read_plan,
-    read_shard,
+    read_requests,
     write_plan,
     write_shards,
 )
@@ -183,10 +183,10 @@ def rescue(
         raise PlanError(_no_such_run(store, run_id))
     dead = read_plan(store, run_id)
     seen = _read_run(run_id, store.listing(f"runs/{run_id}/"))
-    own = [planned.request_key for planned in _requests(store, dead)]
+    own = [planned.request_key for planned in read_requests(store, dead)]
     ledger = Ledger(store)
     left = {h.entry.request_key for h in ledger.read_many(own) if _may_be_brought(h.entry)}
-    owed = [replace(p, buy=False) for p in _requests(store, dead) if p.request_key in left]
+    owed = [replace(p, buy=False) for p in read_requests(store, dead) if p.request_key in left]
     report = Report()
     if owed:
         report = _bring(store, account, dead, new_run_id(), owed, on_progress)
@@ -209,11 +209,6 @@ def rescue(
     elif seen is not None and seen.round == LAST_ROUND:
         forget_unfinished(store, run_id)
     return Settled(current, report)
-
-
-def _requests(store: ObjectStore, made: Plan) -> Iterator[PlannedRequest]:
-    for shard in made.shards:
-        yield from read_shard(store, made.run_id, shard)
 
 
 def _no_such_run(store: ObjectStore, run_id: str) -> str:

@@ -35,6 +35,7 @@ __all__ = [
     "mark_done",
     "mark_unfinished",
     "read_plan",
+    "read_requests",
     "read_shard",
     "unfinished_runs",
     "write_plan",
@@ -209,6 +210,17 @@ def read_shard(store: ObjectStore, run_id: str, shard: str) -> RunFile:
     if found is None:
         raise StorageError(f"{store.uri(key)} is missing: launch the partition again")
     return RunFile(found.body)
+
+
+def read_requests(store: ObjectStore, made: Plan) -> Iterator[PlannedRequest]:
+    """All that a run set out to settle, shard after shard; a few in memory at once.
+
+    Raises:
+        StorageError: a run file is missing.
+        ValueError: it is damaged.
+    """
+    for shard in made.shards:
+        yield from read_shard(store, made.run_id, shard)
 
 
 def unfinished_runs(store: ObjectStore) -> Iterator[Plan]:
