@@ -118,10 +118,10 @@ class S3Proxy:
 
     def lose_once(self, loss: Fate, method: str, part: str = "") -> None:
         """Lose the next call of this method whose path has this part."""
-        pending = [loss]
+        pending = iter([loss])
 
         def rule(called: str, path: str) -> Fate | None:
-            return pending.pop() if pending and called == method and part in path else None
+            return next(pending, None) if called == method and part in path else None
 
         self.rule = rule
 

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -35,14 +36,13 @@ REQUESTS = 12
 
 def for_so_many(calls: int, fate: Fate, *, begins: Callable[[], bool]) -> Callable[..., object]:
     """A rule: from some moment on, so many calls have this fate."""
-    left = calls
+    # The proxy asks from many threads: an iterator gives none of them one too many.
+    fates = repeat(fate, calls)
 
     def rule(method: str, _path: str) -> Fate | None:
-        nonlocal left
-        if left == 0 or (fate is Loss.MIDDLE and method != "PUT") or not begins():
+        if (fate is Loss.MIDDLE and method != "PUT") or not begins():
             return None
-        left -= 1
-        return fate
+        return next(fates, None)
 
     return rule
 
