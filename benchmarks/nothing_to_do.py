@@ -29,6 +29,7 @@ from benchmarks.watched import Watched, run_watched
 from nanobanana_pipeline import local
 from nanobanana_pipeline.cli.show import table_of
 from nanobanana_pipeline.cli.status import open_bucket
+from nanobanana_pipeline.current import packed
 from nanobanana_pipeline.generation.cells import draw_cells
 from nanobanana_pipeline.generation.launch import plan
 from nanobanana_pipeline.generation.manifest import (
@@ -150,12 +151,12 @@ def settle_all() -> None:
         cells={"settled": count},
         images=count,
         size=count * 1_900_000,
-        content=content_hash(table),
+        content=content_hash(table.select),
         rows=count,
         run_id=RUN_ID,
         created=now_iso(),
     )
-    if not publish(store, table, current, None):
+    if not publish(store, packed(table), current, None):
         raise SystemExit("the bucket was not empty")
 
 

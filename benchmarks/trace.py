@@ -29,6 +29,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from nanobanana_pipeline import local
+from nanobanana_pipeline.current import packed
 from nanobanana_pipeline.datasets.release import MANIFEST, Release, ReleaseFile, table_bytes
 from nanobanana_pipeline.generation.manifest import (
     COLUMNS,
@@ -267,7 +268,7 @@ def _put_partition(
         run_id=run_id,
         created=now_iso(),
     )
-    if not publish(store, pa.table(columns), current, read_current(store, name, seed)[1]):
+    if not publish(store, packed(pa.table(columns)), current, read_current(store, name, seed)[1]):
         raise RuntimeError(f"{name} seed={seed} was not published")
     _put_plan(store, number, seed)
     return hashes

@@ -23,6 +23,7 @@ __all__ = [
     "Columns",
     "as_frame",
     "open_stored",
+    "packed",
     "read_pointer",
     "read_table",
     "swap_pointer",
@@ -96,11 +97,18 @@ def swap_pointer(
     return now is not None and now.body == body
 
 
-def write_table(store: ObjectStore, key: str, table: pa.Table) -> None:
-    """Write a table where nothing will ever be written again."""
+def packed(rows: pa.Table | pa.RecordBatchReader) -> bytes:
+    """A table as the Parquet file that is stored; of a reader a row group a batch, as they come."""
     body = io.BytesIO()
-    pq.write_table(table, body, compression="zstd")
-    store.put(key, body.getvalue(), content_type="application/vnd.apache.parquet")
+    with pq.ParquetWriter(body, rows.schema, compression="zstd") as file:
+        for batch in rows.to_reader() if isinstance(rows, pa.Table) else rows:
+            file.write_batch(batch)
+    return body.getvalue()
+
+
+def write_table(store: ObjectStore, key: str, file: bytes) -> None:
+    """Write what `packed` gave where nothing will ever be written again."""
+    store.put(key, file, content_type="application/vnd.apache.parquet")
 
 
 def read_table(

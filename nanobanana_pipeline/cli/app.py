@@ -5,6 +5,7 @@ settled, doubts, damaged files), 2 wrong use or settings, 130 stopped.
 """
 
 import logging
+import os
 import signal
 from importlib import import_module
 from importlib.metadata import version as installed_version
@@ -18,6 +19,9 @@ from rich.markup import escape
 from nanobanana_pipeline.errors import NanobananaError
 
 __all__ = ["app"]
+
+# As in `dagster_project`: Arrow's own allocator keeps what was freed.
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 WRONG_USE = 2
 INTERRUPTED = 130

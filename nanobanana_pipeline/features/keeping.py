@@ -18,6 +18,7 @@ from nanobanana_pipeline.contact_sheet import caption, contact_sheet
 from nanobanana_pipeline.current import (
     Columns,
     as_frame,
+    packed,
     read_pointer,
     read_table,
     swap_pointer,
@@ -191,7 +192,7 @@ def refresh_features(
             sheet=_put_sheet(store, prompt_set, seed, shown),
             created=now_iso(),
         )
-        write_table(store, current.table, table)
+        write_table(store, current.table, packed(table))
         pointer = f"{features_prefix(prompt_set, seed)}current.json"
         if swap_pointer(store, pointer, asdict(current), etag):
             return Refreshed(current, shown, new, manifest.gaps)

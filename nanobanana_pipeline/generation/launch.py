@@ -12,10 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from nanobanana_pipeline.current import packed
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.budget import open_purse, settle_accounts
-from nanobanana_pipeline.generation.cells import draw_cells
+from nanobanana_pipeline.generation.cells import Cells, draw_cells
 from nanobanana_pipeline.generation.engine import Engine, Progress, Report
 from nanobanana_pipeline.generation.known import is_among, read_known
 from nanobanana_pipeline.generation.manifest import (
@@ -30,7 +32,7 @@ from nanobanana_pipeline.generation.manifest_rows import (
     content_hash,
     count_cells,
     count_images,
-    manifest_table,
+    manifest_batches,
     outcomes,
 )
 from nanobanana_pipeline.generation.metrics import told_metrics
@@ -163,22 +165,16 @@ def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> Curre
         realm=realm,
         limit=made.limit,
     )
-    keys = pc.unique(pa.array(cells.frame["request_key"]))
-    requested = cells.frame.loc[cells.frame["requested"], "request_key"]
     missing = _state_of_missing(made, report)
-    ledger = Ledger(store)
     noted = outcomes(_noted(store, made), store.uri)
     while True:
         before, etag = read_current(store, made.prompt_set, made.seed)
-        known = read_known(store, before, OUTCOMES.names)
-        # A smaller limit does not make unseen what was asked for under a larger one.
-        asked = is_among(keys, requested) | is_among(keys, known.asked)
-        here = is_among(keys, known.settled["request_key"]) | is_among(keys, noted["request_key"])
-        rest = keys.filter(pa.array(asked & ~here)).to_pylist()
         left = _Left(made.run_id)
-        read = outcomes(left.watch(ledger.read_many(rest)), store.uri, missing)
-        table = manifest_table(cells, made.prompt_set, [known.settled, noted, read], missing)
-        images, size = count_images(table)
+        known = _known(store, before, cells, noted, left, missing)
+        file = packed(manifest_batches(cells, made.prompt_set, known, missing))
+        # Read back by columns: together they take several times the packed file.
+        there = pq.ParquetFile(pa.BufferReader(file))
+        images, size = count_images(there.read)
         current = CurrentManifest(
             prompt_set=made.prompt_set,
             seed=made.seed,
@@ -186,22 +182,45 @@ def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> Curre
             fingerprint=made.fingerprint,
             parameters=made.parameters,
             limit=made.limit,
-            cells=count_cells(table),
+            cells=count_cells(there.read),
             request_seconds=report.request_seconds or (before.request_seconds if before else None),
             abandoned=int(is_among(cells.frame["request_key"], left.abandoned).sum()),
             images=images,
             size=size,
-            content=content_hash(table),
-            rows=table.num_rows,
+            content=content_hash(there.read),
+            rows=there.metadata.num_rows,
             run_id=made.run_id,
             created=now_iso(),
         )
-        if publish(store, table, current, etag):
+        if publish(store, file, current, etag):
             break
     if not left.needs_rescue:
         mark_done(store, made.run_id, report.bought)
     settle_accounts(store, made.prompt_set, made.seed, is_complete=not current.gaps)
     return current
+
+
+def _known(
+    store: ObjectStore,
+    before: CurrentManifest | None,
+    cells: Cells,
+    noted: pa.Table,
+    left: "_Left",
+    missing: CellState,
+) -> list[pa.Table]:
+    """What came of all requests that were ever asked for.
+
+    From the manifest in force, from what shards have noted, and for the rest from the ledger.
+    """
+    known = read_known(store, before, OUTCOMES.names)
+    keys = pc.unique(pa.array(cells.frame["request_key"]))
+    requested = cells.frame.loc[cells.frame["requested"], "request_key"]
+    # A smaller limit does not make unseen what was asked for under a larger one.
+    asked = is_among(keys, requested) | is_among(keys, known.asked)
+    here = is_among(keys, known.settled["request_key"]) | is_among(keys, noted["request_key"])
+    rest = keys.filter(pa.array(asked & ~here)).to_pylist()
+    read = outcomes(left.watch(Ledger(store).read_many(rest)), store.uri, missing)
+    return [known.settled, noted, read]
 
 
 def _state_of_missing(made: Plan, report: Report) -> CellState:

@@ -231,15 +231,19 @@ def open_manifest(
     return open_stored(store, key, COLUMNS, columns)
 
 
-def publish(
-    store: ObjectStore, table: pa.Table, current: CurrentManifest, etag: str | None
-) -> bool:
+def publish(store: ObjectStore, file: bytes, current: CurrentManifest, etag: str | None) -> bool:
     """Write a new manifest and make it the current one; False if another was quicker.
+
+    Args:
+        store: the bucket.
+        file: the manifest, `packed`.
+        current: names it.
+        etag: of the `current.json` that it follows; None if there was none.
 
     Raises:
         StorageUnavailable: S3 stayed silent.
     """
-    write_table(store, current.manifest, table)
+    write_table(store, current.manifest, file)
     key = f"{manifest_prefix(current.prompt_set, current.seed)}current.json"
     return swap_pointer(store, key, asdict(current), etag)
 

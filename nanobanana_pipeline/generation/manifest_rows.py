@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ __all__ = [
     "content_hash",
     "count_cells",
     "count_images",
-    "manifest_table",
+    "manifest_batches",
     "outcomes",
 ]
 
@@ -35,6 +35,8 @@ OUTCOMES: Final = pa.schema(
     [SCHEMA_OF_TABLE.field(name) for name in ("request_key", "sample", *OUTCOME_COLUMNS)]
 )
 """What came of a request, a row a picture."""
+Columns: TypeAlias = Callable[[list[str]], pa.Table]
+"""Gives some columns of a manifest, be it in memory or packed."""
 MAX_SEED_REPORTED: Final = 2**63 - 1
 CELL_OF: Final = {
     State.SUBMITTING: CellState.PENDING,
@@ -68,13 +70,13 @@ def outcomes(
     )
 
 
-def manifest_table(
+def manifest_batches(
     cells: Cells,
     prompt_set: str,
     known: Sequence[pa.Table],
     missing: CellState = CellState.PENDING,
-) -> pa.Table:
-    """Put a manifest together.
+) -> pa.RecordBatchReader:
+    """Put a manifest together, some rows at once.
 
     Args:
         cells: the partition's.
@@ -84,13 +86,20 @@ def manifest_table(
         missing: the state of cells that were asked for, and of which nothing is known.
 
     Returns:
-        A table as `COLUMNS` says.
+        Rows as `COLUMNS` says.
     """
+    return pa.RecordBatchReader.from_batches(
+        SCHEMA_OF_TABLE, _batches(cells, prompt_set, known, missing)
+    )
+
+
+def _batches(
+    cells: Cells, prompt_set: str, known: Sequence[pa.Table], missing: CellState
+) -> Iterator[pa.RecordBatch]:
     outcome = pa.concat_tables([rows.select(OUTCOMES.names).cast(OUTCOMES) for rows in known])
     places = _places(cells, outcome)
     drawn = pa.Table.from_pandas(cells.frame, preserve_index=False)
     named = {"prompt_set": prompt_set, "seed": cells.seed}
-    parts = [SCHEMA_OF_TABLE.empty_table()]
     for first in range(0, len(places), BATCH):
         some = places.iloc[first : first + BATCH]
         cell = drawn.take(pa.array(some["cell"]))
@@ -103,8 +112,8 @@ def manifest_table(
             "sample": pa.array(some["sample"]),
             "state": pc.coalesce(came["state"], untried),
         }
-        parts.append(pa.table(columns).select(SCHEMA_OF_TABLE.names).cast(SCHEMA_OF_TABLE))
-    return pa.concat_tables(parts)
+        rows = pa.table(columns).select(SCHEMA_OF_TABLE.names).cast(SCHEMA_OF_TABLE)
+        yield from rows.combine_chunks().to_batches()
 
 
 def _places(cells: Cells, outcome: pa.Table) -> pd.DataFrame:
@@ -136,21 +145,22 @@ def _places(cells: Cells, outcome: pa.Table) -> pd.DataFrame:
     return places.assign(sample=places["sample"].fillna(counted))
 
 
-def count_cells(table: pa.Table) -> dict[str, int]:
+def count_cells(read: Columns) -> dict[str, int]:
     """How many cells, not rows, are in each state."""
+    table = read(["sample", "state"])
     first = table["state"].filter(pc.equal(table["sample"], 0))
     counts = pc.value_counts(first).to_pylist()
     return dict(sorted((each["values"], each["counts"]) for each in counts))
 
 
-def count_images(table: pa.Table) -> tuple[int, int]:
+def count_images(read: Columns) -> tuple[int, int]:
     """Distinct pictures of a manifest and their bytes."""
-    images = table.select(["image_sha256", "bytes"]).drop_null()
+    images = read(["image_sha256", "bytes"]).drop_null()
     distinct = images.group_by("image_sha256", use_threads=False).aggregate([("bytes", "max")])
     return len(distinct), pc.sum(distinct["bytes_max"]).as_py() or 0
 
 
-def content_hash(table: pa.Table) -> str:
+def content_hash(read: Columns) -> str:
     """SHA-256 of a manifest's requests, states and pictures, whatever run brought them.
 
     It is that of ``{"prompt_id":[…],"sample":[…],…}`` as JSON without spaces.
@@ -159,8 +169,8 @@ def content_hash(table: pa.Table) -> str:
     names = ("prompt_id", "sample", "request_key", "state", "image_sha256")
     for lead, name in zip("{,,,,", names, strict=True):
         # A column at a time: as Python's objects all of them would be several times the table.
-        column = json.dumps(table[name].to_pylist(), separators=(",", ":"))
-        digest.update(f'{lead}"{name}":{column}'.encode())
+        told = json.dumps(read([name])[name].to_pylist(), separators=(",", ":"))
+        digest.update(f'{lead}"{name}":{told}'.encode())
     digest.update(b"}")
     return digest.hexdigest()
 

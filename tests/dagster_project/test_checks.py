@@ -14,7 +14,7 @@ from dagster_project import checks
 from dagster_project.assets.generated_images import generated_images
 from dagster_project.assets.image_features import image_features
 from dagster_project.assets.prompt_set import prompt_set
-from nanobanana_pipeline.current import write_table
+from nanobanana_pipeline.current import packed, write_table
 from nanobanana_pipeline.features.keeping import COLUMNS, read_current_features, read_features
 from nanobanana_pipeline.generation.manifest import read_current
 from nanobanana_pipeline.ledger import Ledger
@@ -203,7 +203,7 @@ def test_a_stored_picture_of_another_size_is_named(project: Projects) -> None:
     names = [other["image_sha256"][0].as_py(), *table["image_sha256"].to_pylist()[1:]]
     column = table.schema.get_field_index("image_sha256")
     changed = table.set_column(column, table.schema.field(column), pa.array(names))
-    write_table(here.store, small.manifest, changed)
+    write_table(here.store, small.manifest, packed(changed))
     assert here.run(image_features, "demo|1", {}).success
     check = run_checks(here)["sizes_as_asked"]
     assert not check.passed
@@ -376,4 +376,4 @@ def change_features(store: ObjectStore, **columns: Sequence[Any]) -> None:
     assert table is not None
     fields = [(name, kind) for name, (kind, _) in COLUMNS.items()]
     changed = pa.Table.from_pandas(table.assign(**columns), pa.schema(fields), preserve_index=False)
-    write_table(store, current.table, changed)
+    write_table(store, current.table, packed(changed))

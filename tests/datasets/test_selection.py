@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanobanana_pipeline import local
-from nanobanana_pipeline.current import write_table
+from nanobanana_pipeline.current import packed, write_table
 from nanobanana_pipeline.datasets.filters import why_not
 from nanobanana_pipeline.datasets.recipe import Filter, Recipe
 from nanobanana_pipeline.datasets.rows import as_table
@@ -93,7 +93,7 @@ def put_features(store: ObjectStore, name: str, seed: int, **columns: Any) -> No
         sheet=None,
         created="now",
     )
-    write_table(store, pointer.table, pa.table(rows, schema=SCHEMA_OF_TABLE))
+    write_table(store, pointer.table, packed(pa.table(rows, schema=SCHEMA_OF_TABLE)))
     store.put(f"{folder}current.json", json.dumps(asdict(pointer)).encode())
 
 
@@ -233,7 +233,9 @@ def test_equal_pictures_count_once_and_released_ones_stay(world: World) -> None:
     cells["image_sha256"] = cells["image_sha256"].where(
         cells["prompt_id"] != "a3", cells.loc[cells["prompt_id"] == "a2", "image_sha256"].item()
     )
-    write_table(world.store, key.manifest, pa.Table.from_pandas(cells, preserve_index=False))
+    write_table(
+        world.store, key.manifest, packed(pa.Table.from_pandas(cells, preserve_index=False))
+    )
     selection = world.select()
     assert ("a3", 2) not in places(selection.rows)
     owl = selection.rows[selection.rows["prompt_id"] == "a2"].iloc[1]["row_id"]

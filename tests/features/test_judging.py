@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 import pytest
 
-from nanobanana_pipeline.current import write_table
+from nanobanana_pipeline.current import packed, write_table
 from nanobanana_pipeline.features import judging
 from nanobanana_pipeline.features.judging import (
     ALIKE_BITS,
@@ -55,7 +55,9 @@ def give_hashes(store: ObjectStore, seed: int, hashes: Mapping[str, str]) -> Non
     shown = table["image_sha256"].map(rows).map(hashes)
     fields = pa.schema([(name, kind) for name, (kind, _) in COLUMNS.items()])
     changed = table.assign(phash=shown.fillna(table["phash"]))
-    write_table(store, current.table, pa.Table.from_pandas(changed, fields, preserve_index=False))
+    write_table(
+        store, current.table, packed(pa.Table.from_pandas(changed, fields, preserve_index=False))
+    )
 
 
 def test_one_prompt_in_twenty_may_look_the_same_under_two_seeds(

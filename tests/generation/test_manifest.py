@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from nanobanana_pipeline.current import packed
 from nanobanana_pipeline.errors import StorageError
 from nanobanana_pipeline.generation import manifest_rows
 from nanobanana_pipeline.generation.cells import Cells, draw_cells
@@ -31,7 +32,7 @@ from nanobanana_pipeline.generation.manifest_rows import (
     content_hash,
     count_cells,
     count_images,
-    manifest_table,
+    manifest_batches,
     outcomes,
 )
 from nanobanana_pipeline.generation.survey import Launch
@@ -71,7 +72,7 @@ def image(sample: int, mark: str) -> StoredImage:
 
 def table(cells: Cells, entries: list[Entry], *known: pa.Table) -> pa.Table:
     came = outcomes(entries, lambda key: f"s3://bucket/{key}")
-    return manifest_table(cells, "set", [*known, came])
+    return manifest_batches(cells, "set", [*known, came]).read_all()
 
 
 def settled_of(rows: pa.Table) -> pa.Table:
@@ -118,7 +119,7 @@ def test_every_cell_has_its_state_and_a_row_for_each_sample() -> None:
     assert len(rows) == 2 * (len(STEPS) + 1)
     assert rows["state"].to_list() == [s for name in [*STEPS, "pending"] for s in (name, name)]
     assert rows["sample"].to_list() == [0, 1] * (len(STEPS) + 1)
-    assert count_cells(made) == {
+    assert count_cells(made.select) == {
         "failed": 1,
         "in_doubt": 1,
         "lost": 1,
@@ -129,7 +130,7 @@ def test_every_cell_has_its_state_and_a_row_for_each_sample() -> None:
     lost = rows[rows["state"] == "lost"]
     assert lost["image_sha256"].fillna("none").to_list() == ["none", "b"]
     assert lost["reason"].to_list() == ["broken", "broken"]
-    assert count_images(made) == (3, 27)
+    assert count_images(made.select) == (3, 27)
 
 
 @pytest.mark.parametrize("batch", [2, 10_000])
@@ -153,11 +154,11 @@ def test_rows_of_one_request_share_its_pictures_in_the_order_of_the_set(
         "a newt": [None, None],
     }
     assert made["image_sha256"].to_pylist() == [each for text in texts for each in pictures[text]]
-    assert count_cells(made) == {"lost": 2, "pending": 1, "settled": 2}
-    assert count_images(made) == (3, 27)
+    assert count_cells(made.select) == {"lost": 2, "pending": 1, "settled": 2}
+    assert count_images(made.select) == (3, 27)
     whole = made.select(["prompt_id", "sample", "request_key", "state", "image_sha256"])
     told = json.dumps(whole.to_pydict(), separators=(",", ":")).encode()
-    assert content_hash(made) == hashlib.sha256(told).hexdigest()
+    assert content_hash(made.select) == hashlib.sha256(told).hexdigest()
 
 
 def test_rows_carried_on_from_an_earlier_manifest_are_the_same_to_the_bit(
@@ -167,7 +168,7 @@ def test_rows_carried_on_from_an_earlier_manifest_are_the_same_to_the_bit(
     first, second = tried(asked)
     before = table(asked, [STEPS["settled"](first)])
     key = manifest_key("set", 1, "run")
-    assert publish(store, before, pointer(key), None)
+    assert publish(store, packed(before), pointer(key), None)
     read = read_manifest(store, key)
     assert read["seed_reported"].dropna().to_list() == [2**60, 2**60]
     assert str(read["seed_reported"].dtype) == "Int64"
@@ -191,7 +192,7 @@ def test_an_older_manifest_is_read_and_carried_on_without_the_newer_columns(
     settled = first.accept("n1", "7").settle("n1", [image(0, "a")])
     before = table(asked, [settled])
     key = manifest_key("set", 1, "run")
-    publish(store, before.drop_columns(["provenance"]), pointer(key), None)
+    publish(store, packed(before.drop_columns(["provenance"])), pointer(key), None)
     read = read_manifest(store, key)
     assert list(read.columns) == list(COLUMNS)
     assert read["provenance"].isna().all()
@@ -211,12 +212,12 @@ def test_an_older_entry_is_read_without_marks() -> None:
 
 def test_a_partition_of_nothing_tried_is_all_pending_or_not_requested() -> None:
     made = table(cells(4, limit=1), [])
-    assert count_cells(made) == {"not_requested": 3, "pending": 1}
-    assert count_images(made) == (0, 0)
+    assert count_cells(made.select) == {"not_requested": 3, "pending": 1}
+    assert count_images(made.select) == (0, 0)
 
 
 def test_of_two_who_publish_at_once_one_is_told_to_start_over(store: ObjectStore) -> None:
-    made = table(cells(1), [])
+    made = packed(table(cells(1), []))
     one, two = (pointer(manifest_key("set", 1, run)) for run in ("one", "two"))
     assert publish(store, made, one, None)
     assert not publish(store, made, two, None)
@@ -249,7 +250,7 @@ def test_a_manifest_that_is_missing_or_damaged_is_named(store: ObjectStore) -> N
     store.put("x.parquet", b"PAR1")
     with pytest.raises(StorageError, match=r"x\.parquet is damaged"):
         read_manifest(store, "x.parquet")
-    assert publish(store, table(cells(300), []), pointer("y.parquet"), None)
+    assert publish(store, packed(table(cells(300), [])), pointer("y.parquet"), None)
     whole = store.get("y.parquet")
     assert whole is not None
     store.put("y.parquet", whole.body[:200] + bytes(2000) + whole.body[2200:])
@@ -284,7 +285,7 @@ def settle_on_paper(store: ObjectStore, name: str, count: int) -> None:
         for entry in tried(asked)
     ]
     key = manifest_key(name, 1, "run")
-    made = manifest_table(asked, name, [outcomes(done, store.uri)])
+    made = packed(manifest_batches(asked, name, [outcomes(done, store.uri)]))
     current = pointer(key, prompt_set=name, fingerprint=snapshot.fingerprint)
     assert publish(store, made, current, None)
 
@@ -313,7 +314,7 @@ def test_a_large_partition_costs_in_proportion_and_reads_no_settled_entry(
 
 def test_the_pointer_on_s3_is_plain_json(store: ObjectStore) -> None:
     key = manifest_key("set", 1, "run")
-    publish(store, table(cells(1), []), pointer(key), None)
+    publish(store, packed(table(cells(1), [])), pointer(key), None)
     stored = store.get("manifests/set/seed=1/current.json")
     manifest = store.get(key)
     assert stored is not None

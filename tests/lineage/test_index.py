@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from nanobanana_pipeline.current import packed
 from nanobanana_pipeline.generation.manifest import (
     COLUMNS,
     CurrentManifest,
@@ -64,7 +65,7 @@ def put_manifest(store: ObjectStore, name: str, seed: int, rows: int, word: str 
         run_id="run",
         created="",
     )
-    assert publish(store, pa.table(columns), current, read_current(store, name, seed)[1])
+    assert publish(store, packed(pa.table(columns)), current, read_current(store, name, seed)[1])
 
 
 @contextmanager
