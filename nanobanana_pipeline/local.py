@@ -9,6 +9,7 @@ import ctypes
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -227,12 +228,13 @@ def child(
         )
     try:
         deadline = time.monotonic() + READY_SECONDS
-        while not ready():
-            if process.poll() is not None:
-                raise LocalServerError(f"{name} ended with code {process.returncode}; see {log}")
+        # Asked first: where it could not listen, another may be ready in its place.
+        while process.poll() is None and not ready():
             if time.monotonic() > deadline:
                 raise LocalServerError(f"{name} was not ready in {READY_SECONDS} s; see {log}")
             time.sleep(0.05)
+        if process.poll() is not None:
+            raise LocalServerError(f"{name} ended with code {process.returncode}; see {log}")
         yield process
     finally:
         stop(process, grace_seconds)
@@ -270,15 +272,30 @@ def check_port(port: int) -> None:
 
 
 def free_port() -> int:
-    """A loopback port that is free now, and whose neighbour 10,000 above is free too."""
+    """A loopback port that is free now, and whose neighbour 10,000 above is free too.
+
+    On Linux it is given to no other process of ours while this one lives.
+    """
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
         # So that none is the neighbour of another, nor where the system takes its own from.
-        low = port % GRPC_OFFSET + LOWEST_PORT
-        if _is_free(low) and _is_free(low + GRPC_OFFSET):
-            return low
+        port = LOWEST_PORT + secrets.randbelow(GRPC_OFFSET)
+        if _is_free(port) and _is_free(port + GRPC_OFFSET) and _is_ours(port):
+            return port
+
+
+def _is_ours(port: int) -> bool:
+    """Whether nobody else of us has chosen a port that he may not listen on yet."""
+    if sys.platform != "linux":
+        return True
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        # A name beside the file system: it is free again when this process ends.
+        claim.bind(f"\0nanobanana-port-{port}")
+    except OSError:
+        claim.close()
+        return False
+    claim.detach()
+    return True
 
 
 def _ports(remembered: Path, names: Sequence[str]) -> dict[str, int]:
