@@ -1,6 +1,7 @@
 """Real parts: one SeaweedFS a session, one fresh prefix a test, emulators on call."""
 
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -94,6 +95,8 @@ def _clean_environment() -> Iterator[None]:
         for name in list(os.environ):
             if name.startswith(("NANOBANANA_", "AWS_", "DAGSTER_", "OPENLINEAGE_", "OTEL_")):
                 patch.delenv(name)
+        # A shell has what it starts in the background ignore it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         yield
 
 

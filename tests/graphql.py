@@ -28,7 +28,7 @@ class Dagster:
 
     def ask(self, query: str, **variables: object) -> Any:
         sent = {"query": query, "variables": variables}
-        answer = requests.post(self._url, json=sent, timeout=60).json()
+        answer = requests.post(self._url, json=sent, timeout=300).json()
         assert "errors" not in answer, json.dumps(answer)
         return answer["data"]
 

@@ -142,6 +142,8 @@ class S3Proxy:
         with client, socket.create_connection(self._target) as server:
             with self._lock:
                 self._open |= {client, server}
+                if self._down:
+                    return
             deaf = threading.Event()
             answers = threading.Thread(
                 target=self._answers, args=(server, client, deaf), daemon=True
@@ -236,7 +238,7 @@ def _shut(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RDWR)
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
     """Wait for something that is sure to come, or fail."""
     deadline, pause = time.monotonic() + seconds, 0.02
     while not condition():

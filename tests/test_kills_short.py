@@ -27,7 +27,7 @@ def test_twenty_kills_lose_nothing_and_buy_nothing_twice(tmp_path: Path) -> None
 
 def test_a_plain_script_buys_twice_under_the_same_kills(tmp_path: Path) -> None:
     """What is counted as 0 above is not 0 for everybody."""
-    found = run(tmp_path, 3, seconds=100, seed=7, plain=True)
+    found = run(tmp_path, 3, seconds=400, seed=7, plain=True)
     totals = found["totals"]
     assert totals["kills"] == 3
     assert totals["stored"] == totals["requests"]

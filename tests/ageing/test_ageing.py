@@ -68,6 +68,7 @@ def test_nothing_is_bought_twice_or_lost_whatever_happens(data: st.DataObject) -
     grow_old(data)
 
 
+@pytest.mark.timeout(0)  # as above
 @pytest.mark.parametrize("mistake", MUTANTS)
 def test_a_mistake_in_the_product_is_caught(mistake: str) -> None:
     @hunt

@@ -14,12 +14,26 @@ import pytest
 from nanobanana_pipeline import local
 from tests.dagster_project.conftest import project
 
-__all__ = ["Database", "database", "postgres", "project"]
+__all__ = ["Database", "database", "postgres", "project", "restarting"]
 
 REQUIRED = bool(os.environ.get("REQUIRE_DEBIAN_PACKAGES"))
 PROGRAMS = max(Path("/usr/lib/postgresql").glob("*/bin/initdb"), default=None)
 AS_POSTGRES = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
 """Postgres refuses to run as root."""
+
+
+RESTARTING = """
+trap 'kill -TERM $child 2> /dev/null; wait $child; exit' TERM
+until "$@" & child=$!; wait $child; do sleep 5; done
+"""
+
+
+def restarting(*command: str) -> list[str]:
+    """A command that begins again when it fails, as all units ask systemd for.
+
+    gRPC, of which Dagster's daemon is made, aborts now and then at its start.
+    """
+    return ["bash", "-c", RESTARTING, *command[:1], *command]
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from tests.cli.test_profile import files_with
 from tests.conftest import API_KEY
-from tests.deploy.conftest import REQUIRED, Database
+from tests.deploy.conftest import REQUIRED, Database, restarting
 from tests.deploy.hosts import Hosts, hosts_apart, relay
 from tests.deploy.test_local_postgres import INSTALLED, variables
 from tests.graphql import Dagster
@@ -204,14 +204,13 @@ def cluster(
         enter(
             local.child(
                 "dagster dev",
-                [str(BIN / "dagster"), "dev", "-p", str(port), *workspace],
+                restarting(str(BIN / "dagster"), "dev", "-p", str(port), *workspace),
                 log=folder / "dagster.log",
-                ready=lambda: True,
+                ready=lambda: answers(f"{url}/server_info"),
                 environment=shared,
                 grace_seconds=15,
             )
         )
-        wait_for("dagster dev does not answer", lambda: answers(f"{url}/server_info") or None)
         yield Cluster(hosts, shared, home, Dagster(url), emulator, store)
 
 

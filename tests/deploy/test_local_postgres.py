@@ -28,7 +28,7 @@ from nanobanana_pipeline.storage import ObjectStore
 from tests.cli.test_profile import START_SECONDS
 from tests.conftest import API_KEY, Emulators
 from tests.dagster_project.conftest import SMALL, Project
-from tests.deploy.conftest import REQUIRED, Database
+from tests.deploy.conftest import REQUIRED, Database, restarting
 from tests.graphql import Dagster
 from tests.launching import bought, keep_prompts, prompts, states
 from tests.s3_proxy import wait_until
@@ -169,13 +169,6 @@ def read_unit(unit: str) -> str:
     return (DEPLOY / "systemd" / f"{unit}.service").read_text()
 
 
-RESTARTING = """
-trap 'kill -TERM $child 2> /dev/null; wait $child; exit' TERM
-until "$@" & child=$!; wait $child; do sleep 5; done
-"""
-"""What all units ask systemd for: gRPC, of which Dagster's daemon is made, aborts now and then."""
-
-
 @dataclass(frozen=True)
 class Machine:
     """The units as systemd would start them: each with the variables of its files, and no more."""
@@ -197,7 +190,7 @@ class Machine:
         with local.child(
             unit,
             [
-                *("bash", "-c", RESTARTING, unit, "env", "-i"),
+                *restarting("env", "-i"),
                 *(f"{name}={value}" for name, value in {**path, **given}.items()),
                 *words,
             ],
@@ -236,7 +229,7 @@ def machine(
     home: Path, database: Database, store: ObjectStore, emulators: Emulators, tmp_path: Path
 ) -> tuple[Machine, EmulatorThread]:
     """Everything installed, and the provider that its settings lead to."""
-    provider = emulators(latency_seconds=(2, 3), cap=2)
+    provider = emulators(latency_seconds=(3, 4), cap=2)
     ports = {port: str(local.free_port()) for port in ("3000", "4000")}
     workspace = (DEPLOY / "workspace.yaml").read_text()
     assert "port: 4000\n" in workspace

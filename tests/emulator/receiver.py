@@ -15,7 +15,7 @@ class Receiver:
         self.payloads: list[dict[str, Any]] = []
 
     def wait_for(self, count: int) -> list[dict[str, Any]]:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while len(self.payloads) < count and time.monotonic() < deadline:
             time.sleep(0.01)
         assert len(self.payloads) == count

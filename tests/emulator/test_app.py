@@ -111,7 +111,7 @@ def test_sync_mode_answers_when_done_and_counts_against_the_cap_meanwhile() -> N
         answers = []
         buyer = threading.Thread(target=lambda: answers.append(account.buy(seed=5)))
         buyer.start()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while account.bought() == 0 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert account.text2img(seed=6).status_code == 429
@@ -130,7 +130,7 @@ def test_a_sync_purchase_stands_when_its_client_has_gone() -> None:
         account = Account(base_url)
         body = {"key": "k", "prompt": "p"}
         with pytest.raises(requests.ReadTimeout):
-            requests.post(f"{base_url}text2img", json=body, timeout=0.3)
+            requests.post(f"{base_url}text2img", json=body, timeout=3)
         [group] = account.admin("purchases")["groups"]
         account.advance(LATENCY)
         assert account.fetch(group["ids"][0])["status"] == "success"

@@ -42,7 +42,7 @@ def details(s3_url: str, directory: str) -> dict[str, object]:
 
 def finished(account: Account, **fields: object) -> list[str]:
     purchase = account.buy(**fields)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (answer := account.fetch(purchase["id"]))["status"] == "processing":
         assert time.monotonic() < deadline
         time.sleep(0.02)

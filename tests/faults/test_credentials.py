@@ -19,6 +19,7 @@ from nanobanana_pipeline.generation.launch import settle_shard
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from tests.conftest import Emulators, account_for
+from tests.faults.conftest import server_of
 from tests.launching import admin, bought, keep_prompts, launch, planned, prompts, states
 from tests.s3_proxy import Refusal, S3Proxy, wait_until
 
@@ -100,12 +101,7 @@ def two_pairs(tmp_path: Path) -> Iterator[S3Proxy]:
             for name in ("first", "second")
         ]
         config.write_text(json.dumps(known))
-        (server,) = (
-            found
-            for found in Path("/proc").iterdir()
-            if found.name.isdigit() and f"-dir={data}\0" in (found / "cmdline").read_text()
-        )
-        os.kill(int(server.name), signal.SIGHUP)  # SeaweedFS reads its identities anew
+        os.kill(server_of(data), signal.SIGHUP)  # SeaweedFS reads its identities anew
         wait_until(lambda: _knows(url, "second"))
         yield proxy
 
@@ -125,7 +121,7 @@ def test_credentials_are_refreshed_within_a_run(
     two_pairs: S3Proxy, agent: type[Agent], emulators: Emulators
 ) -> None:
     """The first pair runs out in the middle: S3 refuses it, and only the second goes on."""
-    emulator = emulators(latency_seconds=(0.2, 0.4))
+    emulator = emulators(latency_seconds=(1.5, 2))
     store = ObjectStore(s3_client(endpoint_url=two_pairs.url), local.BUCKET, "launch")
     account = account_for(emulator.base_url, store)
     keep_prompts(store, "set", prompts(REQUESTS))
@@ -135,7 +131,7 @@ def test_credentials_are_refreshed_within_a_run(
     def rule(_method: str, _path: str) -> Refusal | None:
         if bought(emulator) >= 4 and agent.pair == "first":
             agent.pair = "second"
-            threading.Timer(0.5, withdrawn.set).start()  # what was signed before may still come
+            threading.Timer(2.0, withdrawn.set).start()  # what was signed before may still come
         is_late = withdrawn.is_set() and two_pairs.access_key == "first"
         return Refusal(400, "ExpiredToken") if is_late else None
 
@@ -182,7 +178,7 @@ def test_a_token_that_nobody_refreshes_ends_the_run_with_the_remedy_and_loses_no
     store: ObjectStore, s3_url: str, emulators: Emulators
 ) -> None:
     """As `ExpiredToken` comes: for every call, from one moment on."""
-    emulator = emulators(latency_seconds=(0.5, 0.5))
+    emulator = emulators(latency_seconds=(3, 3))
     account = account_for(emulator.base_url, store)
     keep_prompts(store, "set", prompts(REQUESTS))
     made = planned(store)

@@ -19,6 +19,7 @@ from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.money import Budget
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from tests.conftest import Emulators, account_for
+from tests.faults.conftest import server_of
 from tests.launching import (
     admin,
     bought,
@@ -135,12 +136,7 @@ def test_a_write_whose_answer_is_lost_knows_itself_again(
 
 def kill_server_of(data: Path) -> None:
     """End the S3 server that keeps this folder, as a power cut would."""
-    (server,) = (
-        found
-        for found in Path("/proc").iterdir()
-        if found.name.isdigit() and f"-dir={data}\0" in (found / "cmdline").read_text()
-    )
-    os.kill(int(server.name), signal.SIGKILL)
+    os.kill(server_of(data), signal.SIGKILL)
     # Its other threads may hold the ports for a while after the first one has ended.
     ports = json.loads((data / "ports.json").read_text()).values()
     wait_until(lambda: all(map(is_silent, ports)))

@@ -94,5 +94,5 @@ def is_running(pid: int) -> bool:
     """Whether a process is there and no zombie that waits for an absent-minded init."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False

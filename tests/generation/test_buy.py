@@ -73,7 +73,7 @@ def test_a_late_answer_after_a_rebuy_by_another_is_kept_and_brought(
     store: ObjectStore, emulators: Emulators, stop: threading.Event
 ) -> None:
     emulator = emulators(
-        latency_seconds=(0.1, 0.1), moods={"slow_answer": 1}, slow_answer_seconds=1
+        latency_seconds=(0.1, 0.1), moods={"slow_answer": 1}, slow_answer_seconds=5
     )
     account = account_for(emulator.base_url, store)
     other = meanwhile(
@@ -97,7 +97,7 @@ def test_a_late_answer_after_a_rebuy_by_another_is_kept_and_brought(
 def test_an_answer_to_what_others_have_settled_already_changes_nothing(
     store: ObjectStore, emulators: Emulators, stop: threading.Event
 ) -> None:
-    emulator = emulators(moods={"slow_answer": 1}, slow_answer_seconds=1)
+    emulator = emulators(moods={"slow_answer": 1}, slow_answer_seconds=5)
     account = account_for(emulator.base_url, store)
     other = meanwhile(store, lambda entry: entry.fail(first(entry), "a webhook said so"))
     step = buyer(account, store, stop).advance(work())

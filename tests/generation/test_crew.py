@@ -1,6 +1,7 @@
 """Threads that are waited for by one that may be interrupted."""
 
-import _thread
+import os
+import signal
 import threading
 
 import pytest
@@ -33,9 +34,9 @@ def test_an_interrupted_wait_takes_nobody_for_ended() -> None:
 
     crew = Crew("worker", job)
     crew.start(1)
-    threading.Timer(0.2, _thread.interrupt_main).start()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
-        crew.wait(20)
+        crew.wait(60)
     assert not crew.wait(0.05)
     go.set()
     assert crew.wait(20)

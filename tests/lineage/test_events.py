@@ -185,7 +185,12 @@ def test_what_is_raised_is_told_and_goes_on(
     assert events.was_stopped(store, "generated_images", "r") is (state == "ABORT")
 
 
-def test_steps_of_one_run_at_once_lose_no_event(store: ObjectStore) -> None:
+def test_steps_of_one_run_at_once_lose_no_event(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # SeaweedFS lets those who lose a race for one key wait for seconds.
+    monkeypatch.setattr(events, "WRITE_SECONDS", 120.0)
+
     def step(number: int) -> None:
         with recorded(store, f"datasets.{number}", "shared", Told):
             pass

@@ -212,6 +212,7 @@ def test_without_s3_the_sender_is_asked_to_come_again(
         proxy.go_down()
         assert post(address, SUCCESS) == 503
         proxy.come_back()
+        monkeypatch.setattr(receiver, "STORE_SECONDS", 30.0)
         assert post(address, SUCCESS) == 204
         wait_until(lambda: "webhook" not in {thread.name for thread in threading.enumerate()})
     assert len(kept(store)) == 1
@@ -256,6 +257,7 @@ def test_a_crowd_before_a_slow_bucket_is_sent_away(
         assert len([each for each in threading.enumerate() if each.name == "webhook"]) == 2
         gate.set()
         wait_until(lambda: "webhook" not in {thread.name for thread in threading.enumerate()})
+        monkeypatch.setattr(receiver, "STORE_SECONDS", 30.0)
         assert post(addresses[2], SUCCESS) == 204
     assert len(kept(store)) == 3
 
