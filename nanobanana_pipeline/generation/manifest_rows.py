@@ -7,7 +7,6 @@ from itertools import islice
 from typing import Any, Final, TypeAlias
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -30,7 +29,8 @@ __all__ = [
 ]
 
 BATCH: Final = 10_000
-"""Rows that are Python objects at once, or taken from larger tables."""
+"""Rows that are Python objects at once, or cells whose rows are taken from larger tables."""
+SAMPLE_BITS: Final = 32
 OUTCOMES: Final = pa.schema(
     [SCHEMA_OF_TABLE.field(name) for name in ("request_key", "sample", *OUTCOME_COLUMNS)]
 )
@@ -96,53 +96,72 @@ def manifest_batches(
 def _batches(
     cells: Cells, prompt_set: str, known: Sequence[pa.Table], missing: CellState
 ) -> Iterator[pa.RecordBatch]:
-    outcome = pa.concat_tables([rows.select(OUTCOMES.names).cast(OUTCOMES) for rows in known])
-    places = _places(cells, outcome)
+    nothing = pa.Table.from_pylist([{"sample": 0}], OUTCOMES)
+    tables = [rows.select(OUTCOMES.names).cast(OUTCOMES) for rows in (*known, nothing)]
+    outcome = pa.concat_tables(tables)
+    pieces = outcome.to_batches()
     drawn = pa.Table.from_pandas(cells.frame, preserve_index=False)
     named = {"prompt_set": prompt_set, "seed": cells.seed}
-    for first in range(0, len(places), BATCH):
-        some = places.iloc[first : first + BATCH]
-        cell = drawn.take(pa.array(some["cell"]))
-        came = outcome.take(pa.array(some["outcome"]))
+    for places in _places(cells, outcome):
+        cell = drawn.take(places["cell"])
+        came = _taken(pieces, places["outcome"].to_numpy())
         untried = pc.if_else(cell["requested"], missing.value, CellState.NOT_REQUESTED.value)
         columns = {
             **{name: cell[name] for name in ("prompt_id", "prompt", "request_key", "seed_asked")},
             **{name: came[name] for name in OUTCOME_COLUMNS},
-            **{name: pa.repeat(value, len(some)) for name, value in named.items()},
-            "sample": pa.array(some["sample"]),
+            **{name: pa.repeat(value, len(places)) for name, value in named.items()},
+            "sample": places["sample"],
             "state": pc.coalesce(came["state"], untried),
         }
         rows = pa.table(columns).select(SCHEMA_OF_TABLE.names).cast(SCHEMA_OF_TABLE)
         yield from rows.combine_chunks().to_batches()
 
 
-def _places(cells: Cells, outcome: pa.Table) -> pd.DataFrame:
+def _places(cells: Cells, outcome: pa.Table) -> Iterator[pa.RecordBatch]:
     """The manifest's rows: whose cell and which outcome each has, by position, and its sample.
 
     Rows of one set that ask for the same picture share its outcome. A cell whose request was never
-    tried has none, and still a row for each picture that was asked for.
+    tried has the last, which is empty, and still a row for each picture that was asked for.
     """
     keys = pa.array(cells.frame["request_key"]).cast(pa.string())
     distinct = pc.unique(keys)
-    came = pd.DataFrame(
-        {
-            "key": pc.index_in(outcome["request_key"], value_set=distinct).fill_null(-1).to_numpy(),
-            "sample": outcome["sample"].to_numpy(),
-            "outcome": np.arange(len(outcome)),
-        }
-    ).drop_duplicates(["key", "sample"])
-    asked = pd.DataFrame(
-        {
-            "key": pc.index_in(keys, value_set=distinct).to_numpy(),
-            "samples": cells.frame["samples"].to_numpy(),
-            "cell": np.arange(len(cells.frame)),
-        }
-    )
-    places = asked.merge(came.astype({"sample": "Int64", "outcome": "Int64"}), "left", on="key")
-    repeats = places["samples"].where(places["outcome"].isna(), 1)
-    places = places.loc[places.index.repeat(repeats)]
-    counted = places.groupby(level=0).cumcount()
-    return places.assign(sample=places["sample"].fillna(counted))
+    key_of_cell = pc.index_in(keys, value_set=distinct).to_numpy()
+    asked = cells.frame["samples"].to_numpy()
+    # Key and sample in one number: sorted by both, and of each the first.
+    key = pc.index_in(outcome["request_key"], value_set=distinct).fill_null(len(distinct))
+    both = key.to_numpy().astype(np.int64) << SAMPLE_BITS | outcome["sample"].to_numpy()
+    both, position = np.unique(both, return_index=True)
+    starts = np.searchsorted(both >> SAMPLE_BITS, np.arange(len(distinct) + 1))
+    sample = np.append(both & (1 << SAMPLE_BITS) - 1, 0)
+    position = np.append(position, len(outcome) - 1)
+    for first in range(0, len(key_of_cell), BATCH):
+        some = key_of_cell[first : first + BATCH]
+        came = starts[some + 1] - starts[some]
+        count = np.where(came, came, asked[first : first + BATCH])
+        nth = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        untried = np.repeat(came == 0, count)
+        place = np.where(untried, -1, np.repeat(starts[some], count) + nth)
+        yield pa.record_batch(
+            {
+                "cell": np.repeat(np.arange(first, first + len(some)), count),
+                "outcome": position[place],
+                "sample": np.where(untried, nth, sample[place]),
+            }
+        )
+
+
+def _taken(pieces: Sequence[pa.RecordBatch], positions: np.ndarray) -> pa.Table:
+    """Some rows, by their positions in all pieces together.
+
+    Arrow's own `take` would copy whole columns each time, to have them in one piece.
+    """
+    ends = np.cumsum([len(piece) for piece in pieces])
+    whose = np.searchsorted(ends, positions, side="right")
+    taken = [
+        piece.take(pa.array(positions[whose == number] - (ends[number] - len(piece))))
+        for number, piece in enumerate(pieces)
+    ]
+    return pa.Table.from_batches(taken).take(np.argsort(np.argsort(whose, kind="stable")))
 
 
 def count_cells(read: Columns) -> dict[str, int]:
@@ -156,8 +175,11 @@ def count_cells(read: Columns) -> dict[str, int]:
 def count_images(read: Columns) -> tuple[int, int]:
     """Distinct pictures of a manifest and their bytes."""
     images = read(["image_sha256", "bytes"]).drop_null()
-    distinct = images.group_by("image_sha256", use_threads=False).aggregate([("bytes", "max")])
-    return len(distinct), pc.sum(distinct["bytes_max"]).as_py() or 0
+    # Grouped by Arrow they take twice the memory.
+    numbered = pc.dictionary_encode(images["image_sha256"]).unify_dictionaries()
+    numbers = [piece.indices for piece in numbered.chunks]
+    _, first = np.unique(pa.chunked_array(numbers, pa.int32()), return_index=True)
+    return len(first), int(images["bytes"].to_numpy()[first].sum())
 
 
 def content_hash(read: Columns) -> str:
