@@ -166,12 +166,12 @@ def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> Curre
         limit=made.limit,
     )
     missing = _state_of_missing(made, report)
-    noted = outcomes(_noted(store, made), store.uri)
     while True:
         before, etag = read_current(store, made.prompt_set, made.seed)
         left = _Left(made.run_id)
-        known = _known(store, before, cells, noted, left, missing)
+        known = _known(store, made, before, cells, left, missing)
         file = packed(manifest_batches(cells, made.prompt_set, known, missing))
+        del known  # as large as all that follows
         # Read back by columns: together they take several times the packed file.
         there = pq.ParquetFile(pa.BufferReader(file))
         images, size = count_images(there.read)
@@ -202,9 +202,9 @@ def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> Curre
 
 def _known(
     store: ObjectStore,
+    made: Plan,
     before: CurrentManifest | None,
     cells: Cells,
-    noted: pa.Table,
     left: "_Left",
     missing: CellState,
 ) -> list[pa.Table]:
@@ -212,6 +212,7 @@ def _known(
 
     From the manifest in force, from what shards have noted, and for the rest from the ledger.
     """
+    noted = outcomes(_noted(store, made), store.uri)
     known = read_known(store, before, OUTCOMES.names)
     keys = pc.unique(pa.array(cells.frame["request_key"]))
     requested = cells.frame.loc[cells.frame["requested"], "request_key"]

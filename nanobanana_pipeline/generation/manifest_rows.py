@@ -99,12 +99,11 @@ def _batches(
     nothing = pa.Table.from_pylist([{"sample": 0}], OUTCOMES)
     tables = [rows.select(OUTCOMES.names).cast(OUTCOMES) for rows in (*known, nothing)]
     outcome = pa.concat_tables(tables)
-    pieces = outcome.to_batches()
     drawn = pa.Table.from_pandas(cells.frame, preserve_index=False)
     named = {"prompt_set": prompt_set, "seed": cells.seed}
     for places in _places(cells, outcome):
-        cell = drawn.take(places["cell"])
-        came = _taken(pieces, places["outcome"].to_numpy())
+        cell = _taken(drawn, places["cell"].to_numpy())
+        came = _taken(outcome, places["outcome"].to_numpy())
         untried = pc.if_else(cell["requested"], missing.value, CellState.NOT_REQUESTED.value)
         columns = {
             **{name: cell[name] for name in ("prompt_id", "prompt", "request_key", "seed_asked")},
@@ -150,11 +149,9 @@ def _places(cells: Cells, outcome: pa.Table) -> Iterator[pa.RecordBatch]:
         )
 
 
-def _taken(pieces: Sequence[pa.RecordBatch], positions: np.ndarray) -> pa.Table:
-    """Some rows, by their positions in all pieces together.
-
-    Arrow's own `take` would copy whole columns each time, to have them in one piece.
-    """
+def _taken(table: pa.Table, positions: np.ndarray) -> pa.Table:
+    """Some rows; Arrow's own `take` copies whole columns each time, to have them in one piece."""
+    pieces = table.to_batches()
     ends = np.cumsum([len(piece) for piece in pieces])
     whose = np.searchsorted(ends, positions, side="right")
     taken = [
@@ -175,11 +172,8 @@ def count_cells(read: Columns) -> dict[str, int]:
 def count_images(read: Columns) -> tuple[int, int]:
     """Distinct pictures of a manifest and their bytes."""
     images = read(["image_sha256", "bytes"]).drop_null()
-    # Grouped by Arrow they take twice the memory.
-    numbered = pc.dictionary_encode(images["image_sha256"]).unify_dictionaries()
-    numbers = [piece.indices for piece in numbered.chunks]
-    _, first = np.unique(pa.chunked_array(numbers, pa.int32()), return_index=True)
-    return len(first), int(images["bytes"].to_numpy()[first].sum())
+    distinct = images.group_by("image_sha256", use_threads=False).aggregate([("bytes", "max")])
+    return len(distinct), pc.sum(distinct["bytes_max"]).as_py() or 0
 
 
 def content_hash(read: Columns) -> str:
