@@ -1,8 +1,15 @@
-"""The local S3 server: what may be done there without keys."""
+"""Local servers: where they listen, and what may be done without keys."""
 
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
 import requests
 
 from nanobanana_pipeline import local
+from nanobanana_pipeline.errors import LocalServerError
 from nanobanana_pipeline.storage import ObjectStore
 
 
@@ -17,3 +24,29 @@ def test_without_keys_objects_can_be_read_and_nothing_else(store: ObjectStore, s
     kept = store.get("seed=1/sheet.webp")
     assert kept is not None
     assert kept.body == b"a sheet"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ports are kept from others on Linux only")
+def test_a_chosen_port_is_given_to_no_other_process() -> None:
+    """Though nobody listens on it yet."""
+    chosen = local.free_port()
+    ask = "from nanobanana_pipeline import local; import itertools, secrets; "
+    ask += f"draws = itertools.count({chosen - local.LOWEST_PORT}); "
+    ask += "secrets.randbelow = lambda _: next(draws); print(local.free_port())"
+    other = subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True)
+    assert int(other.stdout) > chosen
+
+
+def test_a_server_that_ends_is_not_taken_for_one_that_is_ready(tmp_path: Path) -> None:
+    """Where another is ready in its place."""
+
+    def another_is() -> bool:
+        time.sleep(0.5)
+        return True
+
+    ends = ["bash", "-c", "exit 3"]
+    with (
+        pytest.raises(LocalServerError, match="the server ended with code 3"),
+        local.child("the server", ends, log=tmp_path / "log", ready=another_is),
+    ):
+        pytest.fail("it was taken for ready")
