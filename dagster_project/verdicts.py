@@ -33,7 +33,7 @@ def what_now(current: CurrentManifest, rows: pd.DataFrame, report: Report) -> st
 
     Args:
         current: the manifest.
-        rows: its rows: prompt_id, state and reason at least.
+        rows: `read_telling`: prompt_id, state and reason at least.
         report: of the run.
     """
     states = ", ".join(f"{n:,} {state}" for state, n in current.cells.items())

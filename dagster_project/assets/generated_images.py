@@ -38,9 +38,8 @@ from nanobanana_pipeline.generation.manifest import (
     COLUMNS,
     CellState,
     CurrentManifest,
-    read_manifest,
 )
-from nanobanana_pipeline.generation.preview import keep_preview, some_pictures
+from nanobanana_pipeline.generation.preview import keep_preview, read_telling, some_pictures
 from nanobanana_pipeline.generation.quote import Estimate, estimate
 from nanobanana_pipeline.lineage.events_told import (
     launch_begins,
@@ -178,7 +177,7 @@ def collect(
         ) as recording:
             current = launch.collect(store, nanobanana.account().realm, plan_made, report)
             recording.tell(partial(launch_collected, store, plan_made, current, report))
-        rows = read_manifest(store, current.manifest, PAGE_COLUMNS)
+        rows = read_telling(store, current, PAGE_COLUMNS)
         metadata = _metadata(store, nanobanana.settings(), current, rows, report, plan_made.price)
     refused = current.cells.get(CellState.REFUSED, 0)
     check = dg.AssetCheckResult(

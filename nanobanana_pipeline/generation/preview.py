@@ -5,16 +5,22 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from nanobanana_pipeline.contact_sheet import caption, contact_sheet, shrunk
+from nanobanana_pipeline.current import as_frame
 from nanobanana_pipeline.errors import ImageBroken
-from nanobanana_pipeline.generation.manifest import CurrentManifest
+from nanobanana_pipeline.generation.manifest import CellState, CurrentManifest, open_manifest
 from nanobanana_pipeline.layout import image_key, preview_key
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["keep_preview", "some_pictures"]
+__all__ = ["keep_preview", "read_telling", "some_pictures"]
 
+TELLING: Final = 1_000
+"""Rows with a picture that are looked at, of however many."""
 PICTURES: Final = 12
 COLUMNS: Final = 4
 SIDE: Final = 112
@@ -23,13 +29,41 @@ AT_ONCE: Final = 4
 COLUMNS_READ: Final = ["image_sha256", "format", "prompt", "prompt_id"]
 
 
+def read_telling(store: ObjectStore, current: CurrentManifest, columns: list[str]) -> pd.DataFrame:
+    """The rows that tell how a manifest stands: some of its pictures from everywhere, and all gaps.
+
+    Args:
+        store: the bucket.
+        current: the manifest.
+        columns: some of its columns; state and image_sha256 at least.
+
+    Returns:
+        Rows in the manifest's order: each that was asked for and is not settled, and of those with
+        a picture about `TELLING`, or all where there are fewer.
+
+    Raises:
+        StorageError: it is missing or damaged.
+    """
+    every = current.images // TELLING + 1
+    rows = open_manifest(store, current.manifest, columns)
+    quiet = pa.array([CellState.SETTLED, CellState.NOT_REQUESTED], pa.string())
+    kept, before = [], 0
+    for some in rows:
+        there = some["image_sha256"].is_valid().to_numpy(zero_copy_only=False)
+        nth = before + np.cumsum(there) - 1
+        before += int(there.sum())
+        is_gap = pc.invert(pc.is_in(some["state"], quiet)).to_numpy(zero_copy_only=False)
+        kept.append(some.filter(pa.array(is_gap | there & (nth % every == 0))))
+    return as_frame(pa.Table.from_batches(kept, rows.schema))
+
+
 def keep_preview(store: ObjectStore, current: CurrentManifest, rows: pd.DataFrame) -> str | None:
     """Draw the preview of a manifest, if it is not there yet.
 
     Args:
         store: the bucket.
         current: the manifest.
-        rows: its rows: image_sha256, format, prompt and prompt_id at least.
+        rows: `read_telling`: image_sha256, format, prompt and prompt_id at least.
 
     Returns:
         The key of a WebP; None where there is no picture that can be shown.

@@ -2,9 +2,18 @@
 
 import io
 
+import pytest
 from PIL import Image
 
-from nanobanana_pipeline.generation.preview import PICTURES, keep_preview, some_pictures
+from nanobanana_pipeline import current
+from nanobanana_pipeline.generation import preview
+from nanobanana_pipeline.generation.manifest import CellState
+from nanobanana_pipeline.generation.preview import (
+    PICTURES,
+    keep_preview,
+    read_telling,
+    some_pictures,
+)
 from nanobanana_pipeline.layout import image_key
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import Emulators, account_for
@@ -65,3 +74,32 @@ def test_where_nothing_is_settled_there_is_no_preview(
     keep_prompts(store, "set", prompts(2))
     made = launch(store, account)
     assert keep_preview(store, made.current, made.rows) is None
+
+
+def test_of_many_rows_some_pictures_from_everywhere_and_all_gaps_are_read(
+    store: ObjectStore, emulators: Emulators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = ["prompt", "state", "image_sha256"]
+    account = account_for(emulators().base_url, store)
+    keep_prompts(store, "set", prompts(20))
+    launch(store, account, limit=5)
+    refuser = account_for(emulators(moods={"error_200": 1.0}).base_url, store)
+    launch(store, refuser, limit=8)
+    made = launch(store, account, limit=15)
+    states = made.rows["state"]
+    pictured = made.rows.index[states == CellState.SETTLED]
+    refused = made.rows.index[states == CellState.REFUSED]
+    assert (len(pictured), len(refused)) == (12, 3)
+
+    # Where they are few, all that were asked for.
+    read = read_telling(store, made.current, columns)
+    assert read["prompt"].to_list() == made.rows["prompt"][sorted([*pictured, *refused])].to_list()
+
+    monkeypatch.setattr(preview, "TELLING", 5)
+    read = read_telling(store, made.current, columns)
+    expected = sorted([*pictured[::3], *refused])
+    assert read["prompt"].to_list() == made.rows["prompt"][expected].to_list()
+
+    # The same, however many rows are read at once.
+    monkeypatch.setattr(current, "BATCH", 4)
+    assert read_telling(store, made.current, columns).equals(read)
