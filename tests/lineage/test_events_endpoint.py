@@ -84,7 +84,15 @@ def endpoints(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoints]:
                 return await run_in_threadpool(take, request, await request.body())
 
             app = Starlette(routes=[Route("/{path:path}", lineage, methods=["POST"])])
-            server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+            server = uvicorn.Server(
+                uvicorn.Config(
+                    app,
+                    log_level="error",
+                    lifespan="off",
+                    # Its own would close all handlers there are; absl's takes pytest's file along.
+                    log_config=None,
+                )
+            )
             serving = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
             serving.start()
             stack.callback(serving.join)
