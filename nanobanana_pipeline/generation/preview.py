@@ -20,7 +20,7 @@ from nanobanana_pipeline.storage import ObjectStore
 __all__ = ["keep_preview", "read_telling", "some_pictures"]
 
 TELLING: Final = 1_000
-"""Rows with a picture that are looked at, of however many."""
+"""Of fewer pictures every row is read; of more, every second, third, … row that has one."""
 PICTURES: Final = 12
 COLUMNS: Final = 4
 SIDE: Final = 112
@@ -30,7 +30,7 @@ COLUMNS_READ: Final = ["image_sha256", "format", "prompt", "prompt_id"]
 
 
 def read_telling(store: ObjectStore, current: CurrentManifest, columns: list[str]) -> pd.DataFrame:
-    """The rows that tell how a manifest stands: some of its pictures from everywhere, and all gaps.
+    """Rows that tell how a manifest stands: pictures from everywhere, and all that is not settled.
 
     Args:
         store: the bucket.
@@ -38,8 +38,8 @@ def read_telling(store: ObjectStore, current: CurrentManifest, columns: list[str
         columns: some of its columns; state and image_sha256 at least.
 
     Returns:
-        Rows in the manifest's order: each that was asked for and is not settled, and of those with
-        a picture about `TELLING`, or all where there are fewer.
+        Rows in the manifest's order: each that was asked for and is not settled, refused ones among
+        them; of those with a picture 500 to 1,000 where no two share one, all where they are fewer.
 
     Raises:
         StorageError: it is missing or damaged.
@@ -52,8 +52,8 @@ def read_telling(store: ObjectStore, current: CurrentManifest, columns: list[str
         there = some["image_sha256"].is_valid().to_numpy(zero_copy_only=False)
         nth = before + np.cumsum(there) - 1
         before += int(there.sum())
-        is_gap = pc.invert(pc.is_in(some["state"], quiet)).to_numpy(zero_copy_only=False)
-        kept.append(some.filter(pa.array(is_gap | there & (nth % every == 0))))
+        is_missing = pc.invert(pc.is_in(some["state"], quiet)).to_numpy(zero_copy_only=False)
+        kept.append(some.filter(pa.array(is_missing | there & (nth % every == 0))))
     return as_frame(pa.Table.from_batches(kept, rows.schema))
 
 
