@@ -43,7 +43,7 @@ from benchmarks.launches import (
     wrong_images,
 )
 from nanobanana_pipeline import local
-from nanobanana_pipeline.generation.manifest import CellState
+from nanobanana_pipeline.generation.manifest.manifest import CellState
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.webhooks.inbox import Inbox, attempt_id
 

@@ -2,7 +2,7 @@
 
 ``uv run python -m benchmarks dagsters_toll [--requests 1632] [--rounds 3] [--latency 0.2:0.6]``
 
-The same table through `dagster_project.materialize` and through `nanobanana generate`, each as a
+The same table through `dagster_nanobanana.materialize` and through `nanobanana generate`, each as a
 whole process with servers of its own, then both again with nothing left to buy: what Dagster takes
 longer then is its fixed cost. A shorter latency than the provider's makes its share larger.
 """

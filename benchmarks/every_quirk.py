@@ -34,18 +34,18 @@ from nanobanana_pipeline.cli.show import table_of
 from nanobanana_pipeline.cli.status import open_bucket
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.emulator.moods import MOODS
-from nanobanana_pipeline.generation.engine import Report
+from nanobanana_pipeline.generation.engine.engine import Report
 from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
-from nanobanana_pipeline.generation.manifest import CellState, read_manifest
-from nanobanana_pipeline.generation.survey import Launch
+from nanobanana_pipeline.generation.manifest.manifest import CellState, read_manifest
+from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.ledger import new_nonce, now_iso
 from nanobanana_pipeline.local import child, free_port, local_profile
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.table import read_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.account import Account
-from nanobanana_pipeline.provider.operations import Operations, S3Details
-from nanobanana_pipeline.provider.own_bucket import Place, change_places
+from nanobanana_pipeline.provider.modelslab.operations import Operations, S3Details
+from nanobanana_pipeline.provider.modelslab.own_bucket import Place, change_places
 from nanobanana_pipeline.request import PictureParameters
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client

@@ -4,11 +4,11 @@ import os
 
 import dagster as dg
 
-from dagster_project.assets.generated_images import generated_images
-from dagster_project.assets.prompt_set import prompt_set
-from dagster_project.resources import resources
+from dagster_nanobanana.assets.generated_images import generated_images
+from dagster_nanobanana.assets.prompt_set import prompt_set
+from dagster_nanobanana.resources import resources
 
-PRELOAD = ["dagster_project.definitions"]
+PRELOAD = ["dagster_nanobanana.definitions"]
 EXECUTORS = {
     "in_process": dg.in_process_executor,
     "multiprocess": dg.multiprocess_executor.configured(

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from rich.console import Console
 
 from nanobanana_pipeline.cli.show import table_of
-from nanobanana_pipeline.features.measuring import measure
+from nanobanana_pipeline.features.measure import measure
 
 PICTURES = 20
 NOISE = 12.0

@@ -37,8 +37,8 @@ from benchmarks.launches import (
     wrong_images,
 )
 from nanobanana_pipeline import local
-from nanobanana_pipeline.generation.manifest import CellState
-from nanobanana_pipeline.layout import run_plan_key, run_shard_key
+from nanobanana_pipeline.bucket_keys import run_plan_key, run_shard_key
+from nanobanana_pipeline.generation.manifest.manifest import CellState
 from nanobanana_pipeline.ledger import Entry, Outcome, State
 from nanobanana_pipeline.webhooks.inbox import attempt_id
 

@@ -22,20 +22,20 @@ import requests
 from pydantic import SecretStr
 
 from nanobanana_pipeline import local
-from nanobanana_pipeline.generation import buy
-from nanobanana_pipeline.generation.cells import draw_cells
-from nanobanana_pipeline.generation.engine import Report
+from nanobanana_pipeline.bucket_keys import claim_bucket
+from nanobanana_pipeline.generation.engine import submit
+from nanobanana_pipeline.generation.engine.engine import Report
 from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
-from nanobanana_pipeline.generation.manifest import CurrentManifest, read_current
-from nanobanana_pipeline.generation.survey import Launch
-from nanobanana_pipeline.layout import claim_bucket
+from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, read_current
+from nanobanana_pipeline.generation.planning.cells import draw_cells
+from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.ledger import Entry, Ledger
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.table import read_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.account import Account
-from nanobanana_pipeline.provider.client import ProviderClient
 from nanobanana_pipeline.provider.downloads import Downloader
+from nanobanana_pipeline.provider.modelslab.client import ProviderClient
 from nanobanana_pipeline.request import PictureParameters
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from nanobanana_pipeline.webhooks.inbox import Webhooks
@@ -199,7 +199,7 @@ def _begin(tells: Any, target: Target, place: Site, name: str, run_id: str) -> N
 
 def launch(place: Site, name: str, run_id: str) -> None:
     """One launch of a partition, from its plan to its manifest, with leases of 8 s for 150 s."""
-    buy.LEASE_MARGIN_SECONDS = LEASE_MARGIN_SECONDS  # type: ignore[misc]
+    submit.LEASE_MARGIN_SECONDS = LEASE_MARGIN_SECONDS  # type: ignore[misc]
     store, account = place.store(), place.account()
     made = plan(store, REALM, Launch(name, SEED, run_id=run_id, parameters=SMALL))
     report = Report()

@@ -21,7 +21,7 @@ PROGRAM = """
 import time
 import dagster
 start, cpu = time.perf_counter(), time.process_time()
-from dagster_project.definitions import defs
+from dagster_nanobanana.definitions import defs
 defs.resolve_asset_graph()
 defs.get_repository_def()
 print(time.perf_counter() - start, time.process_time() - cpu)

@@ -22,7 +22,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from rich.console import Console
 
 from benchmarks.measured import save
-from dagster_project.partitions import cell_key, prompt_sets, seeds
+from dagster_nanobanana.partitions import cell_key, prompt_sets, seeds
 from nanobanana_pipeline.cli.profile import dagster_home
 from nanobanana_pipeline.cli.show import table_of
 from nanobanana_pipeline.local import child, free_port

@@ -27,26 +27,26 @@ from benchmarks.measured import median_of, save, spread
 from benchmarks.provider_of_files import files_provider
 from benchmarks.watched import Watched, run_watched
 from nanobanana_pipeline import local
+from nanobanana_pipeline.bucket_keys import claim_bucket, image_key
 from nanobanana_pipeline.cli.show import table_of
 from nanobanana_pipeline.cli.status import open_bucket
-from nanobanana_pipeline.current import packed
-from nanobanana_pipeline.generation.cells import draw_cells
 from nanobanana_pipeline.generation.launch import plan
-from nanobanana_pipeline.generation.manifest import (
+from nanobanana_pipeline.generation.manifest.manifest import (
     COLUMNS,
     CurrentManifest,
     manifest_key,
     publish,
 )
-from nanobanana_pipeline.generation.manifest_rows import content_hash
-from nanobanana_pipeline.generation.survey import Launch
-from nanobanana_pipeline.layout import claim_bucket, image_key
+from nanobanana_pipeline.generation.manifest.rows import content_hash
+from nanobanana_pipeline.generation.planning.cells import draw_cells
+from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.ledger import now_iso
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.table import read_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.request import PictureParameters
 from nanobanana_pipeline.settings import Settings
+from nanobanana_pipeline.storage.versioned import packed
 
 REALM, SEED, FRESH_SEED, NAME, RUN_ID = "emulator", 1, 2, "million", "made-up"
 SLOTS: Final = 16

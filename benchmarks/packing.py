@@ -29,10 +29,10 @@ from benchmarks.features import draw
 from benchmarks.measured import Cost, median_of, run, save, spread
 from benchmarks.peers import peer
 from nanobanana_pipeline import local
+from nanobanana_pipeline.bucket_keys import image_key
 from nanobanana_pipeline.cli.show import table_of
 from nanobanana_pipeline.emulator.fields import PictureFields
 from nanobanana_pipeline.emulator.pictures import draw as draw_like_emulator
-from nanobanana_pipeline.layout import image_key
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 
 FLAT: Final = (1_000, 10_000, 100_000)

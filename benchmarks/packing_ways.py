@@ -49,8 +49,8 @@ def _ours(rows: pd.DataFrame, formats: tuple[str, ...], shard_bytes: int = SHARD
 
     from nanobanana_pipeline.datasets.packing import pack
     from nanobanana_pipeline.datasets.recipe import ShardSize
-    from nanobanana_pipeline.datasets.rows import KEY, as_table, row_digests
-    from nanobanana_pipeline.datasets.shards import lay_out
+    from nanobanana_pipeline.datasets.release_rows import KEY, as_table, row_digests
+    from nanobanana_pipeline.datasets.shard_layout import lay_out
 
     table = as_table(rows)
     layout = lay_out(table, row_digests(table), ShardSize(bytes=shard_bytes, images=1_000_000))

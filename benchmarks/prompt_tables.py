@@ -20,7 +20,7 @@ import pandas as pd
 from rich.console import Console
 
 from nanobanana_pipeline.cli.show import table_of
-from nanobanana_pipeline.prompts.checked import fingerprint
+from nanobanana_pipeline.prompts.checked_prompts import fingerprint
 from nanobanana_pipeline.prompts.table import read_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 

@@ -22,7 +22,7 @@ from rich.progress import track
 
 from benchmarks.launches import REALM, SEED, SMALL, Site, keep_prompts, site
 from nanobanana_pipeline.generation.launch import plan, settle_shard
-from nanobanana_pipeline.generation.survey import Launch
+from nanobanana_pipeline.generation.planning.planner import Launch
 
 STAGGER_SECONDS: Final = 5
 WARM_UP_SECONDS: Final = 60

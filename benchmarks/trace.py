@@ -29,17 +29,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from nanobanana_pipeline import local
-from nanobanana_pipeline.current import packed
-from nanobanana_pipeline.datasets.release import MANIFEST, Release, ReleaseFile, table_bytes
-from nanobanana_pipeline.generation.manifest import (
-    COLUMNS,
-    CurrentManifest,
-    manifest_key,
-    publish,
-    read_current,
-)
-from nanobanana_pipeline.generation.runs import Plan, write_plan
-from nanobanana_pipeline.layout import (
+from nanobanana_pipeline.bucket_keys import (
     claim_bucket,
     image_key,
     index_key,
@@ -47,6 +37,15 @@ from nanobanana_pipeline.layout import (
     ledger_key,
     release_key,
 )
+from nanobanana_pipeline.datasets.release import MANIFEST, Release, ReleaseFile, table_bytes
+from nanobanana_pipeline.generation.manifest.manifest import (
+    COLUMNS,
+    CurrentManifest,
+    manifest_key,
+    publish,
+    read_current,
+)
+from nanobanana_pipeline.generation.planning.run_files import RunPlan, write_plan
 from nanobanana_pipeline.ledger import Entry, StoredImage, new_nonce, now_iso
 from nanobanana_pipeline.lineage.indexing import refresh
 from nanobanana_pipeline.lineage.trace import trace
@@ -55,6 +54,7 @@ from nanobanana_pipeline.prompts.table import read_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore, s3_client
+from nanobanana_pipeline.storage.versioned import packed
 
 REALM: Final = "emulator"
 SETS, SEEDS, PROMPTS, RELEASES = 20, 10, 5_000, 5
@@ -275,7 +275,7 @@ def _put_partition(
 
 
 def _put_plan(store: ObjectStore, number: int, seed: int) -> None:
-    made = Plan(
+    made = RunPlan(
         prompt_set=_name(number),
         seed=seed,
         run_id=_run_id(number, seed),

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from nanobanana_pipeline.cli.profile import dagster_home
 from nanobanana_pipeline.cli.status import open_bucket
-from nanobanana_pipeline.generation.manifest import read_all_current, read_manifest
+from nanobanana_pipeline.generation.manifest.manifest import read_all_current, read_manifest
 from nanobanana_pipeline.ledger import Entry
 from nanobanana_pipeline.local import LocalProfile, local_profile
 from nanobanana_pipeline.settings import Settings
@@ -50,7 +50,7 @@ def main() -> None:
         os.environ.update(profile.environment)
         config = {"width": 1024, "height": 1024} | ({"limit": args.limit} if args.limit else {})
         command = [
-            *(sys.executable, "-m", "dagster_project.materialize", PROMPT_SET),
+            *(sys.executable, "-m", "dagster_nanobanana.materialize", PROMPT_SET),
             *("--table", args.table, "--config", json.dumps(config)),
             *(part for seed in args.seeds.split(",") for part in ("--seed", seed)),
         ]

@@ -8,15 +8,15 @@ import sys
 import time
 
 from nanobanana_pipeline import local
-from nanobanana_pipeline.generation.launch import Plan, settle_shard
-from nanobanana_pipeline.generation.runs import read_plan
+from nanobanana_pipeline.generation.launch import settle_shard
+from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from tests.conftest import account_for
 from tests.launching import states
 
 
-def kill_once_accepted(store: ObjectStore, base_url: str, made: Plan, before: int = 0) -> None:
+def kill_once_accepted(store: ObjectStore, base_url: str, made: RunPlan, before: int = 0) -> None:
     """Buy what a run has planned, and die as soon as the provider has accepted all of it.
 
     Args:

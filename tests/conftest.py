@@ -33,7 +33,7 @@ SLOW = (
     "tests/deploy/test_celery.py",
     "tests/ageing/test_ageing.py",
     "tests/test_kills_short.py",
-    "tests/dagster_project/test_backfill.py",
+    "tests/dagster_nanobanana/test_backfill.py",
     "tests/deploy/test_local_postgres.py",
     "tests/faults/test_stopping.py",
     "tests/cli/test_profile.py",
@@ -41,8 +41,8 @@ SLOW = (
     "tests/deploy/test_kubernetes.py",
     "tests/emulator/test_openapi.py",
     "tests/rehearsal/test_every_quirk.py",
-    "tests/features/test_keeping.py",
-    "tests/dagster_project/test_sensors.py",
+    "tests/features/test_table.py",
+    "tests/dagster_nanobanana/test_sensors.py",
     "tests/datasets/test_top_up.py",
 )
 """Files whose tests take longest: minutes first, and what mostly waits beside what computes."""

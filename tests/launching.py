@@ -14,19 +14,20 @@ import pandas as pd
 import requests
 from pydantic import SecretStr
 
+from nanobanana_pipeline.bucket_keys import image_owner_key
 from nanobanana_pipeline.emulator import EmulatorThread
-from nanobanana_pipeline.generation.engine import Report
-from nanobanana_pipeline.generation.launch import Plan, collect, plan, settle_shard
-from nanobanana_pipeline.generation.manifest import CurrentManifest, read_manifest
-from nanobanana_pipeline.generation.survey import Launch
-from nanobanana_pipeline.layout import image_owner_key
+from nanobanana_pipeline.generation.engine.engine import Report
+from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
+from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, read_manifest
+from nanobanana_pipeline.generation.planning.planner import Launch
+from nanobanana_pipeline.generation.planning.run_files import RunPlan
 from nanobanana_pipeline.ledger import Entry, State
 from nanobanana_pipeline.money import Budget
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.table import read_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.account import Account
-from nanobanana_pipeline.provider.client import ProviderClient
+from nanobanana_pipeline.provider.modelslab.client import ProviderClient
 from nanobanana_pipeline.request import PictureParameters
 from nanobanana_pipeline.storage import ObjectStore
 
@@ -39,7 +40,7 @@ NO_CAPS = Budget()
 class Launched:
     """One launch from plan to manifest."""
 
-    made: Plan
+    made: RunPlan
     report: Report
     current: CurrentManifest
     rows: pd.DataFrame
@@ -71,7 +72,7 @@ def planned(
     parameters: PictureParameters = SMALL,
     budget: Budget = NO_CAPS,
     **more: Any,
-) -> Plan:
+) -> RunPlan:
     run_id = run_id or f"run-{uuid.uuid4().hex[:8]}"
     asked = Launch(name, seed, run_id=run_id, parameters=parameters, **more)
     return plan(store, "emulator", asked, budget)

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nanobanana_pipeline.cli import app
-from nanobanana_pipeline.generation.metrics import COUNTERS, DURATIONS, GAUGES
+from nanobanana_pipeline.generation.engine.metrics import COUNTERS, DURATIONS, GAUGES
 from nanobanana_pipeline.settings import Settings
 from tests.test_provider_page import ROOT, faults_of, read_tables
 

@@ -9,8 +9,8 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from nanobanana_pipeline.emulator.moods import MOODS
-from nanobanana_pipeline.provider import answers
-from nanobanana_pipeline.provider.operations import Operations
+from nanobanana_pipeline.provider import outcomes
+from nanobanana_pipeline.provider.modelslab.operations import Operations
 from nanobanana_pipeline.request import REQUEST_FIELDS, ImageRequest
 
 ROOT = Path(__file__).parents[1]
@@ -100,14 +100,14 @@ def test_every_endpoint_of_the_client_has_a_row() -> None:
 
 
 def test_every_outcome_has_a_row() -> None:
-    outcomes: tuple[Any, ...] = (
-        *get_args(answers.SubmitOutcome),
-        *get_args(answers.FetchOutcome),
-        *get_args(answers.OperationOutcome),
+    known: tuple[Any, ...] = (
+        *get_args(outcomes.SubmitOutcome),
+        *get_args(outcomes.FetchOutcome),
+        *get_args(outcomes.OperationOutcome),
     )
     rows = [row["outcome"] for table in read_tables(PAGE) for row in table if "outcome" in row]
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
-    assert {each.__name__ for each in outcomes} == named
+    assert {each.__name__ for each in known} == named
 
 
 def test_every_mood_of_the_emulator_has_a_row() -> None:
@@ -122,9 +122,9 @@ def test_every_mood_of_the_emulator_has_a_row() -> None:
         ("tests/test_provider_page.py::test_every_mood_of_the_emulator_has_a_row", "has no proof"),
         ("`tests/test_nowhere.py::test_a`", "is not there"),
         ("`tests/test_provider_page.py::test_nothing_like_it`", "is not there"),
-        ("`tests/test_layers.py::test_the_domain_imports_without_dagster[case]`", "is not there"),
-        ("`tests/test_layers.py::test_the_domain_imports_without_dagster` by hand", "no test"),
-        ("`tests/test_layers.py::test_the_domain_imports_without_dagster`", None),
+        ("`tests/test_imports.py::test_the_domain_imports_without_dagster[case]`", "is not there"),
+        ("`tests/test_imports.py::test_the_domain_imports_without_dagster` by hand", "no test"),
+        ("`tests/test_imports.py::test_the_domain_imports_without_dagster`", None),
     ],
 )
 def test_what_is_missing_is_told(proof: str, fault: str | None) -> None:

@@ -31,7 +31,7 @@ def test_no_message_puts_a_plural_behind_a_number_that_may_be_one() -> None:
     plural = re.compile(r"\{[^{}]*:,\}" + words)
     found = [
         f"{path.relative_to(ROOT)}: {each[0]}"
-        for folder in ("nanobanana_pipeline", "dagster_project")
+        for folder in ("nanobanana_pipeline", "dagster_nanobanana")
         for path in sorted((ROOT / folder).rglob("*.py"))
         for each in plural.finditer(path.read_text("utf-8"))
     ]

@@ -13,24 +13,24 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nanobanana_pipeline.audit.cross_reference import Index, Mismatch
 from nanobanana_pipeline.audit.features import check_features
-from nanobanana_pipeline.audit.index import Index, Mismatch
 from nanobanana_pipeline.audit.pictures import list_images, read_images
-from nanobanana_pipeline.audit.reading import Progress, list_entries, read_entries
+from nanobanana_pipeline.audit.read_ahead import Progress, list_entries, read_entries
 from nanobanana_pipeline.audit.releases import check_builds
 from nanobanana_pipeline.audit.report import ENDED, RESTORE, AuditReport, Kind, Unsettled
 from nanobanana_pipeline.audit.runs import check_reservations, check_runs
+from nanobanana_pipeline.bucket_keys import ledger_key, manifest_prefix
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
-from nanobanana_pipeline.generation.budget import DEAD_SECONDS
-from nanobanana_pipeline.generation.evidence import KEPT_BY_PROVIDER
-from nanobanana_pipeline.generation.manifest import (
+from nanobanana_pipeline.generation.budget.reservations import DEAD_SECONDS
+from nanobanana_pipeline.generation.engine.reconcile import KEPT_BY_PROVIDER
+from nanobanana_pipeline.generation.manifest.manifest import (
     CellState,
     CurrentManifest,
     open_manifest,
     read_current,
 )
-from nanobanana_pipeline.generation.manifest_rows import CELL_OF
-from nanobanana_pipeline.layout import ledger_key, manifest_prefix
+from nanobanana_pipeline.generation.manifest.rows import CELL_OF
 from nanobanana_pipeline.ledger import Attempt, Held, State
 from nanobanana_pipeline.storage import ObjectStore
 

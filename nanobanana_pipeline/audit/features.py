@@ -4,12 +4,8 @@ import pandas as pd
 
 from nanobanana_pipeline.audit.report import AuditReport, Kind
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
-from nanobanana_pipeline.features.keeping import (
-    CurrentFeatures,
-    read_current_features,
-    read_features,
-)
-from nanobanana_pipeline.generation.manifest import read_current, read_manifest
+from nanobanana_pipeline.features.table import CurrentFeatures, read_current_features, read_features
+from nanobanana_pipeline.generation.manifest.manifest import read_current, read_manifest
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import counted
 

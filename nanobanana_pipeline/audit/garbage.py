@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from nanobanana_pipeline.audit.cross_reference import Index
 from nanobanana_pipeline.audit.features import list_features
-from nanobanana_pipeline.audit.index import Index
-from nanobanana_pipeline.audit.reading import Progress, find_orphans, list_entries, read_entries
+from nanobanana_pipeline.audit.read_ahead import Progress, find_orphans, list_entries, read_entries
 from nanobanana_pipeline.audit.releases import find_builds
+from nanobanana_pipeline.bucket_keys import preview_key, run_done_key, run_plan_key, unfinished_key
 from nanobanana_pipeline.errors import ReleaseError, StorageError
-from nanobanana_pipeline.features.keeping import read_current_features
-from nanobanana_pipeline.generation.manifest import read_all_current
-from nanobanana_pipeline.generation.rescue import list_runs
-from nanobanana_pipeline.generation.runs import read_plan
-from nanobanana_pipeline.layout import preview_key, run_done_key, run_plan_key, unfinished_key
+from nanobanana_pipeline.features.table import read_current_features
+from nanobanana_pipeline.generation.manifest.manifest import read_all_current
+from nanobanana_pipeline.generation.planning.run_files import read_plan
+from nanobanana_pipeline.generation.recovery.rescue import list_runs
 from nanobanana_pipeline.ledger import Held
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.storage import ListedObject, ObjectStore

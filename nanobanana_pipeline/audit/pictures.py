@@ -4,12 +4,12 @@ import hashlib
 from collections.abc import Iterator
 from typing import Final
 
-from nanobanana_pipeline.audit.index import Index, Picture
-from nanobanana_pipeline.audit.reading import Progress, find_orphans, read_ahead
+from nanobanana_pipeline.audit.cross_reference import Index, Picture
+from nanobanana_pipeline.audit.read_ahead import Progress, find_orphans, read_ahead
 from nanobanana_pipeline.audit.report import RESTORE, AuditReport, Kind
+from nanobanana_pipeline.bucket_keys import image_owner_key
 from nanobanana_pipeline.errors import ImageBroken, ObjectTooLarge
-from nanobanana_pipeline.images import MAX_IMAGE_BYTES, inspect
-from nanobanana_pipeline.layout import image_owner_key
+from nanobanana_pipeline.images.inspect import MAX_IMAGE_BYTES, inspect
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["list_images", "read_images"]

@@ -8,9 +8,9 @@ from itertools import groupby
 from typing import Final
 
 from nanobanana_pipeline.audit.report import AuditReport, Kind
+from nanobanana_pipeline.bucket_keys import latest_release_key, release_key
 from nanobanana_pipeline.datasets.release import read_latest, read_release
 from nanobanana_pipeline.errors import ReleaseError
-from nanobanana_pipeline.layout import latest_release_key, release_key
 from nanobanana_pipeline.storage import ListedObject, ObjectStore
 from nanobanana_pipeline.wording import counted
 

@@ -4,14 +4,14 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 
-from nanobanana_pipeline.audit.index import Index
+from nanobanana_pipeline.audit.cross_reference import Index
 from nanobanana_pipeline.audit.report import AuditReport, Kind
+from nanobanana_pipeline.bucket_keys import run_done_key, run_plan_key
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
-from nanobanana_pipeline.generation.budget import DEAD_SECONDS, is_dead
-from nanobanana_pipeline.generation.counters import Scope
-from nanobanana_pipeline.generation.rescue import Run, list_runs
-from nanobanana_pipeline.generation.runs import Plan, read_plan, read_requests
-from nanobanana_pipeline.layout import run_done_key, run_plan_key
+from nanobanana_pipeline.generation.budget.counters import Scope
+from nanobanana_pipeline.generation.budget.reservations import DEAD_SECONDS, is_expired
+from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan, read_requests
+from nanobanana_pipeline.generation.recovery.rescue import Run, list_runs
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.money import Cap
 from nanobanana_pipeline.storage import ObjectStore
@@ -39,7 +39,7 @@ def check_runs(
     Returns:
         Partitions that a run is busy with now.
     """
-    dead: list[tuple[Run, Plan, bool]] = []
+    dead: list[tuple[Run, RunPlan, bool]] = []
     busy: set[Partition] = set()
     for run in list_runs(store):
         report.runs += 1
@@ -78,7 +78,7 @@ def _check_dead(
     index: Index,
     report: AuditReport,
     run: Run,
-    made: Plan,
+    made: RunPlan,
     *,
     accounted: bool,
 ) -> None:
@@ -117,7 +117,7 @@ def _check_counter(store: ObjectStore, report: AuditReport, key: str) -> None:
     scope = Scope(store, key, Cap(), key)
     try:
         reserved = scope.read().reserved
-        dead = [name for name in reserved if is_dead(store, name)]
+        dead = [name for name in reserved if is_expired(store, name)]
         # A shard that has ended meanwhile has closed its account before its sign of life went.
         still = scope.read().reserved if dead else {}
     except StorageUnavailable:

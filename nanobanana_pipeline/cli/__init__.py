@@ -1,4 +1,4 @@
-"""The command line: thin, like `dagster_project` beside it."""
+"""The command line: thin, like `dagster_nanobanana` beside it."""
 
 from nanobanana_pipeline.cli.app import app
 

@@ -20,7 +20,7 @@ from nanobanana_pipeline.errors import NanobananaError
 
 __all__ = ["app"]
 
-# As in `dagster_project`: Arrow's own allocator keeps what was freed.
+# As in `dagster_nanobanana`: Arrow's own allocator keeps what was freed.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 WRONG_USE = 2

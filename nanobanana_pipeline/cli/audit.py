@@ -15,12 +15,12 @@ from rich.console import Console
 
 from nanobanana_pipeline.audit import AuditReport, Unsettled, find_garbage
 from nanobanana_pipeline.audit import audit as audit_bucket
-from nanobanana_pipeline.audit.reading import Progress
+from nanobanana_pipeline.audit.read_ahead import Progress
 from nanobanana_pipeline.audit.report import ENDED, NOTES
+from nanobanana_pipeline.bucket_keys import check_bucket
 from nanobanana_pipeline.cli.show import size_text, table_of
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.errors import PlanError
-from nanobanana_pipeline.layout import check_bucket
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from nanobanana_pipeline.wording import counted

@@ -15,7 +15,8 @@ from nanobanana_pipeline.cli.generate import read_money
 from nanobanana_pipeline.cli.show import partitions_table, table_of
 from nanobanana_pipeline.cli.status import open_bucket
 from nanobanana_pipeline.cli.terminal import confirm, make_console
-from nanobanana_pipeline.generation.doubts import (
+from nanobanana_pipeline.generation.engine.engine import Report
+from nanobanana_pipeline.generation.recovery.doubts import (
     Action,
     Doubt,
     Filter,
@@ -24,7 +25,6 @@ from nanobanana_pipeline.generation.doubts import (
     name_id,
     settle_doubts,
 )
-from nanobanana_pipeline.generation.engine import Report
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.lineage.events import recorded
 from nanobanana_pipeline.lineage.events_told import launched_again

@@ -13,8 +13,8 @@ from nanobanana_pipeline.cli.show import table_of
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.cli.trace import bucket_to_read
 from nanobanana_pipeline.errors import PlanError
-from nanobanana_pipeline.features.keeping import refresh_features
-from nanobanana_pipeline.generation.manifest import read_all_current
+from nanobanana_pipeline.features.table import refresh_features
+from nanobanana_pipeline.generation.manifest.manifest import read_all_current
 from nanobanana_pipeline.lineage.events import recorded
 from nanobanana_pipeline.lineage.events_told import features_begin, features_refreshed
 from nanobanana_pipeline.wording import counted

@@ -19,13 +19,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from nanobanana_pipeline.cli.show import partitions_table, print_carried, print_long
 from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled, open_bucket
 from nanobanana_pipeline.cli.terminal import make_console
-from nanobanana_pipeline.generation import engine
-from nanobanana_pipeline.generation.cells import read_seeds
-from nanobanana_pipeline.generation.launch import Plan, collect, plan, settle_shard
-from nanobanana_pipeline.generation.manifest import CurrentManifest, advice
-from nanobanana_pipeline.generation.rescue import dead_runs
-from nanobanana_pipeline.generation.runs import list_unfinished
-from nanobanana_pipeline.generation.survey import Launch
+from nanobanana_pipeline.generation.engine import engine
+from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
+from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, advice
+from nanobanana_pipeline.generation.planning.cells import read_seeds
+from nanobanana_pipeline.generation.planning.planner import Launch
+from nanobanana_pipeline.generation.planning.run_files import RunPlan, list_unfinished
+from nanobanana_pipeline.generation.recovery.rescue import expired_runs
 from nanobanana_pipeline.lineage.events import declare_dead, recorded
 from nanobanana_pipeline.lineage.events_told import (
     launch_begins,
@@ -128,7 +128,7 @@ def generate(
     cap = Cap(max_images, read_money("--max-cost", max_cost))
     settings = Settings.load()
     account, store = Account.open(settings), open_bucket(settings)
-    for dead in dead_runs(store, list_unfinished(store)):
+    for dead in expired_runs(store, list_unfinished(store)):
         declare_dead(store, "generated_images", dead.run_id)
     console = make_console()
     set_name = valid_name(name or PurePosixPath(file).name.partition(".")[0])
@@ -249,7 +249,7 @@ def _interrupts_held_back() -> Iterator[None]:
             signal.signal(each, handler)
 
 
-def _settle(console: Console, store: ObjectStore, account: Account, made: Plan) -> engine.Report:
+def _settle(console: Console, store: ObjectStore, account: Account, made: RunPlan) -> engine.Report:
     report = engine.Report()
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(

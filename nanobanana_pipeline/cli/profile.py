@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -20,8 +21,13 @@ from rich.console import Console
 from nanobanana_pipeline.cli.show import partitions_table
 from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled, open_bucket
 from nanobanana_pipeline.cli.terminal import make_console
-from nanobanana_pipeline.contact_sheet import caption, contact_sheet
-from nanobanana_pipeline.generation.manifest import CurrentManifest, read_current, read_manifest
+from nanobanana_pipeline.errors import LocalServerError
+from nanobanana_pipeline.generation.manifest.manifest import (
+    CurrentManifest,
+    read_current,
+    read_manifest,
+)
+from nanobanana_pipeline.images.contact_sheet import caption, contact_sheet
 from nanobanana_pipeline.local import (
     LocalProfile,
     check_port,
@@ -35,7 +41,7 @@ from nanobanana_pipeline.storage import ObjectStore
 __all__ = ["dagster_home", "demo", "dev", "environment"]
 
 # Not with -m: processes that measure pictures would load that module too, and Dagster with it.
-MATERIALIZE = "from dagster_project.materialize import main; raise SystemExit(main())"
+MATERIALIZE = "from dagster_nanobanana.materialize import main; raise SystemExit(main())"
 SEEDS = (1, 2)
 DEMO_SET = "sample"
 SHEET_PICTURES = 24
@@ -100,7 +106,7 @@ def dev(
     with local_profile(data, emulator=["--latency", latency]) as profile:
         url = f"http://127.0.0.1:{port}"
         command = [
-            *(sys.executable, "-m", "dagster", "dev", "-w", str(shipped("workspace.yaml"))),
+            *(sys.executable, "-m", "dagster", "dev", "-w", str(_workspace())),
             *("-h", "127.0.0.1", "-p", str(port)),
         ]
         with child(
@@ -132,6 +138,14 @@ def shipped(name: str) -> Path:
     package = Path(str(files("nanobanana_pipeline")))
     packaged = package / "shipped" / name
     return packaged if packaged.exists() else package.parent / name
+
+
+def _workspace() -> Path:
+    """The workspace file that `dagster_nanobanana` ships; found without importing it."""
+    spec = find_spec("dagster_nanobanana")
+    if spec is None or spec.origin is None:
+        raise LocalServerError("dagster_nanobanana is missing: reinstall nanobanana-pipeline")
+    return Path(spec.origin).with_name("workspace.yaml")
 
 
 def dagster_home(data: Path) -> Path:

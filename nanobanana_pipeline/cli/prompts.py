@@ -7,10 +7,10 @@ import typer
 
 from nanobanana_pipeline.cli.show import print_carried, print_long, table_of
 from nanobanana_pipeline.cli.terminal import make_console
-from nanobanana_pipeline.prompts.checked import REFERENCE, fingerprint
-from nanobanana_pipeline.prompts.inventory import fault_of_name
+from nanobanana_pipeline.prompts.checked_prompts import REFERENCE, fingerprint
 from nanobanana_pipeline.prompts.references import References
 from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.table_files import fault_of_name
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.settings import split_hosts

@@ -12,8 +12,8 @@ from nanobanana_pipeline.cli.status import open_bucket
 from nanobanana_pipeline.cli.terminal import confirm, make_console
 from nanobanana_pipeline.errors import OperationFailed, OperationInDoubt, SettingsError
 from nanobanana_pipeline.ledger import now_iso
-from nanobanana_pipeline.provider.operations import Operations, S3Details
-from nanobanana_pipeline.provider.own_bucket import (
+from nanobanana_pipeline.provider.modelslab.operations import Operations, S3Details
+from nanobanana_pipeline.provider.modelslab.own_bucket import (
     Place,
     change_places,
     check_apart,

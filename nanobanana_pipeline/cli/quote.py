@@ -7,6 +7,7 @@ import pandas as pd
 import typer
 from rich.console import Console
 
+from nanobanana_pipeline.bucket_keys import check_bucket
 from nanobanana_pipeline.cli.generate import (
     Limit,
     Name,
@@ -18,10 +19,9 @@ from nanobanana_pipeline.cli.generate import (
 )
 from nanobanana_pipeline.cli.show import size_text, table_of, time_text
 from nanobanana_pipeline.cli.terminal import make_console
-from nanobanana_pipeline.generation.counters import Counter
+from nanobanana_pipeline.generation.budget.counters import Counter
+from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.generation.quote import Quote, quote, room_today
-from nanobanana_pipeline.generation.survey import Launch
-from nanobanana_pipeline.layout import check_bucket
 from nanobanana_pipeline.money import Budget, cost_of, cost_text
 from nanobanana_pipeline.prompts.prompt_set import valid_name
 from nanobanana_pipeline.prompts.references import References

@@ -9,6 +9,7 @@ import pandas as pd
 import typer
 from rich.console import Console
 
+from nanobanana_pipeline.bucket_keys import check_bucket
 from nanobanana_pipeline.cli.generate import read_money
 from nanobanana_pipeline.cli.show import table_of
 from nanobanana_pipeline.cli.status import NOT_SETTLED, open_bucket
@@ -23,9 +24,8 @@ from nanobanana_pipeline.datasets.selection import (
 )
 from nanobanana_pipeline.datasets.top_up import Drawn, Standing, stand, top_up
 from nanobanana_pipeline.errors import RecipeError
-from nanobanana_pipeline.generation.again import Settled
-from nanobanana_pipeline.generation.manifest import advice
-from nanobanana_pipeline.layout import check_bucket
+from nanobanana_pipeline.generation.manifest.manifest import advice
+from nanobanana_pipeline.generation.recovery.relaunch import Settled
 from nanobanana_pipeline.lineage.events import recorded
 from nanobanana_pipeline.lineage.events_told import launched_again
 from nanobanana_pipeline.lineage.told import Told

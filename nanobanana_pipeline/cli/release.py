@@ -8,10 +8,10 @@ from typing import Annotated
 import pandas as pd
 import typer
 
+from nanobanana_pipeline.bucket_keys import check_bucket
 from nanobanana_pipeline.cli.show import size_text, table_of
 from nanobanana_pipeline.cli.terminal import make_console
-from nanobanana_pipeline.datasets.changes import changes
-from nanobanana_pipeline.datasets.mending import mend
+from nanobanana_pipeline.datasets.changelog import changes
 from nanobanana_pipeline.datasets.publish import build_release
 from nanobanana_pipeline.datasets.pull import As, pull, verify
 from nanobanana_pipeline.datasets.recipe import read_recipe
@@ -25,9 +25,9 @@ from nanobanana_pipeline.datasets.release import (
     read_latest,
     read_table,
 )
+from nanobanana_pipeline.datasets.repair import repair
 from nanobanana_pipeline.datasets.selection import empty_splits, released_rows, select
 from nanobanana_pipeline.errors import ReleaseError
-from nanobanana_pipeline.layout import check_bucket
 from nanobanana_pipeline.lineage.events import recorded
 from nanobanana_pipeline.lineage.events_told import release_begins, release_built
 from nanobanana_pipeline.settings import Settings
@@ -161,7 +161,7 @@ def verify_(
     left = 0
     for fault in faults:
         try:
-            mend(store, release, fault.path)
+            repair(store, release, fault.path)
             console.print(f"{fault.path}: made again, as published", highlight=False, markup=False)
         except ReleaseError as error:
             left += 1

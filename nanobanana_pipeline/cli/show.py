@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from nanobanana_pipeline.generation.counters import partition_scope
-from nanobanana_pipeline.generation.manifest import CurrentManifest
+from nanobanana_pipeline.generation.budget.counters import partition_scope
+from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest
 from nanobanana_pipeline.money import Budget
-from nanobanana_pipeline.prompts.checked import (
+from nanobanana_pipeline.prompts.checked_prompts import (
     REFERENCE,
     CheckedPrompts,
     attributes_of,

@@ -7,11 +7,15 @@ from typing import Annotated
 import pandas as pd
 import typer
 
+from nanobanana_pipeline.bucket_keys import check_bucket, claim_bucket
 from nanobanana_pipeline.cli.show import partitions_table, table_of, time_text
 from nanobanana_pipeline.cli.terminal import make_console
-from nanobanana_pipeline.generation.manifest import CellState, CurrentManifest, read_all_current
-from nanobanana_pipeline.generation.rescue import UnfinishedRun, unfinished_runs
-from nanobanana_pipeline.layout import check_bucket, claim_bucket
+from nanobanana_pipeline.generation.manifest.manifest import (
+    CellState,
+    CurrentManifest,
+    read_all_current,
+)
+from nanobanana_pipeline.generation.recovery.rescue import UnfinishedRun, unfinished_runs
 from nanobanana_pipeline.lineage.events import was_stopped
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client

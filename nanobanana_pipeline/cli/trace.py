@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
+from nanobanana_pipeline.bucket_keys import check_bucket
 from nanobanana_pipeline.cli.terminal import make_console
-from nanobanana_pipeline.layout import check_bucket
 from nanobanana_pipeline.lineage.graphs import (
     Kind,
     Lineage,

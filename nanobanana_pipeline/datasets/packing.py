@@ -22,19 +22,19 @@ from concurrent.futures import (
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from nanobanana_pipeline.bucket_keys import release_key
 from nanobanana_pipeline.datasets.formats.parquet import ParquetShard, shard_schema
 from nanobanana_pipeline.datasets.formats.webdataset import Sink, TarShard
+from nanobanana_pipeline.datasets.object_streams import Upload
 from nanobanana_pipeline.datasets.release import ReleaseFile
-from nanobanana_pipeline.datasets.rows import taken
-from nanobanana_pipeline.datasets.streams import Upload
+from nanobanana_pipeline.datasets.release_rows import taken
 from nanobanana_pipeline.errors import ReleaseError
-from nanobanana_pipeline.layout import release_key
 from nanobanana_pipeline.prompts.writes import create
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from nanobanana_pipeline.datasets.shards import Shard
+    from nanobanana_pipeline.datasets.shard_layout import Shard
     from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["HELPERS", "PACKED", "PARQUET_TYPE", "pack", "picture", "pictures"]

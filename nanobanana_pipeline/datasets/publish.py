@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pandas as pd
 import pyarrow as pa
 
-from nanobanana_pipeline.contact_sheet import caption, contact_sheet
-from nanobanana_pipeline.datasets.changes import changes
+from nanobanana_pipeline.bucket_keys import latest_release_key, release_key
+from nanobanana_pipeline.datasets.changelog import changes
 from nanobanana_pipeline.datasets.formats.croissant import CROISSANT, croissant
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY, gallery, shown_places
 from nanobanana_pipeline.datasets.formats.huggingface import CARD, PREVIEW, card, preview_places
@@ -35,18 +35,18 @@ from nanobanana_pipeline.datasets.release import (
     read_table,
     table_bytes,
 )
-from nanobanana_pipeline.datasets.rows import KEY, as_table, row_digests, schema_text, taken
-from nanobanana_pipeline.datasets.shards import BUILD, Layout, lay_out
+from nanobanana_pipeline.datasets.release_rows import KEY, as_table, row_digests, schema_text, taken
+from nanobanana_pipeline.datasets.shard_layout import BUILD, Layout, lay_out
 from nanobanana_pipeline.datasets.thumbnails import read_thumbnails
 from nanobanana_pipeline.errors import ReleaseError, StorageUnavailable
-from nanobanana_pipeline.features.measuring import THUMBNAIL_SIDE
-from nanobanana_pipeline.layout import latest_release_key, release_key
+from nanobanana_pipeline.features.measure import THUMBNAIL_SIDE
+from nanobanana_pipeline.images.contact_sheet import caption, contact_sheet
 from nanobanana_pipeline.prompts.writes import create, patient
 from nanobanana_pipeline.storage import abort_uploads
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.datasets.recipe import Recipe
-    from nanobanana_pipeline.generation.manifest import CurrentManifest
+    from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest
     from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["build_release", "samples_path"]

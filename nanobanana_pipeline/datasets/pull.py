@@ -18,11 +18,11 @@ from nanobanana_pipeline.datasets.formats.scorers import (
     geneval,
     partiprompts,
 )
+from nanobanana_pipeline.datasets.object_streams import pieces
 from nanobanana_pipeline.datasets.packing import picture
 from nanobanana_pipeline.datasets.recipe import NEEDS_PARQUET, Format
 from nanobanana_pipeline.datasets.release import MANIFEST, Release, ReleaseFile, read_table
-from nanobanana_pipeline.datasets.rows import attributes
-from nanobanana_pipeline.datasets.streams import pieces
+from nanobanana_pipeline.datasets.release_rows import attributes
 from nanobanana_pipeline.errors import ReleaseError, StorageError
 from nanobanana_pipeline.wording import counted
 

@@ -28,9 +28,9 @@ from pydantic import (
     model_validator,
 )
 
-from nanobanana_pipeline.datasets.marked_yaml import Document, Trail, read_document
+from nanobanana_pipeline.datasets.recipe_reader import Document, Trail, read_document
 from nanobanana_pipeline.errors import PlanError, PromptTableError, RecipeError
-from nanobanana_pipeline.generation.cells import check_seed, read_seeds
+from nanobanana_pipeline.generation.planning.cells import check_seed, read_seeds
 from nanobanana_pipeline.prompts.prompt_set import valid_name
 
 __all__ = [

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
+from nanobanana_pipeline.bucket_keys import latest_release_key, release_key
 from nanobanana_pipeline.errors import ReleaseError
-from nanobanana_pipeline.layout import latest_release_key, release_key
 from nanobanana_pipeline.storage import ObjectStore
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from typing import Final
 import pandas as pd
 
 from nanobanana_pipeline.datasets.filters import faults_of_filters, why_not
-from nanobanana_pipeline.datasets.near import first_alike
+from nanobanana_pipeline.datasets.perceptual import first_alike
 from nanobanana_pipeline.datasets.recipe import PerPrompt, Recipe
 from nanobanana_pipeline.datasets.release import MANIFEST, Release, read_release, read_table
 from nanobanana_pipeline.datasets.sources import ROW_COLUMNS, Sources, read_sources
 from nanobanana_pipeline.datasets.splits import COLUMNS, share_out
 from nanobanana_pipeline.errors import RecipeError
-from nanobanana_pipeline.generation.manifest import CurrentManifest
+from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import counted
 

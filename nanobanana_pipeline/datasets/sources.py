@@ -8,14 +8,14 @@ import pandas as pd
 import pyarrow as pa
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from nanobanana_pipeline.current import as_frame
-from nanobanana_pipeline.datasets.derived import derived_prefix, origin_of
+from nanobanana_pipeline.bucket_keys import image_key
 from nanobanana_pipeline.datasets.recipe import ALL_SEEDS, Recipe, near_matches
+from nanobanana_pipeline.datasets.topup_sets import origin_of, topup_prefix
 from nanobanana_pipeline.errors import RecipeError
-from nanobanana_pipeline.features.keeping import COLUMNS as FEATURE_COLUMNS
-from nanobanana_pipeline.features.keeping import read_features
-from nanobanana_pipeline.generation.manifest import COLUMNS as MANIFEST_COLUMNS
-from nanobanana_pipeline.generation.manifest import (
+from nanobanana_pipeline.features.table import COLUMNS as FEATURE_COLUMNS
+from nanobanana_pipeline.features.table import read_features
+from nanobanana_pipeline.generation.manifest.manifest import COLUMNS as MANIFEST_COLUMNS
+from nanobanana_pipeline.generation.manifest.manifest import (
     CellState,
     CurrentManifest,
     advice,
@@ -23,10 +23,10 @@ from nanobanana_pipeline.generation.manifest import (
     read_current,
     read_manifest,
 )
-from nanobanana_pipeline.layout import image_key
 from nanobanana_pipeline.prompts import prompt_set
-from nanobanana_pipeline.prompts.checked import attributes_of
+from nanobanana_pipeline.prompts.checked_prompts import attributes_of
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.versioned import as_frame
 from nanobanana_pipeline.wording import counted
 
 __all__ = ["ROW_COLUMNS", "Sources", "read_sources"]
@@ -165,7 +165,7 @@ def _derived(store: ObjectStore, recipe: Recipe) -> Iterator[tuple[CurrentManife
 
     They count whatever seeds the recipe names, and also where it asks for no number any more.
     """
-    for current in read_all_current(store, derived_prefix(recipe.name)):
+    for current in read_all_current(store, topup_prefix(recipe.name)):
         origin = origin_of(recipe.name, current.prompt_set)
         if origin in recipe.prompt_sets:
             yield current, origin

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from nanobanana_pipeline.datasets.near import Positions, components, hashes_of, near_pairs
+from nanobanana_pipeline.datasets.perceptual import Positions, components, hashes_of, near_pairs
 from nanobanana_pipeline.datasets.recipe import Splits
 from nanobanana_pipeline.errors import RecipeError
 

@@ -3,11 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
-from nanobanana_pipeline.current import read_table
 from nanobanana_pipeline.datasets.packing import picture
 from nanobanana_pipeline.errors import ImageBroken, ReleaseError
-from nanobanana_pipeline.features.keeping import COLUMNS, read_current_features
-from nanobanana_pipeline.features.measuring import thumbnail
+from nanobanana_pipeline.features.measure import thumbnail
+from nanobanana_pipeline.features.table import COLUMNS, read_current_features
+from nanobanana_pipeline.storage.versioned import read_table
 
 if TYPE_CHECKING:
     import pyarrow as pa

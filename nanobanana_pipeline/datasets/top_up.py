@@ -16,21 +16,17 @@ from typing import Any, Final
 
 import pandas as pd
 
-from nanobanana_pipeline.datasets.derived import derived_prefix, keep_derived
 from nanobanana_pipeline.datasets.recipe import PerPrompt, Recipe
 from nanobanana_pipeline.datasets.release import read_latest
 from nanobanana_pipeline.datasets.selection import Selection, released_rows, select
+from nanobanana_pipeline.datasets.topup_sets import topup_prefix, write_topup_set
 from nanobanana_pipeline.errors import RecipeError
-from nanobanana_pipeline.features.keeping import (
-    Refreshed,
-    read_current_features,
-    refresh_features,
-)
-from nanobanana_pipeline.generation.again import launch_again, settle_launch
-from nanobanana_pipeline.generation.engine import Progress, Report
-from nanobanana_pipeline.generation.manifest import CurrentManifest, read_all_current
-from nanobanana_pipeline.generation.runs import Plan, unfinished_runs
-from nanobanana_pipeline.generation.survey import Launch, survey_cells
+from nanobanana_pipeline.features.table import Refreshed, read_current_features, refresh_features
+from nanobanana_pipeline.generation.engine.engine import Progress, Report
+from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, read_all_current
+from nanobanana_pipeline.generation.planning.planner import Launch, plan_cells
+from nanobanana_pipeline.generation.planning.run_files import RunPlan, unfinished_runs
+from nanobanana_pipeline.generation.recovery.relaunch import relaunch, settle_launch
 from nanobanana_pipeline.money import Cap, cost_of
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.provider.account import Account
@@ -165,7 +161,7 @@ def top_up(
         if not rounds or tried == before:
             return
         for each in rounds:
-            name = keep_derived(store, recipe.name, each.origin, each.prompts, each.parameters)
+            name = write_topup_set(store, recipe.name, each.origin, each.prompts, each.parameters)
             for seed in each.seeds:
                 if cap.is_reached:
                     return
@@ -261,19 +257,19 @@ def _bring_home(
     on_progress: Callable[[Progress], None] | None,
 ) -> Iterator[Drawn]:
     """Bring what an earlier call has bought and left, and measure what it has not. Buys nothing."""
-    begins = derived_prefix(recipe.name)
+    begins = topup_prefix(recipe.name)
     launched = list(read_all_current(store, begins))
     known = {(current.prompt_set, current.seed) for current in launched}
-    left: dict[tuple[str, int], Plan | None] = {
+    left: dict[tuple[str, int], RunPlan | None] = {
         (current.prompt_set, current.seed): None for current in launched if current.gaps
     }
     for made in unfinished_runs(store):
         if made.prompt_set.startswith(begins) and (made.prompt_set, made.seed) not in known:
             left[made.prompt_set, made.seed] = made
     for (name, seed), last in left.items():
-        launch = replace(launch_again(store, name, seed, run_id(), last), max_images=0)
+        launch = replace(relaunch(store, name, seed, run_id(), last), max_images=0)
         _, prompts = _snapshot(store, name)
-        found = survey_cells(store, account.realm, launch, prompts, account.budget)
+        found = plan_cells(store, account.realm, launch, prompts, account.budget)
         if len(found.todo) or last is not None:
             yield _draw(store, account, launch, on_progress)
     for name, seed in known:

@@ -5,8 +5,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from nanobanana_pipeline.emulator import answers
+from nanobanana_pipeline.emulator.auth import Door
 from nanobanana_pipeline.emulator.bucket import read_bucket
-from nanobanana_pipeline.emulator.door import Door
 from nanobanana_pipeline.emulator.provider import Provider
 from nanobanana_pipeline.emulator.validation import InvalidOrderError
 

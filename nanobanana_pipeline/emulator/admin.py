@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from nanobanana_pipeline.emulator.answers import GENERATIONS
-from nanobanana_pipeline.emulator.meter import CallMeter
+from nanobanana_pipeline.emulator.call_counter import CallMeter
 from nanobanana_pipeline.emulator.moods import MoodError
 from nanobanana_pipeline.emulator.provider import Provider
 

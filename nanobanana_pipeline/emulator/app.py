@@ -13,14 +13,14 @@ from starlette.types import Receive, Scope, Send
 from nanobanana_pipeline.emulator import answers
 from nanobanana_pipeline.emulator.accounts import AccountDesk
 from nanobanana_pipeline.emulator.admin import admin_routes
+from nanobanana_pipeline.emulator.auth import Door
+from nanobanana_pipeline.emulator.call_counter import CallMeter
 from nanobanana_pipeline.emulator.clock import ClockStoppedError
 from nanobanana_pipeline.emulator.completion import Completion
 from nanobanana_pipeline.emulator.config import EmulatorConfig
 from nanobanana_pipeline.emulator.delivery import Delivery
-from nanobanana_pipeline.emulator.door import Door
 from nanobanana_pipeline.emulator.fields import Order
 from nanobanana_pipeline.emulator.gallery import Gallery
-from nanobanana_pipeline.emulator.meter import CallMeter
 from nanobanana_pipeline.emulator.misbehaviour import (
     FETCH_SPOILERS,
     REFUSALS,
@@ -33,8 +33,8 @@ from nanobanana_pipeline.emulator.operations import Operations
 from nanobanana_pipeline.emulator.provider import Provider
 from nanobanana_pipeline.emulator.purchases import Purchase
 from nanobanana_pipeline.emulator.references import read_references
-from nanobanana_pipeline.emulator.shapes import shaped
-from nanobanana_pipeline.emulator.studio import Studio
+from nanobanana_pipeline.emulator.renderer import Studio
+from nanobanana_pipeline.emulator.response_variants import shaped
 from nanobanana_pipeline.emulator.validation import InvalidOrderError, read_order
 
 _Endpoint = Callable[[Request], Awaitable[Response]]

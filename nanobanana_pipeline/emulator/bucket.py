@@ -11,7 +11,7 @@ import boto3
 from botocore.config import Config
 from pydantic import SecretStr
 
-from nanobanana_pipeline.emulator.errands import may_be_called
+from nanobanana_pipeline.emulator.background import may_be_called
 from nanobanana_pipeline.emulator.rules import Schema
 from nanobanana_pipeline.emulator.validation import InvalidOrderError
 

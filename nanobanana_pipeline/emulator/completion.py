@@ -8,10 +8,10 @@ import requests
 from botocore.exceptions import BotoCoreError, ClientError
 
 from nanobanana_pipeline.emulator import answers
+from nanobanana_pipeline.emulator.background import may_be_called, run_errand
 from nanobanana_pipeline.emulator.bucket import Bucket
 from nanobanana_pipeline.emulator.clock import ClockStoppedError
 from nanobanana_pipeline.emulator.delivery import Delivery
-from nanobanana_pipeline.emulator.errands import may_be_called, run_errand
 from nanobanana_pipeline.emulator.gallery import Gallery, media_type
 from nanobanana_pipeline.emulator.provider import Provider
 from nanobanana_pipeline.emulator.purchases import Purchase

@@ -7,12 +7,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from nanobanana_pipeline.emulator import answers
-from nanobanana_pipeline.emulator.darkroom import ALWAYS, ONCE, SPOILT
 from nanobanana_pipeline.emulator.delivery import Delivery
+from nanobanana_pipeline.emulator.image_faults import ALWAYS, ONCE, SPOILT
 from nanobanana_pipeline.emulator.moods import Moods, Stage
 from nanobanana_pipeline.emulator.provider import Provider
 from nanobanana_pipeline.emulator.purchases import Purchase
-from nanobanana_pipeline.emulator.studio import Studio
+from nanobanana_pipeline.emulator.renderer import Studio
 
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 

@@ -7,9 +7,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from nanobanana_pipeline.emulator import answers
-from nanobanana_pipeline.emulator.door import Door
+from nanobanana_pipeline.emulator.auth import Door
 from nanobanana_pipeline.emulator.provider import Provider
-from nanobanana_pipeline.emulator.studio import Studio
+from nanobanana_pipeline.emulator.renderer import Studio
 
 _MODELS = 1
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import requests
 from PIL import Image
 
-from nanobanana_pipeline.emulator.errands import is_loopback, run_errand
+from nanobanana_pipeline.emulator.background import is_loopback, run_errand
 from nanobanana_pipeline.emulator.rules import Schema
 from nanobanana_pipeline.emulator.validation import InvalidOrderError
 

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from nanobanana_pipeline.features.keeping import read_features
-from nanobanana_pipeline.generation.cells import draw_requests
-from nanobanana_pipeline.generation.manifest import read_current, read_manifest
-from nanobanana_pipeline.layout import features_folder
+from nanobanana_pipeline.bucket_keys import features_folder
+from nanobanana_pipeline.features.table import read_features
+from nanobanana_pipeline.generation.manifest.manifest import read_current, read_manifest
+from nanobanana_pipeline.generation.planning.cells import draw_requests
 from nanobanana_pipeline.prompts import prompt_set as prompt_sets
 from nanobanana_pipeline.storage import ObjectStore
 

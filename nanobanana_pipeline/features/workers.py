@@ -16,8 +16,8 @@ from queue import SimpleQueue
 from typing import Final, Self
 
 from nanobanana_pipeline.errors import ObjectTooLarge
-from nanobanana_pipeline.features.measuring import Features, measure
-from nanobanana_pipeline.images import MAX_IMAGE_BYTES
+from nanobanana_pipeline.features.measure import Features, measure
+from nanobanana_pipeline.images.inspect import MAX_IMAGE_BYTES
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["measure_all"]

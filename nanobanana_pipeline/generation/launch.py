@@ -14,20 +14,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nanobanana_pipeline.current import packed
 from nanobanana_pipeline.errors import PlanError
-from nanobanana_pipeline.generation.budget import open_purse, settle_accounts
-from nanobanana_pipeline.generation.cells import Cells, draw_cells
-from nanobanana_pipeline.generation.engine import Engine, Progress, Report
-from nanobanana_pipeline.generation.known import is_among, read_known
-from nanobanana_pipeline.generation.manifest import (
+from nanobanana_pipeline.generation.budget.reservations import (
+    open_shard_budget,
+    reclaim_reservations,
+)
+from nanobanana_pipeline.generation.engine.engine import Engine, Progress, Report
+from nanobanana_pipeline.generation.engine.metrics import open_metrics
+from nanobanana_pipeline.generation.manifest.manifest import (
     CellState,
     CurrentManifest,
     manifest_key,
     publish,
     read_current,
 )
-from nanobanana_pipeline.generation.manifest_rows import (
+from nanobanana_pipeline.generation.manifest.rows import (
     OUTCOMES,
     content_hash,
     count_cells,
@@ -35,27 +36,28 @@ from nanobanana_pipeline.generation.manifest_rows import (
     manifest_batches,
     outcomes,
 )
-from nanobanana_pipeline.generation.metrics import told_metrics
-from nanobanana_pipeline.generation.notes import SettledNotes, read_settled
-from nanobanana_pipeline.generation.runs import (
-    Plan,
+from nanobanana_pipeline.generation.manifest.shard_log import ShardLog, read_shard_log
+from nanobanana_pipeline.generation.planning.cells import Cells, draw_cells
+from nanobanana_pipeline.generation.planning.planner import Launch, plan_cells
+from nanobanana_pipeline.generation.planning.run_files import (
+    RunPlan,
     mark_done,
     read_plan,
     read_shard,
     write_plan,
     write_shards,
 )
-from nanobanana_pipeline.generation.survey import Launch, survey_cells
+from nanobanana_pipeline.generation.planning.settled_keys import is_among, read_settled_keys
 from nanobanana_pipeline.ledger import Entry, Held, Ledger, State, now_iso
 from nanobanana_pipeline.money import Budget, cost_text
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.slots import Slots
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.versioned import packed
 from nanobanana_pipeline.wording import counted
 
 __all__ = [
-    "Plan",
     "collect",
     "needs_rescue",
     "plan",
@@ -68,7 +70,7 @@ def plan(
     realm: str,
     launch: Launch,
     budget: Budget = Budget(),  # noqa: B008 - frozen
-) -> Plan:
+) -> RunPlan:
     """Find what is missing, and write run files for it.
 
     Args:
@@ -88,7 +90,7 @@ def plan(
             "prompt_set first"
         )
     prompts = prompt_set.load(store, launch.prompt_set, snapshot.fingerprint)
-    survey = survey_cells(store, realm, launch, prompts, budget)
+    survey = plan_cells(store, realm, launch, prompts, budget)
     made = replace(survey.made, fingerprint=snapshot.fingerprint)
     if survey.changes and not launch.change_parameters:
         raise PlanError(_refusal(made, survey.changes))
@@ -131,10 +133,10 @@ def settle_shard(
     todo = read_shard(store, run_id, shard)
     expected = sum(planned.request.samples for planned in todo if planned.buy)
     with (
-        told_metrics(run_id, account.budget.price) as metrics,
-        open_purse(store, account.budget, made, shard, expected) as purse,
+        open_metrics(run_id, account.budget.price) as metrics,
+        open_shard_budget(store, account.budget, made, shard, expected) as purse,
     ):
-        notes = SettledNotes()
+        notes = ShardLog()
         engine = Engine(
             store,
             account,
@@ -152,7 +154,7 @@ def settle_shard(
         return report
 
 
-def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> CurrentManifest:
+def collect(store: ObjectStore, realm: str, made: RunPlan, report: Report) -> CurrentManifest:
     """Publish the manifest of a launched partition, from what the ledger says now.
 
     Raises:
@@ -196,13 +198,13 @@ def collect(store: ObjectStore, realm: str, made: Plan, report: Report) -> Curre
             break
     if not left.needs_rescue:
         mark_done(store, made.run_id, report.bought)
-    settle_accounts(store, made.prompt_set, made.seed, is_complete=not current.gaps)
+    reclaim_reservations(store, made.prompt_set, made.seed, is_complete=not current.gaps)
     return current
 
 
 def _known(
     store: ObjectStore,
-    made: Plan,
+    made: RunPlan,
     before: CurrentManifest | None,
     cells: Cells,
     left: "_Left",
@@ -213,7 +215,7 @@ def _known(
     From the manifest in force, from what shards have noted, and for the rest from the ledger.
     """
     noted = outcomes(_noted(store, made), store.uri)
-    known = read_known(store, before, OUTCOMES.names)
+    known = read_settled_keys(store, before, OUTCOMES.names)
     keys = pc.unique(pa.array(cells.frame["request_key"]))
     requested = cells.frame.loc[cells.frame["requested"], "request_key"]
     # A smaller limit does not make unseen what was asked for under a larger one.
@@ -224,7 +226,7 @@ def _known(
     return [known.settled, noted, read]
 
 
-def _state_of_missing(made: Plan, report: Report) -> CellState:
+def _state_of_missing(made: RunPlan, report: Report) -> CellState:
     """What cells are that could be bought and were not; a run that may not buy says nothing."""
     capped = report.over_budget and made.max_images != 0
     return CellState.OVER_BUDGET if capped else CellState.PENDING
@@ -236,9 +238,9 @@ def needs_rescue(entry: Entry, run_id: str) -> bool:
     return entry.state in unfinished and any(a.run_id == run_id for a in entry.attempts)
 
 
-def _noted(store: ObjectStore, made: Plan) -> Iterator[Entry]:
+def _noted(store: ObjectStore, made: RunPlan) -> Iterator[Entry]:
     for shard in made.shards:
-        yield from read_settled(store, made.run_id, shard)
+        yield from read_shard_log(store, made.run_id, shard)
 
 
 @dataclass
@@ -262,7 +264,7 @@ class _Left:
             yield held.entry
 
 
-def _refusal(made: Plan, changes: Mapping[str, tuple[Any, Any]]) -> str:
+def _refusal(made: RunPlan, changes: Mapping[str, tuple[Any, Any]]) -> str:
     named = ", ".join(f"{name} {old!r} → {new!r}" for name, (old, new) in changes.items())
     cost = "an unknown price" if made.cost is None else cost_text(made.cost)
     return (

@@ -6,10 +6,14 @@ from typing import Final
 
 import pandas as pd
 
-from nanobanana_pipeline.generation.counters import Counter, day_scope
-from nanobanana_pipeline.generation.manifest import CurrentManifest, read_all_current, read_current
-from nanobanana_pipeline.generation.runs import Plan
-from nanobanana_pipeline.generation.survey import Launch, survey_cells
+from nanobanana_pipeline.generation.budget.counters import Counter, day_scope
+from nanobanana_pipeline.generation.manifest.manifest import (
+    CurrentManifest,
+    read_all_current,
+    read_current,
+)
+from nanobanana_pipeline.generation.planning.planner import Launch, plan_cells
+from nanobanana_pipeline.generation.planning.run_files import RunPlan
 from nanobanana_pipeline.money import Budget
 from nanobanana_pipeline.storage import ObjectStore
 
@@ -40,7 +44,7 @@ class Quote:
             needs `change_parameters`.
     """
 
-    made: Plan
+    made: RunPlan
     estimate: Estimate
     changes: bool
 
@@ -68,11 +72,11 @@ def quote(
         PlanError: the launch could not start.
         StorageError: S3 refuses or holds damaged objects.
     """
-    survey = survey_cells(store, realm, launch, prompts, budget)
+    survey = plan_cells(store, realm, launch, prompts, budget)
     return Quote(survey.made, estimate(store, survey.made, slots), bool(survey.changes))
 
 
-def estimate(store: ObjectStore, made: Plan, slots: int) -> Estimate:
+def estimate(store: ObjectStore, made: RunPlan, slots: int) -> Estimate:
     """Judge a plan by the same partition's last manifest, else by others' of the bucket."""
     current, _ = read_current(store, made.prompt_set, made.seed)
     before = [current] if current and current.images else _others(store)

@@ -15,11 +15,11 @@ from typing import Final
 
 import tenacity
 
+from nanobanana_pipeline.bucket_keys import ledger_key
 from nanobanana_pipeline.errors import ForbiddenTransition, StorageError, StorageUnavailable
-from nanobanana_pipeline.layout import ledger_key
 from nanobanana_pipeline.ledger.attempt import Outcome
 from nanobanana_pipeline.ledger.entry import Entry
-from nanobanana_pipeline.ledger.known import leave_out_unknown
+from nanobanana_pipeline.ledger.existence import leave_out_unknown
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["PAID_PATIENCE_SECONDS", "Held", "Ledger", "boot_clock"]

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
+from nanobanana_pipeline.bucket_keys import lineage_key
 from nanobanana_pipeline.errors import NanobananaError, StorageUnavailable
-from nanobanana_pipeline.layout import lineage_key
 from nanobanana_pipeline.lineage.told import Told
 from nanobanana_pipeline.prompts.writes import patient
 

@@ -11,25 +11,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow.parquet as pq
 
+from nanobanana_pipeline.bucket_keys import features_prefix, manifest_prefix, prompt_set_key
 from nanobanana_pipeline.datasets.sources import ROW_COLUMNS
-from nanobanana_pipeline.features import keeping
-from nanobanana_pipeline.generation import manifest
-from nanobanana_pipeline.layout import features_prefix, manifest_prefix, prompt_set_key
+from nanobanana_pipeline.features import table as features_table
+from nanobanana_pipeline.generation.manifest import manifest
 from nanobanana_pipeline.lineage.told import Check, Dataset, Figures, Origin, Told
 from nanobanana_pipeline.money import cost_of
 from nanobanana_pipeline.prompts import prompt_set
-from nanobanana_pipeline.prompts.checked import REFERENCE, REFERENCE_HASHES
+from nanobanana_pipeline.prompts.checked_prompts import REFERENCE, REFERENCE_HASHES
 from nanobanana_pipeline.request import TABLE_FIELDS
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.datasets.recipe import Recipe
     from nanobanana_pipeline.datasets.release import Release
-    from nanobanana_pipeline.features.keeping import Refreshed
-    from nanobanana_pipeline.generation.again import Settled
-    from nanobanana_pipeline.generation.engine import Report
-    from nanobanana_pipeline.generation.manifest import CurrentManifest
-    from nanobanana_pipeline.generation.runs import Plan
-    from nanobanana_pipeline.prompts.checked import CheckedPrompts
+    from nanobanana_pipeline.features.table import Refreshed
+    from nanobanana_pipeline.generation.engine.engine import Report
+    from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest
+    from nanobanana_pipeline.generation.planning.run_files import RunPlan
+    from nanobanana_pipeline.generation.recovery.relaunch import Settled
+    from nanobanana_pipeline.prompts.checked_prompts import CheckedPrompts
     from nanobanana_pipeline.prompts.prompt_set import PromptSet
     from nanobanana_pipeline.storage import ObjectStore
 
@@ -96,7 +96,7 @@ def launch_begins(store: "ObjectStore", name: str, seed: int) -> Told:
     return Told(inputs=inputs, facet=_partition(name, seed))
 
 
-def launch_planned(store: "ObjectStore", made: "Plan") -> Told:
+def launch_planned(store: "ObjectStore", made: "RunPlan") -> Told:
     """A launch knows what is missing, and buys."""
     facet = {
         **_partition(made.prompt_set, made.seed),
@@ -115,7 +115,7 @@ def launch_planned(store: "ObjectStore", made: "Plan") -> Told:
 
 
 def launch_collected(
-    store: "ObjectStore", made: "Plan", current: "CurrentManifest", report: "Report"
+    store: "ObjectStore", made: "RunPlan", current: "CurrentManifest", report: "Report"
 ) -> Told:
     """A launch has published its manifest; it counts as failed where cells are missing."""
     prompts = _prompts(store, made.prompt_set, made.fingerprint)
@@ -165,13 +165,13 @@ def features_refreshed(store: "ObjectStore", done: "Refreshed") -> Told:
     pictures = _manifest_uri(store, made.prompt_set, made.seed)
     origins = {
         name: (Origin(pictures, "image_uri", MEASURED),)
-        for name in keeping.COLUMNS
+        for name in features_table.COLUMNS
         if name != "image_sha256"
     }
     table = Dataset(
         store.uri(features_prefix(made.prompt_set, made.seed).rstrip("/")),
         version=_stem(made.table),
-        columns=_described(keeping.COLUMNS),
+        columns=_described(features_table.COLUMNS),
         origins=origins | {"image_sha256": (Origin(pictures, "image_sha256"),)},
         metrics={
             "image_sha256": Figures(made.rows, 0, made.rows),
@@ -309,7 +309,7 @@ def _origins_of_cells(prompts: Dataset) -> dict[str, tuple[Origin, ...]]:
 
 
 def _is_read(name: str) -> bool:
-    return name in manifest.COLUMNS or name in keeping.COLUMNS
+    return name in manifest.COLUMNS or name in features_table.COLUMNS
 
 
 def _origin(name: str, table: Dataset, features: Dataset) -> Origin:

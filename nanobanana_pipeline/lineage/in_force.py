@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from nanobanana_pipeline.datasets.release import MANIFEST, all_releases
-from nanobanana_pipeline.generation.manifest import read_current
+from nanobanana_pipeline.generation.manifest.manifest import read_current
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = [

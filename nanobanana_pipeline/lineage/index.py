@@ -20,13 +20,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from nanobanana_pipeline.current import read_pointer
+from nanobanana_pipeline.bucket_keys import index_key
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
-from nanobanana_pipeline.layout import index_key
 from nanobanana_pipeline.lineage.in_force import InForce, moved, pointers, read_moved
 from nanobanana_pipeline.lineage.ranged import RangedFile
 from nanobanana_pipeline.lineage.rows import VALUE, Order, key_of, plain, rows_of
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.versioned import read_pointer
 
 __all__ = [
     "REMEDY",

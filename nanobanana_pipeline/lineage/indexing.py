@@ -23,15 +23,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from nanobanana_pipeline.audit.reading import Progress, read_ahead
-from nanobanana_pipeline.current import swap_pointer
+from nanobanana_pipeline.audit.read_ahead import Progress, read_ahead
+from nanobanana_pipeline.bucket_keys import index_key
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
-from nanobanana_pipeline.layout import index_key
 from nanobanana_pipeline.ledger import new_nonce, now_iso
 from nanobanana_pipeline.lineage.in_force import InForce, moved, pointers, read_moved
 from nanobanana_pipeline.lineage.index import REMEDY, CurrentIndex, IndexFile, Segment, read_index
 from nanobanana_pipeline.lineage.rows import SCHEMAS, Order, rows_of
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.versioned import swap_pointer
 
 __all__ = ["Refreshed", "refresh"]
 

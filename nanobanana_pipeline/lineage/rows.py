@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nanobanana_pipeline.datasets import release
-from nanobanana_pipeline.generation import manifest
+from nanobanana_pipeline.generation.manifest import manifest
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["MANIFEST_COLUMNS", "SCHEMAS", "VALUE", "Order", "key_of", "plain", "rows_of"]

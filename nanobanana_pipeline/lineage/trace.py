@@ -14,10 +14,10 @@ from typing import Final
 
 import pyarrow.compute as pc
 
+from nanobanana_pipeline.bucket_keys import image_key, ledger_key, run_plan_key
 from nanobanana_pipeline.datasets.release import MANIFEST, read_arrow, read_release
 from nanobanana_pipeline.errors import TraceError
-from nanobanana_pipeline.images import CONTENT_TYPES, MAX_IMAGE_BYTES
-from nanobanana_pipeline.layout import image_key, ledger_key, run_plan_key
+from nanobanana_pipeline.images.inspect import CONTENT_TYPES, MAX_IMAGE_BYTES
 from nanobanana_pipeline.ledger import Ledger
 from nanobanana_pipeline.lineage.graphs import Lineage
 from nanobanana_pipeline.lineage.index import Index, open_index

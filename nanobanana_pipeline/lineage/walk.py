@@ -7,16 +7,16 @@ first their plans and attributes; the manifests tell enough of the rest.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from nanobanana_pipeline.errors import PromptTableError, StorageError, StorageUnavailable
-from nanobanana_pipeline.generation import manifest
-from nanobanana_pipeline.generation.runs import Plan, read_plan, read_shard
-from nanobanana_pipeline.layout import (
+from nanobanana_pipeline.bucket_keys import (
     ledger_key,
     manifest_prefix,
     release_key,
     run_done_key,
     run_plan_key,
 )
+from nanobanana_pipeline.errors import PromptTableError, StorageError, StorageUnavailable
+from nanobanana_pipeline.generation.manifest import manifest
+from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan, read_shard
 from nanobanana_pipeline.ledger import Entry, Ledger
 from nanobanana_pipeline.lineage.events import was_stopped
 from nanobanana_pipeline.lineage.graphs import Kind, Lineage, Link, Node
@@ -24,7 +24,7 @@ from nanobanana_pipeline.lineage.in_force import Partition, read_partition
 from nanobanana_pipeline.lineage.index import Index
 from nanobanana_pipeline.lineage.rows import MANIFEST_COLUMNS, Order
 from nanobanana_pipeline.prompts import prompt_set
-from nanobanana_pipeline.prompts.checked import attributes_of
+from nanobanana_pipeline.prompts.checked_prompts import attributes_of
 from nanobanana_pipeline.request import NOT_IN_THE_PICTURE
 from nanobanana_pipeline.storage import ObjectStore
 
@@ -52,7 +52,7 @@ class Walk:
         self._nodes: dict[str, Node] = {}
         self._links: dict[tuple[str, str], Link] = {}
         self._notes: dict[str, None] = {}
-        self._plans: dict[str, Plan | None] = {}
+        self._plans: dict[str, RunPlan | None] = {}
 
     def add_image(self, sha256: str, request_keys: Iterable[str]) -> None:
         """A picture, the requests that made it, and the releases that hold it."""
@@ -232,7 +232,7 @@ class Walk:
             stopped=(not finished and was_stopped(self._store, "generated_images", run_id)) or None,
         )
 
-    def _plan(self, run_id: str) -> Plan | None:
+    def _plan(self, run_id: str) -> RunPlan | None:
         """A run's plan; None where it is gone or cannot be read, which is noted."""
         if run_id not in self._plans:
             try:
@@ -317,7 +317,7 @@ def _rows(store: ObjectStore, of: Partition) -> list[Row]:
     return [{**row, "of": of} for row in rows.to_pylist()]
 
 
-def _planned(store: ObjectStore, plan: Plan) -> list[str]:
+def _planned(store: ObjectStore, plan: RunPlan) -> list[str]:
     """The first requests that a run set out to settle."""
     return sorted(
         each.request_key

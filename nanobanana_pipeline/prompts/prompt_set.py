@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from nanobanana_pipeline.errors import PromptTableError, StorageUnavailable
-from nanobanana_pipeline.prompts.checked import as_frame, fingerprint
+from nanobanana_pipeline.prompts.checked_prompts import as_frame, fingerprint
 from nanobanana_pipeline.prompts.writes import create, patient
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nanobanana_pipeline.prompts.checked import CheckedPrompts
+    from nanobanana_pipeline.prompts.checked_prompts import CheckedPrompts
     from nanobanana_pipeline.storage import ObjectStore, StoredObject
 
 __all__ = [

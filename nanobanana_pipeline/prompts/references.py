@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import tenacity
 
+from nanobanana_pipeline.bucket_keys import reference_key
 from nanobanana_pipeline.errors import (
     DownloadError,
     DownloadRefused,
@@ -23,8 +24,7 @@ from nanobanana_pipeline.errors import (
     StorageError,
     StorageUnavailable,
 )
-from nanobanana_pipeline.images import CONTENT_TYPES, MAX_IMAGE_BYTES, inspect
-from nanobanana_pipeline.layout import reference_key
+from nanobanana_pipeline.images.inspect import CONTENT_TYPES, MAX_IMAGE_BYTES, inspect
 from nanobanana_pipeline.prompts.intake import shortened
 from nanobanana_pipeline.prompts.writes import create
 from nanobanana_pipeline.provider.downloads import public_url

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
 from nanobanana_pipeline.prompts.attributes import typed_attribute
-from nanobanana_pipeline.prompts.checked import (
+from nanobanana_pipeline.prompts.checked_prompts import (
     REFERENCE,
     REFERENCE_HASHES,
     CheckedPrompts,

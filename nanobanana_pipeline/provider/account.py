@@ -5,8 +5,8 @@ from typing import Self
 
 from nanobanana_pipeline.errors import SettingsError
 from nanobanana_pipeline.money import Budget
-from nanobanana_pipeline.provider.client import ProviderClient
 from nanobanana_pipeline.provider.downloads import Downloader
+from nanobanana_pipeline.provider.modelslab.client import ProviderClient
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.webhooks.inbox import Webhooks
 

@@ -12,7 +12,7 @@ from typing import Final
 from urllib.parse import urljoin, urlsplit
 
 from nanobanana_pipeline.errors import DownloadError, DownloadRefused, ImageBroken, ImageGone
-from nanobanana_pipeline.images import MAX_IMAGE_BYTES
+from nanobanana_pipeline.images.inspect import MAX_IMAGE_BYTES
 from nanobanana_pipeline.provider.http import Answer, Http, NoAnswer, NotSentError, TooLarge
 
 __all__ = ["Downloader", "public_url"]

@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 
 from pydantic import SecretStr
 
-from nanobanana_pipeline.layout import webhook_key, webhook_prefix
+from nanobanana_pipeline.bucket_keys import webhook_key, webhook_prefix
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 

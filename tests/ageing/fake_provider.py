@@ -11,7 +11,7 @@ from typing import Final, Protocol
 from PIL import Image
 
 from nanobanana_pipeline.errors import DownloadError, ImageGone
-from nanobanana_pipeline.provider.answers import (
+from nanobanana_pipeline.provider.outcomes import (
     Done,
     Failed,
     FetchOutcome,

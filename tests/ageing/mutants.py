@@ -6,11 +6,11 @@ from typing import Any, Final
 from unittest import mock
 
 from nanobanana_pipeline.errors import StorageUnavailable
-from nanobanana_pipeline.generation import buy
-from nanobanana_pipeline.generation.buy import Buyer
-from nanobanana_pipeline.generation.evidence import Evidence
-from nanobanana_pipeline.generation.transfer import Transfer
-from nanobanana_pipeline.generation.work import Ended
+from nanobanana_pipeline.generation.engine import submit
+from nanobanana_pipeline.generation.engine.reconcile import Reconciler
+from nanobanana_pipeline.generation.engine.submit import Submitter
+from nanobanana_pipeline.generation.engine.transfer import Transfer
+from nanobanana_pipeline.generation.engine.work_queue import Ended
 from nanobanana_pipeline.ledger import Attempt, Entry, Held, Ledger, Outcome, State, now_iso
 from nanobanana_pipeline.storage import ObjectStore
 
@@ -81,7 +81,7 @@ def _claim_instead(
     return self._changed(attempts=(fresh,))
 
 
-def _wait_before_accepted(_: Buyer, held: Held, nonce: str, outcome: Any) -> Held:
+def _wait_before_accepted(_: Submitter, held: Held, nonce: str, outcome: Any) -> Held:
     """The id is kept in memory, and written down only when the picture is there."""
     attempts = held.entry.accept(nonce, outcome.provider_id)
     return Held(attempts, held.etag, held.age_seconds, held.read_at)
@@ -92,13 +92,13 @@ def _lease_ignored_by_its_owner() -> Iterator[None]:
     class Endless(Held):
         lease_left = property(lambda _: 1e9)
 
-    send = Buyer._send
+    send = Submitter._send
 
-    def careless(self: Buyer, work: Any, held: Held, nonce: str, references: Any) -> Any:
+    def careless(self: Submitter, work: Any, held: Held, nonce: str, references: Any) -> Any:
         endless = Endless(held.entry, held.etag, held.age_seconds, held.read_at)
         return send(self, work, endless, nonce, references)
 
-    with mock.patch.object(Buyer, "_send", careless):
+    with mock.patch.object(Submitter, "_send", careless):
         yield
 
 
@@ -113,9 +113,9 @@ MUTANTS: Final[Mapping[str, Mutant]] = {
     "silence is taken for success": _replace(Ledger, "_write", _silence_is_victory),
     "an id is forgotten": _replace(Entry, "lose", _forget_id),
     "a claim replaces attempts": _replace(Entry, "claim", _claim_instead),
-    "waiting before accepted": _replace(Buyer, "_accept", _wait_before_accepted),
-    "bought again at once": _replace(buy, "_rebuy_wait", lambda _: 0.0),
+    "waiting before accepted": _replace(Submitter, "_accept", _wait_before_accepted),
+    "bought again at once": _replace(submit, "_rebuy_wait", lambda _: 0.0),
     "no evidence is looked for": _replace(
-        Evidence, "look", lambda _, held: Ended(held.entry.state, held.entry.reason)
+        Reconciler, "look", lambda _, held: Ended(held.entry.state, held.entry.reason)
     ),
 }

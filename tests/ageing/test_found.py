@@ -1,13 +1,13 @@
 """What the ageing has found, each told by the shortest schedule that shows it."""
 
-from nanobanana_pipeline.generation.budget import Purse
-from nanobanana_pipeline.generation.counters import partition_scope
-from nanobanana_pipeline.generation.evidence import Evidence
-from nanobanana_pipeline.generation.runs import write_shards
-from nanobanana_pipeline.generation.work import Bought, PlannedRequest
+from nanobanana_pipeline.generation.budget.counters import partition_scope
+from nanobanana_pipeline.generation.budget.reservations import ShardBudget
+from nanobanana_pipeline.generation.engine.reconcile import Reconciler
+from nanobanana_pipeline.generation.engine.work_queue import Bought, PlannedRequest
+from nanobanana_pipeline.generation.planning.run_files import write_shards
 from nanobanana_pipeline.ledger import Entry, Held, Ledger, State
 from nanobanana_pipeline.money import Budget, Cap
-from nanobanana_pipeline.provider.answers import Done
+from nanobanana_pipeline.provider.outcomes import Done
 from nanobanana_pipeline.webhooks.inbox import Inbox
 from tests.ageing.world import KEYS, REQUESTS, World
 
@@ -66,16 +66,16 @@ def test_a_lost_picture_without_an_id_is_looked_for_where_it_was_said_to_be() ->
         ledger, output = Ledger(world.store), ("https://pictures.test/0/0.png",)
         held = ledger.apply(claimed(world), lambda e: e.accept("0" * 16, None, output))
         held = ledger.apply(held, lambda e: e.lose("0" * 16, "HTTP 404"))
-        evidence = Evidence(ledger, world.account().client, Inbox(world.store))
+        evidence = Reconciler(ledger, world.account().client, Inbox(world.store))
         assert evidence.look(held) == Bought(held, "0" * 16, Done(None, output))
         world.scheduler.now += 24 * 3600
         assert not isinstance(evidence.look(held), Bought)
 
 
-def capped(world: World, run_id: str) -> Purse:
+def capped(world: World, run_id: str) -> ShardBudget:
     write_shards(world.store, run_id, [PlannedRequest(KEYS[0], REQUESTS[0])], 1, None)
     scope = partition_scope(world.store, Budget(partition=Cap(images=1)), "set", 1)
-    return Purse(world.store, [scope], price=None, run_id=run_id, shard="shard-0000")
+    return ShardBudget(world.store, [scope], price=None, run_id=run_id, shard="shard-0000")
 
 
 def test_a_shard_that_wakes_while_another_counts_it_for_dead_keeps_its_reservation() -> None:

@@ -20,13 +20,20 @@ import tenacity
 from pydantic import SecretStr
 
 from nanobanana_pipeline.errors import ProviderHalt, StorageUnavailable
-from nanobanana_pipeline.generation import counters, evidence, transfer
-from nanobanana_pipeline.generation.budget import Purse
-from nanobanana_pipeline.generation.buy import Buyer
-from nanobanana_pipeline.generation.counters import partition_scope
-from nanobanana_pipeline.generation.runs import write_shards
-from nanobanana_pipeline.generation.transfer import Transfer
-from nanobanana_pipeline.generation.work import Bought, Ended, Later, PlannedRequest, Work
+from nanobanana_pipeline.generation.budget import counters
+from nanobanana_pipeline.generation.budget.counters import partition_scope
+from nanobanana_pipeline.generation.budget.reservations import ShardBudget
+from nanobanana_pipeline.generation.engine import reconcile, transfer
+from nanobanana_pipeline.generation.engine.submit import Submitter
+from nanobanana_pipeline.generation.engine.transfer import Transfer
+from nanobanana_pipeline.generation.engine.work_queue import (
+    Bought,
+    Ended,
+    Later,
+    PlannedRequest,
+    Work,
+)
+from nanobanana_pipeline.generation.planning.run_files import write_shards
 from nanobanana_pipeline.ledger import Ledger, attempt, ledger
 from nanobanana_pipeline.money import Budget, Cap
 from nanobanana_pipeline.provider import slots
@@ -43,8 +50,8 @@ from tests.ageing.witness import Violation, Witness
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-    from nanobanana_pipeline.provider.client import ProviderClient
     from nanobanana_pipeline.provider.downloads import Downloader
+    from nanobanana_pipeline.provider.modelslab.client import ProviderClient
 
 __all__ = ["FAULTS", "Chooser", "World"]
 
@@ -96,9 +103,9 @@ class Worker:
     """One run on one machine, as `Engine` works, with one buyer who is its own mover."""
 
     name: str
-    buyer: Buyer
+    buyer: Submitter
     transfer: Transfer
-    purse: Purse
+    purse: ShardBudget
     stop: SimEvent
     give_up: SimEvent
     main: Actor
@@ -323,7 +330,7 @@ class World:
         account = self.account(with_webhooks=not sound and "webhooks" in self.faults)
         stop, give_up = SimEvent(self.scheduler), SimEvent(self.scheduler)
         purse = self._purse(name)
-        buyer = Buyer(
+        buyer = Submitter(
             self.store,
             account,
             Slots(2, clock=self.scheduler.boot_clock),
@@ -343,7 +350,7 @@ class World:
         self._workers.append(worker)
         self.scheduler.tell(f"{name} begins{', and buys again' if rebuy else ''}")
 
-    def _purse(self, name: str) -> Purse:
+    def _purse(self, name: str) -> ShardBudget:
         """What a run may spend, and the run file from which others count it when it is dead."""
         scopes = []
         if "budget" in self.faults:
@@ -356,7 +363,7 @@ class World:
             )
             budget = Budget(partition=Cap(images=self.cap))
             scopes.append(partition_scope(self.store, budget, "set", 1))
-        return Purse(self.store, scopes, price=None, run_id=name, shard="shard-0000")
+        return ShardBudget(self.store, scopes, price=None, run_id=name, shard="shard-0000")
 
     def _work(self, worker: Worker) -> None:
         """`settle_shard`: its budget's account is opened, and closed in the end."""
@@ -430,7 +437,7 @@ class World:
                 (tenacity.nap, "time", time),
                 (tenacity.wait, "random", jitter),
                 (attempt, "datetime", SimDatetime),
-                (evidence, "datetime", SimDatetime),
+                (reconcile, "datetime", SimDatetime),
                 (counters, "datetime", SimDatetime),
                 (transfer, "datetime", SimDatetime),
                 (attempt, "uuid", unique),

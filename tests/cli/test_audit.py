@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from nanobanana_pipeline.bucket_keys import image_key
 from nanobanana_pipeline.cli import audit as command
 from nanobanana_pipeline.emulator import EmulatorThread
-from nanobanana_pipeline.layout import image_key
 from nanobanana_pipeline.storage import ObjectStore
 from tests.cli.conftest import Command
 from tests.conftest import API_KEY

@@ -7,7 +7,7 @@ import pytest
 
 from nanobanana_pipeline.emulator import EmulatorThread
 from nanobanana_pipeline.ledger import State
-from nanobanana_pipeline.provider.own_bucket import Place, change_places
+from nanobanana_pipeline.provider.modelslab.own_bucket import Place, change_places
 from nanobanana_pipeline.storage import ObjectStore
 from tests.cli.conftest import Command
 from tests.launching import admin, bought, entries, states, tell
@@ -101,7 +101,9 @@ def test_a_rebuy_is_asked_for_and_buys_only_what_is_chosen(
     assert (unasked.exit_code, "--yes" in unasked.output) == (2, True)
     early = doubted("doubts", "resolve", key, "--rebuy", "--yes")
     assert (early.exit_code, bought(emulator)) == (1, 2)
-    monkeypatch.setattr("nanobanana_pipeline.generation.buy.REBUY_AFTER_LEASE_SECONDS", -1000.0)
+    monkeypatch.setattr(
+        "nanobanana_pipeline.generation.engine.submit.REBUY_AFTER_LEASE_SECONDS", -1000.0
+    )
     done = doubted("doubts", "resolve", key, "--rebuy", "--yes")
     assert (done.exit_code, bought(emulator)) == (0, 3)
     assert states(store) == {State.SETTLED: 1, State.IN_DOUBT: 1}

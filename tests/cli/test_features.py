@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nanobanana_pipeline.features.keeping import read_current_features
+from nanobanana_pipeline.features.table import read_current_features
 from nanobanana_pipeline.storage import ObjectStore
 from tests.cli.conftest import Command
 

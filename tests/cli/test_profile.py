@@ -20,7 +20,7 @@ from nanobanana_pipeline import local
 from nanobanana_pipeline.cli import app
 from nanobanana_pipeline.cli.profile import dagster_home
 from nanobanana_pipeline.emulator import EmulatorThread
-from nanobanana_pipeline.generation.manifest import read_current
+from nanobanana_pipeline.generation.manifest.manifest import read_current
 from nanobanana_pipeline.local import free_port
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import API_KEY, Emulators

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
+from nanobanana_pipeline.bucket_keys import image_key
 from nanobanana_pipeline.datasets.recipe import Recipe
-from nanobanana_pipeline.layout import image_key
 from nanobanana_pipeline.storage import ObjectStore
 
 NOTHING_REJECTED = pd.DataFrame({"row_id": [], "reason": []}, dtype="string")

@@ -7,11 +7,11 @@ import pytest
 import yaml
 from huggingface_hub import DatasetCard
 
-from nanobanana_pipeline.contact_sheet import caption, contact_sheet
 from nanobanana_pipeline.datasets.formats.huggingface import card, preview_places
 from nanobanana_pipeline.datasets.publish import build_release
 from nanobanana_pipeline.datasets.pull import As, pull
 from nanobanana_pipeline.datasets.release import find_release
+from nanobanana_pipeline.images.contact_sheet import caption, contact_sheet
 from nanobanana_pipeline.storage import ObjectStore
 from tests.datasets.conftest import Published
 from tests.datasets.release_readers import PARQUET

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from nanobanana_pipeline.datasets.release import MANIFEST, find_release, read_table
-from nanobanana_pipeline.features.keeping import refresh_features
+from nanobanana_pipeline.features.table import refresh_features
 from nanobanana_pipeline.storage import ObjectStore
 from tests.cli.conftest import Command
 from tests.datasets.release_rows import read, tree

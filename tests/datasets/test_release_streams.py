@@ -5,7 +5,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 
 import pytest
 
-from nanobanana_pipeline.datasets.streams import PART_BYTES, Upload, pieces
+from nanobanana_pipeline.datasets.object_streams import PART_BYTES, Upload, pieces
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
 from nanobanana_pipeline.storage import Multipart, ObjectStore, abort_uploads
 from tests.datasets.release_rows import read

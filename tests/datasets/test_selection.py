@@ -14,23 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanobanana_pipeline import local
-from nanobanana_pipeline.current import packed, write_table
+from nanobanana_pipeline.bucket_keys import features_prefix
 from nanobanana_pipeline.datasets.filters import why_not
 from nanobanana_pipeline.datasets.recipe import Filter, Recipe
-from nanobanana_pipeline.datasets.rows import as_table
+from nanobanana_pipeline.datasets.release_rows import as_table
 from nanobanana_pipeline.datasets.selection import REJECTED_COLUMNS, Selection, select
 from nanobanana_pipeline.datasets.sources import ROW_COLUMNS
 from nanobanana_pipeline.datasets.splits import find_leaks
 from nanobanana_pipeline.emulator import EmulatorConfig, EmulatorThread
 from nanobanana_pipeline.errors import RecipeError
-from nanobanana_pipeline.features.keeping import (
-    SCHEMA_OF_TABLE,
-    CurrentFeatures,
-    refresh_features,
-)
-from nanobanana_pipeline.generation.manifest import read_current, read_manifest
-from nanobanana_pipeline.layout import features_prefix
+from nanobanana_pipeline.features.table import SCHEMA_OF_TABLE, CurrentFeatures, refresh_features
+from nanobanana_pipeline.generation.manifest.manifest import read_current, read_manifest
 from nanobanana_pipeline.storage import ObjectStore, s3_client
+from nanobanana_pipeline.storage.versioned import packed, write_table
 from tests.cli.conftest import Command
 from tests.conftest import Emulators, account_for
 from tests.launching import keep_prompts, launch

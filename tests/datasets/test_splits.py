@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanobanana_pipeline.datasets.near import first_alike, hashes_of, near_pairs
+from nanobanana_pipeline.datasets.perceptual import first_alike, hashes_of, near_pairs
 from nanobanana_pipeline.datasets.recipe import Splits
 from nanobanana_pipeline.datasets.splits import COLUMNS, find_leaks, prompt_key, share_out
 from nanobanana_pipeline.errors import RecipeError

@@ -9,16 +9,16 @@ import pandas as pd
 import pytest
 
 from nanobanana_pipeline.datasets import top_up as module
-from nanobanana_pipeline.datasets.derived import origin_of
 from nanobanana_pipeline.datasets.publish import build_release
 from nanobanana_pipeline.datasets.recipe import Recipe
 from nanobanana_pipeline.datasets.release import read_latest
 from nanobanana_pipeline.datasets.selection import Selection, released_rows, select
 from nanobanana_pipeline.datasets.top_up import Drawn, Standing, stand, top_up
+from nanobanana_pipeline.datasets.topup_sets import origin_of
 from nanobanana_pipeline.emulator import EmulatorThread
 from nanobanana_pipeline.errors import PlanError, PromptTableError, RecipeError
-from nanobanana_pipeline.features.keeping import refresh_features
-from nanobanana_pipeline.generation import again
+from nanobanana_pipeline.features.table import refresh_features
+from nanobanana_pipeline.generation.recovery import relaunch
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.money import Cap
 from nanobanana_pipeline.prompts import prompt_set
@@ -263,7 +263,7 @@ def test_after_a_crash_the_same_call_goes_on(
 ) -> None:
     wanted = recipe(filters={"seed": {"not_in": [2]}})
     if at == "before the manifest":
-        crash(again, "collect")
+        crash(relaunch, "collect")
     else:
         crash(module, "refresh_features")
     with pytest.raises(KeyboardInterrupt):
@@ -282,7 +282,7 @@ def test_after_a_crash_the_same_call_goes_on(
 def test_what_was_bought_comes_home_though_its_prompt_is_complete_by_now(
     world: World, crash: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crash(again, "collect")
+    crash(relaunch, "collect")
     with pytest.raises(KeyboardInterrupt):
         world.top_up(recipe(images=2))
     monkeypatch.undo()

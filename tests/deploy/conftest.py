@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nanobanana_pipeline import local
-from tests.dagster_project.conftest import project
+from tests.dagster_nanobanana.conftest import project
 
 __all__ = ["Database", "database", "postgres", "project", "restarting"]
 

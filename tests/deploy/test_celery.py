@@ -23,10 +23,10 @@ import pytest
 import requests
 import yaml
 
-from dagster_project.executors import executor
+from dagster_nanobanana.executor import executor
 from nanobanana_pipeline import local
 from nanobanana_pipeline.emulator import EmulatorConfig, EmulatorThread
-from nanobanana_pipeline.generation.runs import read_shard
+from nanobanana_pipeline.generation.planning.run_files import read_shard
 from nanobanana_pipeline.ledger import Ledger, State
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client

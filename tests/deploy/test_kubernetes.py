@@ -28,7 +28,7 @@ from kubernetes import client
 from typer.testing import CliRunner
 
 from nanobanana_pipeline.cli import app
-from nanobanana_pipeline.generation.engine import DOUBT_SECONDS, GRACE_SECONDS
+from nanobanana_pipeline.generation.engine.engine import DOUBT_SECONDS, GRACE_SECONDS
 from nanobanana_pipeline.settings import Settings
 from tests.test_provider_page import ROOT
 
@@ -268,7 +268,7 @@ def test_the_images_environment_works_without_its_sources(tmp_path: Path) -> Non
     program = tmp_path / ".venv" / "bin" / "nanobanana"
     told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == PROJECT["version"]
-    needed = "import dagster_k8s, dagster_postgres, dagster_aws, dagster_project.definitions"
+    needed = "import dagster_k8s, dagster_postgres, dagster_aws, dagster_nanobanana.definitions"
     subprocess.run([program.with_name("python"), "-c", needed], cwd=tmp_path, check=True)
     assert not program.with_name("pytest").exists()
 

@@ -17,17 +17,17 @@ import requests
 import yaml
 from dagster._grpc.client import DagsterGrpcClient
 
-from dagster_project.partitions import prompt_sets, seeds
-from dagster_project.resources import S3, BucketValues, NanobananaResource
+from dagster_nanobanana.partitions import prompt_sets, seeds
+from dagster_nanobanana.resources import S3, BucketValues, NanobananaResource
 from nanobanana_pipeline import local
 from nanobanana_pipeline.emulator import EmulatorThread
-from nanobanana_pipeline.generation.manifest import read_current
+from nanobanana_pipeline.generation.manifest.manifest import read_current
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 from tests.cli.test_profile import START_SECONDS
 from tests.conftest import API_KEY, Emulators
-from tests.dagster_project.conftest import SMALL, Project
+from tests.dagster_nanobanana.conftest import SMALL, Project
 from tests.deploy.conftest import REQUIRED, Database, restarting
 from tests.graphql import Dagster
 from tests.launching import bought, keep_prompts, prompts, states

@@ -8,19 +8,19 @@ import pytest
 from dagster import serialize_value
 
 from benchmarks.scaling import COUNTED, tables
-from dagster_project import resources
-from dagster_project.assets.image_features import image_features
-from dagster_project.sensors import (
+from dagster_nanobanana import resources
+from dagster_nanobanana.assets.image_features import image_features
+from dagster_nanobanana.automation.sensors import (
     DOUBTFUL_RUNS_A_TICK,
     RUNS_A_TICK,
     rescue,
     webhook_inbox,
 )
-from nanobanana_pipeline.generation.engine import MOVERS
+from nanobanana_pipeline.generation.engine.engine import MOVERS
 from nanobanana_pipeline.ledger.ledger import READERS
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from tests.conftest import Emulators, account_for
-from tests.dagster_project.conftest import Project
+from tests.dagster_nanobanana.conftest import Project
 from tests.deploy.counting import Calls
 from tests.launching import Launched, keep_prompts, launch, prompts
 from tests.test_provider_page import ROOT

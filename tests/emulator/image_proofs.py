@@ -7,7 +7,7 @@ import pytest
 import requests
 from PIL import Image
 
-from nanobanana_pipeline.emulator.darkroom import SPOILT
+from nanobanana_pipeline.emulator.image_faults import SPOILT
 from tests.emulator.account import Account
 from tests.emulator.conftest import LATENCY
 

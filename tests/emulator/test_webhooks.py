@@ -1,6 +1,6 @@
 import time
 
-from nanobanana_pipeline.emulator.errands import may_be_called
+from nanobanana_pipeline.emulator.background import may_be_called
 from tests.emulator.account import KEY, Account
 from tests.emulator.conftest import LATENCY
 from tests.emulator.receiver import receiving

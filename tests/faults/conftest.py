@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from nanobanana_pipeline.generation import buy, engine
+from nanobanana_pipeline.generation.engine import engine, submit
 from tests.s3_proxy import S3Proxy
 
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buy, "MAX_BACKOFF_SECONDS", 0.05)
-    monkeypatch.setattr(buy, "OTHERS_CLAIM_POLL_SECONDS", 0.3)
+    monkeypatch.setattr(submit, "MAX_BACKOFF_SECONDS", 0.05)
+    monkeypatch.setattr(submit, "OTHERS_CLAIM_POLL_SECONDS", 0.3)
     monkeypatch.setattr(engine, "STUCK_POLL_SECONDS", 0.2)
 
 

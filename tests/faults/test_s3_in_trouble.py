@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from nanobanana_pipeline import local
-from nanobanana_pipeline.generation.counters import day_scope, partition_scope
+from nanobanana_pipeline.generation.budget.counters import day_scope, partition_scope
 from nanobanana_pipeline.generation.launch import settle_shard
 from nanobanana_pipeline.ledger import State
+from nanobanana_pipeline.local import ports
 from nanobanana_pipeline.money import Budget
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from tests.conftest import Emulators, account_for
@@ -144,7 +145,7 @@ def kill_server_of(data: Path) -> None:
 
 def is_silent(port: int) -> bool:
     """Whether nobody listens there, nor at the second port of SeaweedFS."""
-    for each in (port, port + local.GRPC_OFFSET):
+    for each in (port, port + ports.GRPC_OFFSET):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", each)) == 0:
                 return False

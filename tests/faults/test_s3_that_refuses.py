@@ -8,9 +8,14 @@ import pytest
 import tenacity
 
 from nanobanana_pipeline.errors import StorageError, StorageFull
-from nanobanana_pipeline.generation import buy, engine, transfer, under_way
-from nanobanana_pipeline.generation.doubts import Action, find_doubts, name_id, settle_doubts
+from nanobanana_pipeline.generation.engine import engine, in_flight, submit, transfer
 from nanobanana_pipeline.generation.launch import settle_shard
+from nanobanana_pipeline.generation.recovery.doubts import (
+    Action,
+    find_doubts,
+    name_id,
+    settle_doubts,
+)
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import API_KEY, Emulators, account_for
@@ -176,7 +181,7 @@ def test_what_is_bought_and_cannot_be_written_down_is_told_with_its_id_and_how_t
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A token that ran out while the request was at the provider: nothing can be written at all."""
-    monkeypatch.setattr(buy, "LEASE_MARGIN_SECONDS", 0.5)
+    monkeypatch.setattr(submit, "LEASE_MARGIN_SECONDS", 0.5)
     emulator = emulators()
     account = hasty(account_for(emulator.base_url, store), emulator.base_url, 2.0)
     keep_prompts(store, "set", prompts(1))
@@ -209,7 +214,7 @@ def test_a_stop_while_a_purchase_cannot_be_written_down_tells_its_id(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A full bucket takes no entry; whoever waits for room is stopped by Ctrl-C."""
-    monkeypatch.setattr(under_way, "UNWRITTEN_SECONDS", 0.5)
+    monkeypatch.setattr(in_flight, "UNWRITTEN_SECONDS", 0.5)
     monkeypatch.setattr(engine, "GRACE_SECONDS", 1.0)
     monkeypatch.setattr(engine, "DOUBT_SECONDS", 1.0)
     emulator = emulators()

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from nanobanana_pipeline.emulator import EmulatorThread
-from nanobanana_pipeline.generation.manifest import read_current
+from nanobanana_pipeline.generation.manifest.manifest import read_current
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.storage import ObjectStore
 from tests.cli.test_profile import (

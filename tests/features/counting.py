@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from nanobanana_pipeline.features.measuring import Features, measure
+from nanobanana_pipeline.features.measure import Features, measure
 
 FOLDER = "TEST_MEASURED"
 """Environment variable with the folder where each measurement leaves a file."""

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import pyarrow as pa
 import pytest
 
-from nanobanana_pipeline.current import packed, write_table
 from nanobanana_pipeline.features import judging
 from nanobanana_pipeline.features.judging import (
     ALIKE_BITS,
@@ -15,14 +14,15 @@ from nanobanana_pipeline.features.judging import (
     find_wrong_sizes,
     read_pictures,
 )
-from nanobanana_pipeline.features.keeping import (
+from nanobanana_pipeline.features.table import (
     COLUMNS,
     read_current_features,
     read_features,
     refresh_features,
 )
-from nanobanana_pipeline.generation.manifest import read_current, read_manifest
+from nanobanana_pipeline.generation.manifest.manifest import read_current, read_manifest
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.versioned import packed, write_table
 from tests.conftest import Emulators, account_for
 from tests.launching import keep_prompts, launch, prompts
 

@@ -10,17 +10,18 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from nanobanana_pipeline.errors import PlanError
-from nanobanana_pipeline.generation.engine import Report
-from nanobanana_pipeline.generation.launch import Plan, collect, settle_shard
-from nanobanana_pipeline.generation.manifest import read_current, read_manifest
-from nanobanana_pipeline.layout import (
+from nanobanana_pipeline.bucket_keys import (
     image_owner_key,
     ledger_key,
     run_done_key,
     run_plan_key,
     run_shard_key,
 )
+from nanobanana_pipeline.errors import PlanError
+from nanobanana_pipeline.generation.engine.engine import Report
+from nanobanana_pipeline.generation.launch import collect, settle_shard
+from nanobanana_pipeline.generation.manifest.manifest import read_current, read_manifest
+from nanobanana_pipeline.generation.planning.run_files import RunPlan
 from nanobanana_pipeline.ledger import Entry, State
 from nanobanana_pipeline.request import ImageRequest, PictureParameters
 from nanobanana_pipeline.storage import ObjectStore, s3_client
@@ -278,7 +279,7 @@ def test_manifests_that_are_collected_at_once_are_all_complete(
     assert len([key for key in store.keys("manifests/") if key.endswith(".parquet")]) >= 5
 
 
-def accept(store: ObjectStore, made: Plan, output: tuple[str, ...]) -> None:
+def accept(store: ObjectStore, made: RunPlan, output: tuple[str, ...]) -> None:
     """Write down what another worker would have: its one request is accepted, and done."""
     stored = store.get(run_shard_key(made.run_id, made.shards[0]))
     assert stored is not None

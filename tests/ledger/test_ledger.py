@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import tenacity
 
+from nanobanana_pipeline.bucket_keys import ledger_key
 from nanobanana_pipeline.errors import ForbiddenTransition, StorageError, StorageUnavailable
-from nanobanana_pipeline.layout import ledger_key
 from nanobanana_pipeline.ledger import Entry, Held, Ledger, Outcome, State, ledger, new_nonce
 from nanobanana_pipeline.request import ImageRequest, request_key
 from nanobanana_pipeline.storage import ObjectStore

@@ -12,12 +12,12 @@ import pytest
 import requests
 import yaml
 
+from nanobanana_pipeline.bucket_keys import run_alive_key, run_plan_key, unfinished_key
 from nanobanana_pipeline.cli import generate as generating
 from nanobanana_pipeline.emulator import EmulatorThread
 from nanobanana_pipeline.errors import PlanError, StorageUnavailable
-from nanobanana_pipeline.features.keeping import refresh_features
-from nanobanana_pipeline.generation.manifest import read_current
-from nanobanana_pipeline.layout import run_alive_key, run_plan_key, unfinished_key
+from nanobanana_pipeline.features.table import refresh_features
+from nanobanana_pipeline.generation.manifest.manifest import read_current
 from nanobanana_pipeline.lineage import events, facets
 from nanobanana_pipeline.lineage.events import recorded
 from nanobanana_pipeline.lineage.told import Dataset, Told

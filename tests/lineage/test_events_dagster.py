@@ -12,11 +12,11 @@ import dagster as dg
 import pytest
 import requests
 
-from dagster_project.assets.image_features import image_features
+from dagster_nanobanana.assets.image_features import image_features
 from nanobanana_pipeline.generation import launch as launching
 from nanobanana_pipeline.lineage import facets
 from nanobanana_pipeline.storage import ObjectStore
-from tests.dagster_project.conftest import Project, project
+from tests.dagster_nanobanana.conftest import Project, project
 from tests.lineage.schemas import events_of, ours, states_of
 
 __all__ = ["project"]
@@ -131,6 +131,6 @@ def test_a_bug_in_lineage_ends_no_run(
 
 
 def test_loading_the_definitions_does_not_load_openlineage(tmp_path: Path) -> None:
-    program = "import sys, dagster_project.definitions; sys.exit('openlineage' in sys.modules)"
+    program = "import sys, dagster_nanobanana.definitions; sys.exit('openlineage' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment, cwd=tmp_path)

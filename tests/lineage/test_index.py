@@ -10,21 +10,21 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from nanobanana_pipeline.current import packed
-from nanobanana_pipeline.generation.manifest import (
+from nanobanana_pipeline.bucket_keys import index_key
+from nanobanana_pipeline.generation.manifest.manifest import (
     COLUMNS,
     CurrentManifest,
     manifest_key,
     publish,
     read_current,
 )
-from nanobanana_pipeline.layout import index_key
 from nanobanana_pipeline.lineage import indexing
 from nanobanana_pipeline.lineage.index import open_index, read_index
 from nanobanana_pipeline.lineage.indexing import refresh
 from nanobanana_pipeline.lineage.ranged import RangedFile
 from nanobanana_pipeline.lineage.rows import Order
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.versioned import packed
 
 
 def sha(*parts: object) -> str:

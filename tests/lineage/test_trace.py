@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from nanobanana_pipeline.bucket_keys import index_key, ledger_key, manifest_prefix
 from nanobanana_pipeline.errors import StorageError, TraceError
-from nanobanana_pipeline.features.keeping import refresh_features
-from nanobanana_pipeline.layout import index_key, ledger_key, manifest_prefix
+from nanobanana_pipeline.features.table import refresh_features
 from nanobanana_pipeline.lineage import index as index_module
 from nanobanana_pipeline.lineage.graphs import Kind, Lineage
 from nanobanana_pipeline.lineage.indexing import refresh

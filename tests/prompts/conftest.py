@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nanobanana_pipeline.prompts.checked import CheckedPrompts
+from nanobanana_pipeline.prompts.checked_prompts import CheckedPrompts
 from nanobanana_pipeline.prompts.table import read_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 

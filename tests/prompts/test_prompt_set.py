@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from nanobanana_pipeline.errors import PromptTableError, StorageUnavailable
-from nanobanana_pipeline.prompts.checked import fingerprint
+from nanobanana_pipeline.prompts.checked_prompts import fingerprint
 from nanobanana_pipeline.prompts.prompt_set import current, load, snapshot, valid_name
 from nanobanana_pipeline.storage import ObjectStore
 from tests.prompts.conftest import Check

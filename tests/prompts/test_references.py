@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
+from nanobanana_pipeline.bucket_keys import reference_key
 from nanobanana_pipeline.cli import app
 from nanobanana_pipeline.errors import PromptTableError, StorageUnavailable
-from nanobanana_pipeline.layout import reference_key
 from nanobanana_pipeline.prompts import references as module
-from nanobanana_pipeline.prompts.checked import CheckedPrompts, attributes_of, fingerprint
+from nanobanana_pipeline.prompts.checked_prompts import CheckedPrompts, attributes_of, fingerprint
 from nanobanana_pipeline.prompts.prompt_set import load, snapshot
 from nanobanana_pipeline.prompts.references import References, fitted_size, without_secrets
 from nanobanana_pipeline.prompts.table import read_table

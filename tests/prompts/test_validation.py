@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from nanobanana_pipeline.prompts.checked import fingerprint
+from nanobanana_pipeline.prompts.checked_prompts import fingerprint
 from nanobanana_pipeline.prompts.table import read_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.request import TABLE_FIELDS, ImageRequest

@@ -8,10 +8,10 @@ import pytest
 from pydantic import SecretStr
 
 from nanobanana_pipeline.errors import DownloadError, DownloadRefused, ImageBroken, ImageGone
-from nanobanana_pipeline.images import MAX_IMAGE_BYTES, inspect
+from nanobanana_pipeline.images.inspect import MAX_IMAGE_BYTES, inspect
 from nanobanana_pipeline.provider import downloads
-from nanobanana_pipeline.provider.client import ProviderClient
 from nanobanana_pipeline.provider.downloads import Downloader
+from nanobanana_pipeline.provider.modelslab.client import ProviderClient
 from nanobanana_pipeline.request import ImageRequest
 from tests.conftest import API_KEY, Emulators
 from tests.provider.servers import (

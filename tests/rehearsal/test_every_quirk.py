@@ -8,9 +8,9 @@ from pydantic import SecretStr
 
 from benchmarks import every_quirk
 from benchmarks.every_quirk import Provider, rehearse
-from nanobanana_pipeline.generation import wait
-from nanobanana_pipeline.generation.transfer import Transfer
-from nanobanana_pipeline.provider.operations import Operations
+from nanobanana_pipeline.generation.engine import poll
+from nanobanana_pipeline.generation.engine.transfer import Transfer
+from nanobanana_pipeline.provider.modelslab.operations import Operations
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import API_KEY, Emulators, account_for
 from tests.launching import check_images
@@ -24,7 +24,7 @@ def test_every_cell_ends_with_its_reason_and_nothing_is_bought_twice(
     store: ObjectStore, emulators: Emulators, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Transfer.__init__, "__kwdefaults__", {"download_seconds": 0.5})
-    monkeypatch.setattr(wait, "MAIL_PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(poll, "MAIL_PATIENCE_SECONDS", 1.0)
     emulator = emulators(
         latency_seconds=(0.05, 0.2),
         late_webhook_seconds=0.5,

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from nanobanana_pipeline.datasets.formats.parquet import IMAGE
 from nanobanana_pipeline.datasets.release import Release
-from nanobanana_pipeline.datasets.rows import KEY
+from nanobanana_pipeline.datasets.release_rows import KEY
 
 __all__ = ["CROISSANT", "croissant"]
 

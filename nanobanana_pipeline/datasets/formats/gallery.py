@@ -17,7 +17,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from nanobanana_pipeline.datasets.release import Release
-from nanobanana_pipeline.datasets.rows import attributes
+from nanobanana_pipeline.datasets.release_rows import attributes
 
 __all__ = ["GALLERY", "MOST_ROWS", "gallery", "shown_places"]
 

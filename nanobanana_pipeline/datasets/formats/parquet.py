@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nanobanana_pipeline.datasets.formats.webdataset import Sink
-from nanobanana_pipeline.datasets.rows import KEY
+from nanobanana_pipeline.datasets.release_rows import KEY
 
 __all__ = ["IMAGE", "ParquetShard", "features", "shard_schema"]
 

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nanobanana_pipeline.datasets.rows import KEY, metadata_json
+from nanobanana_pipeline.datasets.release_rows import KEY, metadata_json
 
 __all__ = ["Sink", "TarShard"]
 

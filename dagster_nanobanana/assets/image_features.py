@@ -1,0 +1,115 @@
+"""What the pictures of one prompt set under one seed look like."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import dagster as dg
+
+from dagster_nanobanana.automation.conditions import on_changed_inputs
+from dagster_nanobanana.failures import plain_failures
+from dagster_nanobanana.lineage import recorded_step
+from dagster_nanobanana.partitions import grid, read_cell_key
+from dagster_nanobanana.presentation.columns import FEATURES
+from dagster_nanobanana.presentation.metadata import column_schema, sample_table
+from dagster_nanobanana.presentation.pictures import picture
+from dagster_nanobanana.resources import NanobananaResource
+from nanobanana_pipeline.features.table import COLUMNS, Refreshed, refresh_features
+from nanobanana_pipeline.lineage.events_told import features_begin, features_refreshed
+from nanobanana_pipeline.settings import Settings
+from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import counted
+
+__all__ = ["image_features"]
+
+PROGRESS_SECONDS = 2.0
+PROGRESS_GROWTH = 1.5
+STRIP_PICTURES = 4
+FIGURES = ["mean", "entropy", "sharpness"]
+SHOWN = ["prompt", *FIGURES, "blank", "phash", "error"]
+
+
+@dg.asset(
+    partitions_def=grid,
+    deps=["generated_images"],
+    group_name="features",
+    kinds={"pillow", "s3", "parquet"},
+    owners=["team:data"],
+    tags={"cost": "free"},
+    metadata=FEATURES,
+    code_version="1",
+    automation_condition=on_changed_inputs,
+    description=(
+        "Size, luminance, entropy, sharpness, perceptual hash, provenance marks and a thumbnail "
+        "of every distinct picture of a partition, measured from all its pixels, and a contact "
+        "sheet. Pictures that were measured before are not decoded again. **Costs nothing.**"
+    ),
+)
+def image_features(
+    context: dg.AssetExecutionContext, nanobanana: NanobananaResource
+) -> dg.MaterializeResult[None]:
+    """Measure what is new, and publish the table."""
+    start = time.monotonic()
+    with plain_failures():
+        name, seed = read_cell_key(context.partition_key)
+        store = nanobanana.store()
+        begin = partial(features_begin, store, name, seed)
+        with recorded_step(context, store, "image_features", begin) as recording:
+            done = refresh_features(store, name, seed, _progress_log(context, start))
+            recording.tell(partial(features_refreshed, store, done))
+    if done.gaps:
+        context.log.warning(
+            f"{counted(done.gaps, 'cell', 'has')} no picture yet: launch "
+            "generated_images again, then this"
+        )
+    if done.current.errors:
+        context.log.warning(
+            f"{counted(done.current.errors, 'picture')} could not be measured: see the column error"
+        )
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(done.current.content),
+        metadata=_metadata(store, nanobanana.settings(), done)
+        | {"seconds": round(time.monotonic() - start, 1)},
+    )
+
+
+def _progress_log(context: dg.AssetExecutionContext, start: float) -> Callable[[int, int], None]:
+    """Write progress to the event log, more and more rarely: it is kept for ever."""
+    due = PROGRESS_SECONDS
+
+    def write(pictures: int, measured: int) -> None:
+        nonlocal due
+        seconds = time.monotonic() - start
+        if seconds >= due:
+            due = seconds * PROGRESS_GROWTH
+            context.log.info(
+                f"{measured:,} of {counted(pictures, 'picture')} measured in {seconds:.0f} s"
+            )
+
+    return write
+
+
+def _metadata(store: ObjectStore, settings: Settings, done: Refreshed) -> dict[str, Any]:
+    current, rows = done.current, done.rows
+    # The sheet is drawn anew under the same key where the features change.
+    sheet = settings.preview_of(current.sheet, current.content[:12]) if current.sheet else None
+    thumbnails = rows["thumbnail"].dropna().head(STRIP_PICTURES)
+    # Those that want looking at come first.
+    first = rows.sort_values(["error", "blank"], ascending=[True, False], kind="stable")[SHOWN]
+    first[FIGURES] = first[FIGURES].astype("float64").round(2)
+    return {
+        "contact sheet": picture("the first pictures", sheet, lambda: list(thumbnails)),
+        "measured now": done.measured,
+        "taken over": current.rows - done.measured,
+        "blank": current.blank,
+        "not measurable": current.errors,
+        "missing cells": done.gaps,
+        "contact sheet lies at": store.uri(current.sheet) if current.sheet else "none",
+        "dagster/uri": store.uri(current.table),
+        "dagster/row_count": current.rows,
+        "dagster/column_schema": column_schema(
+            {name: (str(kind), text) for name, (kind, text) in COLUMNS.items()}
+        ),
+        "rows": sample_table(first),
+    }

@@ -1,0 +1,94 @@
+"""Schedules that buy nothing, and the sensors that follow what changes upstream."""
+
+import dagster as dg
+
+from dagster_nanobanana.assets.datasets import recipes_here
+from dagster_nanobanana.automation.sensors import unset
+from dagster_nanobanana.resources import NanobananaResource
+from nanobanana_pipeline.datasets.input_fingerprint import read_inputs
+from nanobanana_pipeline.datasets.recipe import Recipe
+
+__all__ = ["automation", "releases", "weekly_audit"]
+
+DATASETS = dg.AssetSelection.groups("datasets")
+
+weekly_audit = dg.ScheduleDefinition(
+    name="weekly_audit",
+    job_name="audit_bucket",
+    cron_schedule="0 4 * * 0",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description=(
+        "Audits the bucket on Sundays at 04:00 UTC: everything that is written down, and 1,000 "
+        "pictures read whole. Ships running, since it buys nothing; S3 is asked for each entry "
+        "of the ledger."
+    ),
+)
+
+
+def automation(recipes: list[Recipe]) -> list[dg.AutomationConditionSensorDefinition]:
+    """Sensors that evaluate the conditions of features and, where there are recipes, releases."""
+    features = dg.AutomationConditionSensorDefinition(
+        "features_on_change",
+        target=dg.AssetSelection.assets("image_features"),
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        minimum_interval_seconds=60,
+        description=(
+            "Measures the features of each partition whose pictures have changed. Buys "
+            "nothing, and takes this machine's time: so it ships stopped, as Dagster's own does. "
+            "Start it here."
+        ),
+    )
+    published = dg.AutomationConditionSensorDefinition(
+        "releases_on_change",
+        target=DATASETS,
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        minimum_interval_seconds=60,
+        description=(
+            "Publishes a release as soon as features change and none of a recipe's partitions is "
+            "missing; a recipe over all seeds waits for all of the grid. Buys nothing, and "
+            "stores what is published: so it ships stopped. Start this, or the schedule "
+            "daily_releases."
+        ),
+    )
+    return [features, *([published] if recipes else [])]
+
+
+def releases(recipes: list[Recipe]) -> list[dg.ScheduleDefinition]:
+    """The schedule that builds releases, where there are recipes to build."""
+    return [daily_releases] if recipes else []
+
+
+@dg.schedule(
+    target=DATASETS,
+    cron_schedule="0 6 * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.STOPPED,
+    description=(
+        "Builds a release, at 06:00 UTC, of each recipe whose manifests, features or own text "
+        "have changed since it was last asked for here; one that finds nothing new publishes "
+        "nothing. Recipes with missing cells wait. Buys nothing, and stores what is published: "
+        "so it ships stopped, since publishing is somebody's decision. Start it here."
+    ),
+)
+def daily_releases(
+    context: dg.ScheduleEvaluationContext, nanobanana: NanobananaResource
+) -> list[dg.RunRequest] | dg.SkipReason:
+    """Ask for each recipe once with the same inputs."""
+    reason = unset(nanobanana)
+    if reason is not None:
+        return reason
+    store, requests = nanobanana.store(), []
+    for recipe in recipes_here():
+        inputs = read_inputs(store, recipe)
+        if inputs.lacks:
+            context.log.info(f"{recipe.name} waits: {'; '.join(inputs.lacks[:5])}")
+            continue
+        # Dagster launches a key once: the same inputs ask for nothing.
+        requests.append(
+            dg.RunRequest(
+                run_key=f"{recipe.name}:{inputs.fingerprint}",
+                asset_selection=[dg.AssetKey(["datasets", recipe.name])],
+            )
+        )
+    return requests or dg.SkipReason("no recipe has all that it asks for")

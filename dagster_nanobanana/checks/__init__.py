@@ -1,0 +1,1 @@
+"""Asset checks over what is stored. They buy nothing."""

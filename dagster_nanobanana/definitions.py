@@ -1,0 +1,7 @@
+"""The module that Dagster loads where the wheel is installed."""
+
+from dagster_nanobanana.build import build_definitions
+
+__all__ = ["defs"]
+
+defs = build_definitions()

@@ -1,0 +1,62 @@
+"""Partitions that a job settles by itself, shown as if their asset had been launched.
+
+Dagster drops what a step has logged where it fails later: so ops yield `context.consume_events()`.
+"""
+
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+import dagster as dg
+
+from dagster_nanobanana.partitions import cell_key
+from nanobanana_pipeline.generation.manifest.manifest import CellState
+from nanobanana_pipeline.generation.recovery.relaunch import Settled
+from nanobanana_pipeline.money import cost_of, cost_text
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["run_ids", "show_settled"]
+
+IMAGES = dg.AssetKey("generated_images")
+
+
+def show_settled(
+    context: dg.OpExecutionContext, store: ObjectStore, settled: Settled, price: Decimal | None
+) -> None:
+    """Put what became of a partition on its asset's page, and its check `cells` with it."""
+    current, report = settled.current, settled.report
+    partition = cell_key(current.prompt_set, current.seed)
+    metadata: dict[str, Any] = {
+        "cells": dg.MetadataValue.json(dict(current.cells)),
+        "bought in this run": report.bought,
+        "images stored in this run": report.images,
+        "cost of this run": cost_text(cost_of(report.spent, price)),
+        "dagster/uri": store.uri(current.manifest),
+    }
+    # As the asset itself does: what has gaps is seen, and not made.
+    event = dg.AssetObservation if current.gaps else dg.AssetMaterialization
+    tags = {"dagster/data_version": current.content}
+    context.log_event(event(IMAGES, partition=partition, metadata=metadata, tags=tags))
+    refused = current.cells.get(CellState.REFUSED, 0)
+    check = dg.AssetCheckEvaluation(
+        asset_key=IMAGES,
+        check_name="cells",
+        passed=current.gaps == 0 and refused == 0,
+        severity=dg.AssetCheckSeverity.ERROR if current.gaps else dg.AssetCheckSeverity.WARN,
+        metadata={"cells": dg.MetadataValue.json(dict(current.cells))},
+        partition=partition,
+    )
+    # Dagster takes it; only its annotation does not say so.
+    context.log_event(check)  # type: ignore[arg-type]
+
+
+def run_ids(run_id: str, what: str) -> Callable[[], str]:
+    """Names for the domain's runs of one of Dagster's: each partition has one of its own."""
+    count = 0
+
+    def name() -> str:
+        nonlocal count
+        count += 1
+        return f"{run_id}-{what}-{count}"
+
+    return name

@@ -1,0 +1,130 @@
+"""The job that says what a launch would buy. It buys and writes nothing."""
+
+from typing import Any, Final
+
+import dagster as dg
+import pandas as pd
+from pydantic import Field
+
+from dagster_nanobanana.failures import plain_failures
+from dagster_nanobanana.launch_config import GenerationConfig, launch_of
+from dagster_nanobanana.presentation.metadata import sample_table
+from dagster_nanobanana.resources import NanobananaResource
+from nanobanana_pipeline.errors import PlanError
+from nanobanana_pipeline.generation.planning.cells import read_seeds
+from nanobanana_pipeline.generation.quote import quote, room_today
+from nanobanana_pipeline.money import cost_of, cost_text
+from nanobanana_pipeline.prompts import prompt_set
+from nanobanana_pipeline.wording import counted
+
+__all__ = ["quote_only"]
+
+SHOWN: Final = 100
+UNKNOWN: Final = "unknown"
+MINUTE, HOUR = 60.0, 3600.0
+
+
+class QuoteConfig(GenerationConfig):
+    """What would be launched: all that a launch may say, for several seeds at once."""
+
+    prompt_set: str = Field(description="Its name; it must be materialized.")
+    seeds: str = Field(description="Seeds: 1-4, or 1,7,9-12.")
+
+
+@dg.op(
+    out={
+        "quote": dg.Out(
+            dg.Nothing,
+            description="Images, cost, bytes and time, together and for each seed.",
+        )
+    },
+    description=(
+        "Says what launching a prompt set under these seeds would buy, cost, store and last. "
+        "**Costs nothing: buys nothing and writes nothing.**"
+    ),
+)
+def quote_launches(
+    context: dg.OpExecutionContext, config: QuoteConfig, nanobanana: NanobananaResource
+) -> None:
+    """Plan without launching."""
+    with plain_failures():
+        store, account = nanobanana.store(), nanobanana.account()
+        kept = prompt_set.current(store, config.prompt_set)
+        if kept is None:
+            raise PlanError(
+                f"there is no prompt set {config.prompt_set!r}: materialize prompt_set first"
+            )
+        prompts = prompt_set.load(store, kept.name, kept.fingerprint)
+        slots = config.slots or account.slots
+        rows: list[dict[str, Any]] = []
+        for seed in _seeds_of(config.seeds):
+            launch = launch_of(config, kept.name, seed, "quote")
+            one = quote(store, account.realm, launch, prompts, budget=account.budget, slots=slots)
+            expected = one.estimate
+            rows.append(
+                {
+                    "seed": seed,
+                    "requests": one.made.buy,
+                    "images": one.made.buy_images,
+                    "cost": cost_text(one.made.cost),
+                    "bytes": UNKNOWN if expected.size is None else expected.size,
+                    "seconds": UNKNOWN if expected.seconds is None else round(expected.seconds, 1),
+                    "to resume": one.made.resume + one.made.look,
+                    "needs change_parameters": one.changes,
+                }
+            )
+        _, room = room_today(store, account.budget)
+    images = sum(row["images"] for row in rows)
+    cost = cost_text(cost_of(images, account.budget.price))
+    size, seconds = _sum_of(rows, "bytes"), _sum_of(rows, "seconds")
+    context.log.info(
+        f"{counted(images, 'image')}, cost: {cost}, {_size_text(size)}, {_time_text(seconds)}; "
+        f"under {counted(len(rows), 'seed')} of {config.prompt_set}"
+    )
+    context.add_output_metadata(
+        {
+            "images": images,
+            "cost": cost,
+            "bytes": size,
+            "seconds": seconds,
+            "time": _time_text(seconds),
+            "room today, in images": "no cap" if room is None else room,
+            "seeds": sample_table(pd.DataFrame(rows), SHOWN),
+        }
+    )
+
+
+@dg.job(
+    description=(
+        "Say what a launch would buy, cost, store and last. Costs nothing: buys and writes nothing."
+    )
+)
+def quote_only() -> None:
+    """One op: nothing is made."""
+    quote_launches()
+
+
+def _seeds_of(text: str) -> list[int]:
+    try:
+        return read_seeds(text)
+    except ValueError as error:
+        raise PlanError(f"seeds {error}") from None
+
+
+def _sum_of(rows: list[dict[str, Any]], name: str) -> float | str:
+    values = [row[name] for row in rows]
+    return UNKNOWN if UNKNOWN in values else round(sum(values), 1)
+
+
+def _size_text(size: float | str) -> str:
+    return "size unknown" if isinstance(size, str) else f"{size / 1e6:,.1f} MB"
+
+
+def _time_text(seconds: float | str) -> str:
+    if isinstance(seconds, str):
+        return "time unknown"
+    if seconds < 2 * MINUTE:
+        return f"about {seconds:.0f} s"
+    if seconds < 2 * HOUR:
+        return f"about {seconds / MINUTE:.0f} min"
+    return f"about {seconds / HOUR:.1f} h"

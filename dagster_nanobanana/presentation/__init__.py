@@ -1,0 +1,1 @@
+"""What people see on Dagster's pages: columns, tables, pictures, summaries."""

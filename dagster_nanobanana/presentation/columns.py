@@ -1,0 +1,101 @@
+"""The columns of each asset, and what they are made of: on its page before it was ever made.
+
+They belong to the definition: in each materialization they would only make Dagster's storage grow.
+The lineage of columns is for catalogues that read Dagster's metadata: its own open pages draw none
+(1.13), wherever it stands.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, get_type_hints
+
+import dagster as dg
+
+from dagster_nanobanana.presentation.metadata import column_schema
+from nanobanana_pipeline.datasets.sources import ROW_COLUMNS
+from nanobanana_pipeline.features.table import COLUMNS as FEATURE_COLUMNS
+from nanobanana_pipeline.generation.manifest.manifest import COLUMNS as MANIFEST_COLUMNS
+from nanobanana_pipeline.generation.manifest.manifest import OUTCOME_COLUMNS
+from nanobanana_pipeline.request import NOT_IN_THE_PICTURE, TABLE_FIELDS, ImageRequest
+
+__all__ = ["FEATURES", "IMAGES", "PROMPTS", "RELEASES"]
+
+Columns = Mapping[str, tuple[str, str]]
+Origins = Mapping[str, Iterable[tuple[str, str]]]
+"""What a column is made of: assets and their columns."""
+
+OWN_WORDS: Final = {
+    "prompt_id": ("string", "of its row: the table's id column, else made from the content"),
+    "prompt": ("string", "its text, to the letter"),
+    "ref_image": ("string", "its reference pictures, as the table names them"),
+    "ref_sha256": ("string", "of their bytes, joined by a space"),
+    "row_id": ("string", "request key and sample: the picture's name in every release"),
+    "negative_prompt": ("string", "what should not be in the picture"),
+    "image_key": ("string", "where the image lies in the bucket"),
+    "digital_source_type": ("string", "IPTC's word for what a trained model has drawn"),
+}
+_KINDS: Final[Mapping[Any, str]] = {int: "int64", float: "double"}
+
+
+def _plain(columns: Mapping[str, tuple[Any, str]]) -> dict[str, tuple[str, str]]:
+    return {name: (str(kind), text) for name, (kind, text) in columns.items()}
+
+
+def _metadata(columns: Columns, origins: Origins) -> dict[str, Any]:
+    deps = {
+        name: [dg.TableColumnDep(dg.AssetKey(asset), column) for asset, column in made_of]
+        for name, made_of in origins.items()
+    }
+    lineage = {"dagster/column_lineage": dg.TableColumnLineage(deps)} if deps else {}
+    return {"dagster/column_schema": column_schema(columns), **lineage}
+
+
+def _prompts() -> dict[str, tuple[str, str]]:
+    types = get_type_hints(ImageRequest)
+    given = {
+        name: (_KINDS.get(types[name], "string"), "of the request; only where some row says it")
+        for name in TABLE_FIELDS
+    }
+    own = {name: OWN_WORDS[name] for name in ("prompt_id", "prompt", "ref_image", "ref_sha256")}
+    return {"prompt_id": own["prompt_id"], **given, **own}
+
+
+def _of_images() -> Origins:
+    asked = [name for name in TABLE_FIELDS if name not in NOT_IN_THE_PICTURE]
+    request = [("prompt_set", name) for name in (*asked, "ref_sha256")]
+    return {
+        "prompt_id": [("prompt_set", "prompt_id")],
+        "prompt": [("prompt_set", "prompt")],
+        "seed_asked": [("prompt_set", "seed")],
+        "request_key": request,
+        **dict.fromkeys(OUTCOME_COLUMNS, request),
+    }
+
+
+def _released() -> dict[str, tuple[str, str]]:
+    known = {**_plain(FEATURE_COLUMNS), **_plain(MANIFEST_COLUMNS), **OWN_WORDS}
+    # Pandas' names of types say no more to a reader of shards than these.
+    return {name: known[name] for name in ROW_COLUMNS}
+
+
+def _of_releases() -> Origins:
+    origins: dict[str, list[tuple[str, str]]] = {
+        "row_id": [("generated_images", "request_key"), ("generated_images", "sample")],
+        "image_key": [("generated_images", "image_sha256"), ("generated_images", "format")],
+        "negative_prompt": [("prompt_set", "negative_prompt")],
+        "ref_sha256": [("prompt_set", "ref_sha256")],
+    }
+    for name in ROW_COLUMNS:
+        if name in MANIFEST_COLUMNS:
+            origins[name] = [("generated_images", name)]
+        elif name in FEATURE_COLUMNS:
+            origins[name] = [("image_features", name)]
+    return origins
+
+
+PROMPTS: Final = _metadata(_prompts(), {})
+IMAGES: Final = _metadata(_plain(MANIFEST_COLUMNS), _of_images())
+FEATURES: Final = _metadata(
+    _plain(FEATURE_COLUMNS),
+    dict.fromkeys(FEATURE_COLUMNS, (("generated_images", "image_sha256"),)),
+)
+RELEASES: Final = _metadata(_released(), _of_releases())

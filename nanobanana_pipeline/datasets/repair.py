@@ -1,0 +1,97 @@
+"""Damaged shards of a release, made again from the pictures that they hold.
+
+A shard's bytes follow from its rows, so what is made again is what was published, or nothing.
+"""
+
+import hashlib
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nanobanana_pipeline.datasets.formats.webdataset import TarShard
+from nanobanana_pipeline.datasets.object_streams import Upload
+from nanobanana_pipeline.datasets.packing import HELPERS, PACKED, PARQUET_TYPE, pictures
+from nanobanana_pipeline.datasets.release import MANIFEST, Release, ReleaseFile, read_arrow
+from nanobanana_pipeline.datasets.release_rows import KEY
+from nanobanana_pipeline.errors import ReleaseError
+
+if TYPE_CHECKING:
+    from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["repair"]
+
+
+def repair(store: "ObjectStore", release: Release, path: str) -> None:
+    """Make a shard, or the index of one, again under its own key.
+
+    Args:
+        store: the bucket.
+        release: whose file it is.
+        path: the file's, in the release.
+
+    Raises:
+        ReleaseError: it is no shard, a picture or the manifest is missing or damaged, or what
+            comes out is not what was published: nothing is written then.
+        StorageError: the bucket refuses.
+    """
+    file = release.file(path)
+    if file.format not in PACKED:
+        raise ReleaseError(
+            f"{path} is no shard and cannot be made again: restore it from a backup or from the "
+            "bucket's versions; some layouts have it in a folder that was pulled earlier"
+        )
+    rows = _rows_of(read_arrow(store, release, MANIFEST), file)
+    with ThreadPoolExecutor(HELPERS, "mend-io") as helpers:
+        if path.endswith(f".{PACKED[file.format].suffix}"):
+            _mend_shard(store, file, rows, helpers)
+        else:
+            _mend_index(store, file, rows, helpers)
+
+
+def _rows_of(manifest: pa.Table, file: ReleaseFile) -> pa.Table:
+    here = pc.and_(pc.equal(manifest["split"], file.split), pc.equal(manifest["shard"], file.shard))
+    return manifest.filter(here).drop_columns(["shard", "row_sha256"]).sort_by(KEY)
+
+
+def _mend_shard(store: "ObjectStore", file: ReleaseFile, rows: pa.Table, helpers: Executor) -> None:
+    kind = PACKED[file.format]
+    with Upload(store, file.key, kind.type, helpers) as upload:
+        packer = kind.packer(upload, rows.schema)
+        for row, image in pictures(store, rows, helpers):
+            packer.add(row, image)
+        packer.finish()
+        _refuse_other(store, file, upload.sha256)
+
+
+def _mend_index(store: "ObjectStore", file: ReleaseFile, rows: pa.Table, helpers: Executor) -> None:
+    shard = TarShard(_Nowhere())
+    for row, image in pictures(store, rows, helpers):
+        shard.add(row, image)
+    body = shard.index()
+    _refuse_other(store, file, hashlib.sha256(body).hexdigest())
+    store.put(file.key, body, content_type=PARQUET_TYPE)
+
+
+def _refuse_other(store: "ObjectStore", file: ReleaseFile, sha256: str) -> None:
+    if sha256 != file.sha256:
+        raise ReleaseError(
+            f"{store.uri(file.key)} cannot be made again as it was published: this version of the "
+            "package, or of pyarrow, writes other bytes. Use the version that release.json names "
+            "as code_version, or restore the file from a copy"
+        )
+
+
+class _Nowhere:
+    """A sink that only counts."""
+
+    def __init__(self) -> None:
+        self._size = 0
+
+    def write(self, data: bytes, /) -> int:
+        self._size += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._size

@@ -1,0 +1,152 @@
+"""Which partitions lack cells that a launch could buy, and how far a budget goes over them.
+
+What is wanted is what somebody has launched, and what is named from above (recipes). What is
+missing of it comes from manifests and the ledger alone.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from nanobanana_pipeline.generation.budget.counters import partition_scope
+from nanobanana_pipeline.generation.manifest.manifest import (
+    CellState,
+    CurrentManifest,
+    read_all_current,
+)
+from nanobanana_pipeline.generation.planning.planner import Launch, plan_cells
+from nanobanana_pipeline.money import Budget
+from nanobanana_pipeline.prompts import prompt_set
+from nanobanana_pipeline.prompts.prompt_set import PromptSet
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["Backlog", "Share", "find_backlog", "share_out"]
+
+BUYABLE: Final = frozenset({CellState.PENDING, CellState.OVER_BUDGET, CellState.FAILED})
+"""Cells that another launch may buy; what is in doubt or lost is held, and no matter of budget."""
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """A partition that may lack cells.
+
+    Attributes:
+        limit: the pilot's that it was launched with; None for all rows.
+        missing: cells, at most: those that failed for good, or are in the ledger already, count.
+        is_first: it was named among those that go first.
+        is_stale: its manifest is of another table than the prompt set's current one, or it has
+            none.
+    """
+
+    prompt_set: str
+    seed: int
+    limit: int | None
+    missing: int
+    is_first: bool
+    is_stale: bool
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a launch of a partition may buy.
+
+    Attributes:
+        wanted: the partition.
+        requests: that are to be bought.
+        images: that these ask for.
+        max_images: as many of them as there is room for; 0 where only a manifest or what was
+            bought before is missing.
+    """
+
+    wanted: Backlog
+    requests: int
+    images: int
+    max_images: int
+
+
+def find_backlog(store: ObjectStore, first: Iterable[tuple[str, int]] = ()) -> list[Backlog]:
+    """Partitions that may lack cells, in the order in which they should be launched.
+
+    First those that are named, also where they were never launched; then those that lack fewest,
+    so that they become whole; then by name and seed. Reads one small object a partition and a
+    prompt set.
+
+    Args:
+        store: the bucket.
+        first: prompt sets and seeds; those whose prompt set does not exist are left out.
+
+    Raises:
+        PromptTableError: a prompt set's ``current.json`` is damaged.
+        StorageError: S3 refuses or holds damaged objects.
+    """
+    named = frozenset(first)
+    manifests = {(m.prompt_set, m.seed): m for m in read_all_current(store)}
+    partitions = named | manifests.keys()
+    tables = {name: prompt_set.current(store, name) for name in {name for name, _ in partitions}}
+    found = (
+        _wanted(table, seed, manifests.get((name, seed)), is_first=(name, seed) in named)
+        for name, seed in partitions
+        if (table := tables[name]) is not None
+    )
+    return sorted(
+        (wanted for wanted in found if wanted.missing or wanted.is_stale),
+        key=lambda w: (not w.is_first, w.missing, w.prompt_set, w.seed),
+    )
+
+
+def share_out(
+    store: ObjectStore, realm: str, wanted: Iterable[Backlog], budget: Budget, room: int
+) -> Iterator[Share]:
+    """Deal out the room of a budget, the first ones first.
+
+    Args:
+        store: the bucket.
+        realm: whose pictures these are.
+        wanted: of `find_wanted`. One after another is looked into (its prompt set, its manifest,
+            and the ledger's entries of what is not settled) until the room is used up.
+        budget: the price and the caps; partitions whose own cap has no room are left out.
+        room: images that may be bought in all.
+
+    Raises:
+        PlanError: a partition cannot be launched.
+        StorageError: S3 refuses or holds damaged objects.
+    """
+    for each in wanted:
+        if room <= 0:
+            return
+        share = _share(store, realm, each, budget, room)
+        if share is not None:
+            room -= share.max_images
+            yield share
+
+
+def _wanted(
+    table: PromptSet, seed: int, current: CurrentManifest | None, *, is_first: bool
+) -> Backlog:
+    limit = current.limit if current else None
+    is_stale = current is None or current.fingerprint != table.fingerprint
+    if current is None or is_stale:
+        missing = min(table.rows, limit or table.rows)
+    else:
+        missing = sum(n for state, n in current.cells.items() if state in BUYABLE)
+    return Backlog(table.name, seed, limit, missing, is_first, is_stale)
+
+
+def _share(
+    store: ObjectStore, realm: str, wanted: Backlog, budget: Budget, room: int
+) -> Share | None:
+    """What may be bought of a partition; None if launching it would come to nothing."""
+    table = prompt_set.current(store, wanted.prompt_set)
+    if table is None:
+        return None
+    prompts = prompt_set.load(store, table.name, table.fingerprint)
+    launch = Launch(wanted.prompt_set, wanted.seed, "share", limit=wanted.limit)
+    made = plan_cells(store, realm, launch, prompts, budget).made
+    if not made.buy:
+        comes_to_something = made.resume or wanted.is_stale
+        return Share(wanted, 0, 0, 0) if comes_to_something else None
+    scope = partition_scope(store, budget, wanted.prompt_set, wanted.seed)
+    spent = scope.read()
+    own = scope.cap.room(spent.images_counted, spent.cost_counted, budget.price)
+    allowed = min(made.buy_images, room, made.buy_images if own is None else own)
+    return Share(wanted, made.buy, made.buy_images, allowed) if allowed else None

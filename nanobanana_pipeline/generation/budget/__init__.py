@@ -1,0 +1,1 @@
+"""What a shard may spend: counters with caps, and reservations in them."""

@@ -1,0 +1,1 @@
+"""Settles a shard's requests: submit, poll, transfer."""

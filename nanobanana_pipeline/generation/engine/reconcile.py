@@ -1,0 +1,121 @@
+"""Settling doubts and losses by evidence, before anybody thinks of buying again.
+
+Evidence is what bears an attempt's own id and is confirmed by `fetch`: the provider id that a
+broken answer held, or one that a webhook named. An object that merely lies in a bucket is none.
+"""
+
+import functools
+import logging
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from nanobanana_pipeline.errors import ProviderHalt
+from nanobanana_pipeline.generation.engine.work_queue import Bought, Ended, Later, Step
+from nanobanana_pipeline.ledger import UNSURE, Attempt, Entry, Held, Ledger, Outcome
+from nanobanana_pipeline.provider.modelslab.client import ProviderClient
+from nanobanana_pipeline.provider.outcomes import Done, Failed, Halted, Queued
+from nanobanana_pipeline.webhooks.inbox import Inbox, attempt_id
+
+__all__ = ["KEPT_BY_PROVIDER", "Reconciler", "can_reconcile"]
+
+log = logging.getLogger(__name__)
+
+KEPT_BY_PROVIDER: Final = timedelta(hours=24)
+"""So long the provider keeps pictures, from PROVIDER_CONTRACT.md: a loss is final after it."""
+
+
+def can_reconcile(entry: Entry) -> bool:
+    """Whether it is worth looking again at a request: in doubt, or lost a short while ago."""
+    attempt = entry.deciding
+    if attempt is None or entry.state not in UNSURE or attempt.abandoned:
+        return False
+    return attempt.outcome is Outcome.IN_DOUBT or _is_kept_still(attempt)
+
+
+class Reconciler:
+    """Looks for evidence. Safe to share between threads."""
+
+    def __init__(self, ledger: Ledger, provider: ProviderClient, inbox: Inbox) -> None:
+        self._ledger = ledger
+        self._provider = provider
+        self._inbox = inbox
+
+    def look(self, held: Held) -> Step:
+        """Settle what can be settled of an entry in doubt or lost.
+
+        Returns:
+            `Bought` where pictures may be brought, `Later` where the entry has moved on, else
+            `Ended` with why it stays as it is.
+
+        Raises:
+            ProviderHalt: the provider refuses the account.
+            StorageUnavailable: S3 stays silent.
+        """
+        for attempt in held.entry.attempts:
+            if attempt.outcome not in {Outcome.IN_DOUBT, Outcome.LOST}:
+                continue
+            for provider_id, is_sure in self._ids(held.entry, attempt):
+                step = self.weigh(held, attempt, provider_id, is_sure=is_sure)
+                if step is not None:
+                    return step
+        return _where_it_was(held) or Ended(held.entry.state, held.entry.reason)
+
+    def weigh(
+        self, held: Held, attempt: Attempt, provider_id: str, *, is_sure: bool
+    ) -> Step | None:
+        """Ask the provider for an id that may be an attempt's; None if that settles nothing.
+
+        Args:
+            held: the entry.
+            attempt: one of its attempts, in doubt or lost.
+            provider_id: what the provider may call it.
+            is_sure: whoever named the id named the attempt too; else the provider must say that
+                it drew the request's own prompt.
+        """
+        outcome = self._provider.fetch(provider_id)
+        if isinstance(outcome, Halted):
+            raise ProviderHalt(outcome.reason)
+        drawn = outcome.prompt if isinstance(outcome, Done) else None
+        if not is_sure and drawn != held.entry.request.prompt:
+            return None
+        match outcome:
+            case Done() if attempt.outcome is Outcome.LOST:
+                return Bought(held, attempt.nonce, outcome)
+            case Done() | Queued() if attempt.outcome is Outcome.IN_DOUBT:
+                step = functools.partial(Entry.accept, nonce=attempt.nonce, provider_id=provider_id)
+            case Failed(reason) if attempt.outcome is Outcome.IN_DOUBT:
+                step = functools.partial(Entry.fail, nonce=attempt.nonce, reason=reason)
+            case _:
+                return None
+        log.info("request %s: id %s says %s", held.entry.request_key, provider_id, outcome)
+        self._ledger.record(held, step)
+        return Later(0)
+
+    def _ids(self, entry: Entry, attempt: Attempt) -> list[tuple[str, bool]]:
+        """Provider ids that may be this attempt's, and whether that is sure."""
+        own = [] if attempt.provider_id is None else [(attempt.provider_id, True)]
+        if attempt.outcome is Outcome.LOST:
+            return own if _is_kept_still(attempt) else []
+        name = attempt_id(entry.request_key, attempt.nonce)
+        told = [
+            (payload.provider_id, payload.track_id is not None)
+            for payload in self._inbox.read(name)
+            if payload.provider_id is not None
+            and (payload.track_id is None or payload.track_id.startswith(name))
+        ]
+        return list(dict.fromkeys(own + told))
+
+
+def _where_it_was(held: Held) -> Bought | None:
+    """Lost pictures without an id: nobody can be asked, but their addresses are written down."""
+    for attempt in held.entry.attempts:
+        is_lost = attempt.outcome is Outcome.LOST and attempt.provider_id is None
+        if is_lost and _is_kept_still(attempt):
+            return Bought(held, attempt.nonce, Done(None, attempt.output, attempt.seed_reported))
+    return None
+
+
+def _is_kept_still(attempt: Attempt) -> bool:
+    if attempt.accepted is None or not (attempt.provider_id or attempt.output):
+        return False
+    return datetime.now(UTC) - datetime.fromisoformat(attempt.accepted) < KEPT_BY_PROVIDER

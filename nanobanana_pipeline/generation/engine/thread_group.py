@@ -1,0 +1,45 @@
+"""Threads that do one job, and one that waits for them and may be interrupted."""
+
+import threading
+from collections.abc import Callable
+
+__all__ = ["ThreadGroup"]
+
+
+class ThreadGroup:
+    """Daemon threads that all do the same job until it returns.
+
+    Daemons, for a thread that waits for an answer must not keep a stopped process alive: what it
+    waits for is in the ledger. They are counted here, and not joined: a `Thread.join` that an
+    interrupt breaks takes a running thread for ended (CPython's answer to bpo-45274).
+
+    Args:
+        name: of the threads, with a number behind it.
+        job: what each does; what it raises ends its thread.
+    """
+
+    def __init__(self, name: str, job: Callable[[], None]) -> None:
+        self._name = name
+        self._job = job
+        self._running = 0
+        self._changed = threading.Condition()
+
+    def start(self, count: int) -> None:
+        """Start so many threads."""
+        for number in range(count):
+            with self._changed:
+                self._running += 1
+            threading.Thread(target=self._run, name=f"{self._name}-{number}", daemon=True).start()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether all threads have ended, at the latest after so many seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._running, max(0.0, seconds))
+
+    def _run(self) -> None:
+        try:
+            self._job()
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()

@@ -1,0 +1,1 @@
+"""The table of every requested cell of one partition, with its state."""

@@ -1,0 +1,191 @@
+"""What a launch is asked for, and what it would find; nothing is written for it."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nanobanana_pipeline.errors import PlanError
+from nanobanana_pipeline.generation.engine.reconcile import can_reconcile
+from nanobanana_pipeline.generation.engine.work_queue import PlannedRequest
+from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, read_current
+from nanobanana_pipeline.generation.planning.cells import Cells, check_seed, draw_cells
+from nanobanana_pipeline.generation.planning.run_files import RunPlan
+from nanobanana_pipeline.generation.planning.settled_keys import is_among, read_settled_keys
+from nanobanana_pipeline.ledger import Ledger, State
+from nanobanana_pipeline.money import Budget
+from nanobanana_pipeline.request import DeliveryParameters, PictureParameters
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["Launch", "LaunchPlan", "plan_cells"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What somebody asked for.
+
+    Attributes:
+        prompt_set: its name.
+        seed: 1 to 2^32-1.
+        run_id: names everything that this launch writes.
+        parameters: those that were named; the others stay as they are.
+        delivery: how the pictures come; chosen anew by each launch.
+        change_parameters: accept parameters other than those the partition was made with.
+        limit: a pilot's number of rows.
+        shard_size: most requests a shard; None keeps them in one.
+        rebuy: buy again what is in doubt or lost, where no evidence settles it.
+        max_images, max_cost: caps of this run's own, beside those that are configured; with 0
+            images it buys nothing, and only brings to its end what was bought.
+        only: request keys to which the launch keeps; None for all that are missing.
+    """
+
+    prompt_set: str
+    seed: int
+    run_id: str
+    parameters: PictureParameters = field(default_factory=PictureParameters)
+    delivery: DeliveryParameters = field(default_factory=DeliveryParameters)
+    change_parameters: bool = False
+    limit: int | None = None
+    shard_size: int | None = None
+    rebuy: bool = False
+    max_images: int | None = None
+    max_cost: Decimal | None = None
+    only: frozenset[str] | None = None
+
+    @property
+    def faults(self) -> list[str]:
+        """What is out of range; a sentence a fault."""
+        found = []
+        for name, least in (("limit", 1), ("shard_size", 1), ("max_images", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                found.append(f"{name} {value} is out of range: use {least} or more, or none")
+        if self.max_cost is not None and not (self.max_cost.is_finite() and self.max_cost > 0):
+            found.append(f"max_cost {self.max_cost} is out of range: use an amount above 0")
+        return found
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """What a launch would find; nothing is written for it.
+
+    Attributes:
+        made: the plan, without run files.
+        changes: picture parameters that differ from those the partition was made with: old, new.
+        cells: the partition's.
+        todo: whether each request that is to be settled is to be bought (bool); its index has the
+            request's position in `cells.frame`.
+    """
+
+    made: RunPlan
+    changes: Mapping[str, tuple[Any, Any]]
+    cells: Cells
+    todo: pd.Series
+
+    def requests(self, launch: Launch) -> Iterator[PlannedRequest]:
+        """What is to be settled, as the engine takes it."""
+        keys = self.cells.frame["request_key"].iloc[self.todo.index]
+        requests = self.cells.requests(self.todo.index, launch.delivery)
+        for key, request, buy in zip(keys, requests, self.todo, strict=True):
+            yield PlannedRequest(key, request, buy)
+
+
+def plan_cells(
+    store: ObjectStore, realm: str, launch: Launch, prompts: pd.DataFrame, budget: Budget
+) -> LaunchPlan:
+    """Find what is missing of a partition, and what it will cost.
+
+    Settled rows of the current manifest are trusted; the ledger is read for the rest only.
+
+    Args:
+        store: the bucket.
+        realm: whose pictures these are.
+        launch: what was asked for.
+        prompts: the prompt set's rows.
+        budget: the price, and the caps that hold for every launch.
+
+    Raises:
+        PlanError: the launch must not start; the text says why and what to do.
+        StorageError: S3 refuses or holds damaged objects.
+    """
+    _check(launch, budget)
+    current, _ = read_current(store, launch.prompt_set, launch.seed)
+    parameters, changes = _parameters(current, launch.parameters)
+    cells = draw_cells(
+        prompts, seed=launch.seed, parameters=parameters, realm=realm, limit=launch.limit
+    )
+    asked = cells.frame.loc[cells.frame["requested"], ["request_key", "samples"]]
+    asked = asked[_is_first(asked["request_key"])]
+    known = read_settled_keys(store, current, ["request_key", "state"])
+    is_settled = is_among(asked["request_key"], known.settled["request_key"])
+    rest = asked[~is_settled]
+    wanted = rest if launch.only is None else rest[is_among(rest["request_key"], launch.only)]
+    may_buy = launch.max_images != 0
+    barred, resume, look = set[str](), set[str](), set[str]()
+    counted: Counter[str] = Counter()
+    for held in Ledger(store).read_many(rest["request_key"]):
+        entry = held.entry
+        counted[entry.state.value] += 1
+        if not (may_buy and entry.may_claim(rebuy=launch.rebuy)):
+            barred.add(entry.request_key)
+            if can_reconcile(entry):
+                look.add(entry.request_key)
+        if entry.state in {State.ACCEPTED, State.SUBMITTING}:
+            resume.add(entry.request_key)
+    counted["open"] += len(rest) - counted.total()
+    counted["settled"] += int(is_settled.sum())
+    keys = wanted["request_key"]
+    bought = may_buy & ~is_among(keys, barred)
+    resumed, looked_at = is_among(keys, resume), is_among(keys, look)
+    todo = pd.Series(bought, index=wanted.index)[bought | resumed | looked_at]
+    made = RunPlan(
+        prompt_set=launch.prompt_set,
+        seed=launch.seed,
+        run_id=launch.run_id,
+        fingerprint="",
+        parameters=parameters,
+        limit=launch.limit,
+        cells=len(cells.frame),
+        states=dict(sorted((+counted).items())),
+        buy=int(bought.sum()),
+        buy_images=int(wanted.loc[bought, "samples"].sum()),
+        resume=int(resumed.sum()),
+        look=int(looked_at.sum()),
+        price=budget.price,
+        rebuy=launch.rebuy,
+        max_images=launch.max_images,
+        max_cost=launch.max_cost,
+    )
+    return LaunchPlan(made, changes, cells, todo)
+
+
+def _parameters(
+    current: CurrentManifest | None, named: PictureParameters
+) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
+    """The parameters in force, and those that differ from what the partition was made with."""
+    before = {**PictureParameters.defaults(), **(current.parameters if current else {})}
+    given = named.given()
+    changes = {
+        name: (before[name], value) for name, value in given.items() if before[name] != value
+    }
+    return {**before, **given}, changes if current else {}
+
+
+def _check(launch: Launch, budget: Budget) -> None:
+    check_seed(launch.seed)
+    if launch.faults:
+        raise PlanError("; ".join(launch.faults))
+    if launch.max_cost is not None and budget.price is None:
+        raise PlanError(
+            f"max_cost {launch.max_cost} cannot be kept while the price is unknown: set "
+            "NANOBANANA_PRICE_PER_IMAGE, or cap the images with max_images"
+        )
+
+
+# pandas' own `duplicated` makes Python's objects of all strings.
+def _is_first(column: pd.Series) -> np.ndarray:
+    return ~pd.Series(column.factorize()[0]).duplicated().to_numpy()

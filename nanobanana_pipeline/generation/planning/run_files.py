@@ -1,0 +1,267 @@
+"""Run files: what a run set out to do, written before it buys, so that whatever dies is found."""
+
+import io
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
+
+from nanobanana_pipeline.bucket_keys import (
+    run_done_key,
+    run_plan_key,
+    run_shard_key,
+    unfinished_key,
+)
+from nanobanana_pipeline.errors import StorageError
+from nanobanana_pipeline.generation.engine.work_queue import PlannedRequest
+from nanobanana_pipeline.ledger import now_iso
+from nanobanana_pipeline.money import cost_of, cost_text
+from nanobanana_pipeline.request import ImageRequest
+from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import counted
+
+__all__ = [
+    "RunFile",
+    "RunPlan",
+    "forget_unfinished",
+    "list_unfinished",
+    "mark_done",
+    "mark_unfinished",
+    "read_plan",
+    "read_requests",
+    "read_shard",
+    "unfinished_runs",
+    "write_plan",
+    "write_shards",
+]
+
+SCHEMA: Final = 1
+BATCH: Final = 1_000
+RUN_FILE: Final = pa.schema(
+    [("request_key", pa.string()), ("request", pa.string()), ("buy", pa.bool_())],
+    metadata={b"nanobanana.schema": str(SCHEMA).encode()},
+)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a launch will do; stored under its run, before anything is bought.
+
+    Attributes:
+        fingerprint: of the prompt set as it is now.
+        parameters: in force, all of them.
+        cells: how many cells the partition has.
+        states: how many distinct requests the launch finds in each ledger state.
+        buy: requests that it will send.
+        buy_images: pictures that these ask for.
+        resume: requests that were sent before and are brought to their end.
+        look: requests in doubt or lost for which evidence is looked for, at no cost.
+        shards: names of the run files.
+        price: of one image; None if unknown.
+        rebuy: requests in doubt or lost are among those to buy.
+        max_images, max_cost: the run's own caps; None leaves the configured ones.
+        code_version: of this package; None where an older one made the plan.
+    """
+
+    prompt_set: str
+    seed: int
+    run_id: str
+    fingerprint: str
+    parameters: Mapping[str, Any]
+    limit: int | None
+    cells: int
+    states: Mapping[str, int]
+    buy: int
+    buy_images: int
+    resume: int
+    look: int
+    shards: tuple[str, ...] = ()
+    price: Decimal | None = None
+    rebuy: bool = False
+    max_images: int | None = None
+    max_cost: Decimal | None = None
+    code_version: str | None = None
+    schema: int = SCHEMA
+
+    @property
+    def cost(self) -> Decimal | None:
+        """What buying it all costs; None if the price is unknown."""
+        return cost_of(self.buy_images, self.price)
+
+    def __str__(self) -> str:
+        if not (self.buy or self.resume or self.look):
+            return "nothing to buy"
+        price = "at an unknown price" if self.cost is None else f"for {cost_text(self.cost)}"
+        parts = [
+            f"{counted(self.buy, 'request')} to buy for {counted(self.buy_images, 'image')} {price}"
+        ]
+        parts += [f"{self.resume:,} to resume"] if self.resume else []
+        parts += [f"{self.look:,} in doubt or lost to look into"] if self.look else []
+        return ", ".join(parts)
+
+
+_PLAN: Final = TypeAdapter(RunPlan)
+
+
+def write_plan(store: ObjectStore, made: RunPlan) -> None:
+    """Store a plan under its run, and name the run among the unfinished; then it may buy."""
+    store.put(run_plan_key(made.run_id), _PLAN.dump_json(made, indent=1))
+    store.put(unfinished_key(made.run_id), b"")
+
+
+def read_plan(store: ObjectStore, run_id: str) -> RunPlan:
+    """What a run set out to do.
+
+    Raises:
+        StorageError: it is missing, damaged, or of a newer version.
+    """
+    key = run_plan_key(run_id)
+    found = store.get(key)
+    if found is None:
+        raise StorageError(f"{store.uri(key)} is missing: launch the partition again")
+    try:
+        schema = json.loads(found.body)["schema"]
+        if schema > SCHEMA:
+            raise StorageError(
+                f"{store.uri(key)} has schema {schema}, and this version knows {SCHEMA}: "
+                "upgrade nanobanana-pipeline"
+            )
+        return _PLAN.validate_json(found.body)
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise StorageError(f"{store.uri(key)} is damaged: {error}") from error
+
+
+def write_shards(
+    store: ObjectStore,
+    run_id: str,
+    requests: Iterable[PlannedRequest],
+    count: int,
+    shard_size: int | None,
+) -> tuple[str, ...]:
+    """Write the run files, equally long but for one request; a few are in memory at once.
+
+    Args:
+        store: the bucket.
+        run_id: the launch.
+        requests: what is to be settled.
+        count: how many these are.
+        shard_size: most requests a shard; None keeps them in one.
+    """
+    left, shards = iter(requests), math.ceil(count / (shard_size or max(1, count)))
+    names = []
+    for number in range(shards):
+        size = count // shards + (number < count % shards)
+        names.append(f"shard-{number:04d}")
+        store.put(run_shard_key(run_id, names[-1]), _run_file(itertools.islice(left, size)))
+    return tuple(names)
+
+
+def _run_file(requests: Iterable[PlannedRequest]) -> bytes:
+    body = io.BytesIO()
+    with pq.ParquetWriter(body, RUN_FILE, compression="zstd") as file:
+        rows = ((r.request_key, r.request.model_dump_json(), r.buy) for r in requests)
+        while some := list(itertools.islice(rows, BATCH)):
+            columns = [pa.array(column) for column in zip(*some, strict=True)]
+            file.write_table(pa.table(columns, schema=RUN_FILE))
+    return body.getvalue()
+
+
+class RunFile:
+    """The requests of a shard, in order. Each iteration reads them anew, a few at once.
+
+    Args:
+        body: of the Parquet file.
+
+    Raises:
+        ValueError: it is none.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        self._body = pa.BufferReader(body)
+        self._count: int = pq.ParquetFile(self._body).metadata.num_rows
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[PlannedRequest]:
+        for batch in pq.ParquetFile(self._body).iter_batches(BATCH):
+            for row in batch.to_pylist():
+                # Files of before the budget say nothing of `buy`: all may be bought.
+                request = ImageRequest.model_validate_json(row["request"])
+                yield PlannedRequest(row["request_key"], request, row.get("buy", True))
+
+
+def read_shard(store: ObjectStore, run_id: str, shard: str) -> RunFile:
+    """A run file's requests.
+
+    Raises:
+        StorageError: it is missing.
+        ValueError: it is damaged.
+    """
+    key = run_shard_key(run_id, shard)
+    found = store.get(key)
+    if found is None:
+        raise StorageError(f"{store.uri(key)} is missing: launch the partition again")
+    return RunFile(found.body)
+
+
+def read_requests(store: ObjectStore, made: RunPlan) -> Iterator[PlannedRequest]:
+    """All that a run set out to settle, shard after shard; a few in memory at once.
+
+    Raises:
+        StorageError: a run file is missing.
+        ValueError: it is damaged.
+    """
+    for shard in made.shards:
+        yield from read_shard(store, made.run_id, shard)
+
+
+def unfinished_runs(store: ObjectStore) -> Iterator[RunPlan]:
+    """The plans of runs that may have left something to rescue: written, and not done.
+
+    Raises:
+        StorageError: a plan is damaged, or of a newer version.
+    """
+    for run_id, keys in itertools.groupby(store.keys("runs/"), lambda key: key.split("/")[1]):
+        names = set(keys)
+        if run_plan_key(run_id) in names and run_done_key(run_id) not in names:
+            yield read_plan(store, run_id)
+
+
+def mark_done(store: ObjectStore, run_id: str, bought: int) -> None:
+    """Say that a run came to its end and left nothing to rescue."""
+    done = {"schema": SCHEMA, "finished": now_iso(), "bought": bought}
+    store.put(run_done_key(run_id), json.dumps(done).encode())
+    forget_unfinished(store, run_id)
+
+
+def mark_unfinished(store: ObjectStore, run_id: str) -> None:
+    """Take back that a run came to its end: it goes on, and may leave something to rescue."""
+    store.put(unfinished_key(run_id), b"")
+    store.delete(run_done_key(run_id))
+
+
+def list_unfinished(store: ObjectStore) -> list[str]:
+    """The ids of runs that are under way, or left something to rescue not long ago, sorted.
+
+    One LIST for a thousand of them, however many runs have ever been. Where the end of a run was
+    cut off it may be one that is done. Runs of versions that named none are not among them:
+    `unfinished_runs` looks through all.
+
+    Raises:
+        StorageError: S3 refuses.
+    """
+    folder = unfinished_key("")
+    return [key.removeprefix(folder) for key in store.keys(folder)]
+
+
+def forget_unfinished(store: ObjectStore, run_id: str) -> None:
+    """Name a run among the unfinished no more: nothing of it can be brought any more."""
+    store.delete(unfinished_key(run_id))

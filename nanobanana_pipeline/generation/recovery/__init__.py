@@ -1,0 +1,1 @@
+"""Runs that died, doubts, and launching again."""

@@ -1,0 +1,116 @@
+"""Launching a partition once more, as it was launched the last time."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from nanobanana_pipeline.errors import PlanError
+from nanobanana_pipeline.generation.engine.engine import Progress, Report
+from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
+from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, read_current
+from nanobanana_pipeline.generation.planning.planner import Launch
+from nanobanana_pipeline.generation.planning.run_files import RunPlan, unfinished_runs
+from nanobanana_pipeline.money import Cap
+from nanobanana_pipeline.provider.account import Account
+from nanobanana_pipeline.request import PictureParameters
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = ["Settled", "relaunch", "retry", "settle_launch"]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What came of launching a partition again."""
+
+    current: CurrentManifest
+    report: Report
+
+
+def relaunch(
+    store: ObjectStore, prompt_set: str, seed: int, run_id: str, last: RunPlan | None = None
+) -> Launch:
+    """A launch of a partition with the parameters and the pilot's limit of the last one.
+
+    Args:
+        store: the bucket.
+        prompt_set: the partition's.
+        seed: the partition's.
+        run_id: names the launch.
+        last: a plan to go by where the partition has no manifest yet; None looks for one.
+
+    Raises:
+        PlanError: it was never launched.
+        StorageError: S3 refuses or holds damaged objects.
+    """
+    current, _ = read_current(store, prompt_set, seed)
+    if current is not None:
+        return Launch(prompt_set, seed, run_id, limit=current.limit)
+    made = last or _last_plan(store, prompt_set, seed)
+    parameters = PictureParameters(**made.parameters)
+    return Launch(prompt_set, seed, run_id, parameters=parameters, limit=made.limit)
+
+
+def settle_launch(
+    store: ObjectStore,
+    account: Account,
+    launch: Launch,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Settled:
+    """Plan, settle and account for one launch, all in this process.
+
+    Raises:
+        PlanError: the launch must not start.
+        StorageError: S3 refuses or holds damaged objects.
+    """
+    made = plan(store, account.realm, launch, account.budget)
+    report = Report()
+    for shard in made.shards:
+        report += settle_shard(store, account, made.run_id, shard, on_progress=on_progress)
+    return Settled(collect(store, account.realm, made, report), report)
+
+
+def retry(
+    store: ObjectStore,
+    account: Account,
+    partitions: Iterable[tuple[str, int]],
+    cap: Cap,
+    *,
+    run_id: Callable[[], str],
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Iterator[Settled]:
+    """Launch partitions again, one after another, until the cap is reached.
+
+    Args:
+        store: the bucket.
+        account: who buys.
+        partitions: prompt sets and seeds, in order.
+        cap: the most that all of them together may buy; those that are configured hold too.
+        run_id: names the run of each partition.
+        on_progress: called now and then from this thread.
+
+    Raises:
+        PlanError: a partition cannot be launched.
+        StorageError: S3 refuses or holds damaged objects.
+    """
+    for prompt_set, seed in partitions:
+        if cap.is_reached:
+            return
+        again = relaunch(store, prompt_set, seed, run_id())
+        launch = replace(again, max_images=cap.images, max_cost=cap.cost)
+        settled = settle_launch(store, account, launch, on_progress=on_progress)
+        yield settled
+        if settled.report.halted:
+            return  # the next partition would be refused as this one was
+        cap = cap.less(settled.report.spent, account.budget.price)
+
+
+def _last_plan(store: ObjectStore, prompt_set: str, seed: int) -> RunPlan:
+    """The plan of a run that never came to its manifest.
+
+    Raises:
+        PlanError: there is none.
+    """
+    mine = [m for m in unfinished_runs(store) if (m.prompt_set, m.seed) == (prompt_set, seed)]
+    if not mine:
+        raise PlanError(f"{prompt_set}, seed {seed} was never launched: launch it first")
+    return mine[-1]

@@ -1,0 +1,1 @@
+"""Image bytes: formats, marks of provenance, contact sheets."""

@@ -1,0 +1,1 @@
+"""ModelsLab's enterprise API: requests, answers, operations, delivery into an own bucket."""

@@ -1,0 +1,112 @@
+"""The provider's two calls that matter for generation. A POST is sent once, whatever happens."""
+
+import base64
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Final
+from urllib.parse import quote
+
+from pydantic import SecretStr
+
+from nanobanana_pipeline.provider.http import Answer, Http, NoAnswer, NotSentError
+from nanobanana_pipeline.provider.modelslab.answers import parse_fetch, parse_submit
+from nanobanana_pipeline.provider.outcomes import FetchOutcome, NotSent, SubmitOutcome, Unknown
+from nanobanana_pipeline.request import ImageRequest
+
+__all__ = ["SUBMIT_SECONDS", "ProviderClient", "mask"]
+
+SUBMIT_SECONDS: Final = 90.0
+"""A server that draws before it answers needs this long for four pictures of 2048²."""
+FETCH_SECONDS: Final = 20.0
+MAX_ANSWER_BYTES: Final = 128 * 2**20
+"""Four inline pictures in base64, with room."""
+_OWN_WEBHOOK: Final = re.compile(rb"(/webhooks\\?/[\w.-]+\\?/)[0-9a-f]{64}")
+
+
+class ProviderClient:
+    """Speaks to one account. Safe to share between threads.
+
+    Args:
+        base_url: ends in ``/nano_banana/``; the key is sent nowhere else.
+        api_key: travels in each body, and is struck out of every answer.
+        connections: the most sockets that are kept open.
+        submit_seconds: the total deadline of a generation call.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: SecretStr,
+        *,
+        connections: int = 64,
+        submit_seconds: float = SUBMIT_SECONDS,
+    ) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._api_key = api_key
+        self.submit_seconds = submit_seconds
+        self._http = Http(connections)
+
+    def __repr__(self) -> str:
+        return f"ProviderClient({self._base_url})"
+
+    def submit(self, request: ImageRequest, references: Sequence[bytes] = ()) -> SubmitOutcome:
+        """Ask for pictures, once; never raises for what the provider or the network does.
+
+        Args:
+            request: its number of references picks the endpoint.
+            references: their bytes, in the request's order. They are sent as base64: what was
+                hashed is what is drawn from, and no address needs to be open to the provider.
+        """
+        fields = request.fields()
+        if references:
+            fields["ref_image"] = [base64.b64encode(data).decode() for data in references]
+        try:
+            answer = self._post(request.endpoint, fields, self.submit_seconds)
+        except NotSentError as error:
+            return NotSent(str(error))
+        except NoAnswer as error:
+            return Unknown(str(error))
+        return parse_submit(answer.status, answer.headers, answer.body)
+
+    def fetch(self, provider_id: str) -> FetchOutcome:
+        """Ask what became of a request; costs nothing and may be asked at will.
+
+        The address is made from the id: the provider's own `fetch_result` may name another host.
+        """
+        try:
+            answer = self._post(f"fetch/{quote(provider_id, safe='')}", {}, FETCH_SECONDS)
+        except (NotSentError, NoAnswer) as error:
+            return Unknown(str(error))
+        return parse_fetch(answer.status, answer.headers, answer.body)
+
+    def _post(self, path: str, fields: dict[str, object], deadline_seconds: float) -> Answer:
+        secret = self._api_key.get_secret_value()
+        body = json.dumps({"key": secret, **fields}, ensure_ascii=False).encode()
+        answer = self._http.call(
+            "POST",
+            f"{self._base_url}/{path}",
+            body=body,
+            headers={"Content-Type": "application/json", "Accept": "application/json"},
+            deadline_seconds=deadline_seconds,
+            max_bytes=MAX_ANSWER_BYTES,
+        )
+        # Who knows a webhook's address can write to it.
+        webhook = fields.get("webhook")
+        told = mask(answer.body, secret, *([webhook] if isinstance(webhook, str) else []))
+        return Answer(answer.status, answer.headers, _OWN_WEBHOOK.sub(rb"\1***", told))
+
+
+def mask(body: bytes, *secrets: str) -> bytes:
+    """Strike secrets out of an answer: one that quotes them must not carry them into any log."""
+    for secret in secrets:
+        for spelling in _spellings(secret):
+            body = body.replace(spelling, b"***")
+    return body
+
+
+def _spellings(secret: str) -> Iterator[bytes]:
+    """How JSON may write a secret: as it is, with escapes, with escaped slashes as PHP does."""
+    for text in (secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]):
+        yield text.encode()
+        yield text.replace("/", "\\/").encode()

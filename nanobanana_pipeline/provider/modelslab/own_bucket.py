@@ -1,0 +1,276 @@
+"""The customer's own bucket: where the provider writes pictures, and which URLs stand for them.
+
+`delivery.json` in the bucket says it for every worker; it holds no credentials.
+"""
+
+import uuid
+from collections.abc import Callable
+from typing import Final, Self
+from urllib.parse import unquote, urlsplit
+
+import tenacity
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from nanobanana_pipeline.bucket_keys import delivery_key
+from nanobanana_pipeline.errors import SettingsError, StorageError, StorageUnavailable
+from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = [
+    "OwnBucket",
+    "Place",
+    "Places",
+    "change_places",
+    "check_apart",
+    "check_copies",
+    "read_places",
+]
+
+SCHEMA: Final = 1
+PATIENCE_SECONDS: Final = 60.0
+DEFAULT_PORTS: Final = {"https": 443, "http": 80}
+OUR_FOLDERS: Final = frozenset(
+    {
+        *("budget", "datasets", "features", "images", "index", "ledger", "lineage", "manifests"),
+        *("probe", "prompt_sets", "references", "runs", "webhooks"),
+    }
+)
+
+
+class Place(BaseModel):
+    """A folder on S3 that the provider writes into, or has written into.
+
+    Attributes:
+        public_url: what the provider joins file names to in its answers.
+        uri: the same folder as ``s3://bucket/folder``, as our own credentials find it.
+        since: when the provider was told of it (UTC, ISO 8601).
+        until: when it was told of another, or of none; None while it writes there.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    public_url: str
+    uri: str
+    since: str
+    until: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """Refuse addresses under which no picture could ever be found."""
+        known = _parts_of(self.public_url)
+        if known is None or urlsplit(self.public_url).query or urlsplit(self.public_url).fragment:
+            # Not quoted: it may hold a password.
+            raise ValueError(
+                "the public URL is no http(s) URL of a folder: it needs a host, and no user, "
+                "password, ?, # or .."
+            )
+        bucket, folder = self.bucket_and_folder
+        if not self.uri.startswith("s3://") or not bucket or _clean(folder) is None:
+            raise ValueError(f"{self.uri!r} is not s3://bucket/folder")
+        return self
+
+    @property
+    def bucket_and_folder(self) -> tuple[str, str]:
+        """The bucket's name, and the folder in it without slashes around."""
+        bucket, _, folder = self.uri.removeprefix("s3://").partition("/")
+        return bucket, folder.strip("/")
+
+    def key_of(self, url: str) -> str | None:
+        """The key of the object that a URL below `public_url` stands for; None for any other."""
+        folder, found = _parts_of(self.public_url), _parts_of(url)
+        if folder is None or found is None or folder[0] != found[0]:
+            return None
+        depth = len(folder[1])
+        if found[1][:depth] != folder[1] or len(found[1]) == depth:
+            return None
+        own = self.bucket_and_folder[1]
+        return "/".join([*([own] if own else []), *found[1][depth:]])
+
+
+class Places(BaseModel):
+    """What `delivery.json` holds: every place there was, the newest first."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    places: tuple[Place, ...] = ()
+
+    def add(self, place: Place) -> "Places":
+        """Put a place first; the provider writes into one at a time, so the others are past."""
+        past = self.end(place.since).places
+        rest = (each for each in past if each.public_url != place.public_url)
+        return self.model_copy(update={"places": (place, *rest)})
+
+    def end(self, when: str) -> "Places":
+        """The provider writes into none of them any more; what lies there is still found."""
+        ended = (p.model_copy(update={"until": p.until or when}) for p in self.places)
+        return self.model_copy(update={"places": tuple(ended)})
+
+    def locate(self, url: str) -> tuple[str, str] | None:
+        """Bucket and key of the object that an output URL stands for; None if it is not ours."""
+        for place in self.places:
+            key = place.key_of(url)
+            if key is not None:
+                return place.bucket_and_folder[0], key
+        return None
+
+
+class OwnBucket:
+    """Tells output URLs that are objects of the customer. Safe to share between threads.
+
+    Args:
+        store: where `delivery.json` lies; it is read on first use.
+    """
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._places: Places | None = None
+
+    def locate(self, url: str) -> tuple[str, str] | None:
+        """Bucket and key of the object that an output URL stands for; None if it is not ours.
+
+        Raises:
+            StorageError: `delivery.json` is damaged or newer than this version.
+        """
+        places = self._places
+        if places is None:
+            places, _ = read_places(self._store)
+            self._places = places
+        return places.locate(url)
+
+    def look_again(self) -> None:
+        """Read `delivery.json` anew on next use: the provider may have been told meanwhile."""
+        self._places = None
+
+
+def read_places(store: ObjectStore) -> tuple[Places, str | None]:
+    """The places as they are now, and the ETag of `delivery.json`; None if there is none.
+
+    Raises:
+        StorageError: it is damaged or was written by a newer version.
+    """
+    found = store.get(delivery_key())
+    if found is None:
+        return Places(), None
+    where = store.uri(delivery_key())
+    try:
+        # Before all else: what a newer version means by the rest is not ours to judge.
+        schema = _SchemaOnly.model_validate_json(found.body).schema_version
+        if schema > SCHEMA:
+            raise StorageError(
+                f"{where} has schema {schema}, and this version knows {SCHEMA}: "
+                "upgrade nanobanana-pipeline"
+            )
+        return Places.model_validate_json(found.body), found.etag
+    except ValueError as error:
+        raise StorageError(f"{where} is damaged: {error}") from error
+
+
+def change_places(store: ObjectStore, change: Callable[[Places], Places]) -> tuple[Places, Places]:
+    """Change `delivery.json` by compare-and-swap; `change` may be called again, on newer places.
+
+    Args:
+        store: where it lies.
+        change: must come to nothing when it is applied to its own result: that is how a write
+            whose answer was lost is known.
+
+    Returns:
+        The places before and after.
+
+    Raises:
+        StorageError: S3 refuses, or the file is damaged.
+    """
+    for attempt in tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(StorageUnavailable),
+        wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
+        stop=tenacity.stop_after_delay(PATIENCE_SECONDS),
+        reraise=True,
+    ):
+        with attempt:
+            before, etag = read_places(store)
+            after = change(before)
+            if after == before or _written(store, after, etag):
+                return before, after
+            raise StorageUnavailable(f"{store.uri(delivery_key())} is being changed by others")
+    raise AssertionError  # tenacity gives a result or raises
+
+
+def check_copies(store: ObjectStore) -> None:
+    """Make sure that S3 copies an object only as it was read, and over nothing.
+
+    Raises:
+        StorageError: it does not, so that pictures could be swapped under our hands.
+    """
+    original, copy = (f"probe/{uuid.uuid4().hex}" for _ in range(2))
+
+    def adopt(etag: str) -> bool:
+        source = store.prefix + original
+        return store.adopt(store.bucket, source, etag, copy, content_type="text/plain", metadata={})
+
+    etag = store.put(original, b"1")
+    try:
+        swapped = adopt('"00000000000000000000000000000000"')
+        copied = adopt(etag)
+        again = adopt(etag)
+    finally:
+        store.delete(original)
+        store.delete(copy)
+    if swapped or not copied or again:
+        raise StorageError(
+            f"{store.uri('')} does not honour conditional copies (x-amz-copy-source-if-match, "
+            "If-None-Match): pictures cannot be taken over safely; use AWS S3 or SeaweedFS 4"
+        )
+
+
+def check_apart(store: ObjectStore, place: Place) -> None:
+    """Make sure that strangers' objects do not lie among our own.
+
+    Raises:
+        SettingsError: the place holds, or is part of, what this project keeps.
+    """
+    bucket, folder = place.bucket_and_folder
+    if bucket != store.bucket:
+        return
+    theirs, ours = f"{folder}/".lstrip("/"), store.prefix
+    first = theirs.removeprefix(ours).split("/")[0] if theirs.startswith(ours) else ""
+    if ours.startswith(theirs) or first in OUR_FOLDERS:
+        raise SettingsError(
+            f"{place.uri} holds what this project keeps in {store.uri('')}: a key that writes "
+            "there could change it, and a rule that deletes old deliveries would delete it. Choose "
+            "another --directory, such as deliveries"
+        )
+
+
+def _written(store: ObjectStore, places: Places, etag: str | None) -> bool:
+    body = places.model_dump_json(by_alias=True, indent=1).encode()
+    if etag is None:
+        return store.create(delivery_key(), body, content_type="application/json") is not None
+    return store.update(delivery_key(), body, etag) is not None
+
+
+class _SchemaOnly(BaseModel):
+    schema_version: int = Field(alias="schema")
+
+
+def _parts_of(url: str) -> tuple[tuple[str, str, int | None], list[str]] | None:
+    """Scheme, host and port, and the path's decoded parts; None if it is no address for us.
+
+    Slashes may come twice, where a folder and a name were joined naively.
+    """
+    try:
+        parts = urlsplit(url)
+        scheme, host = parts.scheme.lower(), (parts.hostname or "").lower()
+        port = parts.port or DEFAULT_PORTS.get(scheme)
+        path = _clean(unquote(parts.path, errors="strict"))
+    except ValueError:
+        return None
+    if scheme not in DEFAULT_PORTS or not host or "@" in parts.netloc or path is None:
+        return None
+    return (scheme, host, port), path
+
+
+def _clean(path: str) -> list[str] | None:
+    """A path's parts without empty ones; None where it tries to leave its folder."""
+    parts = [part for part in path.split("/") if part]
+    if any(part in {".", ".."} or not part.isprintable() for part in parts):
+        return None
+    return parts
