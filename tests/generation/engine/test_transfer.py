@@ -14,9 +14,9 @@ from PIL import Image, PngImagePlugin
 from nanobanana_pipeline.bucket_keys import image_key, image_owner_key
 from nanobanana_pipeline.emulator import EmulatorThread
 from nanobanana_pipeline.errors import DownloadError, StorageError
-from nanobanana_pipeline.generation.engine import transfer as transfer_module
 from nanobanana_pipeline.generation.engine.transfer import Transfer, Transferred
 from nanobanana_pipeline.ledger import Entry, Held, Ledger, State
+from nanobanana_pipeline.provider.modelslab import delivery
 from nanobanana_pipeline.provider.modelslab.own_bucket import Place, change_places
 from nanobanana_pipeline.provider.outcomes import Done
 from nanobanana_pipeline.request import ImageRequest, request_key
@@ -277,7 +277,7 @@ def test_a_picture_that_may_not_be_read_stays_accepted_and_the_permission_is_nam
 def test_an_object_above_the_bound_is_no_picture(
     store: ObjectStore, own: str, bring: Bring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer_module, "MAX_IMAGE_BYTES", 100)
+    monkeypatch.setattr(delivery, "MAX_IMAGE_BYTES", 100)
     store.put(f"{own}0.png", picture())
     result = bring(accepted(store), f"{PUBLIC}/0.png", seconds=0.1)
     assert result.held.entry.state is State.LOST
