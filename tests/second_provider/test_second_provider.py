@@ -11,7 +11,6 @@ from benchmarks.launches import SLOTS
 from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.generation.recovery.relaunch import settle_launch
 from nanobanana_pipeline.ledger import State
-from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.storage import ObjectStore
 from tests.launching import SMALL, keep_prompts, prompts
 from tests.second_provider import adapter
@@ -68,7 +67,7 @@ def test_a_provider_as_the_page_writes_one(store: ObjectStore) -> None:
     )
     defined: dict[str, Any] = {}
     exec(compile(program, "docs/extending.md", "exec"), defined)  # noqa: S102 - it is the page's
-    account: Account = defined["account"]
+    account = defined["account"]
     keep_prompts(store, "set", prompts(3))
     for run_id, sold in (("first", 3), ("again", 3)):
         settled = settle_launch(store, account, Launch("set", 1, run_id, SMALL))
