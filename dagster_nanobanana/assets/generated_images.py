@@ -80,7 +80,7 @@ def plan(
         begin = partial(launch_begins, store, name, seed)
         with recorded_step(context, store, "generated_images", begin, ends=False) as recording:
             asked = launch_of(config, name, seed, context.run_id)
-            made = launch.plan(store, account.realm, asked, account.budget)
+            made = launch.plan(store, account, asked)
             recording.running(partial(launch_planned, store, made))
     context.log.info(f"{made}; {counted(made.cells, 'cell')}: {made.states}")
     for shard in made.shards:
@@ -175,7 +175,7 @@ def collect(
         with recorded_step(
             context, store, "generated_images", begin, run_id=plan_made.run_id, starts=False
         ) as recording:
-            current = launch.collect(store, nanobanana.account().realm, plan_made, report)
+            current = launch.collect(store, nanobanana.account(), plan_made, report)
             recording.tell(partial(launch_collected, store, plan_made, current, report))
         rows = read_telling(store, current, PAGE_COLUMNS)
         metadata = _metadata(store, nanobanana.settings(), current, rows, report, plan_made.price)

@@ -73,7 +73,7 @@ def nightly(
         for seed in (() if recipe.seeds == "all" else recipe.seeds)
     ]
     wanted = find_backlog(store, named)
-    dealt = share_out(store, str(settings.realm), wanted, budget, room)
+    dealt = share_out(store, nanobanana.account(), wanted, room)
     shares = list(itertools.islice(dealt, LAUNCHES_A_NIGHT))
     if not shares:
         return dg.SkipReason("nothing is missing that a launch could bring")

@@ -15,7 +15,7 @@ from nanobanana_pipeline.datasets.sources import ROW_COLUMNS
 from nanobanana_pipeline.features.table import COLUMNS as FEATURE_COLUMNS
 from nanobanana_pipeline.generation.manifest.manifest import COLUMNS as MANIFEST_COLUMNS
 from nanobanana_pipeline.generation.manifest.manifest import OUTCOME_COLUMNS
-from nanobanana_pipeline.request import NOT_IN_THE_PICTURE, TABLE_FIELDS, ImageRequest
+from nanobanana_pipeline.provider.account import PROVIDER
 
 __all__ = ["FEATURES", "IMAGES", "PROMPTS", "RELEASES"]
 
@@ -23,6 +23,7 @@ Columns = Mapping[str, tuple[str, str]]
 Origins = Mapping[str, Iterable[tuple[str, str]]]
 """What a column is made of: assets and their columns."""
 
+REQUEST: Final = PROVIDER.request_model
 OWN_WORDS: Final = {
     "prompt_id": ("string", "of its row: the table's id column, else made from the content"),
     "prompt": ("string", "its text, to the letter"),
@@ -50,17 +51,17 @@ def _metadata(columns: Columns, origins: Origins) -> dict[str, Any]:
 
 
 def _prompts() -> dict[str, tuple[str, str]]:
-    types = get_type_hints(ImageRequest)
+    types = get_type_hints(REQUEST)
     given = {
         name: (_KINDS.get(types[name], "string"), "of the request; only where some row says it")
-        for name in TABLE_FIELDS
+        for name in REQUEST.table_fields()
     }
     own = {name: OWN_WORDS[name] for name in ("prompt_id", "prompt", "ref_image", "ref_sha256")}
     return {"prompt_id": own["prompt_id"], **given, **own}
 
 
 def _of_images() -> Origins:
-    asked = [name for name in TABLE_FIELDS if name not in NOT_IN_THE_PICTURE]
+    asked = [name for name in REQUEST.table_fields() if name not in REQUEST.delivery_fields]
     request = [("prompt_set", name) for name in (*asked, "ref_sha256")]
     return {
         "prompt_id": [("prompt_set", "prompt_id")],

@@ -49,7 +49,7 @@ from nanobanana_pipeline.generation.planning.run_files import (
 )
 from nanobanana_pipeline.generation.planning.settled_keys import is_among, read_settled_keys
 from nanobanana_pipeline.ledger import Entry, Held, Ledger, State, now_iso
-from nanobanana_pipeline.money import Budget, cost_text
+from nanobanana_pipeline.money import cost_text
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.slots import Slots
@@ -67,17 +67,15 @@ __all__ = [
 
 def plan(
     store: ObjectStore,
-    realm: str,
+    account: Account,
     launch: Launch,
-    budget: Budget = Budget(),  # noqa: B008 - frozen
 ) -> RunPlan:
     """Find what is missing, and write run files for it.
 
     Args:
         store: the bucket.
-        realm: whose pictures these are.
+        account: whose pictures these are, their price and the caps.
         launch: what was asked for.
-        budget: the price, and the caps that hold for every launch.
 
     Raises:
         PlanError: the launch must not start; the text says why and what to do.
@@ -90,7 +88,7 @@ def plan(
             "prompt_set first"
         )
     prompts = prompt_set.load(store, launch.prompt_set, snapshot.fingerprint)
-    survey = plan_cells(store, realm, launch, prompts, budget)
+    survey = plan_cells(store, account, launch, prompts)
     made = replace(survey.made, fingerprint=snapshot.fingerprint)
     if survey.changes and not launch.change_parameters:
         raise PlanError(_refusal(made, survey.changes))
@@ -130,7 +128,7 @@ def settle_shard(
     if slots is not None and slots < 1:
         raise PlanError(f"slots {slots} is out of range: use 1 or more, or leave it out")
     made = read_plan(store, run_id)
-    todo = read_shard(store, run_id, shard)
+    todo = read_shard(store, run_id, shard, account.provider.request_model)
     expected = sum(planned.request.samples for planned in todo if planned.buy)
     with (
         open_metrics(run_id, account.budget.price) as metrics,
@@ -154,7 +152,7 @@ def settle_shard(
         return report
 
 
-def collect(store: ObjectStore, realm: str, made: RunPlan, report: Report) -> CurrentManifest:
+def collect(store: ObjectStore, account: Account, made: RunPlan, report: Report) -> CurrentManifest:
     """Publish the manifest of a launched partition, from what the ledger says now.
 
     Raises:
@@ -164,8 +162,9 @@ def collect(store: ObjectStore, realm: str, made: RunPlan, report: Report) -> Cu
         prompt_set.load(store, made.prompt_set, made.fingerprint),
         seed=made.seed,
         parameters=made.parameters,
-        realm=realm,
+        realm=account.realm,
         limit=made.limit,
+        model=account.provider.request_model,
     )
     missing = _state_of_missing(made, report)
     while True:

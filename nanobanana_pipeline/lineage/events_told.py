@@ -19,7 +19,7 @@ from nanobanana_pipeline.lineage.told import Check, Dataset, Figures, Origin, To
 from nanobanana_pipeline.money import cost_of
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.checked_prompts import REFERENCE, REFERENCE_HASHES
-from nanobanana_pipeline.request import TABLE_FIELDS
+from nanobanana_pipeline.provider.account import PROVIDER
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.datasets.recipe import Recipe
@@ -296,7 +296,8 @@ def _manifest(
 
 
 def _origins_of_cells(prompts: Dataset) -> dict[str, tuple[Origin, ...]]:
-    asked = [name for name in (*TABLE_FIELDS, REFERENCE_HASHES) if name in prompts.columns]
+    sent = (*PROVIDER.request_model.table_fields(), REFERENCE_HASHES)
+    asked = [name for name in sent if name in prompts.columns]
     origins = {
         name: tuple(Origin(prompts.uri, column, DRAWN) for column in asked)
         for name in manifest.OUTCOME_COLUMNS

@@ -16,7 +16,7 @@ from nanobanana_pipeline.bucket_keys import (
 )
 from nanobanana_pipeline.errors import PromptTableError, StorageError, StorageUnavailable
 from nanobanana_pipeline.generation.manifest import manifest
-from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan, read_shard
+from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan, read_shard_keys
 from nanobanana_pipeline.ledger import Entry, Ledger
 from nanobanana_pipeline.lineage.events import was_stopped
 from nanobanana_pipeline.lineage.graphs import Kind, Lineage, Link, Node
@@ -25,7 +25,7 @@ from nanobanana_pipeline.lineage.index import Index
 from nanobanana_pipeline.lineage.rows import MANIFEST_COLUMNS, Order
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.checked_prompts import attributes_of
-from nanobanana_pipeline.request import NOT_IN_THE_PICTURE
+from nanobanana_pipeline.provider.account import PROVIDER
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["Walk", "run_rows"]
@@ -158,7 +158,7 @@ class Walk:
         return list(images)
 
     def _entry(self, request: str, entry: Entry, only: set[str] | None) -> dict[str, None]:
-        parameters = entry.request.model_dump(mode="json", exclude=set(NOT_IN_THE_PICTURE))
+        delivery = PROVIDER.request_model.delivery_fields
         self._add(
             Kind.REQUEST,
             entry.request_key,
@@ -166,7 +166,11 @@ class Walk:
             reason=entry.reason,
             realm=entry.realm,
             endpoint=entry.endpoint,
-            parameters={k: v for k, v in parameters.items() if v not in ("", [])},
+            parameters={
+                name: value
+                for name, value in entry.request.items()
+                if name not in delivery and value not in ("", [])
+            },
             attempts=[
                 # Output URLs are left out: whoever has one can read the picture.
                 attempt.model_dump(mode="json", exclude={"output"}, exclude_none=True)
@@ -320,9 +324,7 @@ def _rows(store: ObjectStore, of: Partition) -> list[Row]:
 def _planned(store: ObjectStore, plan: RunPlan) -> list[str]:
     """The first requests that a run set out to settle."""
     return sorted(
-        each.request_key
-        for shard in plan.shards[:1]
-        for each in read_shard(store, plan.run_id, shard)
+        key for shard in plan.shards[:1] for key in read_shard_keys(store, plan.run_id, shard)
     )
 
 

@@ -28,13 +28,13 @@ from nanobanana_pipeline.images.inspect import CONTENT_TYPES, MAX_IMAGE_BYTES, i
 from nanobanana_pipeline.prompts.intake import shortened
 from nanobanana_pipeline.prompts.writes import create
 from nanobanana_pipeline.provider.downloads import public_url
-from nanobanana_pipeline.request import MAX_REFERENCES, SIDE_MAX, SIDE_MIN, SIDE_STEP
+from nanobanana_pipeline.request import MAX_REFERENCES
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.provider.downloads import Downloader
     from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["Referenced", "References", "fitted_size", "without_secrets"]
+__all__ = ["Referenced", "References", "without_secrets"]
 
 READERS: Final = 8
 """Pictures in memory at once, each of `MAX_IMAGE_BYTES` at most."""
@@ -157,21 +157,6 @@ class References:
     )
     def _download(self, url: str) -> bytes:
         return self._downloader.download(url)
-
-
-def fitted_size(width: int, height: int) -> tuple[int, int]:
-    """The size to ask for where a picture shall be as its reference is.
-
-    Both sides are brought within what the provider allows, with the aspect kept as far as that
-    goes: a small reference grows, a large one shrinks, and a long one is cut short.
-    """
-    scale = max(1.0, SIDE_MIN / min(width, height))
-    scale = min(scale, SIDE_MAX / max(width, height))
-
-    def fitted(side: int) -> int:
-        return min(max(round(side * scale / SIDE_STEP) * SIDE_STEP, SIDE_MIN), SIDE_MAX)
-
-    return fitted(width), fitted(height)
 
 
 def without_secrets(cell: str) -> str:

@@ -128,27 +128,27 @@ class Transfer:
         Raises:
             StorageUnavailable: S3 stayed silent; the entry is as accepted as before.
         """
-        request = held.entry.request
+        samples = held.entry.samples
         images: list[StoredImage] = []
         problems: list[str] = []
         passing = refused = False
-        for sample, url in enumerate(done.output[: request.samples]):
+        for sample, url in enumerate(done.output[:samples]):
             try:
                 images.append(self._bring_or_ask_again(held, nonce, sample, url))
             except DownloadError as error:
                 passing = passing or not isinstance(error, ImageGone | ImageBroken)
                 refused = refused or isinstance(error, DownloadRefused)
                 problems.append(f"sample {sample}: {error}")
-        missing = request.samples - len(done.output)
+        missing = samples - len(done.output)
         if missing < 0:
             log.warning(
                 "request %s: %d pictures for %d samples; the rest is left where it is",
                 held.entry.request_key,
                 len(done.output),
-                request.samples,
+                samples,
             )
         if missing > 0:
-            problems.append(f"{missing} of {request.samples} samples never came")
+            problems.append(f"{missing} of {samples} samples never came")
         size = sum(image.size for image in images)
         reason = "; ".join(problems) or None
         if reason is None:
@@ -191,11 +191,12 @@ class Transfer:
         raise AssertionError  # tenacity gives a result or raises
 
     def _bring_once(self, held: Held, nonce: str, sample: int, url: str) -> StoredImage:
-        request = held.entry.request
+        # Unchecked: a rule that is newer than the request must not stop its pictures.
+        request = self._provider.request_model.model_construct(**held.entry.request)
         with self._metrics.timed("download"):
             delivered = self._read(held, nonce, url)
         data = delivered.data
-        asked = (request.width, request.height) if request.size_is_asked else (None, None)
+        asked = request.size_asked or (None, None)
         facts = inspect(data, width=asked[0], height=asked[1])
         digest = hashlib.sha256(data)
         sha256 = digest.hexdigest()
