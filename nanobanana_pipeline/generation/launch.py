@@ -21,6 +21,7 @@ from nanobanana_pipeline.generation.budget.reservations import (
 )
 from nanobanana_pipeline.generation.engine.engine import Engine, Progress, Report
 from nanobanana_pipeline.generation.engine.metrics import open_metrics
+from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING, Timing
 from nanobanana_pipeline.generation.manifest.manifest import (
     CellState,
     CurrentManifest,
@@ -109,7 +110,7 @@ def settle_shard(
     *,
     slots: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-    progress_seconds: float = 10.0,
+    timing: Timing = DEFAULT_TIMING,
 ) -> Report:
     """Settle the requests of one run file.
 
@@ -120,7 +121,7 @@ def settle_shard(
         shard: one of `Plan.shards`.
         slots: most requests at the provider at once; the account's if None.
         on_progress: called now and then from this thread.
-        progress_seconds: how often.
+        timing: how long the engine waits, and how often it tries.
 
     Raises:
         PlanError: fewer than one slot.
@@ -134,22 +135,20 @@ def settle_shard(
     expected = sum(planned.request.samples for planned in todo if planned.buy)
     with (
         open_metrics(run_id, account.budget.price) as metrics,
-        open_shard_budget(store, account.budget, made, shard, expected) as purse,
+        open_shard_budget(store, account.budget, made, shard, expected, timing.heartbeat) as budget,
     ):
         notes = ShardLog()
         engine = Engine(
             store,
             account,
             Slots(slots or account.slots),
-            purse,
-            run_id=run_id,
+            budget,
             rebuy=made.rebuy,
-            on_progress=on_progress,
-            progress_seconds=progress_seconds,
             on_settled=notes.add,
             metrics=metrics,
+            timing=timing,
         )
-        report = engine.settle(todo, len(todo))
+        report = engine.settle(todo, len(todo), on_progress)
         notes.write(store, run_id, shard)
         return report
 

@@ -6,7 +6,6 @@ from typing import Any, Final
 from unittest import mock
 
 from nanobanana_pipeline.errors import StorageUnavailable
-from nanobanana_pipeline.generation.engine import submit
 from nanobanana_pipeline.generation.engine.reconcile import Reconciler
 from nanobanana_pipeline.generation.engine.submit import Submitter
 from nanobanana_pipeline.generation.engine.transfer import Transfer
@@ -114,7 +113,7 @@ MUTANTS: Final[Mapping[str, Mutant]] = {
     "an id is forgotten": _replace(Entry, "lose", _forget_id),
     "a claim replaces attempts": _replace(Entry, "claim", _claim_instead),
     "waiting before accepted": _replace(Submitter, "_accept", _wait_before_accepted),
-    "bought again at once": _replace(submit, "_rebuy_wait", lambda _: 0.0),
+    "bought again at once": _replace(Submitter, "_rebuy_wait", lambda *_: 0.0),
     "no evidence is looked for": _replace(
         Reconciler, "look", lambda _, held: Ended(held.entry.state, held.entry.reason)
     ),

@@ -25,6 +25,7 @@ from nanobanana_pipeline.generation.budget.counters import partition_scope
 from nanobanana_pipeline.generation.budget.reservations import ShardBudget
 from nanobanana_pipeline.generation.engine import reconcile, transfer
 from nanobanana_pipeline.generation.engine.submit import Submitter
+from nanobanana_pipeline.generation.engine.thread_group import StopEvents
 from nanobanana_pipeline.generation.engine.transfer import Transfer
 from nanobanana_pipeline.generation.engine.work_queue import (
     Bought,
@@ -34,7 +35,7 @@ from nanobanana_pipeline.generation.engine.work_queue import (
     Work,
 )
 from nanobanana_pipeline.generation.planning.run_files import write_shards
-from nanobanana_pipeline.ledger import Ledger, attempt, ledger
+from nanobanana_pipeline.ledger import attempt, ledger
 from nanobanana_pipeline.money import Budget, Cap
 from nanobanana_pipeline.provider import slots
 from nanobanana_pipeline.provider.account import Account
@@ -334,16 +335,18 @@ class World:
             self.store,
             account,
             Slots(2, clock=self.scheduler.boot_clock),
-            run_id=name,
-            purse=purse,
-            stop=stop,
-            give_up=give_up,
+            budget=purse,
+            stopping=StopEvents(stop, give_up),
             rebuy=rebuy,
         )
         mover = Transfer(
-            self.store, Ledger(self.store), account.client, account.downloader, run_id=name
+            self.store,
+            buyer.ledger,
+            account.client,
+            account.downloader,
+            run_id=name,
+            give_up=give_up,
         )
-        mover.give_up = give_up
         boot, wall = (0.0, 0.0) if sound else (self._one_of(CLOCKS), self._one_of(WALLS))
         main = self.scheduler.start(name, lambda: self._work(worker), boot=boot, wall=wall)
         worker = Worker(name, buyer, mover, purse, stop, give_up, main)

@@ -25,7 +25,8 @@ from nanobanana_pipeline.errors import (
 from nanobanana_pipeline.generation.budget.reservations import ShardBudget
 from nanobanana_pipeline.generation.engine.metrics import NO_METRICS, Metrics
 from nanobanana_pipeline.generation.engine.submit import Submitter
-from nanobanana_pipeline.generation.engine.thread_group import ThreadGroup
+from nanobanana_pipeline.generation.engine.thread_group import StopEvents, ThreadGroup
+from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING, Timing
 from nanobanana_pipeline.generation.engine.transfer import Transfer
 from nanobanana_pipeline.generation.engine.work_queue import (
     Bought,
@@ -35,7 +36,7 @@ from nanobanana_pipeline.generation.engine.work_queue import (
     Work,
     WorkQueue,
 )
-from nanobanana_pipeline.ledger import Entry, Ledger, State
+from nanobanana_pipeline.ledger import Entry, State
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.slots import Slots
 from nanobanana_pipeline.storage import ObjectStore
@@ -45,14 +46,8 @@ __all__ = ["Engine", "Progress", "Report"]
 
 log = logging.getLogger(__name__)
 
-MOVERS: Final = 8
-HAND_OVER: Final = 64
-HAND_OVER_POLL_SECONDS: Final = 0.2
-GRACE_SECONDS: Final = 20.0
-DOUBT_SECONDS: Final = 10.0
 MAX_REASONS: Final = 20
 HOPELESS_REFUSALS: Final = 8
-STUCK_POLL_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -137,14 +132,11 @@ class Engine:
         store: the bucket.
         account: who buys.
         slots: how many requests may be at the provider at once.
-        purse: what may be spent.
-        run_id: written into every attempt.
+        budget: what may be spent; its run id is written into every attempt.
         rebuy: send requests in doubt or lost again.
-        on_progress: called every `progress_seconds` from the calling thread. What it raises stops
-            the engine as an interrupt does.
-        progress_seconds: how often.
         on_settled: is given each entry that this engine settles, from any of its threads.
-        metrics: is told of what happens.
+        metrics: counts what happens.
+        timing: how long it waits, and how often it tries.
     """
 
     def __init__(
@@ -152,50 +144,60 @@ class Engine:
         store: ObjectStore,
         account: Account,
         slots: Slots,
-        purse: ShardBudget,
+        budget: ShardBudget,
         *,
-        run_id: str,
         rebuy: bool = False,
         on_settled: Callable[[Entry], None] | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
-        progress_seconds: float = 10.0,
         metrics: Metrics = NO_METRICS,
+        timing: Timing = DEFAULT_TIMING,
     ) -> None:
-        ledger = Ledger(store)
-        self._transfer = transfer = Transfer(
-            store, ledger, account.client, account.downloader, run_id=run_id, metrics=metrics
-        )
         self._metrics = metrics
         self._slots = slots
-        self._purse = purse
-        self._on_progress = on_progress
+        self._budget = budget
         self._on_settled = on_settled
-        self._progress_seconds = progress_seconds
-        self._stop, self._give_up = threading.Event(), transfer.give_up
+        self._timing = timing
+        stopping = StopEvents()
+        self._stop, self._give_up = stopping.stop, stopping.give_up
         self._all_started, self._all_bought = threading.Event(), threading.Event()
         self._buyer = Submitter(
             store,
             account,
             slots,
-            purse=purse,
-            run_id=run_id,
+            budget=budget,
+            stopping=stopping,
             rebuy=rebuy,
-            stop=self._stop,
-            give_up=self._give_up,
             metrics=metrics,
+            timing=timing,
         )
-        self._handed_over: queue.Queue[Bought] = queue.Queue(HAND_OVER)
+        self._transfer = Transfer(
+            store,
+            self._buyer.ledger,
+            account.client,
+            account.downloader,
+            run_id=budget.run_id,
+            metrics=metrics,
+            timing=timing,
+            give_up=stopping.give_up,
+        )
+        self._handed_over: queue.Queue[Bought] = queue.Queue(timing.hand_over)
         self._lock = threading.Lock()
         self._report = Report()
         self._refused = 0
         self._fault: BaseException | None = None
 
-    def settle(self, planned: Iterable[PlannedRequest], count: int) -> Report:
+    def settle(
+        self,
+        planned: Iterable[PlannedRequest],
+        count: int,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Report:
         """Settle what can be settled; what cannot is left in a state that says why.
 
         Args:
             planned: what is to be settled; taken one by one, and not kept.
             count: how many these are.
+            on_progress: called now and then from this thread. What it raises stops the engine as
+                an interrupt does.
 
         Raises:
             BaseException: what interrupted the calling thread, after nothing new is sent and what
@@ -204,20 +206,25 @@ class Engine:
         """
         todo = WorkQueue(map(Work, planned), count)
         started = time.monotonic()
+
+        def report_progress() -> None:
+            if on_progress is not None:
+                on_progress(self._progress(count, started))
+
         buyers = ThreadGroup("buyer", functools.partial(self._buy, todo))
         movers = ThreadGroup("mover", self._move)
         try:
             buyers.start(min(self._slots.most, count))
-            movers.start(min(MOVERS, count))
+            movers.start(min(self._timing.transfer_workers, count))
             self._all_started.set()
-            self._watch(buyers, count, started)
+            self._watch(buyers, report_progress)
             self._all_bought.set()
-            self._watch(movers, count, started)
+            self._watch(movers, report_progress)
         except BaseException:
             self._stop.set()
             self._all_started.set()
             log.warning("stopping: nothing more is sent; waiting for what is under way")
-            self._end(buyers, movers, time.monotonic() + GRACE_SECONDS)
+            self._end(buyers, movers, time.monotonic() + self._timing.grace_seconds)
             raise
         if self._fault is not None:
             raise self._fault
@@ -226,7 +233,7 @@ class Engine:
         report.bought = self._buyer.accepted
         report.provider_seconds = self._buyer.provider_seconds
         report.served = self._buyer.served
-        report.spent = self._purse.spent
+        report.spent = self._budget.spent
         report.rate_limited = self._slots.rate_limited
         untouched = count - report.states.total()
         report.states[State.OPEN] += untouched
@@ -234,21 +241,21 @@ class Engine:
         report.states = +report.states
         return report
 
-    def _watch(self, crew: ThreadGroup, total: int, started: float) -> None:
+    def _watch(self, crew: ThreadGroup, report_progress: Callable[[], None]) -> None:
         """Wait for threads in small steps, so that the calling thread can be interrupted."""
         self._metrics.slots(self._slots.in_use, self._slots.limit)
-        due = time.monotonic() + self._progress_seconds
+        due = time.monotonic() + self._timing.progress_seconds
         while not crew.wait(0.2):
             self._renew()
             self._metrics.slots(self._slots.in_use, self._slots.limit)
-            if self._on_progress and time.monotonic() >= due:
-                due += self._progress_seconds
-                self._on_progress(self._progress(total, started))
+            if time.monotonic() >= due:
+                due += self._timing.progress_seconds
+                report_progress()
 
     def _renew(self) -> None:
         """Say that this shard lives; while S3 is silent nothing can be bought anyway."""
         try:
-            self._purse.renew()
+            self._budget.renew()
         except StorageUnavailable as error:
             log.warning("this shard's sign of life could not be written: %s", error)
 
@@ -259,7 +266,7 @@ class Engine:
         # In a thread of its own: no stop waits long for a bucket that stays silent.
         doubts = ThreadGroup("doubts", self._buyer.under_way.doubt_unanswered)
         doubts.start(1)
-        doubts.wait(DOUBT_SECONDS)
+        doubts.wait(self._timing.doubt_seconds)
         self._all_bought.set()
         movers.wait(deadline - time.monotonic())
         self._give_up.set()
@@ -269,7 +276,7 @@ class Engine:
         self._all_started.wait()
         while (work := todo.take(self._stop)) is not None:
             if self._transfer.is_stuck:
-                todo.put_back(work, STUCK_POLL_SECONDS)
+                todo.put_back(work, self._timing.stuck_poll_seconds)
                 continue
             try:
                 step = self._buyer.advance(work)
@@ -335,7 +342,7 @@ class Engine:
         while not self._give_up.is_set():
             # Asked before looking: what was handed over by then is seen below.
             all_bought = self._all_bought.is_set()
-            wait = 0.0 if all_bought else HAND_OVER_POLL_SECONDS
+            wait = 0.0 if all_bought else self._timing.hand_over_poll_seconds
             with contextlib.suppress(queue.Empty):
                 return self._handed_over.get(timeout=wait)
             if all_bought:
@@ -346,7 +353,7 @@ class Engine:
         """Give to the movers; when they are dead or too slow for a stop, the ledger keeps it."""
         while not self._give_up.is_set():
             with contextlib.suppress(queue.Full):
-                self._handed_over.put(bought, timeout=HAND_OVER_POLL_SECONDS)
+                self._handed_over.put(bought, timeout=self._timing.hand_over_poll_seconds)
                 return
         self._count(State.ACCEPTED, "stopped before its pictures were brought")
 

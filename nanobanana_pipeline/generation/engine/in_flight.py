@@ -6,16 +6,14 @@ Only a stop and a silent bucket ask for it: nothing here decides whether a reque
 import logging
 import threading
 from collections.abc import Callable
-from typing import Final
 
 from nanobanana_pipeline.errors import ForbiddenTransition, StorageError
+from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING, Timing
 from nanobanana_pipeline.ledger import Entry, Held, Ledger, boot_clock
 
 __all__ = ["InFlight"]
 
 log = logging.getLogger(__name__)
-
-UNWRITTEN_SECONDS: Final = 5.0
 
 
 class InFlight:
@@ -23,10 +21,12 @@ class InFlight:
 
     Args:
         ledger: where they are put in doubt.
+        timing: when an acceptance that is not written counts as late.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, timing: Timing = DEFAULT_TIMING) -> None:
         self._ledger = ledger
+        self._timing = timing
         self._lock = threading.Lock()
         self._sent: dict[str, Held] = {}  # by nonce
         self._bought: dict[str, tuple[float, str, str | None]] = {}  # since, key, provider id
@@ -53,7 +53,7 @@ class InFlight:
 
     def doubt_unanswered(self) -> None:
         """At the end of a stop's grace: put in doubt what was sent and not answered."""
-        self.tell_unwritten(UNWRITTEN_SECONDS)
+        self.tell_unwritten(self._timing.unwritten_seconds)
         with self._lock:
             sent = list(self._sent.items())
         for nonce, held in sent:

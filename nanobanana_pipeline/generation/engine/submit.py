@@ -7,7 +7,6 @@ two lines here, the ledger tells the next worker what may be done.
 import logging
 import threading
 from collections.abc import Sequence
-from typing import Final
 
 from nanobanana_pipeline.errors import ProviderHalt, StorageError
 from nanobanana_pipeline.generation.budget.reservations import ShardBudget
@@ -16,6 +15,8 @@ from nanobanana_pipeline.generation.engine.metrics import NO_METRICS, Metrics
 from nanobanana_pipeline.generation.engine.poll import Poller
 from nanobanana_pipeline.generation.engine.reconcile import Reconciler
 from nanobanana_pipeline.generation.engine.references import KeptReferences
+from nanobanana_pipeline.generation.engine.thread_group import StopEvents
+from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING, Timing
 from nanobanana_pipeline.generation.engine.work_queue import (
     Bought,
     Ended,
@@ -59,13 +60,6 @@ __all__ = ["Submitter"]
 
 log = logging.getLogger(__name__)
 
-LEASE_MARGIN_SECONDS: Final = 30.0
-REBUY_AFTER_LEASE_SECONDS: Final = 900.0
-FAILED_PAUSE_SECONDS: Final = 1.0
-UNSENT_TRIES: Final = 6
-MAX_BACKOFF_SECONDS: Final = 10.0
-OTHERS_CLAIM_POLL_SECONDS: Final = 3.0
-
 
 class Submitter:
     """Takes requests through claim, send, and wait. Safe to share between threads.
@@ -74,14 +68,14 @@ class Submitter:
         store: the bucket; its ledger has every step before the next is taken.
         account: who buys.
         slots: how many requests may be at the provider at once.
-        run_id: written into every attempt.
-        purse: what may be spent.
-        stop: once set, nothing new is sent.
-        give_up: once set, nothing is waited for.
+        budget: what may be spent; its run id is written into every attempt.
+        stopping: how it is stopped.
         rebuy: send requests in doubt or lost again.
-        metrics: is told of what happens.
+        metrics: counts what happens.
+        timing: how long it waits, and how often it tries.
 
     Attributes:
+        ledger: of the bucket.
         under_way: what is between two writes.
         accepted: how many the provider accepted.
         provider_seconds: summed over requests, from sending to noticing that it is done.
@@ -94,30 +88,33 @@ class Submitter:
         account: Account,
         slots: Slots,
         *,
-        run_id: str,
-        purse: ShardBudget,
-        stop: threading.Event,
-        give_up: threading.Event,
+        budget: ShardBudget,
+        stopping: StopEvents,
         rebuy: bool = False,
         metrics: Metrics = NO_METRICS,
+        timing: Timing = DEFAULT_TIMING,
     ) -> None:
-        self._ledger = Ledger(store)
+        self.ledger = Ledger(
+            store,
+            patience_seconds=timing.patience_seconds,
+            paid_patience_seconds=timing.paid_patience_seconds,
+        )
         self._references = KeptReferences(store)
         self._provider = account.client
         self._webhooks = account.webhooks
         self._slots = slots
-        self._purse = purse
+        self._budget = budget
         self._realm = account.realm
-        self._run_id = run_id
         self._rebuy = rebuy
         self._metrics = metrics
-        self._stop = stop
-        self._give_up = give_up
+        self._timing = timing
+        self._stop = stopping.stop
+        self._give_up = stopping.give_up
         inbox = Inbox(store)
-        self._evidence = Reconciler(self._ledger, account.client, inbox)
-        self.under_way = InFlight(self._ledger)
-        self._waiter = Poller(account.client, inbox, slots, give_up=give_up)
-        self._lease_seconds = account.client.submit_seconds + 2 * LEASE_MARGIN_SECONDS
+        self._evidence = Reconciler(self.ledger, account.client, inbox)
+        self.under_way = InFlight(self.ledger, timing)
+        self._waiter = Poller(account.client, inbox, slots, give_up=stopping.give_up, timing=timing)
+        self._lease_seconds = account.client.submit_seconds + 2 * timing.lease_margin_seconds
         self._lock = threading.Lock()
         self._waiting_told = False
         self.accepted = 0
@@ -132,7 +129,7 @@ class Submitter:
             StorageUnavailable: S3 stayed silent; `work.held` is what was last written.
         """
         if work.held is None and not work.planned.buy:
-            work.held = self._ledger.read(work.planned.request_key)
+            work.held = self.ledger.read(work.planned.request_key)
         held = work.held
         if held is not None and held.entry.state is State.SUBMITTING:
             return self._await_other(work)
@@ -142,11 +139,11 @@ class Submitter:
             work.looked = True
             step = self._evidence.look(held)
             if not isinstance(step, Ended):
-                work.held = self._ledger.read(work.planned.request_key)
+                work.held = self.ledger.read(work.planned.request_key)
                 return step
         if held is not None and not held.entry.may_claim(rebuy=self._rebuy):
             return ended(held)
-        if held is not None and (wait := _rebuy_wait(held)) > 0:
+        if held is not None and (wait := self._rebuy_wait(held)) > 0:
             return Ended(
                 held.entry.state,
                 f"{held.entry.reason}; a late answer may still come: it may be bought again in "
@@ -170,25 +167,25 @@ class Submitter:
                 return Ended(work.state, f"reference {sha256} is gone: make the prompt set again")
             references.append(data)
         images = planned.request.samples
-        if not self._purse.take(images):
+        if not self._budget.take(images):
             if work.held is None:
                 # Somebody may have bought it since it was planned: that costs nothing here.
-                work.held = self._ledger.read(planned.request_key)
+                work.held = self.ledger.read(planned.request_key)
             if work.held is not None and not work.held.entry.may_claim(rebuy=self._rebuy):
                 return Later(0)
-            return Ended(work.state, self._purse.reason, over_budget=True)
+            return Ended(work.state, self._budget.reason, over_budget=True)
         nonce = new_nonce()
         try:
-            held = self._ledger.claim(
+            held = self.ledger.claim(
                 work.held,
                 Entry.new(planned.request, planned.request_key, realm=self._realm),
-                run_id=self._run_id,
+                run_id=self._budget.run_id,
                 nonce=nonce,
                 lease_seconds=self._lease_seconds,
                 rebuy=self._rebuy,
             )
             if held is None:
-                work.held = self._ledger.read(planned.request_key)
+                work.held = self.ledger.read(planned.request_key)
                 return Later(0)
             work.held = held
             self.under_way.sending(nonce, held)
@@ -200,21 +197,21 @@ class Submitter:
             if _may_have_cost(work.held, nonce):
                 self._metrics.spent(images)
             else:
-                self._purse.give_back(images)
+                self._budget.give_back(images)
 
     def _send(self, work: Work, held: Held, nonce: str, references: Sequence[bytes]) -> Step:
         """Send a claimed request, if the claim will outlast the answer."""
-        needed = self._provider.submit_seconds + LEASE_MARGIN_SECONDS
+        needed = self._provider.submit_seconds + self._timing.lease_margin_seconds
         if held.lease_left < needed:
-            held = self._ledger.record(held, lambda entry: entry.renew(nonce))
+            held = self.ledger.record(held, lambda entry: entry.renew(nonce))
         lease_holds = (
             held.entry.attempt(nonce).outcome is Outcome.SUBMITTING and held.lease_left >= needed
         )
         # A claim that was stored while the shard was surely alive is counted by whoever buries it.
-        in_time = lease_holds and self._purse.is_awake
+        in_time = lease_holds and self._budget.is_awake
         if self._stop.is_set() or not in_time:
             reason = "stopped" if self._stop.is_set() else "S3 was too slow for the claim"
-            work.held = self._ledger.record(held, lambda entry: entry.not_sent(nonce, reason))
+            work.held = self.ledger.record(held, lambda entry: entry.not_sent(nonce, reason))
             return Later(0)
         request = self._addressed(work.planned, nonce)
         sent = boot_clock()
@@ -245,26 +242,26 @@ class Submitter:
                 self._note_served(sent)
                 return Bought(held, nonce, outcome)
             case Unknown(reason, provider_id):
-                work.held = self._ledger.record(held, lambda e: e.doubt(nonce, reason, provider_id))
+                work.held = self.ledger.record(held, lambda e: e.doubt(nonce, reason, provider_id))
                 return ended(work.held)
             case Refused(reason):
-                work.held = self._ledger.record(held, lambda e: e.refuse(nonce, reason))
+                work.held = self.ledger.record(held, lambda e: e.refuse(nonce, reason))
                 return ended(work.held)
             case Failed(reason):
                 return self._failed(work, held, nonce, reason)
             case RateLimited(retry_after, reason):
-                work.held = self._ledger.record(held, lambda e: e.not_sent(nonce, reason))
+                work.held = self.ledger.record(held, lambda e: e.not_sent(nonce, reason))
                 self._slots.refused(retry_after)
                 self._metrics.rate_limited()
                 return Later(0)
             case Halted(reason):
-                work.held = self._ledger.record(held, lambda e: e.not_sent(nonce, reason))
+                work.held = self.ledger.record(held, lambda e: e.not_sent(nonce, reason))
                 raise ProviderHalt(reason)
             case NotSent(reason):
-                work.held = self._ledger.record(held, lambda e: e.not_sent(nonce, reason))
-                if work.unsent >= UNSENT_TRIES:
+                work.held = self.ledger.record(held, lambda e: e.not_sent(nonce, reason))
+                if work.unsent >= self._timing.unsent_tries:
                     return Ended(State.OPEN, f"could not be sent: {reason}")
-                return Later(min(2.0**work.unsent / 2, MAX_BACKOFF_SECONDS))
+                return Later(min(2.0**work.unsent / 2, self._timing.max_backoff_seconds))
 
     def _accept(self, held: Held, nonce: str, outcome: Queued | Done) -> Held:
         provider_id = outcome.provider_id
@@ -277,7 +274,7 @@ class Submitter:
         if provider_id is not None and not all(map(is_url, output)):
             output = ()  # pictures sent inline are too large to note; the id brings them again
         try:
-            accepted = self._ledger.record(
+            accepted = self.ledger.record(
                 held, lambda e: e.accept(nonce, provider_id, output, outcome.seed)
             )
         except StorageError:
@@ -330,11 +327,11 @@ class Submitter:
 
     def _failed(self, work: Work, held: Held, nonce: str, reason: str) -> Step:
         """The provider drew nothing, and says so: try again a few times."""
-        work.held = held = self._ledger.record(held, lambda entry: entry.fail(nonce, reason))
-        return Later(FAILED_PAUSE_SECONDS) if held.entry.may_claim() else ended(held)
+        work.held = held = self.ledger.record(held, lambda entry: entry.fail(nonce, reason))
+        return Later(self._timing.failed_pause_seconds) if held.entry.may_claim() else ended(held)
 
     def _lost(self, work: Work, held: Held, nonce: str, reason: str) -> Ended:
-        work.held = held = self._ledger.record(held, lambda entry: entry.lose(nonce, reason))
+        work.held = held = self.ledger.record(held, lambda entry: entry.lose(nonce, reason))
         return ended(held)
 
     def _await_other(self, work: Work) -> Step:
@@ -342,9 +339,9 @@ class Submitter:
 
         Bounded by the claim's own lease: when that runs out, it is in doubt.
         """
-        held = self._ledger.read(work.planned.request_key)
+        held = self.ledger.read(work.planned.request_key)
         if held is not None:
-            held = self._ledger.expire(held)
+            held = self.ledger.expire(held)
         work.held = held
         if held is None or held.entry.state is not State.SUBMITTING:
             return Later(0)
@@ -359,7 +356,13 @@ class Submitter:
                     held.entry.request_key,
                     held.lease_left,
                 )
-        return Later(min(OTHERS_CLAIM_POLL_SECONDS, max(0.2, held.lease_left + 0.2)))
+        return Later(min(self._timing.others_claim_poll_seconds, max(0.2, held.lease_left + 0.2)))
+
+    def _rebuy_wait(self, held: Held) -> float:
+        """Seconds until a request in doubt may be sent again: its answer may be on the way."""
+        if held.entry.state is not State.IN_DOUBT:
+            return 0.0
+        return self._timing.rebuy_after_lease_seconds + held.lease_left
 
     def _note_served(self, sent: float) -> None:
         seconds = boot_clock() - sent
@@ -368,13 +371,6 @@ class Submitter:
             self.served += 1
         self._slots.served(seconds)
         self._metrics.took("provider", seconds)
-
-
-def _rebuy_wait(held: Held) -> float:
-    """Seconds until a request in doubt may be sent again: its first answer may be on the way."""
-    if held.entry.state is not State.IN_DOUBT:
-        return 0.0
-    return REBUY_AFTER_LEASE_SECONDS + held.lease_left
 
 
 def _may_have_cost(held: Held | None, nonce: str) -> bool:

@@ -25,14 +25,9 @@ from nanobanana_pipeline.errors import (
     StorageUnavailable,
 )
 from nanobanana_pipeline.generation.engine.metrics import NO_METRICS, Metrics
+from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING, Timing
 from nanobanana_pipeline.images.inspect import CONTENT_TYPES, MAX_IMAGE_BYTES, inspect
-from nanobanana_pipeline.ledger import (
-    PAID_PATIENCE_SECONDS,
-    Held,
-    Ledger,
-    Outcome,
-    StoredImage,
-)
+from nanobanana_pipeline.ledger import Held, Ledger, Outcome, StoredImage
 from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.provider.modelslab.client import ProviderClient
 from nanobanana_pipeline.provider.modelslab.delivery import is_url, receive, unwrap
@@ -46,11 +41,6 @@ log = logging.getLogger(__name__)
 
 EXPIRY: Final = timedelta(hours=24)
 """The provider deletes its own pictures after so long."""
-TRIES: Final = 6
-TRIES_ONCE_LOST: Final = 2
-"""Every launch looks again at what was lost: a miracle needs no patience."""
-STUCK_AFTER: Final = 8
-"""So many uploads that failed in a row: S3 takes no pictures, whatever else it does."""
 
 
 class _Expired(ImageGone):
@@ -99,7 +89,14 @@ class Transferred:
 class Transfer:
     """Brings accepted requests' images into the bucket. Safe to share between threads.
 
-    Attributes:
+    Args:
+        store: the bucket.
+        ledger: of the bucket.
+        provider: names a picture's URL once more.
+        downloader: reads a picture from its URL.
+        run_id: written beside every image.
+        metrics: counts what happens.
+        timing: how long it waits, and how often it tries.
         give_up: once set, a silent bucket is waited for no longer; what was accepted stays so.
     """
 
@@ -111,8 +108,9 @@ class Transfer:
         downloader: Downloader,
         *,
         run_id: str,
-        download_seconds: float = 60.0,
         metrics: Metrics = NO_METRICS,
+        timing: Timing = DEFAULT_TIMING,
+        give_up: threading.Event | None = None,
     ) -> None:
         self._store = store
         self._ledger = ledger
@@ -120,16 +118,16 @@ class Transfer:
         self._downloader = downloader
         self._own_bucket = OwnBucket(store)
         self._run_id = run_id
-        self._download_seconds = download_seconds
         self._metrics = metrics
-        self.give_up = threading.Event()
+        self._timing = timing
+        self._give_up = give_up or threading.Event()
         self._lock = threading.Lock()
         self._failures = 0
 
     @property
     def is_stuck(self) -> bool:
         """Whether S3 takes no pictures now, so that none should be bought."""
-        return self._failures >= STUCK_AFTER
+        return self._failures >= self._timing.stuck_after
 
     def settle(self, held: Held, nonce: str, done: Done) -> Transferred:
         """Store every picture of an accepted attempt, then say so in the ledger.
@@ -186,7 +184,9 @@ class Transfer:
             DownloadError: as the last try said.
             StorageUnavailable: S3 stayed silent.
         """
+        timing = self._timing
         is_lost = held.entry.attempt(nonce).outcome is Outcome.LOST
+        tries = timing.download_tries_once_lost if is_lost else timing.download_tries
         for attempt in tenacity.Retrying(
             retry=tenacity.retry_if_exception(
                 lambda e: (
@@ -194,8 +194,8 @@ class Transfer:
                 )
             ),
             wait=tenacity.wait_exponential_jitter(multiplier=0.3, max=10),
-            stop=tenacity.stop_after_delay(self._download_seconds)
-            | tenacity.stop_after_attempt(TRIES_ONCE_LOST if is_lost else TRIES),
+            stop=tenacity.stop_after_delay(timing.download_seconds)
+            | tenacity.stop_after_attempt(tries),
             reraise=True,
         ):
             with attempt:
@@ -276,9 +276,9 @@ class Transfer:
                 lambda e: isinstance(e, StorageUnavailable) and not isinstance(e, StorageFull)
             ),
             wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=10),
-            stop=tenacity.stop_after_delay(PAID_PATIENCE_SECONDS)
-            | tenacity.stop_when_event_set(self.give_up),
-            sleep=tenacity.sleep_using_event(self.give_up),
+            stop=tenacity.stop_after_delay(self._timing.paid_patience_seconds)
+            | tenacity.stop_when_event_set(self._give_up),
+            sleep=tenacity.sleep_using_event(self._give_up),
             reraise=True,
         ):
             with attempt:
@@ -293,7 +293,7 @@ class Transfer:
     def _note_failure(self, error: StorageUnavailable) -> None:
         with self._lock:
             self._failures += 1
-            is_news = self._failures == STUCK_AFTER
+            is_news = self._failures == self._timing.stuck_after
         if is_news:
             log.warning("nothing more is bought until S3 takes pictures again: %s", error)
 

@@ -60,7 +60,7 @@ def test_what_is_sent_is_what_was_read_before_the_claim(
     monkeypatch.setattr(one._provider, "submit", note)
     pictures = [f"reference {number}".encode() for number in range(16)]
     hashes = [kept(store, data) for data in pictures]
-    claim = one._ledger.claim
+    claim = one.ledger.claim
 
     def claim_and_lose(*args: object, **more: object) -> object:
         for sha256 in hashes:
@@ -68,7 +68,7 @@ def test_what_is_sent_is_what_was_read_before_the_claim(
         one._references.read.cache_clear()
         return claim(*args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(one._ledger, "claim", claim_and_lose)
+    monkeypatch.setattr(one.ledger, "claim", claim_and_lose)
     one.advance(work_with(*hashes))
     assert sent == [tuple(pictures)]
 

@@ -7,6 +7,8 @@ import pytest
 
 from nanobanana_pipeline.generation.budget.reservations import ShardBudget
 from nanobanana_pipeline.generation.engine.submit import Submitter
+from nanobanana_pipeline.generation.engine.thread_group import StopEvents
+from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.generation.engine.transfer import Transfer
 from nanobanana_pipeline.generation.engine.work_queue import (
     Bought,
@@ -44,10 +46,8 @@ def buyer(account: Account, store: ObjectStore, stop: threading.Event) -> Submit
         store,
         account,
         Slots(2),
-        purse=ShardBudget(store, [], price=None, run_id="run", shard="shard-0000"),
-        run_id="run",
-        stop=stop,
-        give_up=threading.Event(),
+        budget=ShardBudget(store, [], price=None, run_id="run", shard="shard-0000"),
+        stopping=StopEvents(stop=stop),
     )
 
 
@@ -124,7 +124,7 @@ def test_pictures_that_cannot_be_had_do_not_undo_what_another_run_has_settled(
         account.client,
         account.downloader,
         run_id="run",
-        download_seconds=0.1,
+        timing=Timing(download_seconds=0.1),
     )
     assert transfer.settle(step.held, step.nonce, step.done).held.entry.state is State.SETTLED
     broken = step.done.output[0].replace(".png", ".jpg")
@@ -143,7 +143,12 @@ def test_a_picture_is_not_lost_while_the_provider_cannot_be_asked(
     assert isinstance(step, Bought)
     nowhere = account_for("http://127.0.0.1:9/nano_banana/", store)
     transfer = Transfer(
-        store, Ledger(store), nowhere.client, account.downloader, run_id="r", download_seconds=0.1
+        store,
+        Ledger(store),
+        nowhere.client,
+        account.downloader,
+        run_id="r",
+        timing=Timing(download_seconds=0.1),
     )
     gone = type(step.done)("1", (step.done.output[0].replace(".png", ".jpg"),))
     result = transfer.settle(step.held, step.nonce, gone)

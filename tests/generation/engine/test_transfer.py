@@ -15,6 +15,7 @@ from nanobanana_pipeline.bucket_keys import image_key, image_owner_key
 from nanobanana_pipeline.emulator import EmulatorThread
 from nanobanana_pipeline.errors import StorageError
 from nanobanana_pipeline.generation.engine import transfer as transfer_module
+from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.generation.engine.transfer import Transfer, Transferred
 from nanobanana_pipeline.ledger import Entry, Held, Ledger, State
 from nanobanana_pipeline.provider.modelslab.own_bucket import Place, change_places
@@ -83,7 +84,7 @@ def bring(store: ObjectStore, emulator: EmulatorThread) -> Bring:
             account.client,
             account.downloader,
             run_id="run",
-            download_seconds=seconds,
+            timing=Timing(download_seconds=seconds),
         )
         return transfer.settle(held, "n1", Done("1", output))
 
@@ -303,7 +304,12 @@ def test_a_place_that_is_told_while_a_run_goes_on_is_found(
     place = Place(public_url=public, uri=store.uri("late"), since="2026-01-01T00:00:00.000+00:00")
     account = account_for(emulator.base_url, store)
     transfer = Transfer(
-        store, Ledger(store), account.client, account.downloader, run_id="r", download_seconds=0.1
+        store,
+        Ledger(store),
+        account.client,
+        account.downloader,
+        run_id="r",
+        timing=Timing(download_seconds=0.1),
     )
     transfer._own_bucket.locate("https://cdn.test/read-once.png")
     change_places(store, lambda places: places.add(place))
