@@ -28,11 +28,11 @@ from nanobanana_pipeline.generation.engine.submit import Submitter
 from nanobanana_pipeline.generation.engine.thread_group import StopEvents
 from nanobanana_pipeline.generation.engine.transfer import Transfer
 from nanobanana_pipeline.generation.engine.work_queue import (
-    Bought,
-    Ended,
-    Later,
+    Downloadable,
+    Finished,
     PlannedRequest,
-    Work,
+    Requeue,
+    WorkItem,
 )
 from nanobanana_pipeline.generation.planning.run_files import write_shards
 from nanobanana_pipeline.ledger import attempt, ledger
@@ -280,7 +280,7 @@ class World:
             if not worker.main.ended and not worker.main.crashed:
                 self.scheduler.start(
                     f"{worker.name}'s doubts",
-                    worker.buyer.under_way.doubt_unanswered,
+                    worker.buyer.in_flight.doubt_unanswered,
                     boot=worker.main.boot,
                     wall=worker.main.wall,
                 )
@@ -380,7 +380,7 @@ class World:
     def _settle(self, worker: Worker) -> None:
         """`Engine`'s two loops in one thread."""
         order = itertools.count()
-        todo = [(0.0, next(order), Work(PlannedRequest(k, r))) for k, r in self._asked]
+        todo = [(0.0, next(order), WorkItem(PlannedRequest(k, r))) for k, r in self._asked]
         while todo and not worker.stop.is_set():
             due, _, work = heapq.heappop(todo)
             if due > self.scheduler.boot_clock():
@@ -389,13 +389,13 @@ class World:
                 step = worker.buyer.advance(work)
                 self.witness.leaving()
                 match step:
-                    case Later(seconds):
+                    case Requeue(seconds):
                         due = self.scheduler.boot_clock() + seconds if seconds else 0.0
                         heapq.heappush(todo, (due, next(order), work))
-                    case Bought(held, nonce, done):
+                    case Downloadable(held, nonce, done):
                         result = worker.transfer.settle(held, nonce, done)
                         self.scheduler.tell(f"    {worker.name} has brought: {result.reason}")
-                    case Ended(state, reason):
+                    case Finished(state, reason):
                         self.scheduler.tell(f"    {worker.name} ends: {state}, {reason}")
             except StorageUnavailable:
                 self.witness.excused()

@@ -24,7 +24,7 @@ from nanobanana_pipeline.errors import (
     StorageFull,
     StorageUnavailable,
 )
-from nanobanana_pipeline.generation.engine.metrics import NO_METRICS, Metrics
+from nanobanana_pipeline.generation.engine.metrics import NO_METRICS, Duration, Metrics
 from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING, Timing
 from nanobanana_pipeline.images.inspect import CONTENT_TYPES, MAX_IMAGE_BYTES, inspect
 from nanobanana_pipeline.ledger import Held, Ledger, Outcome, StoredImage
@@ -204,7 +204,7 @@ class Transfer:
 
     def _bring_once(self, held: Held, nonce: str, sample: int, url: str) -> StoredImage:
         request = held.entry.request
-        with self._metrics.timed("download"):
+        with self._metrics.timed(Duration.DOWNLOAD):
             data, original = self._read(held, nonce, url)
         asked = (request.width, request.height) if request.size_is_asked else (None, None)
         facts = inspect(data, width=asked[0], height=asked[1])
@@ -305,7 +305,7 @@ class Transfer:
         """
         request_key, original = held.entry.request_key, picture.original
         metadata = {"request-key": request_key, "run-id": self._run_id}
-        with self._metrics.timed("put"):
+        with self._metrics.timed(Duration.PUT):
             if original is None:
                 created = self._upload(picture, metadata)
             else:

@@ -48,7 +48,7 @@ def _no_threads_left() -> Iterator[None]:
 
 
 def engine_threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith(("buyer-", "mover-"))]
+    return [t.name for t in threading.enumerate() if t.name.startswith(("submit-", "transfer-"))]
 
 
 @pytest.fixture
@@ -485,7 +485,7 @@ def test_what_is_not_answered_at_the_end_of_the_grace_is_in_doubt_until_its_answ
 def test_a_stop_while_s3_is_silent_is_bounded_and_raises_what_stopped_it(
     store: ObjectStore, emulators: Emulators, proxy: S3Proxy
 ) -> None:
-    """Movers wait for S3, the hand-over is full, and buyers wait for the hand-over."""
+    """Transfer workers wait for S3, and submit workers for the hand-over, which is full."""
     timing = Timing(
         progress_seconds=0.1, grace_seconds=1.0, transfer_workers=2, hand_over=2, stuck_after=1000
     )
@@ -496,7 +496,7 @@ def test_a_stop_while_s3_is_silent_is_bounded_and_raises_what_stopped_it(
     proxy.rule = lambda _method, path: Loss.REQUEST if "/images/" in path else None
 
     def on_progress(now: Progress) -> None:
-        # 2 at the movers, 2 in between, and 10 buyers who wait to hand over.
+        # 2 in transfer, 2 in between, and 10 submit workers that wait to hand over.
         if bought(emulator) == 14 and now.at_provider == 0:
             raise Interruption
 
