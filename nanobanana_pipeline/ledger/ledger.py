@@ -19,7 +19,7 @@ from nanobanana_pipeline.bucket_keys import ledger_key
 from nanobanana_pipeline.errors import ForbiddenTransition, StorageError, StorageUnavailable
 from nanobanana_pipeline.ledger.attempt import Outcome
 from nanobanana_pipeline.ledger.entry import Entry
-from nanobanana_pipeline.ledger.existence import leave_out_unknown
+from nanobanana_pipeline.ledger.existence import leave_out_absent
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["PAID_PATIENCE_SECONDS", "PATIENCE_SECONDS", "Held", "Ledger", "boot_clock"]
@@ -58,7 +58,7 @@ class Held:
 
     @property
     def lease_left(self) -> float:
-        """Seconds until a claim loses its owner; 0 or less when it has, or where there is none."""
+        """Seconds until the claim expires; 0 or less once it has, or where there is none."""
         elapsed = self.age_seconds + boot_clock() - self.read_at
         claim = self.entry.deciding
         return claim.lease_seconds - elapsed if claim else 0.0
@@ -90,7 +90,7 @@ class Ledger:
         """The entry as it is now; None if the request was never tried."""
         key = ledger_key(request_key)
         found = self._store.get(key)
-        # Not before: whoever is kept waiting, or frozen, must not count that to the entry's age.
+        # Not before the GET: its duration must not count towards the entry's age.
         read_at = boot_clock()
         if found is None:
             return None
@@ -99,15 +99,17 @@ class Ledger:
             raise StorageError(f"{self._store.uri(key)} is the entry of {entry.request_key}")
         return Held(entry, found.etag, found.age_seconds, read_at)
 
-    def read_many(self, request_keys: Iterable[str]) -> Iterator[Held]:
-        """The entries of those requests that were ever tried, in order; a few in memory at once."""
-        keys = iter(leave_out_unknown(self._store, list(request_keys)))
+    def read_many(
+        self, request_keys: Iterable[str], *, read_ahead: int = READ_AHEAD
+    ) -> Iterator[Held]:
+        """The entries of requests that have one, in order; at most `read_ahead` in memory."""
+        keys = iter(leave_out_absent(self._store, list(request_keys)))
         readers = ThreadPoolExecutor(READERS)
         try:
-            while some := list(islice(keys, READ_AHEAD)):
+            while some := list(islice(keys, read_ahead)):
                 yield from (held for held in readers.map(self.read, some) if held is not None)
         finally:
-            # Whoever is interrupted here must not wait for a million reads.
+            # An interrupt must not wait for a million reads.
             readers.shutdown(cancel_futures=True)
 
     def claim(
