@@ -101,12 +101,12 @@ class InTurn:
 
 @dataclass(eq=False)
 class Worker:
-    """One run on one machine, as `Engine` works, with one buyer who is its own mover."""
+    """One run on one machine, as `Engine` works, with both stages in one thread."""
 
     name: str
-    buyer: Submitter
+    submitter: Submitter
     transfer: Transfer
-    purse: ShardBudget
+    budget: ShardBudget
     stop: SimEvent
     give_up: SimEvent
     main: Actor
@@ -280,7 +280,7 @@ class World:
             if not worker.main.ended and not worker.main.crashed:
                 self.scheduler.start(
                     f"{worker.name}'s doubts",
-                    worker.buyer.in_flight.doubt_unanswered,
+                    worker.submitter.in_flight.doubt_unanswered,
                     boot=worker.main.boot,
                     wall=worker.main.wall,
                 )
@@ -330,18 +330,18 @@ class World:
         self.witness.rebuy_chosen |= rebuy
         account = self.account(with_webhooks=not sound and "webhooks" in self.faults)
         stop, give_up = SimEvent(self.scheduler), SimEvent(self.scheduler)
-        purse = self._purse(name)
-        buyer = Submitter(
+        budget = self._budget_of(name)
+        submitter = Submitter(
             self.store,
             account,
             Slots(2, clock=self.scheduler.boot_clock),
-            budget=purse,
+            budget=budget,
             stopping=StopEvents(stop, give_up),
             rebuy=rebuy,
         )
-        mover = Transfer(
+        transfer = Transfer(
             self.store,
-            buyer.ledger,
+            submitter.ledger,
             account.client,
             account.downloader,
             run_id=name,
@@ -349,12 +349,12 @@ class World:
         )
         boot, wall = (0.0, 0.0) if sound else (self._one_of(CLOCKS), self._one_of(WALLS))
         main = self.scheduler.start(name, lambda: self._work(worker), boot=boot, wall=wall)
-        worker = Worker(name, buyer, mover, purse, stop, give_up, main)
+        worker = Worker(name, submitter, transfer, budget, stop, give_up, main)
         self._workers.append(worker)
         self.scheduler.tell(f"{name} begins{', and buys again' if rebuy else ''}")
 
-    def _purse(self, name: str) -> ShardBudget:
-        """What a run may spend, and the run file from which others count it when it is dead."""
+    def _budget_of(self, name: str) -> ShardBudget:
+        """What a run may spend, and the run file from which others count it once it has expired."""
         scopes = []
         if "budget" in self.faults:
             write_shards(
@@ -371,11 +371,11 @@ class World:
     def _work(self, worker: Worker) -> None:
         """`settle_shard`: its budget's account is opened, and closed in the end."""
         try:
-            worker.purse.open(sum(request.samples for _, request in self._asked))
+            worker.budget.open(sum(request.samples for _, request in self._asked))
         except StorageUnavailable:
             return
         self._settle(worker)
-        worker.purse.close()
+        worker.budget.close()
 
     def _settle(self, worker: Worker) -> None:
         """`Engine`'s two loops in one thread."""
@@ -386,7 +386,7 @@ class World:
             if due > self.scheduler.boot_clock():
                 worker.stop.wait(due - self.scheduler.boot_clock())
             try:
-                step = worker.buyer.advance(work)
+                step = worker.submitter.advance(work)
                 self.witness.leaving()
                 match step:
                     case Requeue(seconds):

@@ -1,19 +1,48 @@
-"""`InFlight`: a shard's attempts between claim and outcome, and purchases not yet in the ledger.
+"""`Submission`, one attempt between claim and outcome; `InFlight`, those of a shard.
 
-Read at a stop and where S3 is silent; it does not decide whether a request is sent.
+`InFlight` is read at a stop and where S3 is silent; it does not decide whether a request is sent.
 """
 
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from nanobanana_pipeline.errors import ForbiddenTransition, StorageError
 from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING, Timing
-from nanobanana_pipeline.ledger import Entry, Held, Ledger, boot_clock
+from nanobanana_pipeline.generation.engine.work_queue import WorkItem
+from nanobanana_pipeline.ledger import Attempt, Entry, Held, Ledger, boot_clock
 
-__all__ = ["InFlight"]
+__all__ = ["InFlight", "Submission"]
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class Submission:
+    """One attempt of an item, from its claim to its outcome.
+
+    Attributes:
+        item: whose attempt it is; holds the entry as last written.
+        nonce: the attempt's own.
+        sent: `boot_clock` when it was sent; None if that was another run.
+    """
+
+    item: WorkItem
+    nonce: str
+    sent: float | None = None
+
+    @property
+    def held(self) -> Held:
+        """The entry, which has this attempt."""
+        if self.item.held is None:
+            raise AssertionError  # an attempt is claimed in its entry
+        return self.item.held
+
+    @property
+    def attempt(self) -> Attempt:
+        """The attempt as last written."""
+        return self.held.entry.attempt(self.nonce)
 
 
 class InFlight:
@@ -31,25 +60,26 @@ class InFlight:
         self._claimed: dict[str, Held] = {}  # by nonce
         self._accepted: dict[str, tuple[float, str, str | None]] = {}  # since, key, provider id
 
-    def claimed(self, nonce: str, held: Held) -> None:
+    def claimed(self, submission: Submission) -> None:
         """An attempt is claimed, and may be sent from now on."""
         with self._lock:
-            self._claimed[nonce] = held
+            self._claimed[submission.nonce] = submission.held
 
-    def answered(self, nonce: str) -> None:
+    def answered(self, submission: Submission) -> None:
         """An attempt's outcome is in the ledger, or another run will look for it."""
         with self._lock:
-            self._claimed.pop(nonce, None)
+            self._claimed.pop(submission.nonce, None)
 
-    def accepted(self, nonce: str, request_key: str, provider_id: str | None) -> None:
+    def accepted(self, submission: Submission, provider_id: str | None) -> None:
         """The provider accepted an attempt; the ledger does not say so yet."""
         with self._lock:
-            self._accepted[nonce] = (boot_clock(), request_key, provider_id)
+            key = submission.item.planned.request_key
+            self._accepted[submission.nonce] = (boot_clock(), key, provider_id)
 
-    def written(self, nonce: str) -> None:
+    def written(self, submission: Submission) -> None:
         """The ledger says that an attempt was accepted."""
         with self._lock:
-            self._accepted.pop(nonce, None)
+            self._accepted.pop(submission.nonce, None)
 
     def doubt_unanswered(self) -> None:
         """At the end of a stop's grace, put in doubt what was sent and not answered."""

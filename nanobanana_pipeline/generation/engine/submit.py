@@ -8,11 +8,10 @@ may be done.
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from nanobanana_pipeline.errors import ProviderHalt, StorageError
 from nanobanana_pipeline.generation.budget.reservations import ShardBudget
-from nanobanana_pipeline.generation.engine.in_flight import InFlight
+from nanobanana_pipeline.generation.engine.in_flight import InFlight, Submission
 from nanobanana_pipeline.generation.engine.metrics import NO_METRICS, Duration, Metrics
 from nanobanana_pipeline.generation.engine.poll import Poller
 from nanobanana_pipeline.generation.engine.reconcile import Reconciler
@@ -29,7 +28,6 @@ from nanobanana_pipeline.generation.engine.work_queue import (
 from nanobanana_pipeline.ledger import (
     COSTING,
     UNSURE,
-    Attempt,
     Entry,
     Held,
     Ledger,
@@ -60,33 +58,6 @@ from nanobanana_pipeline.webhooks.inbox import Inbox, attempt_id
 __all__ = ["Submitter"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Submission:
-    """One attempt of an item, from its claim to its outcome.
-
-    Attributes:
-        item: whose attempt it is; holds the entry as last written.
-        nonce: the attempt's own.
-        sent: `boot_clock` when it was sent; None if that was another run.
-    """
-
-    item: WorkItem
-    nonce: str
-    sent: float | None = None
-
-    @property
-    def held(self) -> Held:
-        """The entry, which has this attempt."""
-        if self.item.held is None:
-            raise AssertionError  # an attempt is claimed in its entry
-        return self.item.held
-
-    @property
-    def attempt(self) -> Attempt:
-        """The attempt as last written."""
-        return self.held.entry.attempt(self.nonce)
 
 
 class Submitter:
@@ -205,7 +176,7 @@ class Submitter:
             if item.held is not None and not item.held.entry.may_claim(rebuy=self._rebuy):
                 return Requeue(0)
             return Finished(item.state, self._budget.reason, over_budget=True)
-        submission = _Submission(item, new_nonce())
+        submission = Submission(item, new_nonce())
         try:
             held = self.ledger.claim(
                 item.held,
@@ -219,18 +190,18 @@ class Submitter:
                 item.held = self.ledger.read(planned.request_key)
                 return Requeue(0)
             item.held = held
-            self.in_flight.claimed(submission.nonce, held)
+            self.in_flight.claimed(submission)
             try:
                 return self._send(submission, references)
             finally:
-                self.in_flight.answered(submission.nonce)
+                self.in_flight.answered(submission)
         finally:
             if _may_have_cost(item.held, submission.nonce):
                 self._metrics.spent(images)
             else:
                 self._budget.give_back(images)
 
-    def _send(self, submission: _Submission, references: Sequence[bytes]) -> Step:
+    def _send(self, submission: Submission, references: Sequence[bytes]) -> Step:
         """Send a claimed request, if the claim will outlast the answer."""
         needed = self._provider.submit_seconds + self._timing.lease_margin_seconds
         if submission.held.lease_left < needed:
@@ -250,7 +221,7 @@ class Submitter:
         submission.sent = boot_clock()
         return self._record_outcome(submission, self._provider.submit(request, references))
 
-    def _with_attempt_id(self, submission: _Submission) -> ImageRequest:
+    def _with_attempt_id(self, submission: Submission) -> ImageRequest:
         """The request with a `track_id` and a webhook that name this attempt."""
         planned = submission.item.planned
         name, label = attempt_id(planned.request_key, submission.nonce), planned.request.track_id
@@ -260,20 +231,20 @@ class Submitter:
         track_id = f"{name}.{label}" if label else name
         return planned.request.model_copy(update={"track_id": track_id, "webhook": webhook})
 
-    def _record(self, submission: _Submission, step: Callable[[Entry, str], Entry]) -> None:
+    def _record(self, submission: Submission, step: Callable[[Entry, str], Entry]) -> None:
         """Write a step of this attempt; it is given the entry and the nonce."""
         submission.item.held = self.ledger.record(
             submission.held, lambda entry: step(entry, submission.nonce)
         )
 
-    def _record_outcome(self, submission: _Submission, outcome: SubmitOutcome) -> Step:
+    def _record_outcome(self, submission: Submission, outcome: SubmitOutcome) -> Step:
         """Write what the provider answered before anything else is done."""
         item = submission.item
         item.unsent = item.unsent + 1 if isinstance(outcome, NotSent) else 0
         match outcome:
             case Queued() | Done():
                 self._record_accepted(submission, outcome)
-                self.in_flight.answered(submission.nonce)
+                self.in_flight.answered(submission)
                 if submission.attempt.outcome is not Outcome.ACCEPTED:
                     return Finished.of(submission.held)
                 if isinstance(outcome, Queued):
@@ -302,13 +273,13 @@ class Submitter:
                     return Finished(State.OPEN, f"could not be sent: {reason}")
                 return Requeue(min(2.0**item.unsent / 2, self._timing.max_backoff_seconds))
 
-    def _record_accepted(self, submission: _Submission, outcome: Queued | Done) -> None:
-        key, provider_id = submission.item.planned.request_key, outcome.provider_id
-        log.info("request %s has provider id %s", key, provider_id)
+    def _record_accepted(self, submission: Submission, outcome: Queued | Done) -> None:
+        provider_id = outcome.provider_id
+        log.info("request %s has provider id %s", submission.item.planned.request_key, provider_id)
         with self._lock:
             self.accepted += 1
         self._metrics.accepted()
-        self.in_flight.accepted(submission.nonce, key, provider_id)
+        self.in_flight.accepted(submission, provider_id)
         output = outcome.output if isinstance(outcome, Done) else ()
         if provider_id is not None and not all(map(is_url, output)):
             output = ()  # pictures sent inline are too large to note; the id brings them again
@@ -317,7 +288,7 @@ class Submitter:
         except StorageError:
             self.in_flight.log_unwritten(0)
             raise
-        self.in_flight.written(submission.nonce)
+        self.in_flight.written(submission)
 
     def _resume(self, item: WorkItem, held: Held) -> Step:
         """Go on with a request that was accepted before, perhaps in another run."""
@@ -330,11 +301,11 @@ class Submitter:
         if not self._slots.acquire(self._give_up):
             return Finished.of(held)
         try:
-            return self._poll(_Submission(item, attempt.nonce))
+            return self._poll(Submission(item, attempt.nonce))
         finally:
             self._slots.release()
 
-    def _poll(self, submission: _Submission) -> Step:
+    def _poll(self, submission: Submission) -> Step:
         """Wait until the provider is done with an accepted attempt."""
         request, provider_id = submission.item.planned.request, submission.attempt.provider_id
         if provider_id is None:
@@ -354,14 +325,14 @@ class Submitter:
             case Finished():
                 return outcome
 
-    def _record_failed(self, submission: _Submission, reason: str) -> Step:
+    def _record_failed(self, submission: Submission, reason: str) -> Step:
         """The provider says that it drew nothing: try again a few times."""
         self._record(submission, lambda e, n: e.fail(n, reason))
         if submission.held.entry.may_claim():
             return Requeue(self._timing.failed_pause_seconds)
         return Finished.of(submission.held)
 
-    def _record_lost(self, submission: _Submission, reason: str) -> Finished:
+    def _record_lost(self, submission: Submission, reason: str) -> Finished:
         self._record(submission, lambda e, n: e.lose(n, reason))
         return Finished.of(submission.held)
 
@@ -396,7 +367,7 @@ class Submitter:
             return 0.0
         return self._timing.rebuy_after_lease_seconds + held.lease_left
 
-    def _count_served(self, submission: _Submission) -> None:
+    def _count_served(self, submission: Submission) -> None:
         """Count the provider's latency, if this run has sent the request."""
         if submission.sent is None:
             return
