@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
     from nanobanana_pipeline.provider.downloads import Downloader
-    from nanobanana_pipeline.provider.modelslab.client import ProviderClient
 
 __all__ = ["FAULTS", "Chooser", "World"]
 
@@ -342,7 +341,7 @@ class World:
         transfer = Transfer(
             self.store,
             submitter.ledger,
-            account.client,
+            account.provider,
             account.downloader,
             run_id=name,
             give_up=give_up,
@@ -405,7 +404,7 @@ class World:
     def account(self, *, with_webhooks: bool = False) -> Account:
         return Account(
             "test",
-            cast("ProviderClient", self.provider),
+            self.provider,
             cast("Downloader", FakeDownloader(self.scheduler, self.provider)),
             slots=2,
             webhooks=Webhooks("https://us.test", SecretStr("secret")) if with_webhooks else None,

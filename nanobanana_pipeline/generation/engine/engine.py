@@ -172,7 +172,7 @@ class Engine:
         self._transfer = Transfer(
             store,
             self._submitter.ledger,
-            account.client,
+            account.provider,
             account.downloader,
             run_id=budget.run_id,
             metrics=metrics,

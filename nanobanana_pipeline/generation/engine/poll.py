@@ -10,7 +10,6 @@ from nanobanana_pipeline.errors import ProviderHalt, StorageUnavailable
 from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING, Timing
 from nanobanana_pipeline.generation.engine.work_queue import Finished
 from nanobanana_pipeline.ledger import State, boot_clock
-from nanobanana_pipeline.provider.modelslab.client import ProviderClient
 from nanobanana_pipeline.provider.outcomes import (
     Done,
     Failed,
@@ -19,6 +18,7 @@ from nanobanana_pipeline.provider.outcomes import (
     RateLimited,
     Unknown,
 )
+from nanobanana_pipeline.provider.protocol import Provider
 from nanobanana_pipeline.provider.slots import Slots
 from nanobanana_pipeline.webhooks.inbox import Inbox
 
@@ -40,7 +40,7 @@ class Poller:
 
     def __init__(
         self,
-        provider: ProviderClient,
+        provider: Provider,
         inbox: Inbox,
         slots: Slots,
         *,

@@ -37,7 +37,7 @@ from nanobanana_pipeline.ledger import (
     new_nonce,
 )
 from nanobanana_pipeline.provider.account import Account
-from nanobanana_pipeline.provider.modelslab.delivery import is_url
+from nanobanana_pipeline.provider.downloads import is_url
 from nanobanana_pipeline.provider.outcomes import (
     Done,
     Failed,
@@ -99,7 +99,7 @@ class Submitter:
             paid_patience_seconds=timing.paid_patience_seconds,
         )
         self._references = StoredReferences(store)
-        self._provider = account.client
+        self._provider = account.provider
         self._webhooks = account.webhooks
         self._slots = slots
         self._budget = budget
@@ -110,10 +110,12 @@ class Submitter:
         self._stop = stopping.stop
         self._give_up = stopping.give_up
         inbox = Inbox(store)
-        self._reconciler = Reconciler(self.ledger, account.client, inbox)
+        self._reconciler = Reconciler(self.ledger, account.provider, inbox)
         self.in_flight = InFlight(self.ledger, timing)
-        self._poller = Poller(account.client, inbox, slots, give_up=stopping.give_up, timing=timing)
-        self._lease_seconds = account.client.submit_seconds + 2 * timing.lease_margin_seconds
+        self._poller = Poller(
+            account.provider, inbox, slots, give_up=stopping.give_up, timing=timing
+        )
+        self._lease_seconds = account.provider.submit_seconds + 2 * timing.lease_margin_seconds
         self._lock = threading.Lock()
         self._warned_of_other_run = False
         self.accepted = 0
