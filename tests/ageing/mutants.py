@@ -111,7 +111,7 @@ MUTANTS: Final[Mapping[str, Mutant]] = {
     "nobody minds a lease": _replace(Ledger, "expire", lambda _, held: held),
     "a doubt is taken for open": _replace(Entry, "may_claim", _doubt_is_open),
     "a late answer is dropped": _replace(Ledger, "record", _record_once),
-    "settled before the PUT": _replace(Transfer, "_store_patiently", lambda *_: None),
+    "settled before the PUT": _replace(Transfer, "_store_with_retries", lambda *_: None),
     "silence is taken for success": _replace(Ledger, "_write", _silence_is_victory),
     "an id is forgotten": _replace(Entry, "lose", _forget_id),
     "a claim replaces attempts": _replace(Entry, "claim", _claim_instead),
