@@ -102,9 +102,9 @@ def test_a_rebuy_is_asked_for_and_buys_only_what_is_chosen(
     assert (unasked.exit_code, "--yes" in unasked.output) == (2, True)
     early = doubted("doubts", "resolve", key, "--rebuy", "--yes")
     assert (early.exit_code, bought(emulator)) == (1, 2)
-    # As if its claim had been made a quarter of an hour earlier.
+    # As if its claim had expired a quarter of an hour ago.
     (attempt,) = entry.attempts
-    older = attempt.model_copy(update={"lease_seconds": attempt.lease_seconds - 1000})
+    older = attempt.model_copy(update={"lease_seconds": -1000.0})
     store.put(ledger_key(key), entry.model_copy(update={"attempts": (older,)}).to_json())
     done = doubted("doubts", "resolve", key, "--rebuy", "--yes")
     assert (done.exit_code, bought(emulator)) == (0, 3)
