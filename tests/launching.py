@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from nanobanana_pipeline.bucket_keys import image_owner_key
 from nanobanana_pipeline.emulator import EmulatorThread
 from nanobanana_pipeline.generation.engine.engine import Report
+from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
 from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, read_manifest
 from nanobanana_pipeline.generation.planning.planner import Launch
@@ -27,13 +28,23 @@ from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.table import read_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.account import Account
+from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.provider.modelslab.client import ModelsLab
-from nanobanana_pipeline.request import PictureParameters
 from nanobanana_pipeline.storage import ObjectStore
 
-SMALL = PictureParameters(width=1024, height=1024)
+SMALL = {"width": 1024, "height": 1024}
 """Drawn fast."""
 NO_CAPS = Budget()
+PLANNER = Account("emulator", ModelsLab("http://127.0.0.1:9/", SecretStr("any")), Downloader(), 1)
+"""An account for what asks no provider."""
+QUICK = Timing(
+    failed_pause_seconds=0.05,
+    max_backoff_seconds=0.05,
+    others_claim_poll_seconds=0.3,
+    stuck_poll_seconds=0.2,
+    grace_seconds=60.0,
+)
+"""Pauses of a provider and a bucket on this machine; a stop may take its time on a loaded one."""
 
 
 @dataclass(frozen=True)
@@ -69,26 +80,28 @@ def planned(
     *,
     seed: int = 1,
     run_id: str | None = None,
-    parameters: PictureParameters = SMALL,
+    parameters: Mapping[str, Any] = SMALL,
     budget: Budget = NO_CAPS,
     **more: Any,
 ) -> RunPlan:
     run_id = run_id or f"run-{uuid.uuid4().hex[:8]}"
     asked = Launch(name, seed, run_id=run_id, parameters=parameters, **more)
-    return plan(store, "emulator", asked, budget)
+    return plan(store, replace(PLANNER, budget=budget), asked)
 
 
 def launch(
     store: ObjectStore,
     account: Account,
     name: str = "set",
+    *,
+    timing: Timing = QUICK,
     **more: Any,
 ) -> Launched:
     made = planned(store, name, budget=account.budget, **more)
     report = Report()
     for shard in made.shards:
-        report += settle_shard(store, account, made.run_id, shard)
-    current = collect(store, account.realm, made, report)
+        report += settle_shard(store, account, made.run_id, shard, timing=timing)
+    current = collect(store, account, made, report)
     return Launched(made, report, current, read_manifest(store, current.manifest))
 
 
@@ -138,7 +151,7 @@ def check_images(store: ObjectStore, rows: pd.DataFrame) -> None:
         )
         assert stored.metadata["run-id"]
     for entry in entries(store):
-        assert (entry.state is State.SETTLED) == (len(entry.images) == entry.request.samples)
+        assert (entry.state is State.SETTLED) == (len(entry.images) == entry.samples)
         for image in entry.images:
             stored = store.get(image.key)
             assert stored is not None

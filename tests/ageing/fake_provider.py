@@ -12,6 +12,7 @@ from PIL import Image
 
 from nanobanana_pipeline.errors import DownloadError, ImageGone
 from nanobanana_pipeline.provider.downloads import Downloader
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.provider.outcomes import (
     Done,
     Failed,
@@ -121,7 +122,7 @@ class FakeProvider:
         healthy: whether every call is answered soundly.
     """
 
-    request_model: ClassVar = ImageRequest
+    request_model: ClassVar[type[ImageRequest]] = ModelsLabRequest
     kept_seconds: ClassVar = 24 * 3600
     submit_seconds = SUBMIT_SECONDS
 

@@ -18,14 +18,13 @@ from nanobanana_pipeline.lineage import index as index_module
 from nanobanana_pipeline.lineage.graphs import Kind, Lineage
 from nanobanana_pipeline.lineage.indexing import refresh
 from nanobanana_pipeline.lineage.trace import trace
-from nanobanana_pipeline.request import PictureParameters
 from nanobanana_pipeline.storage import ObjectStore
 from tests.cli.conftest import Command
 from tests.conftest import API_KEY, Emulators, account_for
 from tests.datasets.release_rows import read
 from tests.launching import Launched, entries, keep_prompts, launch, prompts
 
-BIGGER = PictureParameters(width=1056, height=1024)
+BIGGER = {"width": 1056, "height": 1024}
 
 
 def names(lineage: Lineage, kind: Kind) -> set[str]:

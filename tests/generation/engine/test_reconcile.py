@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from nanobanana_pipeline.generation.engine.reconcile import can_reconcile
+from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.ledger import Entry, Ledger
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.provider.outcomes import Done
-from nanobanana_pipeline.request import ImageRequest, request_key
+from nanobanana_pipeline.request import request_key
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.webhooks.inbox import Inbox, attempt_id
 from tests.conftest import Emulators, account_for
@@ -95,7 +97,7 @@ def test_a_payload_that_names_another_requests_pictures_settles_nothing(
 
 
 def own_track_id_of(store: ObjectStore, prompt: str) -> str:
-    (entry,) = [entry for entry in entries(store) if entry.request.prompt == prompt]
+    (entry,) = [entry for entry in entries(store) if entry.prompt == prompt]
     return attempt_id(entry.request_key, entry.attempts[0].nonce)
 
 
@@ -143,7 +145,7 @@ def test_a_doubt_whose_broken_answer_held_the_id_is_settled_by_it(
 
 
 def a_doubted_entry(prompt: str) -> tuple[str, Any]:
-    request = ImageRequest(prompt=prompt, seed=1, width=1024, height=1024)
+    request = ModelsLabRequest(prompt=prompt, seed=1, width=1024, height=1024)
     key = request_key(request, realm="emulator")
     entry = Entry.new(request, key, realm="emulator").claim(
         run_id="dead", nonce="0" * 16, lease_seconds=1
@@ -178,17 +180,15 @@ def test_a_loss_is_looked_into_for_a_day_only() -> None:
 
 
 def test_a_rebuy_waits_until_no_late_answer_can_come(
-    store: ObjectStore, emulators: Emulators, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, emulators: Emulators
 ) -> None:
     emulator, account = a_doubt(store, emulators)
     early = launch(store, account, rebuy=True)
     assert (early.states, bought(emulator), early.made.buy) == ({"in_doubt": 1}, 1, 1)
     assert any("may be bought again in" in reason for reason in early.report.reasons)
-    monkeypatch.setattr(
-        "nanobanana_pipeline.generation.engine.submit.REBUY_AFTER_LEASE_SECONDS", -1000.0
-    )
-    assert launch(store, account, rebuy=False).states == {"in_doubt": 1}
-    late = launch(store, account, rebuy=True)
+    timing = Timing(rebuy_after_lease_seconds=-1000.0)
+    assert launch(store, account, rebuy=False, timing=timing).states == {"in_doubt": 1}
+    late = launch(store, account, rebuy=True, timing=timing)
     assert (late.states, bought(emulator)) == ({"settled": 1}, 2)
     (entry,) = entries(store)
     assert [a.rebuy for a in entry.attempts] == [False, True]
