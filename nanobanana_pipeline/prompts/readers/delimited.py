@@ -3,10 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import pyarrow as pa
-
-from nanobanana_pipeline.prompts.readers.base import TEXT, Chunk, TableScan
-from nanobanana_pipeline.prompts.readers.values import empty_is_missing
+from nanobanana_pipeline.prompts.readers.base import Chunk, TableScan
+from nanobanana_pipeline.prompts.readers.values import text_column
 
 __all__ = ["BrokenRecord", "delimited_chunks"]
 
@@ -60,9 +58,5 @@ def delimited_chunks(
 
 
 def _chunk(numbers: list[int], names: Sequence[str], rows: list[list[str]]) -> Chunk:
-    cells: Iterable[Sequence[str]] = zip(*rows, strict=True) if rows else [()] * len(names)
-    columns = {
-        name: empty_is_missing(pa.array(column, TEXT))
-        for name, column in zip(names, cells, strict=True)
-    }
-    return Chunk(numbers, columns)
+    columns: Iterable[Sequence[str]] = zip(*rows, strict=True) if rows else [()] * len(names)
+    return Chunk(numbers, dict(zip(names, map(text_column, columns), strict=True)))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from datetime import date, time
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 
 from nanobanana_pipeline.prompts.readers.base import TEXT
 
-__all__ = ["TEXT_FIELDS", "empty_is_missing", "value_text"]
+__all__ = ["TEXT_FIELDS", "empty_is_missing", "text_column", "value_text"]
 
 TEXT_FIELDS: Final = frozenset({"prompt", "negative_prompt", "webhook", "track_id"})
 """Request fields of which a number would be refused, however well it reads as text."""
@@ -42,3 +43,8 @@ def value_text(value: object) -> str | None:
 def empty_is_missing(texts: Any) -> Any:  # noqa: ANN401 - pyarrow is untyped
     """A `TEXT` array with null for every empty cell: CSV cannot tell the two apart."""
     return pc.if_else(pc.equal(texts, ""), pa.scalar(None, TEXT), texts)
+
+
+def text_column(values: Sequence[str | None]) -> Any:  # noqa: ANN401 - pyarrow is untyped
+    """A column of a `Chunk`; empty cells are null."""
+    return empty_is_missing(pa.array(values, TEXT))
