@@ -55,17 +55,18 @@ def test_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(fault.row, fault.value) for fault in table.broken] == [(2, "*** dogs ***")]
 
 
-def test_a_format(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FORMATS, Format.PARQUET, example("A format of releases")["JSON_LINES"])
+def test_a_format(store: ObjectStore) -> None:
+    defined = example("A format of releases")
+    formats = {Format.PARQUET: defined["JSON_LINES"].shards}
     rows = rows_of(store, 6)
     table = as_table(rows)
     shards = assign_shards(table, row_digests(table), ShardSize(images=4))
     keyed = table.add_column(0, KEY, [shards.keys])
-    files = build_shards(store, ("pets", "v1"), keyed, shards.shards, [Format.PARQUET])
+    files = build_shards(store, ("pets", "v1"), keyed, shards.shards, formats)
     assert {Path(file.path).suffix for file in files} == {".jsonl"}
     lines = [json.loads(line) for file in files for line in read(store, file.key).splitlines()]
     assert sorted(line["row_id"] for line in lines) == sorted(rows["row_id"])
-    decoded = example("A format of releases")["base64"].b64decode(lines[0]["image"])
+    decoded = defined["base64"].b64decode(lines[0]["image"])
     assert hashlib.sha256(decoded).hexdigest() == lines[0]["image_sha256"]
 
 

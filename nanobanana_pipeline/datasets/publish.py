@@ -20,7 +20,12 @@ import pyarrow as pa
 from nanobanana_pipeline.bucket_keys import latest_release_key, release_key
 from nanobanana_pipeline.datasets.changelog import changes
 from nanobanana_pipeline.datasets.formats import FORMATS, shards_of
-from nanobanana_pipeline.datasets.formats.base import PARQUET_MEDIA_TYPE, Page, ReleaseContents
+from nanobanana_pipeline.datasets.formats.base import (
+    PARQUET_MEDIA_TYPE,
+    Page,
+    ReleaseContents,
+    ShardFiles,
+)
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY, gallery, shown_places
 from nanobanana_pipeline.datasets.release import (
     CHANGELOG,
@@ -226,9 +231,9 @@ def _stored(
     return ReleaseFile(page.path, key, len(page.body), sha256, name)
 
 
-def _shard_formats(recipe: "Recipe") -> list[Format]:
+def _shard_formats(recipe: "Recipe") -> dict[Format, ShardFiles]:
     needed = {shards_of(name) for name in recipe.formats}
-    return [name for name in FORMATS if name in needed]
+    return {name: each.shards for name, each in FORMATS.items() if name in needed and each.shards}
 
 
 def _fingerprint(recipe: "Recipe", schema: pa.Schema, digests: list[str]) -> str:

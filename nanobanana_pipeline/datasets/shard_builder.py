@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Final
 from pydantic import TypeAdapter
 
 from nanobanana_pipeline.bucket_keys import release_key
-from nanobanana_pipeline.datasets.formats import shard_files
-from nanobanana_pipeline.datasets.formats.base import PARQUET_MEDIA_TYPE, ShardWriter
+from nanobanana_pipeline.datasets.formats.base import PARQUET_MEDIA_TYPE, ShardFiles, ShardWriter
 from nanobanana_pipeline.datasets.object_streams import Upload
 from nanobanana_pipeline.datasets.release import Format, ReleaseFile
 from nanobanana_pipeline.datasets.release_rows import taken
@@ -52,7 +51,7 @@ def build_shards(
     folder: tuple[str, str],
     table: "pa.Table",
     shards: "Sequence[Shard]",
-    formats: Sequence[Format],
+    formats: Mapping[Format, ShardFiles],
     earlier: Iterable[ReleaseFile] = (),
 ) -> list[ReleaseFile]:
     """Build the shards that are not there yet.
@@ -62,7 +61,7 @@ def build_shards(
         folder: the dataset's name and the version that new files belong to.
         table: the release's rows with their keys.
         shards: all, as `assign_shards` gives them.
-        formats: that have shards of their own.
+        formats: what to build, in the order of the files.
         earlier: files of the parent; those made of the very same rows are referred to, if they
             are there.
 
@@ -85,13 +84,13 @@ def build_shards(
         stop = threading.Event()
         futures = []
         for shard in shards:
-            missing = []
-            for name in formats:
+            missing = {}
+            for name, kind in formats.items():
                 existing = by_digest.get((name, shard.digest), [])
                 if _are_stored(existing, sizes):
                     files += existing
                 else:
-                    missing.append(name)
+                    missing[name] = kind
             if missing:
                 job = _ShardJob(store, folder, table, shard, missing, helpers, stop)
                 futures.append(workers.submit(job.run))
@@ -103,7 +102,8 @@ def build_shards(
             for future in futures:
                 future.cancel()
             raise
-    return sorted(files, key=lambda file: (formats.index(Format(file.format)), file.path))
+    order = list(formats)
+    return sorted(files, key=lambda file: (order.index(Format(file.format)), file.path))
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class _ShardJob:
     folder: tuple[str, str]
     table: "pa.Table"
     shard: "Shard"
-    formats: Sequence[Format]
+    formats: Mapping[Format, ShardFiles]
     helpers: Executor
     stop: threading.Event
 
@@ -139,8 +139,7 @@ class _ShardJob:
         uploads: dict[Format, Upload] = {}
         writers: dict[Format, ShardWriter] = {}
         with contextlib.ExitStack() as stack:
-            for name in self.formats:
-                kind = shard_files(name)
+            for name, kind in self.formats.items():
                 key = release_key(*self.folder, self._path(name, kind.suffix))
                 upload = Upload(self.store, key, kind.media_type, self.helpers)
                 uploads[name] = stack.enter_context(upload)
@@ -153,7 +152,7 @@ class _ShardJob:
             indexes = {name: writer.finish() for name, writer in writers.items()}
         files = []
         for name, upload in uploads.items():
-            path = self._path(name, shard_files(name).suffix)
+            path = self._path(name, self.formats[name].suffix)
             files.append(self._file(name, path, upload.size, upload.sha256))
             index = indexes[name]
             if index is not None:

@@ -2,14 +2,14 @@
 
 from typing import Final
 
-from nanobanana_pipeline.datasets.formats.base import ReleaseFormat, ShardFiles
+from nanobanana_pipeline.datasets.formats.base import ReleaseFormat
 from nanobanana_pipeline.datasets.formats.croissant import CROISSANT_FORMAT
 from nanobanana_pipeline.datasets.formats.huggingface import HUGGINGFACE_FORMAT
 from nanobanana_pipeline.datasets.formats.parquet import PARQUET_FORMAT
 from nanobanana_pipeline.datasets.formats.webdataset import WEBDATASET_FORMAT
 from nanobanana_pipeline.datasets.release import Format
 
-__all__ = ["FORMATS", "shard_files", "shards_of"]
+__all__ = ["FORMATS", "shards_of"]
 
 FORMATS: Final[dict[Format, ReleaseFormat]] = {
     Format.WEBDATASET: WEBDATASET_FORMAT,
@@ -23,15 +23,3 @@ FORMATS: Final[dict[Format, ReleaseFormat]] = {
 def shards_of(name: Format) -> Format:
     """The format whose shards a release in this format holds."""
     return FORMATS[name].shards_of or name
-
-
-def shard_files(name: Format) -> ShardFiles:
-    """The shards of a format that has its own.
-
-    Raises:
-        ValueError: it uses those of another format.
-    """
-    shards = FORMATS[name].shards
-    if shards is None:
-        raise ValueError(f"{name} has no shards of its own")
-    return shards

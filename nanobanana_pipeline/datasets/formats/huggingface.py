@@ -5,7 +5,7 @@ https://github.com/huggingface/hub-docs/blob/main/datasetcard.md
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -35,40 +35,38 @@ TAGS: Final = ("synthetic", "image-generation", "trainedAlgorithmicMedia")
 SPDX: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 
 
-def card(release: Release, splits: Sequence[str] | None = None) -> str:
+def card(release: Release, split: str | None = None) -> str:
     """Write the card of a folder with Parquet shards.
 
     Args:
         release: with its Parquet shards among its files.
-        splits: those that the folder has; None for all.
+        split: the only one that the folder has; None for all.
     """
-    shards = _shards(release, Format.PARQUET, ".parquet", splits)
+    shards = _shards(release, Format.PARQUET, ".parquet", split)
     front = {**_front_matter(release, shards), "dataset_info": _info(release, shards)}
     shown = Format.HUGGINGFACE in release.recipe["formats"]
     preview = f"![Some of the pictures]({PREVIEW})\n\n" if shown else ""
     return _written(front, _text(release, shards, preview, "| `image` | picture |"))
 
 
-def card_of_tars(release: Release, splits: Sequence[str] | None = None) -> str:
+def card_of_tars(release: Release, split: str | None = None) -> str:
     """Write the card of a folder with tars, so that readers take these and nothing beside them.
 
     Args:
         release: with its WebDataset shards among its files.
-        splits: those that the folder has; None for all.
+        split: the only one that the folder has; None for all.
     """
-    shards = _shards(release, Format.WEBDATASET, ".tar", splits)
+    shards = _shards(release, Format.WEBDATASET, ".tar", split)
     files = "| `png`, `jpg` or `webp` | picture |\n| `txt` | prompt |\n| `json` | all that follow |"
     return _written(_front_matter(release, shards), _text(release, shards, "", files))
 
 
-def _shards(
-    release: Release, format_: Format, suffix: str, splits: Sequence[str] | None
-) -> list[ReleaseFile]:
+def _shards(release: Release, format_: Format, suffix: str, split: str | None) -> list[ReleaseFile]:
     """In the recipe's order of splits, which readers list them in; others come last."""
     found = release.shards(format_, suffix)
     order = {split: place for place, split in enumerate(release.recipe["splits"]["ratios"])}
     return sorted(
-        (file for file in found if splits is None or file.split in splits),
+        (file for file in found if split in {None, file.split}),
         key=lambda file: order.get(str(file.split), len(order)),
     )
 

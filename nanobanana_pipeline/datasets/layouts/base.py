@@ -56,11 +56,6 @@ class PulledRelease:
     rows: Callable[[], Iterator[dict[str, Any]]]
     attributes: list[str]
 
-    @property
-    def splits(self) -> list[str] | None:
-        """Those to pull; None for all."""
-        return None if self.split is None else [self.split]
-
 
 LayOut = Callable[[PulledRelease], Iterator[LayoutFile]]
 

@@ -18,7 +18,7 @@ __all__ = ["lay_out_huggingface"]
 def lay_out_huggingface(pulled: PulledRelease) -> Iterator[LayoutFile]:
     """The shards with a card of the splits that are pulled."""
     files = list(stored_files(pulled, Format.PARQUET))
-    yield TextFile(CARD, card(pulled.release, pulled.splits).encode())
+    yield TextFile(CARD, card(pulled.release, pulled.split).encode())
     yield from files
     for file in pulled.release.files:
         if (file.format == Format.HUGGINGFACE and file.path != CARD) or (

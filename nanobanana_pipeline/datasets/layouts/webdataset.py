@@ -17,5 +17,5 @@ __all__ = ["lay_out_webdataset"]
 def lay_out_webdataset(pulled: PulledRelease) -> Iterator[LayoutFile]:
     """The tars and indexes as they are stored."""
     files = list(stored_files(pulled, Format.WEBDATASET))
-    yield TextFile(CARD, card_of_tars(pulled.release, pulled.splits).encode())
+    yield TextFile(CARD, card_of_tars(pulled.release, pulled.split).encode())
     yield from files
