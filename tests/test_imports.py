@@ -16,7 +16,7 @@ def imports_of(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
 
 
@@ -52,3 +52,20 @@ def test_nothing_below_the_commands_asks_where_pictures_come_from() -> None:
         and any("lineage.trace" in name or "lineage.ind" in name for name in imports_of(path))
     }
     assert asking == set()
+
+
+def test_only_the_account_and_the_commands_for_it_know_the_vendor() -> None:
+    vendor = "nanobanana_pipeline.provider.modelslab"
+    root = PACKAGE.parent
+    importers = {
+        str(path.relative_to(root))
+        for package in (PACKAGE, root / "dagster_nanobanana", root / "dagster_project")
+        for path in package.rglob("*.py")
+        if any(name.startswith(vendor) for name in imports_of(path))
+    }
+    inside = {name for name in importers if name.startswith(vendor.replace(".", "/"))}
+    assert inside, "the vendor's own modules import each other"
+    assert importers - inside == {
+        "nanobanana_pipeline/provider/account.py",
+        "nanobanana_pipeline/cli/provider.py",
+    }

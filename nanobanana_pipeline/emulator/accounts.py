@@ -5,7 +5,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from nanobanana_pipeline.emulator import answers
-from nanobanana_pipeline.emulator.auth import Door
+from nanobanana_pipeline.emulator.auth import Auth
 from nanobanana_pipeline.emulator.bucket import read_bucket
 from nanobanana_pipeline.emulator.provider import Provider
 from nanobanana_pipeline.emulator.validation import InvalidOrderError
@@ -16,9 +16,9 @@ _OURS = "nano_banana"
 class AccountDesk:
     """Takes and forgets S3 details. Those of other deployments are not its concern."""
 
-    def __init__(self, provider: Provider, door: Door) -> None:
+    def __init__(self, provider: Provider, auth: Auth) -> None:
         self._provider = provider
-        self._door = door
+        self._auth = auth
 
     def routes(self) -> list[Route]:
         """Build the routes of both calls."""
@@ -28,7 +28,7 @@ class AccountDesk:
         ]
 
     async def _update(self, request: Request) -> Response:
-        body = await self._door.admit(request)
+        body = await self._auth.admit(request)
         if body is None:
             return answers.unauthorized()
         try:
@@ -40,7 +40,7 @@ class AccountDesk:
         return JSONResponse({"status": "success", "message": "S3 details updated successfully"})
 
     async def _reset(self, request: Request) -> Response:
-        body = await self._door.admit(request)
+        body = await self._auth.admit(request)
         if body is None:
             return answers.unauthorized()
         if body.get("deploy_type") == _OURS:

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from nanobanana_pipeline.emulator.answers import GENERATIONS
-from nanobanana_pipeline.emulator.call_counter import CallMeter
+from nanobanana_pipeline.emulator.call_counter import CallCounter
 from nanobanana_pipeline.emulator.moods import MoodError
 from nanobanana_pipeline.emulator.provider import Provider
 
@@ -26,9 +26,9 @@ class _BadCommandError(ValueError):
     """An admin call that cannot be obeyed, with the reason."""
 
 
-def admin_routes(provider: Provider, meter: CallMeter) -> list[Route]:
+def admin_routes(provider: Provider, counter: CallCounter) -> list[Route]:
     """Build the routes under `/admin`, and `/healthz`."""
-    desk = _AdminDesk(provider, meter)
+    desk = _AdminDesk(provider, counter)
     return [
         Route("/healthz", _loopback_only(desk.health)),
         Route("/admin/purchases", _loopback_only(desk.purchases)),
@@ -53,9 +53,9 @@ def _loopback_only(endpoint: _Endpoint) -> _Endpoint:
 
 
 class _AdminDesk:
-    def __init__(self, provider: Provider, meter: CallMeter) -> None:
+    def __init__(self, provider: Provider, counter: CallCounter) -> None:
         self._provider = provider
-        self._meter = meter
+        self._counter = counter
 
     async def health(self, _: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -76,7 +76,7 @@ class _AdminDesk:
         now = self._provider.clock.now()
         queue = self._provider.queue
         mean = queue.mean(now)
-        calls = self._meter.calls
+        calls = self._counter.calls
         return JSONResponse(
             {
                 "calls": calls,
@@ -91,7 +91,7 @@ class _AdminDesk:
 
     async def reset(self, _: Request) -> Response:
         self._provider.reset()
-        self._meter.reset()
+        self._counter.reset()
         return JSONResponse({"status": "ok"})
 
     async def clock(self, request: Request) -> Response:

@@ -1,7 +1,7 @@
 """The shapes of the emulator's answers, as JSON Schemas by name.
 
 They are the documented ones, and every other that a mood gives them, as long as it is a whole JSON
-object: `answers.py` and `shapes.py` make them.
+object: `answers.py` and `response_variants.py` make them.
 """
 
 from nanobanana_pipeline.emulator.moods import MOODS

@@ -13,28 +13,28 @@ from starlette.types import Receive, Scope, Send
 from nanobanana_pipeline.emulator import answers
 from nanobanana_pipeline.emulator.accounts import AccountDesk
 from nanobanana_pipeline.emulator.admin import admin_routes
-from nanobanana_pipeline.emulator.auth import Door
-from nanobanana_pipeline.emulator.call_counter import CallMeter
+from nanobanana_pipeline.emulator.auth import Auth
+from nanobanana_pipeline.emulator.call_counter import CallCounter
 from nanobanana_pipeline.emulator.clock import ClockStoppedError
 from nanobanana_pipeline.emulator.completion import Completion
 from nanobanana_pipeline.emulator.config import EmulatorConfig
 from nanobanana_pipeline.emulator.delivery import Delivery
 from nanobanana_pipeline.emulator.fields import Order
-from nanobanana_pipeline.emulator.gallery import Gallery
-from nanobanana_pipeline.emulator.misbehaviour import (
+from nanobanana_pipeline.emulator.moods import Stage
+from nanobanana_pipeline.emulator.openapi import openapi_route
+from nanobanana_pipeline.emulator.operations import Operations
+from nanobanana_pipeline.emulator.outputs import Outputs
+from nanobanana_pipeline.emulator.provider import Provider
+from nanobanana_pipeline.emulator.purchases import Purchase
+from nanobanana_pipeline.emulator.references import read_references
+from nanobanana_pipeline.emulator.renderer import Renderer
+from nanobanana_pipeline.emulator.response_faults import (
     FETCH_SPOILERS,
     REFUSALS,
     SPOILERS,
     NoAnswer,
 )
-from nanobanana_pipeline.emulator.moods import Stage
-from nanobanana_pipeline.emulator.openapi import openapi_route
-from nanobanana_pipeline.emulator.operations import Operations
-from nanobanana_pipeline.emulator.provider import Provider
-from nanobanana_pipeline.emulator.purchases import Purchase
-from nanobanana_pipeline.emulator.references import read_references
-from nanobanana_pipeline.emulator.renderer import Studio
-from nanobanana_pipeline.emulator.response_variants import shaped
+from nanobanana_pipeline.emulator.response_variants import as_variant
 from nanobanana_pipeline.emulator.validation import InvalidOrderError, read_order
 
 _Endpoint = Callable[[Request], Awaitable[Response]]
@@ -46,11 +46,11 @@ class EmulatorApp:
     def __init__(self, config: EmulatorConfig) -> None:
         self._config = config
         self._provider = Provider(config)
-        self._studio = Studio()
+        self._renderer = Renderer()
         self._delivery = Delivery(self._provider)
-        self._gallery = Gallery(self._provider, self._studio, self._delivery)
-        self._completion = Completion(self._provider, self._gallery, self._delivery)
-        self._door = Door(config)
+        self._outputs = Outputs(self._provider, self._renderer, self._delivery)
+        self._completion = Completion(self._provider, self._outputs, self._delivery)
+        self._auth = Auth(config)
         routes = [
             *(
                 Route(
@@ -63,20 +63,20 @@ class EmulatorApp:
             Route(
                 f"{answers.API}fetch/{{purchase_id}}", _or_no_answer(self._fetch), methods=["POST"]
             ),
-            Route(f"{answers.OUTPUTS}{{name:path}}", self._gallery.show),
-            *AccountDesk(self._provider, self._door).routes(),
-            *Operations(self._provider, self._studio, self._door).routes(),
+            Route(f"{answers.OUTPUTS}{{name:path}}", self._outputs.show),
+            *AccountDesk(self._provider, self._auth).routes(),
+            *Operations(self._provider, self._renderer, self._auth).routes(),
             openapi_route(),
         ]
         starlette = Starlette(
             routes=routes, lifespan=self._lifespan, exception_handlers={404: _no_such_address}
         )
-        self._meter = CallMeter(starlette)
-        starlette.router.routes.extend(admin_routes(self._provider, self._meter))
+        self._counter = CallCounter(starlette)
+        starlette.router.routes.extend(admin_routes(self._provider, self._counter))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a call."""
-        await self._meter(scope, receive, send)
+        await self._counter(scope, receive, send)
 
     def stop_waiting(self) -> None:
         """End at once what waits for the clock; its clients get no answer, its purchases stand."""
@@ -86,11 +86,11 @@ class EmulatorApp:
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         yield
         self._completion.stop()
-        self._studio.close()
+        self._renderer.close()
         self._provider.close()
 
     async def _generate(self, endpoint: str, request: Request) -> Response:
-        body = await self._door.admit(request)
+        body = await self._auth.admit(request)
         if body is None:
             return answers.unauthorized()
         try:
@@ -100,10 +100,10 @@ class EmulatorApp:
         provider = self._provider
         occasion = provider.moods.occasion(order.picture.digest())
         for mood in provider.moods.striking(Stage.REFUSAL, occasion):
-            return self._shaped(REFUSALS[mood](self._config), occasion)
+            return self._as_variant(REFUSALS[mood](self._config), occasion)
         if not provider.queue.has_room(provider.clock.now()):
             refusal = answers.rate_limited(self._config.cap, self._config.retry_after_seconds)
-            return self._shaped(refusal, occasion)
+            return self._as_variant(refusal, occasion)
         return await self._sell(order, occasion, _root(request))
 
     async def _sell(self, order: Order, occasion: str, root: str) -> Response:
@@ -121,7 +121,7 @@ class EmulatorApp:
         else:
             await self._completion.wait_for(purchase)
             answer = await self._completed(purchase.id, root)
-        finished = self._shaped(answer, occasion)
+        finished = self._as_variant(answer, occasion)
         if "slow_answer" in spoiling:
             now = provider.clock.now()
             await provider.clock.wait_until(now + self._config.slow_answer_seconds)
@@ -136,15 +136,15 @@ class EmulatorApp:
             return answers.fetched_unknown()
         if purchase.fails:
             return answers.generation_failed(purchase)
-        return answers.done(purchase, await self._gallery.outputs(purchase, root))
+        return answers.done(purchase, await self._outputs.outputs(purchase, root))
 
     async def _fetch(self, request: Request) -> Response:
-        if await self._door.admit(request) is None:
+        if await self._auth.admit(request) is None:
             return answers.unauthorized()
         purchase = self._provider.find(request.path_params["purchase_id"])
         if purchase is None:
             return answers.fetched_unknown()
-        answer = self._shaped(await self._result(purchase, _root(request)), purchase.occasion)
+        answer = self._as_variant(await self._result(purchase, _root(request)), purchase.occasion)
         moods = self._provider.moods
         this_time = moods.occasion(f"fetch {purchase.occasion}")
         for mood in moods.striking(Stage.FETCH, this_time):
@@ -157,11 +157,11 @@ class EmulatorApp:
         if purchase.fails:
             return answers.generation_failed(purchase)
         # After the expiry the links are dead, but the provider goes on naming them.
-        return answers.fetched_done(await self._gallery.outputs(purchase, root))
+        return answers.fetched_done(await self._outputs.outputs(purchase, root))
 
-    def _shaped(self, answer: JSONResponse, occasion: str) -> Response:
-        shapes = self._provider.moods.striking(Stage.SHAPE, occasion)
-        return shaped(answer, shapes) if shapes else answer
+    def _as_variant(self, answer: JSONResponse, occasion: str) -> Response:
+        variants = self._provider.moods.striking(Stage.VARIANT, occasion)
+        return as_variant(answer, variants) if variants else answer
 
 
 async def _read(body: dict[str, object], endpoint: str) -> Order:

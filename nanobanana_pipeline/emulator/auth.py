@@ -1,4 +1,4 @@
-"""Lets in who brings the key, which travels in the body."""
+"""Checks the API key, which travels in the body of a call: `Auth`."""
 
 import json
 import secrets
@@ -9,7 +9,7 @@ from starlette.requests import Request
 from nanobanana_pipeline.emulator.config import EmulatorConfig
 
 
-class Door:
+class Auth:
     """Reads bodies and checks their key."""
 
     def __init__(self, config: EmulatorConfig) -> None:

@@ -1,4 +1,4 @@
-"""Calls to other servers, off the event loop, that never hold up the emulator's end."""
+"""Blocking calls to other servers in daemon threads, which never delay the emulator's exit."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ def may_be_called(url: str) -> bool:
     return named and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(url)))
 
 
-async def run_errand(errand: Callable[[], _T]) -> _T:
+async def run_in_background(call: Callable[[], _T]) -> _T:
     """Run a blocking call in a thread that dies with the process.
 
     A pool would not do: Python waits for its threads at the end, however long they take.
@@ -50,11 +50,11 @@ async def run_errand(errand: Callable[[], _T]) -> _T:
     def run() -> None:
         result, failure = None, None
         try:
-            result = errand()
-        except Exception as error:  # noqa: BLE001 - it is raised where the errand is awaited
+            result = call()
+        except Exception as error:  # noqa: BLE001 - it is raised where the call is awaited
             failure = error
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(settle, result, failure)
 
-    threading.Thread(target=run, name="emulator-errand", daemon=True).start()
+    threading.Thread(target=run, name="emulator-call", daemon=True).start()
     return await outcome

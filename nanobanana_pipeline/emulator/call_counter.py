@@ -1,4 +1,4 @@
-"""Counts the calls, by endpoint and by what was answered."""
+"""Counts calls by endpoint and by the status that answered them: `CallCounter`."""
 
 from collections import Counter, defaultdict
 
@@ -10,7 +10,7 @@ _UNANSWERED = "no answer"
 _ENDPOINTS = {*GENERATIONS, "fetch", *OPERATIONS}
 
 
-class CallMeter:
+class CallCounter:
     """An ASGI layer that counts what passes through; the admin's own calls are left out."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -8,11 +8,11 @@ import requests
 from botocore.exceptions import BotoCoreError, ClientError
 
 from nanobanana_pipeline.emulator import answers
-from nanobanana_pipeline.emulator.background import may_be_called, run_errand
+from nanobanana_pipeline.emulator.background import may_be_called, run_in_background
 from nanobanana_pipeline.emulator.bucket import Bucket
 from nanobanana_pipeline.emulator.clock import ClockStoppedError
 from nanobanana_pipeline.emulator.delivery import Delivery
-from nanobanana_pipeline.emulator.gallery import Gallery, media_type
+from nanobanana_pipeline.emulator.outputs import Outputs, media_type
 from nanobanana_pipeline.emulator.provider import Provider
 from nanobanana_pipeline.emulator.purchases import Purchase
 
@@ -26,9 +26,9 @@ class Completion:
     Used from the event loop alone.
     """
 
-    def __init__(self, provider: Provider, gallery: Gallery, delivery: Delivery) -> None:
+    def __init__(self, provider: Provider, gallery: Outputs, delivery: Delivery) -> None:
         self._provider = provider
-        self._gallery = gallery
+        self._outputs = gallery
         self._delivery = delivery
         self._tasks: set[asyncio.Task[None]] = set()
         self._uploads: dict[int, asyncio.Event] = {}
@@ -89,9 +89,9 @@ class Completion:
         async with self._turn:
             try:
                 for sample, name in enumerate(names):
-                    content = await self._gallery.content(purchase, sample)
+                    content = await self._outputs.content(purchase, sample)
                     put = functools.partial(bucket.put, name, content, media_type(purchase))
-                    await run_errand(put)
+                    await run_in_background(put)
             except (BotoCoreError, ClientError, ValueError):
                 return
         addresses = self._delivery.addresses(purchase, bucket)
@@ -110,12 +110,12 @@ class Completion:
             payload = answers.told_failed(purchase)
         else:
             found = self._provider.book.by_id(purchase.id) or purchase
-            payload = answers.told_done(purchase, await self._gallery.outputs(found, root))
+            payload = answers.told_done(purchase, await self._outputs.outputs(found, root))
         if moods.strikes("webhook_request_id", purchase.occasion):
             payload["request_id"] = payload.pop("id")
         for _ in range(1 + moods.strikes("webhook_twice", purchase.occasion)):
             async with self._turn:
-                await run_errand(functools.partial(_post, webhook, payload))
+                await run_in_background(functools.partial(_post, webhook, payload))
 
 
 def _post(url: str, payload: dict[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""What the moods do to pictures: to the bytes made, and to the answers that carry them."""
+"""Faults that moods put into images: into their bytes, and into the answers that carry them."""
 
 import functools
 import io

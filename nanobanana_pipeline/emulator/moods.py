@@ -4,9 +4,9 @@ Whether a mood strikes is a hash of the emulator's seed, the mood's name and the
 picture is asked for, and for which time since the start. So a rehearsal goes wrong in the same
 places each time, in whatever order its requests arrive, and a retry gets another chance.
 
-To add a mood, name it in `MOODS`. What it does stands in a table: in `misbehaviour.py` for answers
-that go wrong, in `shapes.py` for answers in another shape, in `darkroom.py` for pictures. What is
-in no table asks `Moods.strikes` where it happens.
+To add a mood, name it in `MOODS`. What it does stands in a table: in `response_faults` for answers
+that fail, in `response_variants` for another body of the same meaning, in `image_faults` for
+images. A mood of no table asks `Moods.strikes` where it happens.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ class Stage(Enum):
     REFUSAL = "the POST is answered without anything being bought"
     ANSWER = "it is bought, but the answer goes wrong"
     GENERATION = "it is bought and answered well, and goes wrong later"
-    SHAPE = "its answers, to the POST and to every fetch, come in another shape"
+    VARIANT = "its answers, to the POST and to every fetch, come in another shape"
     DELIVERY = "the pictures, or the word that they are done, come in another way"
     FETCH = "one fetch goes wrong, and the next may go well"
     BYTES = "the picture's bytes are not what they should be, however they are delivered"
@@ -47,19 +47,19 @@ MOODS: Mapping[str, Stage] = {
     "empty_body": Stage.ANSWER,
     "json_list": Stage.ANSWER,
     "slow_answer": Stage.ANSWER,
-    "processing_400": Stage.SHAPE,
-    "messege": Stage.SHAPE,
-    "output_string": Stage.SHAPE,
-    "output_blank": Stage.SHAPE,
-    "output_null": Stage.SHAPE,
-    "proxy_links_list": Stage.SHAPE,
-    "proxy_links_map": Stage.SHAPE,
-    "extras": Stage.SHAPE,
-    "id_string": Stage.SHAPE,
-    "request_id": Stage.SHAPE,
-    "no_meta": Stage.SHAPE,
-    "eta_float": Stage.SHAPE,
-    "escaped_slashes": Stage.SHAPE,
+    "processing_400": Stage.VARIANT,
+    "messege": Stage.VARIANT,
+    "output_string": Stage.VARIANT,
+    "output_blank": Stage.VARIANT,
+    "output_null": Stage.VARIANT,
+    "proxy_links_list": Stage.VARIANT,
+    "proxy_links_map": Stage.VARIANT,
+    "extras": Stage.VARIANT,
+    "id_string": Stage.VARIANT,
+    "request_id": Stage.VARIANT,
+    "no_meta": Stage.VARIANT,
+    "eta_float": Stage.VARIANT,
+    "escaped_slashes": Stage.VARIANT,
     "fetch_500": Stage.FETCH,
     "fetch_html": Stage.FETCH,
     "fetch_cut": Stage.FETCH,
@@ -76,7 +76,7 @@ MOODS: Mapping[str, Stage] = {
     "webhook_lies": Stage.DELIVERY,
     "webhook_request_id": Stage.DELIVERY,
     "webhook_twice": Stage.DELIVERY,
-    "details_flat": Stage.SHAPE,
+    "details_flat": Stage.VARIANT,
     "wrong_size": Stage.BYTES,
     "lying_extension": Stage.BYTES,
     "corrupt_chunk": Stage.BYTES,

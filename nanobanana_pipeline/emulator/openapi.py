@@ -15,8 +15,8 @@ from nanobanana_pipeline.emulator.admin import LONGEST_ADVANCE
 from nanobanana_pipeline.emulator.answer_schemas import RATE, answer_schemas, shape
 from nanobanana_pipeline.emulator.answers import ACCOUNT, API, GENERATIONS, OPERATIONS, OUTPUTS
 from nanobanana_pipeline.emulator.bucket import bucket_schema
-from nanobanana_pipeline.emulator.gallery import MEDIA_TYPES
 from nanobanana_pipeline.emulator.moods import MOODS
+from nanobanana_pipeline.emulator.outputs import MEDIA_TYPES
 from nanobanana_pipeline.emulator.references import REF_IMAGE, reference_schema
 from nanobanana_pipeline.emulator.rules import Schema
 from nanobanana_pipeline.emulator.validation import ORDER_RULES

@@ -7,9 +7,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from nanobanana_pipeline.emulator import answers
-from nanobanana_pipeline.emulator.auth import Door
+from nanobanana_pipeline.emulator.auth import Auth
 from nanobanana_pipeline.emulator.provider import Provider
-from nanobanana_pipeline.emulator.renderer import Studio
+from nanobanana_pipeline.emulator.renderer import Renderer
 
 _MODELS = 1
 
@@ -17,10 +17,10 @@ _MODELS = 1
 class Operations:
     """The endpoints beside generation: they cost nothing, and may disturb others."""
 
-    def __init__(self, provider: Provider, studio: Studio, door: Door) -> None:
+    def __init__(self, provider: Provider, renderer: Renderer, auth: Auth) -> None:
         self._provider = provider
-        self._studio = studio
-        self._door = door
+        self._renderer = renderer
+        self._auth = auth
         self._started_at = provider.clock.now()
 
     def routes(self) -> list[Route]:
@@ -41,7 +41,7 @@ class Operations:
         self, operation: Callable[[], JSONResponse]
     ) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
-            if await self._door.admit(request) is None:
+            if await self._auth.admit(request) is None:
                 return answers.unauthorized()
             return operation()
 
@@ -64,7 +64,7 @@ class Operations:
         return JSONResponse({"status": "success", "data": data})
 
     def _clear_cache(self) -> JSONResponse:
-        self._studio.forget()
+        self._renderer.forget()
         return _done("Cache cleared successfully")
 
     def _clear_queue(self) -> JSONResponse:

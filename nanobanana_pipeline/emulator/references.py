@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import requests
 from PIL import Image
 
-from nanobanana_pipeline.emulator.background import is_loopback, run_errand
+from nanobanana_pipeline.emulator.background import is_loopback, run_in_background
 from nanobanana_pipeline.emulator.rules import Schema
 from nanobanana_pipeline.emulator.validation import InvalidOrderError
 
@@ -64,7 +64,7 @@ async def read_references(body: Mapping[str, object], endpoint: str) -> list[Ref
         raise _wrong("must be an array of URLs or base64")
     if len(raw) > _MOST:
         raise _wrong(f"must not name more than {_MOST} images")
-    return [await run_errand(functools.partial(_read, each)) for each in raw]
+    return [await run_in_background(functools.partial(_read, each)) for each in raw]
 
 
 def _read(raw: str) -> Reference:

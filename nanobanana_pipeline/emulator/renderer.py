@@ -1,4 +1,4 @@
-"""Draws on demand, off the event loop, and remembers the last few pictures."""
+"""Renders images on demand in a thread pool, and caches the last few: `Renderer`."""
 
 import asyncio
 from collections import OrderedDict
@@ -12,7 +12,7 @@ _PAINTERS = 2
 _KEPT = 64
 
 
-class Studio:
+class Renderer:
     """Pictures are never stored: a purchase can be drawn again at any time."""
 
     def __init__(self) -> None:
@@ -37,5 +37,5 @@ class Studio:
         self._drawn.clear()
 
     def close(self) -> None:
-        """Let the painters go; pictures that were not begun are not drawn any more."""
+        """Shut the thread pool down; images that were not begun are not drawn."""
         self._painters.shutdown(wait=False, cancel_futures=True)

@@ -1,7 +1,7 @@
-"""The shapes in which the provider's answers have been seen: same meaning, other words.
+"""Variants in which the provider's answers have been observed: same meaning, another body.
 
-A shape takes the answer as `answers.py` documents it and gives it as it may come instead. Shapes of
-one answer add up, in the order of `SHAPES`.
+A variant takes the answer that `answers.py` documents and gives the one that may come instead.
+Variants of one answer add up, in the order of `VARIANTS`.
 """
 
 import json
@@ -71,8 +71,8 @@ def _eta_float(body: _Body) -> _Body:
     return body | {"eta": body["eta"] + 0.5} if "eta" in body else body
 
 
-# Each mood of Stage.SHAPE that says the same in another body.
-SHAPES: Mapping[str, Callable[[_Body], _Body]] = {
+# Each mood of Stage.VARIANT that says the same in another body.
+VARIANTS: Mapping[str, Callable[[_Body], _Body]] = {
     "output_blank": _output_blank,
     "output_null": _output_null,
     "proxy_links_list": _proxy_links_list,
@@ -87,12 +87,12 @@ SHAPES: Mapping[str, Callable[[_Body], _Body]] = {
 }
 
 
-def shaped(answer: JSONResponse, moods: Collection[str]) -> Response:
+def as_variant(answer: JSONResponse, moods: Collection[str]) -> Response:
     """Give an answer in the shapes that are the mood."""
     body = json.loads(bytes(answer.body))
-    for name, reshape in SHAPES.items():
+    for name, vary in VARIANTS.items():
         if name in moods:
-            body = reshape(body)
+            body = vary(body)
     text = json.dumps(body, separators=(",", ":"))
     if ESCAPED_SLASHES in moods:
         text = text.replace("/", r"\/")

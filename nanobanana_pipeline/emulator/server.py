@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from nanobanana_pipeline.emulator.answers import API
 from nanobanana_pipeline.emulator.app import EmulatorApp
 from nanobanana_pipeline.emulator.config import EmulatorConfig
-from nanobanana_pipeline.emulator.misbehaviour import CUT_CONNECTION
+from nanobanana_pipeline.emulator.response_faults import CUT_CONNECTION
 
 _DEADLINE_SECONDS = 10.0
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here, only named

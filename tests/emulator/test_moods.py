@@ -11,7 +11,7 @@ from PIL import Image
 
 from nanobanana_pipeline.emulator import EmulatorConfig, running
 from nanobanana_pipeline.emulator.moods import MOODS, Moods
-from tests.emulator import delivery_proofs, image_proofs, shape_proofs, webhook_proofs
+from tests.emulator import delivery_proofs, image_proofs, variant_proofs, webhook_proofs
 from tests.emulator.account import Account
 from tests.emulator.conftest import LATENCY
 
@@ -132,7 +132,7 @@ _PROOFS: dict[str, Callable[[Account], None]] = {
     "forget": _forget,
     "image_404": _image_404,
     "truncated_image": _truncated_image,
-    **shape_proofs.PROOFS,
+    **variant_proofs.PROOFS,
     **image_proofs.PROOFS,
     **delivery_proofs.PROOFS,
     **webhook_proofs.PROOFS,

@@ -38,7 +38,7 @@ QUIET: dict[str, float] = {"webhook_never": 1}
 OTHER_SHAPES = ("messege", "output_string", "proxy_links_map", "extras", "id_string", "eta_float")
 RATES = {
     Stage.REFUSAL: 0.05,
-    Stage.SHAPE: 0.3,
+    Stage.VARIANT: 0.3,
     Stage.GENERATION: 0.2,
     Stage.DELIVERY: 0.3,
 }

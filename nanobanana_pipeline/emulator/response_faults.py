@@ -1,4 +1,4 @@
-"""What the moods of a POST do to its answer."""
+"""Faults that moods put into the answers to calls: refusals, errors, cut connections."""
 
 import json
 import time

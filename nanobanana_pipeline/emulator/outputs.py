@@ -1,4 +1,4 @@
-"""Shows the pictures to whoever has their address."""
+"""Serves images at their output addresses; no key is needed, as at the provider."""
 
 import asyncio
 import base64
@@ -12,17 +12,17 @@ from nanobanana_pipeline.emulator.image_faults import ALWAYS, ONCE, SPOILT
 from nanobanana_pipeline.emulator.moods import Moods, Stage
 from nanobanana_pipeline.emulator.provider import Provider
 from nanobanana_pipeline.emulator.purchases import Purchase
-from nanobanana_pipeline.emulator.renderer import Studio
+from nanobanana_pipeline.emulator.renderer import Renderer
 
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 
 
-class Gallery:
+class Outputs:
     """Draws what was bought, and answers the GETs of it."""
 
-    def __init__(self, provider: Provider, studio: Studio, delivery: Delivery) -> None:
+    def __init__(self, provider: Provider, renderer: Renderer, delivery: Delivery) -> None:
         self._provider = provider
-        self._studio = studio
+        self._renderer = renderer
         self._delivery = delivery
 
     async def show(self, request: Request) -> Response:
@@ -55,7 +55,7 @@ class Gallery:
     async def _picture(self, purchase: Purchase, sample: int) -> bytes:
         """Draw one picture, counted from 0, with what the moods do to its bytes."""
         fields = self._delivery.drawn_from(purchase)
-        image = await self._studio.picture(fields, sample, purchase.image_format)
+        image = await self._renderer.picture(fields, sample, purchase.image_format)
         for mood in self._moods.striking(Stage.BYTES, _occasion(purchase, sample))[:1]:
             image = await asyncio.to_thread(SPOILT[mood], image)
         return image
