@@ -23,8 +23,8 @@ from pydantic import SecretStr
 
 from nanobanana_pipeline import local
 from nanobanana_pipeline.bucket_keys import claim_bucket
-from nanobanana_pipeline.generation.engine import submit
 from nanobanana_pipeline.generation.engine.engine import Report
+from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
 from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, read_current
 from nanobanana_pipeline.generation.planning.cells import draw_cells
@@ -199,12 +199,12 @@ def _begin(tells: Any, target: Target, place: Site, name: str, run_id: str) -> N
 
 def launch(place: Site, name: str, run_id: str) -> None:
     """One launch of a partition, from its plan to its manifest, with leases of 8 s for 150 s."""
-    submit.LEASE_MARGIN_SECONDS = LEASE_MARGIN_SECONDS  # type: ignore[misc]
+    timing = Timing(lease_margin_seconds=LEASE_MARGIN_SECONDS)
     store, account = place.store(), place.account()
     made = plan(store, REALM, Launch(name, SEED, run_id=run_id, parameters=SMALL))
     report = Report()
     for shard in made.shards:
-        report += settle_shard(store, account, run_id, shard)
+        report += settle_shard(store, account, run_id, shard, timing=timing)
     collect(store, REALM, made, report)
 
 

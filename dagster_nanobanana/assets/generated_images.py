@@ -33,6 +33,7 @@ from dagster_nanobanana.termination import RunOver, RunWatch
 from nanobanana_pipeline.errors import NanobananaError, StorageError
 from nanobanana_pipeline.generation import launch
 from nanobanana_pipeline.generation.engine.engine import Progress, Report
+from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.generation.manifest.manifest import COLUMNS, CellState, CurrentManifest
 from nanobanana_pipeline.generation.manifest.preview import (
     keep_preview,
@@ -131,7 +132,7 @@ def generate(
                 shard["shard"],
                 slots=config.slots,
                 on_progress=_progress_log(context, shard["shard"], watch),
-                progress_seconds=PROGRESS_SECONDS,
+                timing=Timing(progress_seconds=PROGRESS_SECONDS),
             )
     except dg.DagsterExecutionInterruptedError:
         context.log.warning(termination_summary(nanobanana.store(), shard["run_id"]))

@@ -1,13 +1,20 @@
-"""What happened to every request that was ever made, one small object each."""
+"""The ledger: one JSON object a request key, with all attempts at buying it and their outcome."""
 
 from nanobanana_pipeline.ledger.attempt import Attempt, Outcome, StoredImage, new_nonce, now_iso
 from nanobanana_pipeline.ledger.entry import COSTING, MAX_FAILURES, UNSURE, Entry, State
-from nanobanana_pipeline.ledger.ledger import PAID_PATIENCE_SECONDS, Held, Ledger, boot_clock
+from nanobanana_pipeline.ledger.ledger import (
+    PAID_PATIENCE_SECONDS,
+    PATIENCE_SECONDS,
+    Held,
+    Ledger,
+    boot_clock,
+)
 
 __all__ = [
     "COSTING",
     "MAX_FAILURES",
     "PAID_PATIENCE_SECONDS",
+    "PATIENCE_SECONDS",
     "UNSURE",
     "Attempt",
     "Entry",
