@@ -1,8 +1,6 @@
 """A provider that is not ModelsLab: nothing bought of it is lost, and nothing bought twice."""
 
-import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,6 +13,7 @@ from nanobanana_pipeline.storage import ObjectStore
 from tests.launching import SMALL, keep_prompts, prompts
 from tests.second_provider import adapter
 from tests.second_provider.site import SecondSite
+from tests.test_extending_page import example
 
 OPTIONS = ("--latency", "0.2:0.6", "--cap", str(SLOTS), "--slow-answer", "0.2")
 FAULTS = {
@@ -61,13 +60,7 @@ def test_every_cell_is_accounted_for_when_everything_goes_wrong(tmp_path: Path) 
 
 
 def test_a_provider_as_the_page_writes_one(store: ObjectStore) -> None:
-    page = (Path(__file__).parents[2] / "docs/extending.md").read_text("utf-8")
-    (program,) = re.findall(
-        r"```python\n(.*?)```", page.split("\n## A provider\n")[1].split("\n## ")[0], re.DOTALL
-    )
-    defined: dict[str, Any] = {}
-    exec(compile(program, "docs/extending.md", "exec"), defined)  # noqa: S102 - it is the page's
-    account = defined["account"]
+    account = example("A provider")["account"]
     keep_prompts(store, "set", prompts(3))
     for run_id, sold in (("first", 3), ("again", 3)):
         settled = settle_launch(store, account, Launch("set", 1, run_id, SMALL))
