@@ -290,7 +290,7 @@ def test_the_key_stands_in_no_url_header_repr_log_or_traceback(
     outcomes += [provider, provider.submit(REQUEST), provider.fetch("1")]
     assert API_KEY not in repr(outcomes)
     assert API_KEY not in caplog.text
-    with pytest.raises(AttributeError) as wrong:
+    with pytest.raises(TypeError) as wrong:
         provider.submit(None)  # type: ignore[arg-type]
     assert API_KEY not in "".join(traceback.format_exception(wrong.value))
 
