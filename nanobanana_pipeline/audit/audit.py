@@ -23,7 +23,6 @@ from nanobanana_pipeline.audit.runs import check_reservations, check_runs
 from nanobanana_pipeline.bucket_keys import ledger_key, manifest_prefix
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
 from nanobanana_pipeline.generation.budget.reservations import EXPIRED_SECONDS
-from nanobanana_pipeline.generation.engine.reconcile import KEPT_BY_PROVIDER
 from nanobanana_pipeline.generation.manifest.manifest import (
     CellState,
     CurrentManifest,
@@ -32,6 +31,7 @@ from nanobanana_pipeline.generation.manifest.manifest import (
 )
 from nanobanana_pipeline.generation.manifest.rows import CELL_OF
 from nanobanana_pipeline.ledger import Attempt, Held, State
+from nanobanana_pipeline.provider.account import PROVIDER
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["audit"]
@@ -258,7 +258,7 @@ def _judge(found: Mismatch) -> Kind | None:
 
 def _time_left(attempt: Attempt) -> timedelta:
     since = datetime.fromisoformat(attempt.accepted or attempt.started)
-    return since + KEPT_BY_PROVIDER - datetime.now(UTC)
+    return since + timedelta(seconds=PROVIDER.kept_seconds) - datetime.now(UTC)
 
 
 def _expiring_text(attempt: Attempt, left: timedelta) -> str:

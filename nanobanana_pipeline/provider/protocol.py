@@ -2,8 +2,8 @@
 
 Engine, ledger, budgets and planning know a provider by this alone; `account` opens one from the
 settings, and a caller in Python may put another into an `Account`. A second provider supplies a
-class with the members of `Provider`, and a request model (`request.ImageRequest`). It must keep to
-four rules, because money depends on them:
+class with the members of `Provider`, and a subclass of `request.ImageRequest` for its requests. It
+must keep to four rules, because money depends on them:
 
 - `submit` sends a request at most once and repeats nothing by itself. It returns `Unknown` where it
   cannot tell whether the request was bought, and `NotSent` only if no byte has left this machine.

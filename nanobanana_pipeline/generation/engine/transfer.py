@@ -8,8 +8,7 @@ import hashlib
 import logging
 import threading
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import Final
+from datetime import UTC, datetime
 
 import tenacity
 
@@ -36,9 +35,6 @@ from nanobanana_pipeline.storage import ObjectStore
 __all__ = ["Transfer", "Transferred"]
 
 log = logging.getLogger(__name__)
-
-EXPIRY: Final = timedelta(hours=24)
-"""The provider deletes its own pictures after so long."""
 
 
 class _Expired(ImageGone):
@@ -226,7 +222,9 @@ class Transfer:
         except NotDelivered:
             raise
         except ImageGone as error:
-            raise _explain_gone(error, held.entry.attempt(nonce).accepted) from None
+            raise _explain_gone(
+                error, held.entry.attempt(nonce).accepted, self._provider.kept_seconds
+            ) from None
 
     def _store_with_retries(self, held: Held, image: _VerifiedImage) -> None:
         """`_store_once`, repeated while S3 is silent, within the patience for what was paid for.
@@ -330,15 +328,15 @@ class Transfer:
         raise DownloadError(f"there are no good bytes yet, and the provider says: {outcome}")
 
 
-def _explain_gone(error: ImageGone, accepted: str | None) -> ImageGone:
+def _explain_gone(error: ImageGone, accepted: str | None, kept_seconds: int) -> ImageGone:
     """The error with the image's age, and whether the provider has deleted it by its own rule."""
     if accepted is None:
         return error
-    age = datetime.now(UTC) - datetime.fromisoformat(accepted)
-    if age >= EXPIRY:
+    age = (datetime.now(UTC) - datetime.fromisoformat(accepted)).total_seconds()
+    if age >= kept_seconds:
         return _Expired(
-            f"expired: the provider deletes pictures after 24 hours; accepted at {accepted} "
-            f"({error})"
+            f"expired: the provider deletes pictures after {kept_seconds // 3600} hours; "
+            f"accepted at {accepted} ({error})"
         )
-    minutes = int(age.total_seconds() // 60)
+    minutes = int(age // 60)
     return ImageGone(f"{error}, {minutes // 60} h {minutes % 60} min after it was accepted")

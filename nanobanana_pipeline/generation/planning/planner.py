@@ -141,7 +141,7 @@ def plan_cells(
         counted[entry.state.value] += 1
         if not (may_buy and entry.may_claim(rebuy=launch.rebuy)):
             barred.add(entry.request_key)
-            if can_reconcile(entry):
+            if can_reconcile(entry, account.provider.kept_seconds):
                 look.add(entry.request_key)
         if entry.state in {State.ACCEPTED, State.SUBMITTING}:
             resume.add(entry.request_key)

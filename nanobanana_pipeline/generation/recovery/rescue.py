@@ -190,7 +190,8 @@ def rescue(
     seen = _read_run(run_id, store.listing(f"runs/{run_id}/"))
     own = list(read_request_keys(store, dead))
     ledger = Ledger(store)
-    left = {h.entry.request_key for h in ledger.read_many(own) if _may_be_brought(h.entry)}
+    kept = account.provider.kept_seconds
+    left = {h.entry.request_key for h in ledger.read_many(own) if _may_be_brought(h.entry, kept)}
     owed = [
         replace(planned, buy=False)
         for shard in dead.shards
@@ -268,8 +269,8 @@ def _has_all(current: CurrentManifest, dead: RunPlan) -> bool:
     return is_same and set(current.cells) <= {CellState.SETTLED, CellState.NOT_REQUESTED}
 
 
-def _may_be_brought(entry: Entry) -> bool:
-    return entry.state in {State.ACCEPTED, State.SUBMITTING} or can_reconcile(entry)
+def _may_be_brought(entry: Entry, kept_seconds: float) -> bool:
+    return entry.state in {State.ACCEPTED, State.SUBMITTING} or can_reconcile(entry, kept_seconds)
 
 
 def _read_run(run_id: str, files: Iterator[ListedObject]) -> Run | None:
