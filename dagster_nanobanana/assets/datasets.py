@@ -9,7 +9,7 @@ import dagster as dg
 import pandas as pd
 import pyarrow as pa
 
-from dagster_nanobanana.automation.conditions import on_changed_inputs
+from dagster_nanobanana.assets.conditions import on_changed_inputs
 from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.lineage import recorded_step
 from dagster_nanobanana.partitions import cell_key

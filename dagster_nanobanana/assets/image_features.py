@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from dagster_nanobanana.automation.conditions import on_changed_inputs
+from dagster_nanobanana.assets.conditions import on_changed_inputs
 from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.lineage import recorded_step
 from dagster_nanobanana.partitions import grid, read_cell_key
