@@ -35,7 +35,7 @@ from nanobanana_pipeline.prompts.table import read_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.downloads import Downloader
-from nanobanana_pipeline.provider.modelslab.client import ProviderClient
+from nanobanana_pipeline.provider.modelslab.client import ModelsLab
 from nanobanana_pipeline.request import PictureParameters
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from nanobanana_pipeline.webhooks.inbox import Webhooks
@@ -90,7 +90,7 @@ class Site:
         """Who buys; its POSTs have a short deadline, so that a dead claim is soon in doubt."""
         return Account(
             REALM,
-            ProviderClient(
+            ModelsLab(
                 self.base_url,
                 SecretStr(local.API_KEY),
                 connections=2 * SLOTS + 8,

@@ -19,6 +19,7 @@ NanobananaError
 └── DownloadError         an output URL did not give its image
     ├── DownloadRefused       it must not be followed (scheme, address), or S3 forbids to read it
     ├── ImageGone             404, 403 or 410: not there yet, or not any more
+    │   └── NotDelivered          the customer's own bucket has no such object
     └── ImageBroken           no image: other bytes, too many, or a redirect that leads astray
 
 Messages say what happened, where, and how to mend it.
@@ -34,6 +35,7 @@ __all__ = [
     "ImageGone",
     "LocalServerError",
     "NanobananaError",
+    "NotDelivered",
     "ObjectTooLarge",
     "OperationFailed",
     "OperationInDoubt",
@@ -132,6 +134,10 @@ class DownloadRefused(DownloadError):  # noqa: N818
 
 class ImageGone(DownloadError):  # noqa: N818
     """The server has no such image, not yet or not any more."""
+
+
+class NotDelivered(ImageGone):
+    """The customer's own bucket has no such object; the provider's time limit does not matter."""
 
 
 class ImageBroken(DownloadError):  # noqa: N818

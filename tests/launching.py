@@ -27,7 +27,7 @@ from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.table import read_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.account import Account
-from nanobanana_pipeline.provider.modelslab.client import ProviderClient
+from nanobanana_pipeline.provider.modelslab.client import ModelsLab
 from nanobanana_pipeline.request import PictureParameters
 from nanobanana_pipeline.storage import ObjectStore
 
@@ -94,8 +94,8 @@ def launch(
 
 def hasty(account: Account, base_url: str, submit_seconds: float) -> Account:
     """The same account with a shorter deadline for a POST."""
-    client = ProviderClient(base_url, SecretStr("any"), submit_seconds=submit_seconds)
-    return replace(account, client=client)
+    client = ModelsLab(base_url, SecretStr("any"), submit_seconds=submit_seconds)
+    return replace(account, provider=client)
 
 
 def entries(store: ObjectStore) -> list[Entry]:

@@ -120,6 +120,25 @@ def test_the_emulator_shares_no_code_with_the_client() -> None:
     assert {name for path in emulator.values() for name in imports_of(path)} <= emulator.keys()
 
 
+def test_only_the_account_and_the_commands_for_it_know_the_vendor() -> None:
+    knowing = {
+        name
+        for name, path in modules().items()
+        if any(room_of(imported) == "provider.modelslab" for imported in imports_of(path))
+        and room_of(name) != "provider.modelslab"
+    }
+    assert knowing == {"nanobanana_pipeline.provider.account", "nanobanana_pipeline.cli.provider"}
+
+
+def test_nothing_below_the_commands_asks_where_pictures_come_from() -> None:
+    asking = {
+        room_of(name)
+        for name, path in modules().items()
+        if any(room_of(imported) == "lineage.trace" for imported in imports_of(path))
+    }
+    assert asking == {"cli", "lineage.trace"}
+
+
 def test_the_domain_imports_without_dagster() -> None:
     domain = [name for name in modules() if name.startswith("nanobanana_pipeline")]
     domain.remove("nanobanana_pipeline.emulator.__main__")

@@ -78,15 +78,15 @@ def list_doubts(
 ) -> None:
     """Show what is in doubt or lost, the oldest first. Exits with 1 if there is any."""
     settings = Settings.load()
-    store = open_bucket(settings)
+    account, store = Account.open(settings), open_bucket(settings)
     wanted = _filter(keys, state, cause, run, older, min_cost)
     found = [d for d in find_doubts(store, settings.price_per_image) if wanted.allows(d)]
     if as_json:
-        perhaps = hints(store, found)
+        perhaps = hints(store, account, found)
         rows = [{**asdict(doubt), "hints": perhaps[doubt.request_key]} for doubt in found]
         typer.echo(json.dumps(rows, indent=1, default=str))
     else:
-        _show(make_console(), store, found)
+        _show(make_console(), store, account, found)
     if found:
         raise typer.Exit(DOUBTS_LEFT)
 
@@ -177,7 +177,7 @@ def _ask(chosen: list[Doubt], action: Action, *, yes: bool) -> None:
     confirm(f"{action} {what}", yes=yes)
 
 
-def _show(console: Console, store: ObjectStore, found: list[Doubt]) -> None:
+def _show(console: Console, store: ObjectStore, account: Account, found: list[Doubt]) -> None:
     if not found:
         console.print("nothing is in doubt or lost")
         return
@@ -198,7 +198,7 @@ def _show(console: Console, store: ObjectStore, found: list[Doubt]) -> None:
     console.print(
         table_of(pd.DataFrame(rows), f"{counted(len(found), 'request')} in doubt or lost")
     )
-    for key, objects in hints(store, found).items():
+    for key, objects in hints(store, account, found).items():
         for uri in objects:
             console.print(f"{key[:KEY_SHOWN]}: perhaps {uri}", highlight=False, soft_wrap=True)
     console.print(

@@ -12,6 +12,7 @@ from nanobanana_pipeline.cli.status import open_bucket
 from nanobanana_pipeline.cli.terminal import confirm, make_console
 from nanobanana_pipeline.errors import OperationFailed, OperationInDoubt, SettingsError
 from nanobanana_pipeline.ledger import now_iso
+from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.modelslab.operations import Operations, S3Details
 from nanobanana_pipeline.provider.modelslab.own_bucket import (
     Place,
@@ -38,7 +39,7 @@ provider_commands = typer.Typer(
 def details() -> None:
     """Show what the provider's server tells of itself."""
     settings = Settings.load()
-    told = _operations(settings).details()
+    told = Account.open(settings).provider.health()
     rows = pd.DataFrame({"what": list(told), "value": list(told.values())}, dtype="str")
     make_console().print(table_of(rows, settings.base_url))
 

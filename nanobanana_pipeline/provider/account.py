@@ -6,7 +6,8 @@ from typing import Self
 from nanobanana_pipeline.errors import SettingsError
 from nanobanana_pipeline.money import Budget
 from nanobanana_pipeline.provider.downloads import Downloader
-from nanobanana_pipeline.provider.modelslab.client import ProviderClient
+from nanobanana_pipeline.provider.modelslab.client import ModelsLab
+from nanobanana_pipeline.provider.protocol import Provider
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.webhooks.inbox import Webhooks
 
@@ -19,15 +20,15 @@ class Account:
 
     Attributes:
         realm: whose pictures these are.
-        client: generates and fetches.
-        downloader: gets the images.
+        provider: generates and fetches.
+        downloader: gets URLs, by the rules of the settings.
         slots: most requests at once.
         webhooks: where the provider may tell that a picture is done; None if nowhere.
         budget: what a picture costs, and how much may be spent.
     """
 
     realm: str
-    client: ProviderClient
+    provider: Provider
     downloader: Downloader
     slots: int
     webhooks: Webhooks | None = None
@@ -44,7 +45,7 @@ class Account:
             raise SettingsError("the settings were not checked: use Settings.load()")
         return cls(
             settings.realm,
-            ProviderClient(settings.base_url, settings.api_key, connections=2 * settings.slots + 8),
+            ModelsLab(settings.base_url, settings.api_key, connections=2 * settings.slots + 8),
             Downloader(settings.allowed_hosts),
             settings.slots,
             Webhooks.from_settings(settings),

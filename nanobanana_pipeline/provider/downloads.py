@@ -7,6 +7,7 @@ too much has given a broken image.
 """
 
 import ipaddress
+import re
 from collections.abc import Iterable
 from typing import Final
 from urllib.parse import urljoin, urlsplit
@@ -15,7 +16,7 @@ from nanobanana_pipeline.errors import DownloadError, DownloadRefused, ImageBrok
 from nanobanana_pipeline.images.inspect import MAX_IMAGE_BYTES
 from nanobanana_pipeline.provider.http import Answer, Http, NoAnswer, NotSentError, TooLarge
 
-__all__ = ["Downloader", "public_url"]
+__all__ = ["Downloader", "is_url", "public_url"]
 
 DOWNLOAD_SECONDS: Final = 120.0
 MAX_REDIRECTS: Final = 5
@@ -24,6 +25,14 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 GONE_STATUSES = frozenset({403, 404, 410})
 IPV4_AT_THE_END = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
 """IPv6 addresses that stand for an IPv4 address: NAT64, and the old compatible ones."""
+
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def is_url(output: str) -> bool:
+    """Whether an output names a place, rather than being the picture itself."""
+    return _URL.match(output.strip()) is not None
 
 
 class Downloader:

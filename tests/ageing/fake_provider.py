@@ -6,11 +6,12 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from PIL import Image
 
 from nanobanana_pipeline.errors import DownloadError, ImageGone
+from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.provider.outcomes import (
     Done,
     Failed,
@@ -24,7 +25,9 @@ from nanobanana_pipeline.provider.outcomes import (
     SubmitOutcome,
     Unknown,
 )
+from nanobanana_pipeline.provider.protocol import Delivered, ReadOutput
 from nanobanana_pipeline.request import ImageRequest
+from nanobanana_pipeline.storage import ObjectStore
 from tests.ageing.scheduler import Scheduler
 
 __all__ = ["KEPT_SECONDS", "SUBMIT_SECONDS", "FakeDownloader", "FakeProvider", "Order"]
@@ -111,13 +114,15 @@ class Order:
 
 
 class FakeProvider:
-    """Stands where `ProviderClient` does.
+    """A `Provider`.
 
     Attributes:
         orders: every sale there ever was.
         healthy: whether every call is answered soundly.
     """
 
+    request_model: ClassVar = ImageRequest
+    kept_seconds: ClassVar = 24 * 3600
     submit_seconds = SUBMIT_SECONDS
 
     def __init__(self, scheduler: Scheduler) -> None:
@@ -169,6 +174,17 @@ class FakeProvider:
                 self._scheduler.pause(f"the answer to fetch {provider_id}")
                 return answer
         return self._state(provider_id)
+
+    def reader(self, store: ObjectStore, downloader: Downloader) -> ReadOutput:
+        del store
+        return lambda output: Delivered(downloader.download(output))
+
+    def folders(self, store: ObjectStore) -> list[ObjectStore]:
+        del store
+        return []
+
+    def health(self) -> dict[str, str]:
+        return {}
 
     def _state(self, provider_id: str) -> FetchOutcome:
         now = self._scheduler.now

@@ -66,7 +66,7 @@ def test_a_lost_picture_without_an_id_is_looked_for_where_it_was_said_to_be() ->
         ledger, output = Ledger(world.store), ("https://pictures.test/0/0.png",)
         held = ledger.apply(claimed(world), lambda e: e.accept("0" * 16, None, output))
         held = ledger.apply(held, lambda e: e.lose("0" * 16, "HTTP 404"))
-        evidence = Reconciler(ledger, world.account().client, Inbox(world.store))
+        evidence = Reconciler(ledger, world.account().provider, Inbox(world.store))
         assert evidence.look(held) == Bought(held, "0" * 16, Done(None, output))
         world.scheduler.now += 24 * 3600
         assert not isinstance(evidence.look(held), Bought)

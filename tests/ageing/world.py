@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
     from nanobanana_pipeline.provider.downloads import Downloader
-    from nanobanana_pipeline.provider.modelslab.client import ProviderClient
 
 __all__ = ["FAULTS", "Chooser", "World"]
 
@@ -341,7 +340,7 @@ class World:
             rebuy=rebuy,
         )
         mover = Transfer(
-            self.store, Ledger(self.store), account.client, account.downloader, run_id=name
+            self.store, Ledger(self.store), account.provider, account.downloader, run_id=name
         )
         mover.give_up = give_up
         boot, wall = (0.0, 0.0) if sound else (self._one_of(CLOCKS), self._one_of(WALLS))
@@ -402,7 +401,7 @@ class World:
     def account(self, *, with_webhooks: bool = False) -> Account:
         return Account(
             "test",
-            cast("ProviderClient", self.provider),
+            self.provider,
             cast("Downloader", FakeDownloader(self.scheduler, self.provider)),
             slots=2,
             webhooks=Webhooks("https://us.test", SecretStr("secret")) if with_webhooks else None,

@@ -163,7 +163,7 @@ class Engine:
     ) -> None:
         ledger = Ledger(store)
         self._transfer = transfer = Transfer(
-            store, ledger, account.client, account.downloader, run_id=run_id, metrics=metrics
+            store, ledger, account.provider, account.downloader, run_id=run_id, metrics=metrics
         )
         self._metrics = metrics
         self._slots = slots

@@ -7,7 +7,6 @@ from typing import Final
 from nanobanana_pipeline.errors import ProviderHalt, StorageUnavailable
 from nanobanana_pipeline.generation.engine.work_queue import Ended, Ready
 from nanobanana_pipeline.ledger import State, boot_clock
-from nanobanana_pipeline.provider.modelslab.client import ProviderClient
 from nanobanana_pipeline.provider.outcomes import (
     Done,
     Failed,
@@ -16,6 +15,7 @@ from nanobanana_pipeline.provider.outcomes import (
     RateLimited,
     Unknown,
 )
+from nanobanana_pipeline.provider.protocol import Provider
 from nanobanana_pipeline.provider.slots import Slots
 from nanobanana_pipeline.webhooks.inbox import Inbox
 
@@ -49,7 +49,7 @@ class Poller:
     """
 
     def __init__(
-        self, provider: ProviderClient, inbox: Inbox, slots: Slots, *, give_up: threading.Event
+        self, provider: Provider, inbox: Inbox, slots: Slots, *, give_up: threading.Event
     ) -> None:
         self._provider = provider
         self._inbox = inbox

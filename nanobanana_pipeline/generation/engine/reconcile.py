@@ -12,8 +12,8 @@ from typing import Final
 from nanobanana_pipeline.errors import ProviderHalt
 from nanobanana_pipeline.generation.engine.work_queue import Bought, Ended, Later, Step
 from nanobanana_pipeline.ledger import UNSURE, Attempt, Entry, Held, Ledger, Outcome
-from nanobanana_pipeline.provider.modelslab.client import ProviderClient
 from nanobanana_pipeline.provider.outcomes import Done, Failed, Halted, Queued
+from nanobanana_pipeline.provider.protocol import Provider
 from nanobanana_pipeline.webhooks.inbox import Inbox, attempt_id
 
 __all__ = ["KEPT_BY_PROVIDER", "Reconciler", "can_reconcile"]
@@ -35,7 +35,7 @@ def can_reconcile(entry: Entry) -> bool:
 class Reconciler:
     """Looks for evidence. Safe to share between threads."""
 
-    def __init__(self, ledger: Ledger, provider: ProviderClient, inbox: Inbox) -> None:
+    def __init__(self, ledger: Ledger, provider: Provider, inbox: Inbox) -> None:
         self._ledger = ledger
         self._provider = provider
         self._inbox = inbox

@@ -37,7 +37,7 @@ from nanobanana_pipeline.ledger import (
     new_nonce,
 )
 from nanobanana_pipeline.provider.account import Account
-from nanobanana_pipeline.provider.modelslab.delivery import is_url
+from nanobanana_pipeline.provider.downloads import is_url
 from nanobanana_pipeline.provider.outcomes import (
     Done,
     Failed,
@@ -103,7 +103,7 @@ class Submitter:
     ) -> None:
         self._ledger = Ledger(store)
         self._references = KeptReferences(store)
-        self._provider = account.client
+        self._provider = account.provider
         self._webhooks = account.webhooks
         self._slots = slots
         self._purse = purse
@@ -114,10 +114,10 @@ class Submitter:
         self._stop = stop
         self._give_up = give_up
         inbox = Inbox(store)
-        self._evidence = Reconciler(self._ledger, account.client, inbox)
+        self._evidence = Reconciler(self._ledger, account.provider, inbox)
         self.under_way = InFlight(self._ledger)
-        self._waiter = Poller(account.client, inbox, slots, give_up=give_up)
-        self._lease_seconds = account.client.submit_seconds + 2 * LEASE_MARGIN_SECONDS
+        self._waiter = Poller(account.provider, inbox, slots, give_up=give_up)
+        self._lease_seconds = account.provider.submit_seconds + 2 * LEASE_MARGIN_SECONDS
         self._lock = threading.Lock()
         self._waiting_told = False
         self.accepted = 0

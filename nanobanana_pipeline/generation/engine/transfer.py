@@ -19,13 +19,13 @@ from nanobanana_pipeline.errors import (
     DownloadRefused,
     ImageBroken,
     ImageGone,
-    ObjectTooLarge,
+    NotDelivered,
     StorageError,
     StorageFull,
     StorageUnavailable,
 )
 from nanobanana_pipeline.generation.engine.metrics import NO_METRICS, Metrics
-from nanobanana_pipeline.images.inspect import CONTENT_TYPES, MAX_IMAGE_BYTES, inspect
+from nanobanana_pipeline.images.inspect import CONTENT_TYPES, inspect
 from nanobanana_pipeline.ledger import (
     PAID_PATIENCE_SECONDS,
     Held,
@@ -34,10 +34,8 @@ from nanobanana_pipeline.ledger import (
     StoredImage,
 )
 from nanobanana_pipeline.provider.downloads import Downloader
-from nanobanana_pipeline.provider.modelslab.client import ProviderClient
-from nanobanana_pipeline.provider.modelslab.delivery import is_url, receive, unwrap
-from nanobanana_pipeline.provider.modelslab.own_bucket import OwnBucket
 from nanobanana_pipeline.provider.outcomes import Done, Failed, Missing
+from nanobanana_pipeline.provider.protocol import Delivered, Original, Provider
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["Transfer", "Transferred"]
@@ -58,15 +56,6 @@ class _Expired(ImageGone):
 
 
 @dataclass(frozen=True)
-class _Original:
-    """A picture's own object in the customer's bucket, as it was read."""
-
-    bucket: str
-    key: str
-    etag: str
-
-
-@dataclass(frozen=True)
 class _Picture:
     """A verified picture on its way to its place; `original` is an object of just these bytes."""
 
@@ -74,7 +63,7 @@ class _Picture:
     data: bytes = field(repr=False)
     digest: bytes
     content_type: str
-    original: _Original | None
+    original: Original | None
 
 
 @dataclass(frozen=True)
@@ -107,7 +96,7 @@ class Transfer:
         self,
         store: ObjectStore,
         ledger: Ledger,
-        provider: ProviderClient,
+        provider: Provider,
         downloader: Downloader,
         *,
         run_id: str,
@@ -117,8 +106,7 @@ class Transfer:
         self._store = store
         self._ledger = ledger
         self._provider = provider
-        self._downloader = downloader
-        self._own_bucket = OwnBucket(store)
+        self._read_output = provider.reader(store, downloader)
         self._run_id = run_id
         self._download_seconds = download_seconds
         self._metrics = metrics
@@ -175,9 +163,9 @@ class Transfer:
             return self._bring(held, nonce, sample, url)
         except (ImageGone, ImageBroken):
             fresh = self._fresh_url(held, nonce, sample, url)
-            if not self._is_ours_by_now(fresh or url) and fresh is None:
+            if fresh is None:
                 raise
-        return self._bring(held, nonce, sample, fresh or url)
+        return self._bring(held, nonce, sample, fresh)
 
     def _bring(self, held: Held, nonce: str, sample: int, url: str) -> StoredImage:
         """Read, verify and store one picture; what was lost before, with fewer tries.
@@ -205,14 +193,15 @@ class Transfer:
     def _bring_once(self, held: Held, nonce: str, sample: int, url: str) -> StoredImage:
         request = held.entry.request
         with self._metrics.timed("download"):
-            data, original = self._read(held, nonce, url)
+            delivered = self._read(held, nonce, url)
+        data = delivered.data
         asked = (request.width, request.height) if request.size_is_asked else (None, None)
         facts = inspect(data, width=asked[0], height=asked[1])
         digest = hashlib.sha256(data)
         sha256 = digest.hexdigest()
         key = image_key(sha256, facts.format)
         content_type = CONTENT_TYPES[facts.format]
-        picture = _Picture(key, data, digest.digest(), content_type, original)
+        picture = _Picture(key, data, digest.digest(), content_type, delivered.original)
         self._store_patiently(held, picture)
         return StoredImage(
             sample=sample,
@@ -225,45 +214,18 @@ class Transfer:
             marks=facts.marks,
         )
 
-    def _read(self, held: Held, nonce: str, url: str) -> tuple[bytes, _Original | None]:
-        """A picture's bytes; with the object that they are the whole of, if it is the customer's.
+    def _read(self, held: Held, nonce: str, url: str) -> Delivered:
+        """A picture's bytes.
 
         Raises:
             DownloadError: they cannot be had.
         """
-        place = self._own_bucket.locate(url) if is_url(url) else None
-        if place is not None:
-            return self._read_own(*place)
         try:
-            return receive(self._downloader, url), None
+            return self._read_output(url)
+        except NotDelivered:
+            raise
         except ImageGone as error:
             raise _gone(error, held.entry.attempt(nonce).accepted) from None
-
-    def _read_own(self, bucket: str, key: str) -> tuple[bytes, _Original | None]:
-        """Read what the provider wrote into the customer's bucket; never by its public URL."""
-        where = f"s3://{bucket}/{key}"
-        try:
-            found = self._store.read_object(bucket, key, MAX_IMAGE_BYTES)
-        except StorageUnavailable:
-            raise
-        except ObjectTooLarge as error:
-            raise ImageBroken(str(error)) from None
-        except StorageError as error:
-            raise DownloadRefused(
-                f"{error}. The provider delivers there, so these credentials need s3:GetObject and "
-                f"s3:ListBucket on s3://{bucket}; then launch again"
-            ) from None
-        if found is None:
-            raise ImageGone(f"{where}: there is no such object")
-        data = unwrap(found.body)
-        return data, _Original(bucket, key, found.etag) if data is found.body else None
-
-    def _is_ours_by_now(self, url: str) -> bool:
-        """Whether a URL that nobody knew when this run began is in the customer's bucket."""
-        if not is_url(url) or self._own_bucket.locate(url) is not None:
-            return False
-        self._own_bucket.look_again()
-        return self._own_bucket.locate(url) is not None
 
     def _store_patiently(self, held: Held, picture: _Picture) -> None:
         """`_store_once`, however long S3 takes to come back, or until nobody waits any more.
@@ -323,7 +285,7 @@ class Transfer:
         if stored.get("request-key") != request_key:
             self._store.put(image_owner_key(picture.digest.hex(), request_key), b"")
 
-    def _adopt(self, picture: _Picture, original: _Original, metadata: dict[str, str]) -> bool:
+    def _adopt(self, picture: _Picture, original: Original, metadata: dict[str, str]) -> bool:
         """Copy inside S3; where that is not allowed, upload the bytes that are here anyway."""
         try:
             return self._store.adopt(

@@ -37,7 +37,6 @@ from nanobanana_pipeline.generation.recovery.relaunch import Settled, relaunch, 
 from nanobanana_pipeline.ledger import UNSURE, Entry, Held, Ledger, Outcome, State
 from nanobanana_pipeline.money import cost_of
 from nanobanana_pipeline.provider.account import Account
-from nanobanana_pipeline.provider.modelslab.own_bucket import read_places
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.webhooks.inbox import Inbox, attempt_id
 
@@ -186,7 +185,7 @@ def fresh_doubts(
     return _doubts(store, {key: at for _, key, at in chosen}, None), end
 
 
-def hints(store: ObjectStore, doubts: Sequence[Doubt]) -> dict[str, list[str]]:
+def hints(store: ObjectStore, account: Account, doubts: Sequence[Doubt]) -> dict[str, list[str]]:
     """Objects in the customer's bucket that may be doubts' pictures: for people, no evidence.
 
     Returns:
@@ -195,9 +194,7 @@ def hints(store: ObjectStore, doubts: Sequence[Doubt]) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {doubt.request_key: [] for doubt in doubts}
     since = {doubt.request_key: doubt.since for doubt in doubts}
-    places, _ = read_places(store)
-    for place in places.places if found else ():
-        there = store.at(*place.bucket_and_folder)
+    for there in account.provider.folders(store) if found else ():
         for listed in there.listing(""):
             for key, begun in since.items():
                 # S3 tells whole seconds.
@@ -237,7 +234,7 @@ def name_id(store: ObjectStore, account: Account, doubt: Doubt, provider_id: str
     attempt = held.entry.attempt(doubt.nonce) if held else None
     if held is None or attempt is None or attempt.outcome is not Outcome.IN_DOUBT:
         raise PlanError(f"request {doubt.request_key} is not in doubt: no id can be named for it")
-    evidence = Reconciler(ledger, account.client, Inbox(store))
+    evidence = Reconciler(ledger, account.provider, Inbox(store))
     if not isinstance(evidence.weigh(held, attempt, provider_id, is_sure=True), Later):
         raise PlanError(
             f"the provider does not say that it drew request {doubt.request_key} as "

@@ -1,20 +1,26 @@
-"""The provider's two calls that matter for generation. A POST is sent once, whatever happens."""
+"""ModelsLab's enterprise `nano_banana` endpoints as a `Provider`. A POST is sent only once."""
 
 import base64
 import json
 import re
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Final
 from urllib.parse import quote
 
 from pydantic import SecretStr
 
+from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.provider.http import Answer, Http, NoAnswer, NotSentError
 from nanobanana_pipeline.provider.modelslab.answers import parse_fetch, parse_submit
+from nanobanana_pipeline.provider.modelslab.delivery import OutputReader
+from nanobanana_pipeline.provider.modelslab.operations import Operations
+from nanobanana_pipeline.provider.modelslab.own_bucket import read_places
+from nanobanana_pipeline.provider.modelslab.secrets import mask
 from nanobanana_pipeline.provider.outcomes import FetchOutcome, NotSent, SubmitOutcome, Unknown
 from nanobanana_pipeline.request import ImageRequest
+from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["SUBMIT_SECONDS", "ProviderClient", "mask"]
+__all__ = ["SUBMIT_SECONDS", "ModelsLab"]
 
 SUBMIT_SECONDS: Final = 90.0
 """A server that draws before it answers needs this long for four pictures of 2048²."""
@@ -24,7 +30,7 @@ MAX_ANSWER_BYTES: Final = 128 * 2**20
 _OWN_WEBHOOK: Final = re.compile(rb"(/webhooks\\?/[\w.-]+\\?/)[0-9a-f]{64}")
 
 
-class ProviderClient:
+class ModelsLab:
     """Speaks to one account. Safe to share between threads.
 
     Args:
@@ -33,6 +39,9 @@ class ProviderClient:
         connections: the most sockets that are kept open.
         submit_seconds: the total deadline of a generation call.
     """
+
+    request_model: ClassVar[type[ImageRequest]] = ImageRequest
+    kept_seconds: ClassVar[int] = 24 * 3600
 
     def __init__(
         self,
@@ -48,7 +57,7 @@ class ProviderClient:
         self._http = Http(connections)
 
     def __repr__(self) -> str:
-        return f"ProviderClient({self._base_url})"
+        return f"ModelsLab({self._base_url})"
 
     def submit(self, request: ImageRequest, references: Sequence[bytes] = ()) -> SubmitOutcome:
         """Ask for pictures, once; never raises for what the provider or the network does.
@@ -80,6 +89,18 @@ class ProviderClient:
             return Unknown(str(error))
         return parse_fetch(answer.status, answer.headers, answer.body)
 
+    def reader(self, store: ObjectStore, downloader: Downloader) -> OutputReader:
+        """Reads outputs: of URLs, of the customer's own bucket, and inline ones."""
+        return OutputReader(store, downloader)
+
+    def folders(self, store: ObjectStore) -> list[ObjectStore]:
+        """The folders that `nanobanana provider set-s3` has ever registered, the newest first."""
+        return [store.at(*place.bucket_and_folder) for place in read_places(store)[0].places]
+
+    def health(self) -> Mapping[str, str]:
+        """What `system_details` answers."""
+        return Operations(self._base_url, self._api_key).details()
+
     def _post(self, path: str, fields: dict[str, object], deadline_seconds: float) -> Answer:
         secret = self._api_key.get_secret_value()
         body = json.dumps({"key": secret, **fields}, ensure_ascii=False).encode()
@@ -95,18 +116,3 @@ class ProviderClient:
         webhook = fields.get("webhook")
         told = mask(answer.body, secret, *([webhook] if isinstance(webhook, str) else []))
         return Answer(answer.status, answer.headers, _OWN_WEBHOOK.sub(rb"\1***", told))
-
-
-def mask(body: bytes, *secrets: str) -> bytes:
-    """Strike secrets out of an answer: one that quotes them must not carry them into any log."""
-    for secret in secrets:
-        for spelling in _spellings(secret):
-            body = body.replace(spelling, b"***")
-    return body
-
-
-def _spellings(secret: str) -> Iterator[bytes]:
-    """How JSON may write a secret: as it is, with escapes, with escaped slashes as PHP does."""
-    for text in (secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]):
-        yield text.encode()
-        yield text.replace("/", "\\/").encode()

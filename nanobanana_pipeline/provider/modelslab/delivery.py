@@ -1,42 +1,89 @@
-"""What an entry of `output` stands for: a URL, a URL of base64 text, inline base64, a data URI."""
+"""Reads the pictures that ModelsLab delivers.
+
+An output is a URL of a picture, a URL of base64 text, inline base64 or a data URI. A URL below a
+registered folder is an object in the customer's own bucket: it is read with S3's credentials.
+"""
 
 import base64
 import binascii
 import re
 from typing import Final
 
-from nanobanana_pipeline.errors import ImageBroken
-from nanobanana_pipeline.provider.downloads import Downloader
+from nanobanana_pipeline.errors import (
+    DownloadRefused,
+    ImageBroken,
+    ImageGone,
+    NotDelivered,
+    ObjectTooLarge,
+    StorageError,
+    StorageUnavailable,
+)
+from nanobanana_pipeline.images.inspect import MAX_IMAGE_BYTES
+from nanobanana_pipeline.provider.downloads import Downloader, is_url
+from nanobanana_pipeline.provider.modelslab.own_bucket import OwnBucket
+from nanobanana_pipeline.provider.protocol import Delivered, Original
+from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["is_url", "receive", "unwrap"]
+__all__ = ["OutputReader"]
 
 DATA_URI: Final = b"data:"
 LOOKED_AT: Final = 256
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _BASE64 = re.compile(rb"[A-Za-z0-9+/=_\s-]+")
 
 
-def is_url(output: str) -> bool:
-    """Whether an output names a place, rather than being the picture itself."""
-    return _URL.match(output.strip()) is not None
+class OutputReader:
+    """Reads outputs; a `protocol.ReadOutput`. Safe to share between threads.
 
-
-def receive(downloader: Downloader, output: str) -> bytes:
-    """The picture's own bytes. What they are is told from them, not from what was asked for.
-
-    Raises:
-        ImageBroken: text that is neither a URL nor base64.
-        DownloadError: as `Downloader.download`.
+    Args:
+        store: our own bucket; `delivery.json` in it names the registered folders.
+        downloader: gets all other URLs.
     """
-    output = output.strip()
-    if is_url(output):
-        return unwrap(downloader.download(output))
-    text = output.encode()
-    return unwrap(text) if text.startswith(DATA_URI) else _decoded(text)
+
+    def __init__(self, store: ObjectStore, downloader: Downloader) -> None:
+        self._store = store
+        self._downloader = downloader
+        self._own_bucket = OwnBucket(store)
+
+    def __call__(self, output: str) -> Delivered:
+        """The picture's own bytes. Their format is told from them, not from what was asked for."""
+        output = output.strip()
+        if not is_url(output):
+            text = output.encode()
+            return Delivered(_unwrap(text) if text.startswith(DATA_URI) else _decoded(text))
+        place = self._own_bucket.locate(output)
+        if place is None:
+            try:
+                return Delivered(_unwrap(self._downloader.download(output)))
+            except (ImageGone, ImageBroken):
+                # The folder may have been registered since this shard began.
+                self._own_bucket.look_again()
+                place = self._own_bucket.locate(output)
+                if place is None:
+                    raise
+        return self._read_own(*place)
+
+    def _read_own(self, bucket: str, key: str) -> Delivered:
+        """Read an object of the customer's bucket; never by its public URL."""
+        where = f"s3://{bucket}/{key}"
+        try:
+            found = self._store.read_object(bucket, key, MAX_IMAGE_BYTES)
+        except StorageUnavailable:
+            raise
+        except ObjectTooLarge as error:
+            raise ImageBroken(str(error)) from None
+        except StorageError as error:
+            raise DownloadRefused(
+                f"{error}. The provider delivers there, so these credentials need s3:GetObject and "
+                f"s3:ListBucket on s3://{bucket}; then launch again"
+            ) from None
+        if found is None:
+            raise NotDelivered(f"{where}: there is no such object")
+        data = _unwrap(found.body)
+        return Delivered(data, Original(bucket, key, found.etag) if data is found.body else None)
 
 
-def unwrap(data: bytes) -> bytes:
+def _unwrap(data: bytes) -> bytes:
     """The picture in a file: the very same bytes, or what they say in base64 or as a data URI.
 
     Raises:

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from nanobanana_pipeline.errors import OperationFailed, OperationInDoubt, SettingsError
 from nanobanana_pipeline.provider.http import Http, NoAnswer, NotSentError
 from nanobanana_pipeline.provider.modelslab.answers import parse_operation
-from nanobanana_pipeline.provider.modelslab.client import mask
+from nanobanana_pipeline.provider.modelslab.secrets import mask
 from nanobanana_pipeline.provider.outcomes import Answered, Failed, Unknown
 
 __all__ = ["Operations", "S3Details"]

@@ -270,7 +270,7 @@ def test_what_a_dead_run_had_accepted_is_brought_by_its_id_without_a_post(
     account = account_for(emulator.base_url, store)
     keep_prompts(store, "set", prompts(1))
     key, request = request_for(prompts(1)[0])
-    queued = account.client.submit(request)
+    queued = account.provider.submit(request)
     provider_id = getattr(queued, "provider_id", None)
     claimed(store, prompts(1)[0])
     ledger = Ledger(store)
@@ -583,7 +583,7 @@ def test_a_fault_in_either_stage_ends_the_shard_and_is_raised(
     account = account_for(emulator.base_url, store)
     keep_prompts(store, "set", prompts(20))
     made = planned(store)
-    part: object = account.downloader if stage == "download" else account.client
+    part: object = account.downloader if stage == "download" else account.provider
 
     def fault(*_: object) -> None:
         raise RuntimeError("a mistake")

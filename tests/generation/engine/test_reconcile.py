@@ -111,13 +111,13 @@ def test_a_payload_without_a_track_id_counts_if_the_provider_names_the_prompt(
 ) -> None:
     emulator, account = a_doubt(store, emulators)
     mail(store, id=sold_id(emulator))
-    fetch = account.client.fetch
+    fetch = account.provider.fetch
 
     def telling(provider_id: str) -> object:
         outcome = fetch(provider_id)
         return replace(outcome, prompt=said) if isinstance(outcome, Done) else outcome
 
-    monkeypatch.setattr(account.client, "fetch", telling)
+    monkeypatch.setattr(account.provider, "fetch", telling)
     assert launch(store, account).states == states
     assert bought(emulator) == 1
 

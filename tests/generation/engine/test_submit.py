@@ -92,7 +92,7 @@ def test_a_late_answer_after_a_rebuy_by_another_is_kept_and_brought(
     assert isinstance(step, Bought)
     (entry,) = entries(store)
     assert [a.outcome for a in entry.attempts] == [Outcome.ACCEPTED, Outcome.SUBMITTING]
-    transfer = Transfer(store, Ledger(store), account.client, account.downloader, run_id="run")
+    transfer = Transfer(store, Ledger(store), account.provider, account.downloader, run_id="run")
     settled = transfer.settle(step.held, step.nonce, step.done).held.entry
     assert settled.state is State.SETTLED
     assert [a.outcome for a in settled.attempts] == [Outcome.SETTLED, Outcome.SUBMITTING]
@@ -121,7 +121,7 @@ def test_pictures_that_cannot_be_had_do_not_undo_what_another_run_has_settled(
     transfer = Transfer(
         store,
         Ledger(store),
-        account.client,
+        account.provider,
         account.downloader,
         run_id="run",
         download_seconds=0.1,
@@ -143,7 +143,7 @@ def test_a_picture_is_not_lost_while_the_provider_cannot_be_asked(
     assert isinstance(step, Bought)
     nowhere = account_for("http://127.0.0.1:9/nano_banana/", store)
     transfer = Transfer(
-        store, Ledger(store), nowhere.client, account.downloader, run_id="r", download_seconds=0.1
+        store, Ledger(store), nowhere.provider, account.downloader, run_id="r", download_seconds=0.1
     )
     gone = type(step.done)("1", (step.done.output[0].replace(".png", ".jpg"),))
     result = transfer.settle(step.held, step.nonce, gone)

@@ -13,10 +13,10 @@ from PIL import Image, PngImagePlugin
 
 from nanobanana_pipeline.bucket_keys import image_key, image_owner_key
 from nanobanana_pipeline.emulator import EmulatorThread
-from nanobanana_pipeline.errors import StorageError
-from nanobanana_pipeline.generation.engine import transfer as transfer_module
+from nanobanana_pipeline.errors import DownloadError, StorageError
 from nanobanana_pipeline.generation.engine.transfer import Transfer, Transferred
 from nanobanana_pipeline.ledger import Entry, Held, Ledger, State
+from nanobanana_pipeline.provider.modelslab import delivery
 from nanobanana_pipeline.provider.modelslab.own_bucket import Place, change_places
 from nanobanana_pipeline.provider.outcomes import Done
 from nanobanana_pipeline.request import ImageRequest, request_key
@@ -80,7 +80,7 @@ def bring(store: ObjectStore, emulator: EmulatorThread) -> Bring:
         transfer = Transfer(
             mine,
             Ledger(mine),
-            account.client,
+            account.provider,
             account.downloader,
             run_id="run",
             download_seconds=seconds,
@@ -277,7 +277,7 @@ def test_a_picture_that_may_not_be_read_stays_accepted_and_the_permission_is_nam
 def test_an_object_above_the_bound_is_no_picture(
     store: ObjectStore, own: str, bring: Bring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer_module, "MAX_IMAGE_BYTES", 100)
+    monkeypatch.setattr(delivery, "MAX_IMAGE_BYTES", 100)
     store.put(f"{own}0.png", picture())
     result = bring(accepted(store), f"{PUBLIC}/0.png", seconds=0.1)
     assert result.held.entry.state is State.LOST
@@ -303,9 +303,10 @@ def test_a_place_that_is_told_while_a_run_goes_on_is_found(
     place = Place(public_url=public, uri=store.uri("late"), since="2026-01-01T00:00:00.000+00:00")
     account = account_for(emulator.base_url, store)
     transfer = Transfer(
-        store, Ledger(store), account.client, account.downloader, run_id="r", download_seconds=0.1
+        store, Ledger(store), account.provider, account.downloader, run_id="r", download_seconds=0.1
     )
-    transfer._own_bucket.locate("https://cdn.test/read-once.png")
+    with pytest.raises(DownloadError):  # the folders are read once, before this one is registered
+        transfer._read_output(f"{public}/0.png")
     change_places(store, lambda places: places.add(place))
     result = transfer.settle(held, "n1", Done("1", (f"{public}/0.png", f"{public}/1.png")))
     assert [image.sha256 for image in result.held.entry.images] == [
@@ -353,10 +354,10 @@ def test_an_expired_picture_is_asked_for_anew_before_it_is_given_up(
 ) -> None:
     emulator = emulators(mode="sync")
     account = account_for(emulator.base_url, store)
-    drawn = account.client.submit(ImageRequest(prompt="a fox", seed=1, width=1024, height=1024))
+    drawn = account.provider.submit(ImageRequest(prompt="a fox", seed=1, width=1024, height=1024))
     assert isinstance(drawn, Done)
     held = accepted(store, age=timedelta(hours=25), provider_id=drawn.provider_id)
-    transfer = Transfer(store, Ledger(store), account.client, account.downloader, run_id="r")
+    transfer = Transfer(store, Ledger(store), account.provider, account.downloader, run_id="r")
     result = transfer.settle(held, "n1", Done("1", (f"{emulator.root_url}/outputs/gone.png",)))
     assert (result.held.entry.state, result.reason) == (State.SETTLED, None)
     assert calls(emulator, "outputs") == {"404": 1, "200": 1}

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from nanobanana_pipeline.provider.modelslab.client import ProviderClient
+from nanobanana_pipeline.provider.modelslab.client import ModelsLab
 from nanobanana_pipeline.provider.outcomes import (
     Done,
     FetchOutcome,
@@ -48,8 +48,8 @@ from tests.provider.servers import (
 REQUEST = ImageRequest(prompt="a cat", seed=1, width=1024, height=1024)
 
 
-def client(base_url: str, *, key: str = API_KEY, submit_seconds: float = 5.0) -> ProviderClient:
-    return ProviderClient(base_url, SecretStr(key), submit_seconds=submit_seconds)
+def client(base_url: str, *, key: str = API_KEY, submit_seconds: float = 5.0) -> ModelsLab:
+    return ModelsLab(base_url, SecretStr(key), submit_seconds=submit_seconds)
 
 
 def purchases(root_url: str) -> dict[str, Any]:

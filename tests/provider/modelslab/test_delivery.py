@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from nanobanana_pipeline.errors import ImageBroken
-from nanobanana_pipeline.provider.downloads import Downloader
-from nanobanana_pipeline.provider.modelslab.delivery import is_url, receive
+from nanobanana_pipeline.provider.downloads import Downloader, is_url
+from nanobanana_pipeline.provider.modelslab.delivery import OutputReader
+from nanobanana_pipeline.provider.protocol import Delivered
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import Emulators, account_for
 from tests.launching import check_images, keep_prompts, launch
@@ -21,18 +22,19 @@ def picture(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_inline_pictures_are_decoded(kind: str) -> None:
+def test_inline_pictures_are_decoded(store: ObjectStore, kind: str) -> None:
     data = picture(kind)
     text = base64.b64encode(data).decode()
     wrapped = "\n".join(text[at : at + 76] for at in range(0, len(text), 76))
+    read = OutputReader(store, Downloader())
     safe = base64.urlsafe_b64encode(data).decode()
     for output in (text, wrapped, safe, f"data:image/{kind.lower()};base64,{text}"):
-        assert receive(Downloader(), output) == data
+        assert read(output) == Delivered(data)
 
 
-def test_words_are_no_picture() -> None:
+def test_words_are_no_picture(store: ObjectStore) -> None:
     with pytest.raises(ImageBroken):
-        receive(Downloader(), "sorry, try again later!")
+        OutputReader(store, Downloader())("sorry, try again later!")
 
 
 def test_urls_are_told_from_text() -> None:
