@@ -49,12 +49,12 @@ def _ours(rows: pd.DataFrame, formats: tuple[str, ...], shard_bytes: int = SHARD
 
     from nanobanana_pipeline.datasets.packing import pack
     from nanobanana_pipeline.datasets.recipe import ShardSize
-    from nanobanana_pipeline.datasets.release_rows import KEY, as_table, row_digests
+    from nanobanana_pipeline.datasets.release_rows import KEY_COLUMN, as_table, row_digests
     from nanobanana_pipeline.datasets.shard_layout import lay_out
 
     table = as_table(rows)
     layout = lay_out(table, row_digests(table), ShardSize(bytes=shard_bytes, images=1_000_000))
-    keyed = table.add_column(0, KEY, pa.array(layout.keys))
+    keyed = table.add_column(0, KEY_COLUMN, pa.array(layout.keys))
     store = ObjectStore(s3_client(), local.BUCKET)
     pack(store, ("bench", "v1"), keyed, layout.shards, formats)
 

@@ -39,7 +39,7 @@ from nanobanana_pipeline.bucket_keys import (
 )
 from nanobanana_pipeline.datasets.release import MANIFEST, Release, ReleaseFile, table_bytes
 from nanobanana_pipeline.generation.manifest.manifest import (
-    COLUMNS,
+    MANIFEST_COLUMNS,
     CurrentManifest,
     manifest_key,
     publish,
@@ -50,7 +50,7 @@ from nanobanana_pipeline.ledger import Entry, StoredImage, new_nonce, now_iso
 from nanobanana_pipeline.lineage.indexing import refresh
 from nanobanana_pipeline.lineage.trace import trace
 from nanobanana_pipeline.prompts import prompt_set
-from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore, s3_client
@@ -216,7 +216,7 @@ def _put_set(store: ObjectStore, folder: Path, number: int) -> list[bytes]:
         for row in range(PROMPTS)
     )
     path.write_text("\n".join(map(json.dumps, rows)))
-    prompt_set.snapshot(store, _name(number), check_prompts(read_table(path)))
+    prompt_set.snapshot(store, _name(number), check_prompts(read_prompt_table(path)))
     return [sha for seed in range(1, SEEDS + 1) for sha in _put_partition(store, number, seed)]
 
 
@@ -251,7 +251,7 @@ def _put_partition(
     }
     columns = {
         column: pa.array(said[column], kind) if column in said else pa.nulls(PROMPTS, kind)
-        for column, (kind, _) in COLUMNS.items()
+        for column, (kind, _) in MANIFEST_COLUMNS.items()
     }
     current = CurrentManifest(
         prompt_set=name,

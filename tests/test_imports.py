@@ -6,8 +6,6 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("nanobanana_pipeline", "dagster_nanobanana", "dagster_project")
 
@@ -51,9 +49,7 @@ FLOORS = """
 is named) may import what is in itself and on lower floors, and nothing beside or above it."""
 
 FLOOR_OF = {
-    room: floor
-    for floor, line in enumerate(FLOORS.strip().splitlines())
-    for room in line.split()
+    room: floor for floor, line in enumerate(FLOORS.strip().splitlines()) for room in line.split()
 }
 
 
@@ -114,9 +110,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 def test_the_emulator_shares_no_code_with_the_client() -> None:
-    emulator = {
-        name: path for name, path in modules().items() if room_of(name) == "emulator"
-    }
+    emulator = {name: path for name, path in modules().items() if room_of(name) == "emulator"}
     assert {name for path in emulator.values() for name in imports_of(path)} <= emulator.keys()
 
 
@@ -148,23 +142,3 @@ def test_the_domain_imports_without_dagster() -> None:
         f"for name in {domain}: importlib.import_module(name)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
-
-
-def used_names() -> dict[str, set[str]]:
-    """What is imported from each module, or taken from it by its name, by other modules."""
-    used: dict[str, set[str]] = {name: set() for name in modules()}
-    outside = [path for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
-    for path in [*modules().values(), *outside]:
-        tree = ast.parse(path.read_text())
-        local: dict[str, str] = {}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module in used:
-                for alias in node.names:
-                    used[node.module].add(alias.name)
-                    if f"{node.module}.{alias.name}" in used:
-                        local[alias.asname or alias.name] = f"{node.module}.{alias.name}"
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                if node.value.id in local:
-                    used[local[node.value.id]].add(node.attr)
-    return used

@@ -18,7 +18,7 @@ from dagster_nanobanana.resources import NanobananaResource
 from dagster_nanobanana.termination import RunWatch
 from nanobanana_pipeline.generation.recovery.doubts import (
     Action,
-    Filter,
+    DoubtFilter,
     find_doubts,
     settle_doubts,
 )
@@ -63,7 +63,7 @@ def settle_all_doubts(
     """Do what the config says about every doubt it names."""
     with plain_failures():
         store, account = nanobanana.store(), nanobanana.account()
-        wanted = Filter(
+        wanted = DoubtFilter(
             keys=tuple(config.keys),
             cause=config.cause,
             run_id=config.run_id,

@@ -12,8 +12,8 @@ from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.jobs.partition_events import run_ids, show_settled
 from dagster_nanobanana.launch_config import amount_of
 from dagster_nanobanana.lineage import recorded_step
-from dagster_nanobanana.partitions import read_cell_key
-from dagster_nanobanana.presentation.metadata import sample_table
+from dagster_nanobanana.partitions import read_partition_key
+from dagster_nanobanana.presentation.metadata import TABLE_ROWS, sample_table
 from dagster_nanobanana.resources import NanobananaResource
 from dagster_nanobanana.termination import RunWatch
 from nanobanana_pipeline.errors import PlanError
@@ -25,8 +25,6 @@ from nanobanana_pipeline.money import Cap, cost_of, cost_text
 from nanobanana_pipeline.wording import counted
 
 __all__ = ["retry_failed"]
-
-SHOWN = 100
 
 
 class RetryConfig(dg.Config):
@@ -59,7 +57,7 @@ def retry_partitions(
     with plain_failures():
         cap = _budget_of(config)
         store, account = nanobanana.store(), nanobanana.account()
-        only = {read_cell_key(key) for key in config.partitions}
+        only = {read_partition_key(key) for key in config.partitions}
         wanted = [(each.prompt_set, each.seed) for each in find_backlog(store)]
         chosen = [partition for partition in wanted if not only or partition in only]
         done = []
@@ -93,7 +91,7 @@ def retry_partitions(
             "launched": len(done),
             "images bought": images,
             "cost": cost_text(cost_of(images, account.budget.price)),
-            "partitions": sample_table(rows, SHOWN) if done else "none",
+            "partitions": sample_table(rows, TABLE_ROWS) if done else "none",
         },
     )
 

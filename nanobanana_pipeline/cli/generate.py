@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nanobanana_pipeline.cli.show import partitions_table, print_carried, print_long
-from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled, open_bucket
+from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.generation.engine import engine
 from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
@@ -37,7 +37,7 @@ from nanobanana_pipeline.lineage.events_told import (
 from nanobanana_pipeline.money import Cap
 from nanobanana_pipeline.prompts.prompt_set import snapshot, valid_name
 from nanobanana_pipeline.prompts.references import References
-from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.request import (
@@ -48,15 +48,16 @@ from nanobanana_pipeline.request import (
 )
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.bucket import open_bucket
 from nanobanana_pipeline.wording import counted
 
 __all__ = [
     "Limit",
-    "Name",
     "Param",
     "Seeds",
+    "SetNameOption",
     "TableFile",
-    "generate",
+    "generate_command",
     "parse_seeds",
     "read_launch_parameters",
     "read_money",
@@ -70,7 +71,7 @@ TableFile = Annotated[
     str, typer.Argument(help="The prompt table: CSV, TSV, JSONL or Parquet; a path or s3:// URL.")
 ]
 Seeds = Annotated[str, typer.Option(help="Seeds: 1-4, or 1,7,9-12.")]
-Name = Annotated[
+SetNameOption = Annotated[
     str | None, typer.Option(help="The prompt set's name; the file's name if left out.")
 ]
 Limit = Annotated[
@@ -85,11 +86,11 @@ Param = Annotated[
 ]
 
 
-def generate(
+def generate_command(
     file: TableFile,
     seeds: Seeds,
     *,
-    name: Name = None,
+    name: SetNameOption = None,
     limit: Limit = None,
     param: Param = None,
     change_parameters: Annotated[
@@ -135,7 +136,7 @@ def generate(
     references = References(account.downloader, store, keep=True)
     begin = partial(table_begins, set_name, file)
     with recorded(store, "prompt_set", uuid.uuid4().hex, begin) as recording:
-        checked = check_prompts(read_table(file, store), references)
+        checked = check_prompts(read_prompt_table(file, store), references)
         prompts = snapshot(store, set_name, checked)
         recording.tell(lambda: table_snapshotted(store, checked, prompts))
     console.print(

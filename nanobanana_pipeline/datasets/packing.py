@@ -22,7 +22,7 @@ from concurrent.futures import (
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from nanobanana_pipeline.bucket_keys import release_key
+from nanobanana_pipeline.bucket_keys import release_key, release_prefix
 from nanobanana_pipeline.datasets.formats.parquet import ParquetShard, shard_schema
 from nanobanana_pipeline.datasets.formats.webdataset import Sink, TarShard
 from nanobanana_pipeline.datasets.object_streams import Upload
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from nanobanana_pipeline.datasets.shard_layout import Shard
     from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["HELPERS", "PACKED", "PARQUET_TYPE", "pack", "picture", "pictures"]
+__all__ = ["HELPERS", "PACKED", "PARQUET_TYPE", "pack", "pictures", "read_picture"]
 
 INDEX: Final = "index"
 """Where the indexes of tars lie. Not beside them: readers take every file there for a tar."""
@@ -100,7 +100,7 @@ def pack(
         StorageError: the bucket refuses.
     """
     by_digest: dict[tuple[str, str | None], list[ReleaseFile]] = {}
-    sizes = {each.key: each.size for each in store.listing(f"datasets/{folder[0]}/")}
+    sizes = {each.key: each.size for each in store.listing(release_prefix(folder[0]))}
     for file in earlier:
         by_digest.setdefault((file.format, file.digest), []).append(file)
     files: list[ReleaseFile] = []
@@ -223,7 +223,7 @@ def pictures(
     try:
         for batch in rows.to_batches(max_chunksize=1_000):
             for row in batch.to_pylist():
-                ahead.append((row, helpers.submit(picture, store, row)))
+                ahead.append((row, helpers.submit(read_picture, store, row)))
                 held += row["bytes"]
                 while held > AHEAD_BYTES or len(ahead) > AHEAD_ROWS:
                     first, image = ahead.popleft()
@@ -237,7 +237,7 @@ def pictures(
             image.cancel()
 
 
-def picture(store: "ObjectStore", row: dict[str, Any]) -> bytes:
+def read_picture(store: "ObjectStore", row: dict[str, Any]) -> bytes:
     """A row's picture, byte for byte.
 
     Raises:

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any, Final
 import pandas as pd
 import pyarrow as pa
 
-from nanobanana_pipeline.bucket_keys import latest_release_key, release_key
+from nanobanana_pipeline.bucket_keys import latest_release_key, release_key, release_prefix
 from nanobanana_pipeline.datasets.changelog import changes
 from nanobanana_pipeline.datasets.formats.croissant import CROISSANT, croissant
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY, gallery, shown_places
 from nanobanana_pipeline.datasets.formats.huggingface import CARD, PREVIEW, card, preview_places
-from nanobanana_pipeline.datasets.packing import PACKED, PARQUET_TYPE, pack, picture
+from nanobanana_pipeline.datasets.packing import PACKED, PARQUET_TYPE, pack, read_picture
 from nanobanana_pipeline.datasets.recipe import NEEDS_PARQUET, Format
 from nanobanana_pipeline.datasets.release import (
+    BUILD_QUIET_SECONDS,
     CHANGELOG,
     MANIFEST,
     REJECTED,
@@ -32,10 +33,16 @@ from nanobanana_pipeline.datasets.release import (
     ReleaseFile,
     read_latest,
     read_release,
-    read_table,
+    read_release_table,
     table_bytes,
 )
-from nanobanana_pipeline.datasets.release_rows import KEY, as_table, row_digests, schema_text, taken
+from nanobanana_pipeline.datasets.release_rows import (
+    KEY_COLUMN,
+    as_table,
+    row_digests,
+    schema_text,
+    taken,
+)
 from nanobanana_pipeline.datasets.shard_layout import BUILD, Layout, lay_out
 from nanobanana_pipeline.datasets.thumbnails import read_thumbnails
 from nanobanana_pipeline.errors import ReleaseError, StorageUnavailable
@@ -52,8 +59,6 @@ if TYPE_CHECKING:
 __all__ = ["build_release", "samples_path"]
 
 SCHEMA: Final = 1
-GIVEN_UP_SECONDS: Final = 86_400
-"""An upload that was begun so long ago belongs to a build that was killed."""
 SAMPLES: Final = 12
 SAMPLES_A_ROW: Final = 4
 EVERY_RELEASE: Final = "manifest"
@@ -127,7 +132,7 @@ def build_release(
         return latest
     _refuse_overtaken(store, recipe.name, parent, latest)
     version, claim = _claim(store, recipe.name, parent, fingerprint, rejected, manifests)
-    abort_uploads(store, f"datasets/{recipe.name}/", GIVEN_UP_SECONDS)
+    abort_uploads(store, release_prefix(recipe.name), BUILD_QUIET_SECONDS)
     key = release_key(recipe.name, version, "release.json")
     if store.get(key) is None:
         release = _build(store, recipe, table, digests, rejected, parent, version, claim)
@@ -149,10 +154,10 @@ def _build(
     version: str,
     claim: _Claim,
 ) -> Release:
-    earlier = read_table(store, parent, MANIFEST) if parent else None
+    earlier = read_release_table(store, parent, MANIFEST) if parent else None
     next_key = parent.next_key if parent else 0
     layout = lay_out(table, digests, recipe.shard_size, earlier, next_key)
-    keyed = table.add_column(0, KEY, pa.array(layout.keys))
+    keyed = table.add_column(0, KEY_COLUMN, pa.array(layout.keys))
     manifest = _manifest(keyed, layout, digests)
     changelog = None
     if earlier is not None:
@@ -232,7 +237,7 @@ def _described(
         yield _Page(CARD, text, Format.HUGGINGFACE, "text/markdown; charset=utf-8")
         shown = taken(table, preview_places(len(table))).to_pylist()
         pictures = [
-            (picture(store, row), caption(row["prompt"], row["prompt_id"], row["seed"]))
+            (read_picture(store, row), caption(row["prompt"], row["prompt_id"], row["seed"]))
             for row in shown
         ]
         yield _Page(PREVIEW, contact_sheet(pictures, columns=4), Format.HUGGINGFACE, "image/png")

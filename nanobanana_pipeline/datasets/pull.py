@@ -12,16 +12,16 @@ from nanobanana_pipeline.datasets.formats.croissant import CROISSANT
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY
 from nanobanana_pipeline.datasets.formats.huggingface import CARD, card, card_of_tars
 from nanobanana_pipeline.datasets.formats.scorers import (
-    Picture,
-    Text,
+    ScoredPicture,
+    ScorerFile,
     as_png,
     geneval,
     partiprompts,
 )
 from nanobanana_pipeline.datasets.object_streams import pieces
-from nanobanana_pipeline.datasets.packing import picture
+from nanobanana_pipeline.datasets.packing import read_picture
 from nanobanana_pipeline.datasets.recipe import NEEDS_PARQUET, Format
-from nanobanana_pipeline.datasets.release import MANIFEST, Release, ReleaseFile, read_table
+from nanobanana_pipeline.datasets.release import MANIFEST, Release, ReleaseFile, read_release_table
 from nanobanana_pipeline.datasets.release_rows import attributes
 from nanobanana_pipeline.errors import ReleaseError, StorageError
 from nanobanana_pipeline.wording import counted
@@ -29,9 +29,9 @@ from nanobanana_pipeline.wording import counted
 if TYPE_CHECKING:
     from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["As", "Fault", "Pulled", "pull", "verify"]
+__all__ = ["As", "FileFault", "Pulled", "pull", "verify"]
 
-AT_ONCE: Final = 8
+DOWNLOADS_AT_ONCE: Final = 8
 PART: Final = ".part"
 
 
@@ -46,7 +46,7 @@ class As(StrEnum):
 
 
 @dataclass(frozen=True)
-class Fault:
+class FileFault:
     """A file of a release that is not what was published."""
 
     path: str
@@ -69,13 +69,13 @@ class Pulled:
     size: int
 
 
-def verify(store: "ObjectStore", release: Release) -> Iterator[Fault]:
+def verify(store: "ObjectStore", release: Release) -> Iterator[FileFault]:
     """Read every file of a release again, and compare sizes and hashes.
 
     Raises:
         StorageUnavailable: S3 stayed silent: nothing is known then.
     """
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
         for fault in pool.map(lambda file: _fault(store, file), release.files):
             if fault is not None:
                 yield fault
@@ -111,7 +111,7 @@ def pull(
     folder = folder.resolve()
     wanted = dict(_plan(store, release, layout, split))
     _refuse_strangers(folder, wanted)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
         written = list(pool.map(lambda path: wanted[path](folder / path), wanted))
     size = sum((folder / path).stat().st_size for path in wanted)
     return Pulled(sum(written), len(written) - sum(written), size)
@@ -127,7 +127,7 @@ def _plan(
     if layout in {As.GENEVAL, As.PARTIPROMPTS}:
         lay_out = geneval if layout is As.GENEVAL else partiprompts
         for part in lay_out(_rows(store, release, split), attributes(release.columns)):
-            if isinstance(part, Text):
+            if isinstance(part, ScorerFile):
                 yield part.path, _Body(part.body)
             else:
                 yield part.path, _drawn(store, part)
@@ -162,14 +162,14 @@ def _plan(
 
 
 def _rows(store: "ObjectStore", release: Release, split: str | None) -> Iterator[dict[str, Any]]:
-    manifest = read_table(store, release, MANIFEST)
+    manifest = read_release_table(store, release, MANIFEST)
     if split is not None:
         manifest = manifest[manifest["split"] == split]
     for row in manifest.astype(object).where(manifest.notna(), None).to_dict("records"):
         yield {str(name): value for name, value in row.items()}
 
 
-def _drawn(store: "ObjectStore", part: Picture) -> _Put:
+def _drawn(store: "ObjectStore", part: ScoredPicture) -> _Put:
     row = part.row
     if part.png:
         return _Converted(store, row)
@@ -230,7 +230,7 @@ class _Converted:
     row: dict[str, Any]
 
     def __call__(self, path: Path) -> bool:
-        return _Body(as_png(picture(self.store, self.row)))(path)
+        return _Body(as_png(read_picture(self.store, self.row)))(path)
 
 
 def _hash(path: Path) -> str:
@@ -252,18 +252,18 @@ def _refuse_strangers(folder: Path, wanted: dict[str, _Put]) -> None:
             )
 
 
-def _fault(store: "ObjectStore", file: ReleaseFile) -> Fault | None:
+def _fault(store: "ObjectStore", file: ReleaseFile) -> FileFault | None:
     size = _size_there(store, file.key)
     if size is None:
-        return Fault(file.path, store.uri(file.key), "missing")
+        return FileFault(file.path, store.uri(file.key), "missing")
     if size != file.size:
         what = f"{counted(size, 'byte')} instead of {file.size:,}"
-        return Fault(file.path, store.uri(file.key), what)
+        return FileFault(file.path, store.uri(file.key), what)
     digest = hashlib.sha256()
     for piece in pieces(store, file.key, file.size):
         digest.update(piece)
     if digest.hexdigest() != file.sha256:
-        return Fault(file.path, store.uri(file.key), "damaged: its SHA-256 differs")
+        return FileFault(file.path, store.uri(file.key), "damaged: its SHA-256 differs")
     return None
 
 

@@ -16,34 +16,38 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
-from nanobanana_pipeline.bucket_keys import latest_release_key, release_key
+from nanobanana_pipeline.bucket_keys import Folder, latest_release_key, release_key
 from nanobanana_pipeline.errors import ReleaseError
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.versioned import SCHEMA_KEY
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "BUILD_QUIET_SECONDS",
     "CHANGELOG",
     "MANIFEST",
     "REJECTED",
+    "RESTORE",
     "Release",
     "ReleaseFile",
     "all_releases",
     "dataset_names",
     "find_release",
-    "read_arrow",
     "read_latest",
     "read_release",
-    "read_table",
+    "read_release_arrow",
+    "read_release_table",
     "table_bytes",
 ]
 
 SCHEMA: Final = 1
-SCHEMA_KEY: Final = b"nanobanana.schema"
 MANIFEST: Final = "manifest.parquet"
 CHANGELOG: Final = "changelog.parquet"
 REJECTED: Final = "rejected.parquet"
+BUILD_QUIET_SECONDS: Final = 24 * 3600
+"""A build writes a shard now and then: one that wrote nothing for so long was killed."""
 RESTORE: Final = "restore it from a backup or from the bucket's versions"
 
 
@@ -221,11 +225,11 @@ def find_release(store: ObjectStore, dataset: str, version: str | None = None) -
 
 def dataset_names(store: ObjectStore) -> list[str]:
     """Every dataset that has a release, by name."""
-    keys = (key.split("/") for key in store.keys("datasets/"))
+    keys = (key.split("/") for key in store.keys(Folder.DATASETS.prefix))
     return [parts[1] for parts in keys if parts[2:] == ["latest.json"]]
 
 
-def read_table(
+def read_release_table(
     store: ObjectStore, release: Release, path: str, columns: list[str] | None = None
 ) -> "pd.DataFrame":
     """A table of a release: its manifest, changelog or rejected rows.
@@ -237,13 +241,13 @@ def read_table(
     import pandas as pd  # noqa: PLC0415
 
     nullable = {pa.int64(): pd.Int64Dtype(), pa.int32(): pd.Int32Dtype()}
-    frame: pd.DataFrame = read_arrow(store, release, path, columns).to_pandas(
+    frame: pd.DataFrame = read_release_arrow(store, release, path, columns).to_pandas(
         types_mapper=nullable.get
     )
     return frame
 
 
-def read_arrow(
+def read_release_arrow(
     store: ObjectStore, release: Release, path: str, columns: list[str] | None = None
 ) -> pa.Table:
     """The same, as it is stored.
@@ -266,7 +270,7 @@ def read_arrow(
 
 
 def table_bytes(table: pa.Table) -> bytes:
-    """A table as `read_table` reads it."""
+    """A table as `read_release_table` reads it."""
     body = io.BytesIO()
     pq.write_table(
         table.replace_schema_metadata({SCHEMA_KEY: str(SCHEMA).encode()}), body, compression="zstd"

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from nanobanana_pipeline.datasets.formats.webdataset import TarShard
 from nanobanana_pipeline.datasets.object_streams import Upload
 from nanobanana_pipeline.datasets.packing import HELPERS, PACKED, PARQUET_TYPE, pictures
-from nanobanana_pipeline.datasets.release import MANIFEST, Release, ReleaseFile, read_arrow
-from nanobanana_pipeline.datasets.release_rows import KEY
+from nanobanana_pipeline.datasets.release import MANIFEST, Release, ReleaseFile, read_release_arrow
+from nanobanana_pipeline.datasets.release_rows import KEY_COLUMN
 from nanobanana_pipeline.errors import ReleaseError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def repair(store: "ObjectStore", release: Release, path: str) -> None:
             f"{path} is no shard and cannot be made again: restore it from a backup or from the "
             "bucket's versions; some layouts have it in a folder that was pulled earlier"
         )
-    rows = _rows_of(read_arrow(store, release, MANIFEST), file)
+    rows = _rows_of(read_release_arrow(store, release, MANIFEST), file)
     with ThreadPoolExecutor(HELPERS, "mend-io") as helpers:
         if path.endswith(f".{PACKED[file.format].suffix}"):
             _mend_shard(store, file, rows, helpers)
@@ -52,7 +52,7 @@ def repair(store: "ObjectStore", release: Release, path: str) -> None:
 
 def _rows_of(manifest: pa.Table, file: ReleaseFile) -> pa.Table:
     here = pc.and_(pc.equal(manifest["split"], file.split), pc.equal(manifest["shard"], file.shard))
-    return manifest.filter(here).drop_columns(["shard", "row_sha256"]).sort_by(KEY)
+    return manifest.filter(here).drop_columns(["shard", "row_sha256"]).sort_by(KEY_COLUMN)
 
 
 def _mend_shard(store: "ObjectStore", file: ReleaseFile, rows: pa.Table, helpers: Executor) -> None:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Final
 
-from nanobanana_pipeline.bucket_keys import ledger_key
+from nanobanana_pipeline.bucket_keys import Folder, ledger_key
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["MANY", "leave_out_unknown"]
@@ -62,7 +62,7 @@ def _left(
     store: ObjectStore, first: str, request_keys: list[str], stop: threading.Event
 ) -> list[str]:
     """What is left of sorted request keys that begin with one digit."""
-    listing = store.keys(f"ledger/{first}")
+    listing = store.keys(Folder.LEDGER.prefix + first)
     left: list[str] = []
     told = pages = 0
     while page := list(islice(listing, PAGE)):

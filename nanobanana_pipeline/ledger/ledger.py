@@ -26,7 +26,7 @@ __all__ = ["PAID_PATIENCE_SECONDS", "Held", "Ledger", "boot_clock"]
 
 log = logging.getLogger(__name__)
 
-READERS: Final = 16
+ENTRY_READERS: Final = 16
 READ_AHEAD: Final = 1_000
 PATIENCE_SECONDS: Final = 60.0
 PAID_PATIENCE_SECONDS: Final = 3600.0
@@ -89,7 +89,7 @@ class Ledger:
     def read_many(self, request_keys: Iterable[str]) -> Iterator[Held]:
         """The entries of those requests that were ever tried, in order; a few in memory at once."""
         keys = iter(leave_out_unknown(self._store, list(request_keys)))
-        readers = ThreadPoolExecutor(READERS)
+        readers = ThreadPoolExecutor(ENTRY_READERS)
         try:
             while some := list(islice(keys, READ_AHEAD)):
                 yield from (held for held in readers.map(self.read, some) if held is not None)

@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
     from nanobanana_pipeline.storage import ObjectStore, StoredObject
 
-__all__ = ["Parent", "Recording", "State", "declare_dead", "recorded", "was_stopped"]
+__all__ = ["Parent", "Recording", "RunState", "declare_dead", "recorded", "was_stopped"]
 
 log = logging.getLogger(__name__)
 
-State = Literal["START", "RUNNING", "COMPLETE", "FAIL", "ABORT"]
+RunState = Literal["START", "RUNNING", "COMPLETE", "FAIL", "ABORT"]
 Given = TypeVar("Given")
 
 WRITE_SECONDS: Final = 10.0
 """How long a run waits for the bucket to take an event; a stop must not hang on a silent one."""
-PATIENCE_SECONDS: Final = 5.0
+STORE_PATIENCE_SECONDS: Final = 5.0
 """How long a run waits at its end for the endpoint to take its events."""
 LONGEST_RUN: Final = timedelta(days=7)
 """How far back a later step looks for the file that the run's first step began."""
 THREAD: Final = "lineage"
-ENDED: Final = frozenset({"COMPLETE", "FAIL", "ABORT"})
+FINAL_STATES: Final = frozenset({"COMPLETE", "FAIL", "ABORT"})
 DIED: Final = "the run died: it was killed, or lost its machine"
 CONFIGURED_BY: Final = ("OPENLINEAGE_URL", "OPENLINEAGE_CONFIG", "OPENLINEAGE__TRANSPORT")
 
@@ -130,7 +130,7 @@ def was_stopped(store: "ObjectStore", job: str, run_id: str) -> bool:
     Raises:
         StorageError: S3 refuses.
     """
-    ends = [event for event in _events(store, job, run_id) if event["eventType"] in ENDED]
+    ends = [event for event in _events(store, job, run_id) if event["eventType"] in FINAL_STATES]
     if not ends or ends[-1]["eventType"] != "ABORT":
         return False
     said = ends[-1]["run"].get("facets", {}).get("errorMessage", {})
@@ -145,7 +145,7 @@ def _events(store: "ObjectStore", job: str, run_id: str) -> list[dict[str, Any]]
 
 def _end(store: "ObjectStore", recording: "Recording", job: str, run_id: str) -> None:
     states = {event["eventType"] for event in _events(store, job, run_id)}
-    if states and not states & ENDED:
+    if states and not states & FINAL_STATES:
         recording.emit("ABORT", DIED)
 
 
@@ -180,7 +180,7 @@ class Recording:
         self.tell(how)
         self.emit("RUNNING")
 
-    def emit(self, state: State, error: BaseException | str | None = None) -> None:
+    def emit(self, state: RunState, error: BaseException | str | None = None) -> None:
         """Write an event, and send it; never fails."""
         writing = threading.Thread(
             target=self.guarded, args=(state, lambda: self._emit(state, error)), daemon=True
@@ -202,7 +202,7 @@ class Recording:
         if self._endpoint is not None:
             self._endpoint.close()
 
-    def _emit(self, state: State, error: BaseException | str | None) -> None:
+    def _emit(self, state: RunState, error: BaseException | str | None) -> None:
         # OpenLineage takes 0.2 s to import, which Dagster's definitions would wait for.
         from nanobanana_pipeline.lineage import facets  # noqa: PLC0415
 
@@ -251,12 +251,12 @@ class _Endpoint:
 
     def close(self) -> None:
         self._events.put(None)
-        self._thread.join(PATIENCE_SECONDS)
+        self._thread.join(STORE_PATIENCE_SECONDS)
         if self._thread.is_alive():
             self._warn(
                 "the OpenLineage endpoint did not take all events within %.0f s, and the run goes "
                 "on; the bucket has them",
-                PATIENCE_SECONDS,
+                STORE_PATIENCE_SECONDS,
             )
 
     def _work(self) -> None:
@@ -264,7 +264,7 @@ class _Endpoint:
 
         while (event := self._events.get()) is not None:
             try:
-                facets.send(event, PATIENCE_SECONDS)
+                facets.send(event, STORE_PATIENCE_SECONDS)
             except Exception as fault:  # noqa: BLE001 - each transport raises errors of its own
                 # Its text may quote the address, and with it a password.
                 answer = getattr(getattr(fault, "response", None), "status_code", "none")

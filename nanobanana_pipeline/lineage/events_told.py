@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow.parquet as pq
 
-from nanobanana_pipeline.bucket_keys import features_prefix, manifest_prefix, prompt_set_key
+from nanobanana_pipeline.bucket_keys import (
+    Folder,
+    features_prefix,
+    manifest_prefix,
+    prompt_set_key,
+    release_prefix,
+)
 from nanobanana_pipeline.datasets.sources import ROW_COLUMNS
 from nanobanana_pipeline.features import table as features_table
 from nanobanana_pipeline.generation.manifest import manifest
@@ -19,12 +25,12 @@ from nanobanana_pipeline.lineage.told import Check, Dataset, Figures, Origin, To
 from nanobanana_pipeline.money import cost_of
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.checked_prompts import REFERENCE, REFERENCE_HASHES
-from nanobanana_pipeline.request import TABLE_FIELDS
+from nanobanana_pipeline.request import KEY_FIELDS
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.datasets.recipe import Recipe
     from nanobanana_pipeline.datasets.release import Release
-    from nanobanana_pipeline.features.table import Refreshed
+    from nanobanana_pipeline.features.table import RefreshedFeatures
     from nanobanana_pipeline.generation.engine.engine import Report
     from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest
     from nanobanana_pipeline.generation.planning.run_files import RunPlan
@@ -50,7 +56,7 @@ MAX_ORIGINS: Final = 25
 """Partitions of a release for which its columns' origins are told: each names every column."""
 MEASURED: Final = "measured from the picture's pixels"
 DRAWN: Final = "what came of the request, which is made of these columns"
-KEY: Final = "SHA-256 of the canonical request, which is made of these columns"
+HASHED: Final = "SHA-256 of the canonical request, which is made of these columns"
 CHECKED: Final = "checked and brought to one spelling"
 
 
@@ -140,7 +146,7 @@ def launch_collected(
         "halted": report.halted,
     }
     pictures = Dataset(
-        store.uri("images"), rows=report.images, files=report.images, size=report.size
+        store.uri(Folder.IMAGES), rows=report.images, files=report.images, size=report.size
     )
     halted = [f"stopped early: {report.halted}"] if report.halted else []
     return Told(
@@ -158,20 +164,20 @@ def features_begin(store: "ObjectStore", name: str, seed: int) -> Told:
     return Told(inputs=inputs, facet=_partition(name, seed))
 
 
-def features_refreshed(store: "ObjectStore", done: "Refreshed") -> Told:
+def features_refreshed(store: "ObjectStore", done: "RefreshedFeatures") -> Told:
     """The pictures of a partition have been measured."""
     made = done.current
     begun = features_begin(store, made.prompt_set, made.seed)
     pictures = _manifest_uri(store, made.prompt_set, made.seed)
     origins = {
         name: (Origin(pictures, "image_uri", MEASURED),)
-        for name in features_table.COLUMNS
+        for name in features_table.FEATURE_COLUMNS
         if name != "image_sha256"
     }
     table = Dataset(
         store.uri(features_prefix(made.prompt_set, made.seed).rstrip("/")),
         version=_stem(made.table),
-        columns=_described(features_table.COLUMNS),
+        columns=_described(features_table.FEATURE_COLUMNS),
         origins=origins | {"image_sha256": (Origin(pictures, "image_sha256"),)},
         metrics={
             "image_sha256": Figures(made.rows, 0, made.rows),
@@ -208,7 +214,7 @@ def release_built(
     features = [Dataset(store.uri(features_prefix(c.prompt_set, c.seed).rstrip("/"))) for c in read]
     partitions = list(zip(tables, features, strict=True)) if len(read) <= MAX_ORIGINS else []
     output = Dataset(
-        store.uri(f"datasets/{release.name}"),
+        store.uri(release_prefix(release.name).rstrip("/")),
         version=release.version,
         columns={name: (kind, "") for name, kind in release.columns.items()},
         origins={
@@ -284,7 +290,7 @@ def _manifest(
     return Dataset(
         _manifest_uri(store, current.prompt_set, current.seed),
         version=_stem(current.manifest),
-        columns=_described(manifest.COLUMNS),
+        columns=_described(manifest.MANIFEST_COLUMNS),
         origins={} if prompts is None else _origins_of_cells(prompts),
         metrics={
             "state": Figures(current.rows, 0, len(current.cells)),
@@ -296,12 +302,12 @@ def _manifest(
 
 
 def _origins_of_cells(prompts: Dataset) -> dict[str, tuple[Origin, ...]]:
-    asked = [name for name in (*TABLE_FIELDS, REFERENCE_HASHES) if name in prompts.columns]
+    asked = [name for name in KEY_FIELDS if name in prompts.columns]
     origins = {
         name: tuple(Origin(prompts.uri, column, DRAWN) for column in asked)
         for name in manifest.OUTCOME_COLUMNS
     }
-    origins["request_key"] = tuple(Origin(prompts.uri, column, KEY) for column in asked)
+    origins["request_key"] = tuple(Origin(prompts.uri, column, HASHED) for column in asked)
     origins |= {name: (Origin(prompts.uri, name),) for name in ("prompt_id", "prompt")}
     if "seed" in prompts.columns:
         origins["seed_asked"] = (Origin(prompts.uri, "seed"),)
@@ -309,11 +315,11 @@ def _origins_of_cells(prompts: Dataset) -> dict[str, tuple[Origin, ...]]:
 
 
 def _is_read(name: str) -> bool:
-    return name in manifest.COLUMNS or name in features_table.COLUMNS
+    return name in manifest.MANIFEST_COLUMNS or name in features_table.FEATURE_COLUMNS
 
 
 def _origin(name: str, table: Dataset, features: Dataset) -> Origin:
-    return Origin((table if name in manifest.COLUMNS else features).uri, name)
+    return Origin((table if name in manifest.MANIFEST_COLUMNS else features).uri, name)
 
 
 def _manifest_uri(store: "ObjectStore", name: str, seed: int) -> str:

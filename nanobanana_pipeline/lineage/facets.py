@@ -20,7 +20,7 @@ from openlineage.client.serde import Serde
 
 import nanobanana_pipeline
 from nanobanana_pipeline.errors import NanobananaError
-from nanobanana_pipeline.lineage.events import Parent, State
+from nanobanana_pipeline.lineage.events import Parent, RunState
 from nanobanana_pipeline.lineage.told import Dataset, Origin, Told
 
 __all__ = ["FACET", "SCHEMA_URL", "as_line", "job_namespace", "open_run_id", "run_event", "send"]
@@ -53,7 +53,7 @@ class NanobananaRunFacet(facet.RunFacet):
 
 
 def run_event(
-    state: State,
+    state: RunState,
     when: datetime,
     job: str,
     run_id: str,

@@ -4,14 +4,14 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any
 
-__all__ = ["Kind", "Lineage", "Link", "Node", "as_dot", "as_json", "as_mermaid"]
+from nanobanana_pipeline.wording import shortened
 
-LABEL_CHARACTERS: Final = 60
+__all__ = ["Lineage", "Link", "Node", "NodeKind", "as_dot", "as_json", "as_mermaid"]
 
 
-class Kind(StrEnum):
+class NodeKind(StrEnum):
     """What a node is; data flow from the first to the last."""
 
     PROMPT_SET = "prompt set"
@@ -33,7 +33,7 @@ class Node:
         facts: what is known of it; fit for JSON.
     """
 
-    kind: Kind
+    kind: NodeKind
     name: str
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -130,18 +130,13 @@ def as_mermaid(lineage: Lineage) -> str:
 
 
 def _label(node: Node) -> list[str]:
-    name = f"{node.name[:12]}…" if node.kind in {Kind.IMAGE, Kind.REQUEST} else node.name
+    name = f"{node.name[:12]}…" if node.kind in {NodeKind.IMAGE, NodeKind.REQUEST} else node.name
     said = node.facts.get("prompt") or node.facts.get("state") or node.facts.get("code_version")
-    return [str(node.kind), _cut(name), *([_cut(str(said))] if said else [])]
+    return [str(node.kind), shortened(name), *([shortened(str(said))] if said else [])]
 
 
 def _facts_text(facts: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_cut(str(value))}" for name, value in facts.items())
-
-
-def _cut(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= LABEL_CHARACTERS else f"{line[: LABEL_CHARACTERS - 1]}…"
+    return ", ".join(f"{name} {shortened(str(value))}" for name, value in facts.items())
 
 
 def _dot_text(text: str) -> str:

@@ -5,14 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
+from nanobanana_pipeline.bucket_keys import Folder
 from nanobanana_pipeline.datasets.release import MANIFEST, all_releases
 from nanobanana_pipeline.generation.manifest.manifest import read_current
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = [
-    "Dataset",
     "InForce",
-    "Partition",
+    "PublishedDataset",
+    "PublishedPartition",
     "PublishedRelease",
     "moved",
     "pointers",
@@ -20,12 +21,11 @@ __all__ = [
     "read_partition",
 ]
 
-READERS: Final = 8
-MANIFESTS, DATASETS = "manifests/", "datasets/"
+POINTER_READERS: Final = 8
 
 
 @dataclass(frozen=True)
-class Partition:
+class PublishedPartition:
     """A partition's manifest in force.
 
     Attributes:
@@ -57,7 +57,7 @@ class PublishedRelease:
 
 
 @dataclass(frozen=True)
-class Dataset:
+class PublishedDataset:
     """A dataset's releases, and the ETag of its `latest.json`."""
 
     etag: str
@@ -68,12 +68,12 @@ class Dataset:
 class InForce:
     """The manifests and releases that count, by the keys of the pointers that lead to them."""
 
-    partitions: Mapping[str, Partition] = field(default_factory=dict)
-    datasets: Mapping[str, Dataset] = field(default_factory=dict)
+    partitions: Mapping[str, PublishedPartition] = field(default_factory=dict)
+    datasets: Mapping[str, PublishedDataset] = field(default_factory=dict)
 
-    def tables(self) -> dict[str, Partition | PublishedRelease]:
+    def tables(self) -> dict[str, PublishedPartition | PublishedRelease]:
         """Each by its manifest's key."""
-        found: dict[str, Partition | PublishedRelease] = {
+        found: dict[str, PublishedPartition | PublishedRelease] = {
             partition.table: partition for partition in self.partitions.values()
         }
         for dataset in self.datasets.values():
@@ -88,8 +88,8 @@ def pointers(store: ObjectStore) -> dict[str, str]:
     """
     return {
         found.key: found.etag
-        for folder, leaf in ((MANIFESTS, "/current.json"), (DATASETS, "/latest.json"))
-        for found in store.listing(folder)
+        for folder, leaf in ((Folder.MANIFESTS, "/current.json"), (Folder.DATASETS, "/latest.json"))
+        for found in store.listing(folder.prefix)
         if found.key.endswith(leaf)
     }
 
@@ -112,18 +112,18 @@ def read_moved(store: ObjectStore, in_force: InForce, keys: Iterable[str]) -> In
         ReleaseError: the same of a release.
     """
     partitions, datasets = dict(in_force.partitions), dict(in_force.datasets)
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(POINTER_READERS) as pool:
         for key, found in pool.map(lambda key: (key, _read_pointed(store, key)), keys):
             partitions.pop(key, None)
             datasets.pop(key, None)
-            if isinstance(found, Partition):
+            if isinstance(found, PublishedPartition):
                 partitions[key] = found
             elif found is not None:
                 datasets[key] = found
     return InForce(partitions, datasets)
 
 
-def read_partition(store: ObjectStore, prompt_set: str, seed: int) -> Partition | None:
+def read_partition(store: ObjectStore, prompt_set: str, seed: int) -> PublishedPartition | None:
     """A partition's manifest in force; None if it has none.
 
     Raises:
@@ -133,12 +133,12 @@ def read_partition(store: ObjectStore, prompt_set: str, seed: int) -> Partition 
     if current is None or etag is None:
         return None
     rows, fingerprint = current.rows, current.fingerprint
-    return Partition(prompt_set, seed, etag, current.manifest, fingerprint, rows)
+    return PublishedPartition(prompt_set, seed, etag, current.manifest, fingerprint, rows)
 
 
-def _read_pointed(store: ObjectStore, key: str) -> Partition | Dataset | None:
+def _read_pointed(store: ObjectStore, key: str) -> PublishedPartition | PublishedDataset | None:
     folder, name, *rest = key.split("/")
-    if f"{folder}/" == MANIFESTS:
+    if folder == Folder.MANIFESTS:
         return read_partition(store, name, int(rest[0].removeprefix("seed=")))
     found = store.get(key)
     if found is None:
@@ -156,4 +156,4 @@ def _read_pointed(store: ObjectStore, key: str) -> Partition | Dataset | None:
         )
         for release in all_releases(store, name)
     )
-    return Dataset(found.etag, releases)
+    return PublishedDataset(found.etag, releases)

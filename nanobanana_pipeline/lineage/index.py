@@ -31,9 +31,9 @@ from nanobanana_pipeline.storage.versioned import read_pointer
 __all__ = [
     "REMEDY",
     "CurrentIndex",
-    "Index",
     "IndexFile",
     "Segment",
+    "TraceIndex",
     "open_index",
     "read_index",
 ]
@@ -42,7 +42,7 @@ SCHEMA: Final = 1
 REMEDY: Final = "make the index anew with nanobanana index refresh --rebuild"
 FEW: Final = 32
 """So many partitions and datasets that are newer than the index are read while one waits."""
-READERS: Final = 8
+PART_READERS: Final = 8
 GROUPS_AT_ONCE: Final = 16
 
 
@@ -109,7 +109,7 @@ def read_index(store: ObjectStore) -> tuple[CurrentIndex | None, str | None]:
     )
 
 
-class Index:
+class TraceIndex:
     """All that is known, to be asked. Safe to share between threads.
 
     Args:
@@ -157,7 +157,7 @@ class Index:
         )
 
     def find(self, order: Order, values: Iterable[str]) -> list[dict[str, Any]]:
-        """The rows of these values, with `of`: the `Partition` or `PublishedRelease` they are from.
+        """The rows of these values; `of` is their `PublishedPartition` or `PublishedRelease`.
 
         Raises:
             StorageError: a file of the index is missing or damaged; the text says how to mend it.
@@ -175,7 +175,7 @@ class Index:
             and np.searchsorted(keys, np.uint64(file.first))
             < np.searchsorted(keys, np.uint64(file.last), side="right")
         ]
-        with ThreadPoolExecutor(READERS) as pool:
+        with ThreadPoolExecutor(PART_READERS) as pool:
             parts = pool.map(lambda each: (each[0], _read_file(self._store, each[1], keys)), files)
             for segment, rows in parts:
                 found += [(segment.tables[row["table"]], row) for row in rows]
@@ -192,7 +192,7 @@ class Index:
         with self._reading:
             if self._in_memory is None:
                 self._in_memory = {each: [] for each in Order}
-                with ThreadPoolExecutor(READERS) as pool:
+                with ThreadPoolExecutor(PART_READERS) as pool:
                     read = pool.map(lambda table: rows_of(self._store, table, 0), self.newer)
                     for table, rows in zip(self.newer, read, strict=True):
                         for each, part in rows.items():
@@ -200,7 +200,7 @@ class Index:
         return self._in_memory[order]
 
 
-def open_index(store: ObjectStore) -> Index:
+def open_index(store: ObjectStore) -> TraceIndex:
     """The index, and what is newer than it.
 
     Where more than `FEW` partitions and datasets have changed, the index is taken as it is.
@@ -222,11 +222,11 @@ def open_index(store: ObjectStore) -> Index:
     created = current.created if current else None
     changed = moved(in_force, now)
     if len(changed) > FEW:
-        return Index(store, in_force, segments, behind=len(changed), created=created)
+        return TraceIndex(store, in_force, segments, behind=len(changed), created=created)
     in_force = read_moved(store, in_force, changed)
     covered = {table for segment in segments for table in segment.tables}
     newer = [table for table in in_force.tables() if table not in covered]
-    return Index(store, in_force, segments, newer=newer, created=created)
+    return TraceIndex(store, in_force, segments, newer=newer, created=created)
 
 
 def _read_file(

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from nanobanana_pipeline.audit.read_ahead import Progress, read_ahead
+from nanobanana_pipeline.audit.read_ahead import AuditProgress, read_ahead
 from nanobanana_pipeline.bucket_keys import index_key
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
 from nanobanana_pipeline.ledger import new_nonce, now_iso
@@ -33,14 +33,14 @@ from nanobanana_pipeline.lineage.rows import SCHEMAS, Order, rows_of
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.storage.versioned import swap_pointer
 
-__all__ = ["Refreshed", "refresh"]
+__all__ = ["RefreshedIndex", "refresh"]
 
 ROWS_OF_A_FILE: Final = 2**18
 MOST_FILES: Final = 64
 """Of one order in one segment: so many are open at once."""
 ROWS_OF_A_GROUP: Final = 4096
 """What a lookup reads at least: some 400 kB."""
-READERS: Final = 2
+TABLE_READERS: Final = 2
 LEFTOVER_SECONDS: Final = 86_400
 """Files that no index names are deleted after so long: nobody reads them any more."""
 
@@ -48,7 +48,7 @@ _INDEX: Final = TypeAdapter(CurrentIndex)
 
 
 @dataclass(frozen=True)
-class Refreshed:
+class RefreshedIndex:
     """What a refresh has done.
 
     Attributes:
@@ -66,8 +66,8 @@ class Refreshed:
 
 
 def refresh(
-    store: ObjectStore, *, rebuild: bool = False, on_progress: Progress = lambda *_: None
-) -> Refreshed:
+    store: ObjectStore, *, rebuild: bool = False, on_progress: AuditProgress = lambda *_: None
+) -> RefreshedIndex:
     """Bring the index up to date, or make it anew.
 
     Args:
@@ -137,14 +137,14 @@ def _plan(segments: Sequence[Segment], rows: Mapping[str, int]) -> tuple[list[Se
 
 
 def _write(
-    store: ObjectStore, tables: Sequence[str], rows: Mapping[str, int], on_progress: Progress
+    store: ObjectStore, tables: Sequence[str], rows: Mapping[str, int], on_progress: AuditProgress
 ) -> Segment:
     count = sum(rows[table] for table in tables)
     files: list[IndexFile] = []
     with tempfile.TemporaryDirectory(prefix="nanobanana-index-") as folder:
         with _Spool(Path(folder), count) as spool:
             found = read_ahead(
-                lambda each: rows_of(store, each[1], each[0]), enumerate(tables), READERS
+                lambda each: rows_of(store, each[1], each[0]), enumerate(tables), TABLE_READERS
             )
             for number, parts in enumerate(found, 1):
                 for order, part in parts.items():
@@ -234,8 +234,8 @@ def _sweep(store: ObjectStore, now: CurrentIndex) -> None:
             store.delete(found.key)
 
 
-def _told(now: CurrentIndex, read: int) -> Refreshed:
-    return Refreshed(
+def _told(now: CurrentIndex, read: int) -> RefreshedIndex:
+    return RefreshedIndex(
         partitions=len(now.in_force.partitions),
         releases=_count(now.in_force),
         rows=sum(table.rows for table in now.in_force.tables().values()),

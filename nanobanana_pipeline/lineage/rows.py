@@ -13,11 +13,12 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nanobanana_pipeline.bucket_keys import Folder
 from nanobanana_pipeline.datasets import release
 from nanobanana_pipeline.generation.manifest import manifest
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["MANIFEST_COLUMNS", "SCHEMAS", "VALUE", "Order", "key_of", "plain", "rows_of"]
+__all__ = ["INDEXED_COLUMNS", "SCHEMAS", "VALUE", "Order", "key_of", "plain", "rows_of"]
 
 
 class Order(StrEnum):
@@ -32,7 +33,7 @@ class Order(StrEnum):
 
 HASH: Final = pa.binary(32)
 KEYS: Final = [("k", pa.uint64()), ("table", pa.int32())]
-CELL: Final = [
+CELL_FIELDS: Final = [
     ("prompt_id", pa.string()),
     ("request_key", HASH),
     ("sample", pa.int32()),
@@ -43,8 +44,8 @@ CELL: Final = [
 ]
 SCHEMAS: Final[Mapping[Order, pa.Schema]] = {
     Order.IMAGE: pa.schema([*KEYS, ("image_sha256", HASH), ("request_key", HASH)]),
-    Order.REQUEST: pa.schema([*KEYS, *CELL]),
-    Order.PROMPT: pa.schema([*KEYS, *CELL]),
+    Order.REQUEST: pa.schema([*KEYS, *CELL_FIELDS]),
+    Order.PROMPT: pa.schema([*KEYS, *CELL_FIELDS]),
     Order.PROVIDER: pa.schema([*KEYS, ("provider_id", pa.string()), ("request_key", HASH)]),
     Order.RELEASE: pa.schema(
         [
@@ -67,7 +68,7 @@ VALUE: Final[Mapping[Order, str]] = {
 }
 """The column that each order finds rows by."""
 
-MANIFEST_COLUMNS: Final = [name for name, _ in CELL]
+INDEXED_COLUMNS: Final = [name for name, _ in CELL_FIELDS]
 RELEASE_COLUMNS: Final = ["image_sha256", "key", "split", "shard"]
 PART_ROWS: Final = 65_536
 
@@ -92,12 +93,12 @@ def rows_of(store: ObjectStore, table: str, number: int) -> dict[Order, pa.Table
         ReleaseError: the same of a release.
     """
     folder, name, version, *_ = table.split("/")
-    if folder == "datasets":
+    if folder == Folder.DATASETS:
         found = release.read_release(store, name, version)
-        rows = release.read_arrow(store, found, release.MANIFEST, RELEASE_COLUMNS)
+        rows = release.read_release_arrow(store, found, release.MANIFEST, RELEASE_COLUMNS)
         orders: tuple[Order, ...] = (Order.RELEASE,)
     else:
-        rows = manifest.read_arrow(store, table, MANIFEST_COLUMNS)
+        rows = manifest.read_manifest_arrow(store, table, INDEXED_COLUMNS)
         orders = (Order.IMAGE, Order.REQUEST, Order.PROMPT, Order.PROVIDER)
     return {order: _rows(order, rows, number) for order in orders}
 

@@ -14,13 +14,13 @@ from typing import Final
 
 import pyarrow.compute as pc
 
-from nanobanana_pipeline.bucket_keys import image_key, ledger_key, run_plan_key
-from nanobanana_pipeline.datasets.release import MANIFEST, read_arrow, read_release
+from nanobanana_pipeline.bucket_keys import Folder, image_key, ledger_key, run_plan_key
+from nanobanana_pipeline.datasets.release import MANIFEST, read_release, read_release_arrow
 from nanobanana_pipeline.errors import TraceError
 from nanobanana_pipeline.images.inspect import CONTENT_TYPES, MAX_IMAGE_BYTES
 from nanobanana_pipeline.ledger import Ledger
 from nanobanana_pipeline.lineage.graphs import Lineage
-from nanobanana_pipeline.lineage.index import Index, open_index
+from nanobanana_pipeline.lineage.index import TraceIndex, open_index
 from nanobanana_pipeline.lineage.rows import Order
 from nanobanana_pipeline.lineage.walk import Walk, run_rows
 from nanobanana_pipeline.storage import ObjectStore
@@ -29,12 +29,12 @@ from nanobanana_pipeline.wording import counted
 __all__ = ["trace"]
 
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
-_IMAGE: Final = re.compile(r"images/[0-9a-f]{2}/([0-9a-f]{64})\.\w+")
+_IMAGE: Final = re.compile(rf"{Folder.IMAGES}/[0-9a-f]{{2}}/([0-9a-f]{{64}})\.\w+")
 _RELEASED: Final = re.compile(r"([A-Za-z0-9][\w.-]*)/(v[0-9]+)/([0-9]{9})")
 _RUN: Final = re.compile(r"[\w.-]+")
 _BEGINNING: Final = re.compile(r"[0-9a-f][0-9a-f-]{5,62}")
 
-MOST_NAMED: Final = 10
+MATCHES_NAMED: Final = 10
 """So many are named of those that begin alike."""
 
 Find = Callable[[], bool]
@@ -100,7 +100,7 @@ def _hash_of_object(store: ObjectStore, uri: str) -> str:
 
 def _hash_in_release(store: ObjectStore, dataset: str, version: str, key: str) -> str:
     release = read_release(store, dataset, version)
-    rows = read_arrow(store, release, MANIFEST, ["key", "image_sha256"])
+    rows = read_release_arrow(store, release, MANIFEST, ["key", "image_sha256"])
     at = pc.index(rows["key"], key).as_py()
     if at < 0:
         raise TraceError(
@@ -196,8 +196,8 @@ def _completed(store: ObjectStore, asked: str) -> str | None:
             for name in (_name_of(kind, key) for key in keys)
         }
     if len(found) > 1:
-        named = ", ".join(list(found)[:MOST_NAMED])
-        more = f", and {len(found) - MOST_NAMED:,} more" if len(found) > MOST_NAMED else ""
+        named = ", ".join(list(found)[:MATCHES_NAMED])
+        more = f", and {len(found) - MATCHES_NAMED:,} more" if len(found) > MATCHES_NAMED else ""
         raise TraceError(
             f"{counted(len(found), 'thing')} begin with {beginning}: {named}{more}. Give more of it"
         )
@@ -209,7 +209,7 @@ def _name_of(kind: str, key: str) -> str:
     return key.split("/")[1 if kind == "run" else 2].partition(".")[0]
 
 
-def _covers(store: ObjectStore, index: Index) -> str:
+def _covers(store: ObjectStore, index: TraceIndex) -> str:
     """What the index covers, and what to do where that is not all."""
     releases = sum(len(dataset.releases) for dataset in index.in_force.datasets.values())
     told = (
@@ -219,7 +219,7 @@ def _covers(store: ObjectStore, index: Index) -> str:
     return f"{told}; {behind}" if (behind := index.behind_text) else told
 
 
-def _unknown_image(store: ObjectStore, index: Index, what: str, sha256: str) -> str:
+def _unknown_image(store: ObjectStore, index: TraceIndex, what: str, sha256: str) -> str:
     named = f"{what} has SHA-256 {sha256}, and nothing" if what != sha256 else f"nothing of {what}"
     key = image_key(sha256, "*")
     return (
@@ -229,7 +229,7 @@ def _unknown_image(store: ObjectStore, index: Index, what: str, sha256: str) -> 
     )
 
 
-def _unknown_name(store: ObjectStore, index: Index, name: str) -> str:
+def _unknown_name(store: ObjectStore, index: TraceIndex, name: str) -> str:
     places = f"no prompt id and no provider id in {_covers(store, index)}"
     run = f"no run ({store.uri(run_plan_key(name))})"
     if _HASH.fullmatch(name):

@@ -10,6 +10,7 @@ from typing import Any, Final
 from nanobanana_pipeline.bucket_keys import (
     ledger_key,
     manifest_prefix,
+    prompt_set_key,
     release_key,
     run_done_key,
     run_plan_key,
@@ -19,13 +20,13 @@ from nanobanana_pipeline.generation.manifest import manifest
 from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan, read_shard
 from nanobanana_pipeline.ledger import Entry, Ledger
 from nanobanana_pipeline.lineage.events import was_stopped
-from nanobanana_pipeline.lineage.graphs import Kind, Lineage, Link, Node
-from nanobanana_pipeline.lineage.in_force import Partition, read_partition
-from nanobanana_pipeline.lineage.index import Index
-from nanobanana_pipeline.lineage.rows import MANIFEST_COLUMNS, Order
+from nanobanana_pipeline.lineage.graphs import Lineage, Link, Node, NodeKind
+from nanobanana_pipeline.lineage.in_force import PublishedPartition, read_partition
+from nanobanana_pipeline.lineage.index import TraceIndex
+from nanobanana_pipeline.lineage.rows import INDEXED_COLUMNS, Order
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.checked_prompts import attributes_of
-from nanobanana_pipeline.request import NOT_IN_THE_PICTURE
+from nanobanana_pipeline.request import KEY_FIELDS
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["Walk", "run_rows"]
@@ -34,7 +35,7 @@ MOST_ENTRIES: Final = 100
 MOST_RUNS: Final = 32
 MOST_SNAPSHOTS: Final = 8
 
-Row = Mapping[str, Any]
+CellRow = Mapping[str, Any]
 
 
 class Walk:
@@ -45,7 +46,7 @@ class Walk:
         index: what is known.
     """
 
-    def __init__(self, store: ObjectStore, index: Index) -> None:
+    def __init__(self, store: ObjectStore, index: TraceIndex) -> None:
         self.index = index
         self._store = store
         self._found: dict[str, None] = {}
@@ -59,25 +60,25 @@ class Walk:
         keys = sorted(request_keys)
         self._requests(keys, self._cells(keys), only={sha256})
         if not keys:
-            self._add(Kind.IMAGE, sha256)
+            self._add(NodeKind.IMAGE, sha256)
             self._notes["no manifest in force has this picture: only releases do"] = None
         self._releases([sha256])
-        self._found[f"{Kind.IMAGE}:{sha256}"] = None
+        self._found[f"{NodeKind.IMAGE}:{sha256}"] = None
 
     def add_requests(self, request_keys: Iterable[str]) -> None:
         """Requests, whatever became of them."""
         keys = sorted(request_keys)
         self._releases(self._requests(keys, self._cells(keys)))
-        self._found |= {f"{Kind.REQUEST}:{key}": None for key in keys}
+        self._found |= {f"{NodeKind.REQUEST}:{key}": None for key in keys}
 
-    def add_prompts(self, cells: Sequence[Row]) -> None:
+    def add_prompts(self, cells: Sequence[CellRow]) -> None:
         """The prompt rows of these cells, with all that was made of them."""
         keys = sorted({row["request_key"] for row in cells})
         self._releases(self._requests(keys, cells))
         for row in cells:
-            self._found[f"{Kind.PROMPT_ROW}:{_prompt_name(row)}"] = None
+            self._found[f"{NodeKind.PROMPT_ROW}:{_prompt_name(row)}"] = None
 
-    def add_run(self, run_id: str, rows: Sequence[Row]) -> None:
+    def add_run(self, run_id: str, rows: Sequence[CellRow]) -> None:
         """A run, with what it made."""
         keys = sorted({row["request_key"] for row in rows})
         if rows:
@@ -88,7 +89,7 @@ class Walk:
             self._releases(self._requests(planned, self._cells(planned)))
             self._notes[f"no manifest has anything of run {run_id}: it bought nothing"] = None
         self._run(run_id)
-        self._found[f"{Kind.RUN}:{run_id}"] = None
+        self._found[f"{NodeKind.RUN}:{run_id}"] = None
 
     def lineage(self, asked: str) -> Lineage:
         """What was collected."""
@@ -101,7 +102,7 @@ class Walk:
             notes=(*notes, *self._notes),
         )
 
-    def _add(self, kind: Kind, name: str, **facts: Any) -> str:  # noqa: ANN401
+    def _add(self, kind: NodeKind, name: str, **facts: Any) -> str:  # noqa: ANN401
         """Note a node, and whatever more is known of it now; gives its id."""
         known = {n: value for n, value in facts.items() if value is not None}
         before = self._nodes.get(f"{kind}:{name}")
@@ -112,9 +113,9 @@ class Walk:
     def _link(self, source: str, target: str, **facts: Any) -> None:  # noqa: ANN401
         self._links.setdefault((source, target), Link(source, target, facts))
 
-    def _cells(self, request_keys: Sequence[str]) -> list[Row]:
+    def _cells(self, request_keys: Sequence[str]) -> list[CellRow]:
         """The cells of requests; those that the index does not know from their runs' partitions."""
-        cells: list[Row] = list(self.index.find(Order.REQUEST, request_keys))
+        cells: list[CellRow] = list(self.index.find(Order.REQUEST, request_keys))
         missing = set(request_keys) - {row["request_key"] for row in cells}
         if missing:
             held = Ledger(self._store).read_many(sorted(missing)[:MOST_ENTRIES])
@@ -127,7 +128,7 @@ class Walk:
         return cells
 
     def _requests(
-        self, keys: Sequence[str], cells: Sequence[Row], only: set[str] | None = None
+        self, keys: Sequence[str], cells: Sequence[CellRow], only: set[str] | None = None
     ) -> list[str]:
         """Note requests with their cells, runs and pictures; gives the pictures' hashes."""
         held = {
@@ -141,26 +142,26 @@ class Walk:
             ] = None
         images: dict[str, None] = {}
         for key in keys:
-            request = self._add(Kind.REQUEST, key, ledger=self._store.uri(ledger_key(key)))
+            request = self._add(NodeKind.REQUEST, key, ledger=self._store.uri(ledger_key(key)))
             if key in held:
                 images |= self._entry(request, held[key], only)
         for row in cells:
-            request = self._add(Kind.REQUEST, row["request_key"])
+            request = self._add(NodeKind.REQUEST, row["request_key"])
             self._link(self._cell(row), request)
             sha256 = row["image_sha256"]
             if row["request_key"] not in held:
-                self._add(Kind.REQUEST, row["request_key"], state=row["state"])
+                self._add(NodeKind.REQUEST, row["request_key"], state=row["state"])
                 self._made(row["run_id"], request)
             if sha256 is not None and (only is None or sha256 in only):
-                self._link(request, self._add(Kind.IMAGE, sha256), sample=row["sample"])
+                self._link(request, self._add(NodeKind.IMAGE, sha256), sample=row["sample"])
                 images[sha256] = None
         self._describe_prompts(cells)
         return list(images)
 
     def _entry(self, request: str, entry: Entry, only: set[str] | None) -> dict[str, None]:
-        parameters = entry.request.model_dump(mode="json", exclude=set(NOT_IN_THE_PICTURE))
+        parameters = entry.request.model_dump(mode="json", include=set(KEY_FIELDS))
         self._add(
-            Kind.REQUEST,
+            NodeKind.REQUEST,
             entry.request_key,
             state=entry.state.value,
             reason=entry.reason,
@@ -179,7 +180,7 @@ class Walk:
         for image in entry.images:
             if only is None or image.sha256 in only:
                 node = self._add(
-                    Kind.IMAGE,
+                    NodeKind.IMAGE,
                     image.sha256,
                     uri=self._store.uri(image.key),
                     format=image.format,
@@ -192,12 +193,12 @@ class Walk:
                 images[image.sha256] = None
         return images
 
-    def _cell(self, row: Row) -> str:
-        of: Partition = row["of"]
-        table = self._add(Kind.PROMPT_SET, of.prompt_set)
-        prompt = self._add(Kind.PROMPT_ROW, _prompt_name(row))
+    def _cell(self, row: CellRow) -> str:
+        of: PublishedPartition = row["of"]
+        table = self._add(NodeKind.PROMPT_SET, of.prompt_set)
+        prompt = self._add(NodeKind.PROMPT_ROW, _prompt_name(row))
         cell = self._add(
-            Kind.CELL,
+            NodeKind.CELL,
             f"{_prompt_name(row)} seed={of.seed}",
             state=row["state"],
             manifest=self._store.uri(of.table),
@@ -212,14 +213,14 @@ class Walk:
             self._link(self._run(run_id), request)
 
     def _run(self, run_id: str) -> str:
-        if f"{Kind.RUN}:{run_id}" in self._nodes:
-            return f"{Kind.RUN}:{run_id}"
+        if f"{NodeKind.RUN}:{run_id}" in self._nodes:
+            return f"{NodeKind.RUN}:{run_id}"
         plan = self._plan(run_id) if len(self._plans) < MOST_RUNS else None
         if plan is None:
-            return self._add(Kind.RUN, run_id)
+            return self._add(NodeKind.RUN, run_id)
         finished = self._store.head(run_done_key(run_id)) is not None
         return self._add(
-            Kind.RUN,
+            NodeKind.RUN,
             run_id,
             prompt_set=plan.prompt_set,
             seed=plan.seed,
@@ -245,24 +246,24 @@ class Walk:
                 self._notes[f"{told} ({error})"] = None
         return self._plans[run_id]
 
-    def _describe_prompts(self, cells: Sequence[Row]) -> None:
+    def _describe_prompts(self, cells: Sequence[CellRow]) -> None:
         """What the snapshots say of the prompt rows: prompt and attributes."""
         wanted: dict[tuple[str, str], set[str]] = {}
         for row in cells:
-            of: Partition = row["of"]
+            of: PublishedPartition = row["of"]
             wanted.setdefault((of.prompt_set, of.fingerprint), set()).add(row["prompt_id"])
         for name, fingerprint in sorted(wanted)[:MOST_SNAPSHOTS]:
             current = prompt_set.current(self._store, name)
             is_current = current is not None and current.fingerprint == fingerprint
             self._add(
-                Kind.PROMPT_SET,
+                NodeKind.PROMPT_SET,
                 name,
                 table_fingerprint=fingerprint,
-                snapshot=self._store.uri(f"prompt_sets/{name}/{fingerprint}.parquet"),
+                snapshot=self._store.uri(prompt_set_key(name, f"{fingerprint}.parquet")),
                 source=current.source if current and is_current else None,
             )
             try:
-                prompts = prompt_set.read_arrow(self._store, name, fingerprint)
+                prompts = prompt_set.read_prompts_arrow(self._store, name, fingerprint)
             except PromptTableError as error:
                 self._notes[str(error)] = None
                 continue
@@ -271,7 +272,7 @@ class Walk:
                 if prompt_id in wanted[name, fingerprint]:
                     row = prompts.slice(at, 1).to_pylist()[0]
                     self._add(
-                        Kind.PROMPT_ROW,
+                        NodeKind.PROMPT_ROW,
                         f"{name}/{prompt_id}",
                         prompt=row["prompt"],
                         attributes={k: row[k] for k in attributes if row[k] is not None} or None,
@@ -281,18 +282,18 @@ class Walk:
         for row in self.index.find(Order.RELEASE, images):
             of = row["of"]
             release = self._add(
-                Kind.RELEASE,
+                NodeKind.RELEASE,
                 f"{of.dataset} {of.version}",
                 uri=self._store.uri(release_key(of.dataset, of.version, "release.json")),
                 created=of.created,
                 code_version=of.code_version,
                 fingerprint=of.fingerprint,
             )
-            image = f"{Kind.IMAGE}:{row['image_sha256']}"
+            image = f"{NodeKind.IMAGE}:{row['image_sha256']}"
             self._link(image, release, split=row["split"], shard=row["shard"], key=row["key"])
 
 
-def run_rows(store: ObjectStore, run_id: str) -> list[Row]:
+def run_rows(store: ObjectStore, run_id: str) -> list[CellRow]:
     """The rows that a run brought, of the manifest it wrote itself and of the one in force.
 
     Where a partition's parameters have changed since, only the first has them still.
@@ -300,11 +301,11 @@ def run_rows(store: ObjectStore, run_id: str) -> list[Row]:
     plan = read_plan(store, run_id)
     folder = manifest_prefix(plan.prompt_set, plan.seed)
     own = [
-        Partition(plan.prompt_set, plan.seed, "", key, plan.fingerprint, 0)
+        PublishedPartition(plan.prompt_set, plan.seed, "", key, plan.fingerprint, 0)
         for key in store.keys(f"{folder}{run_id}-")
     ]
     now = read_partition(store, plan.prompt_set, plan.seed)
-    found: dict[tuple[str, int, str], Row] = {}
+    found: dict[tuple[str, int, str], CellRow] = {}
     for of in [*own, *([now] if now else [])]:
         for row in _rows(store, of):
             if row["run_id"] == run_id:
@@ -312,8 +313,8 @@ def run_rows(store: ObjectStore, run_id: str) -> list[Row]:
     return list(found.values())
 
 
-def _rows(store: ObjectStore, of: Partition) -> list[Row]:
-    rows = manifest.read_arrow(store, of.table, MANIFEST_COLUMNS)
+def _rows(store: ObjectStore, of: PublishedPartition) -> list[CellRow]:
+    rows = manifest.read_manifest_arrow(store, of.table, INDEXED_COLUMNS)
     return [{**row, "of": of} for row in rows.to_pylist()]
 
 
@@ -326,5 +327,5 @@ def _planned(store: ObjectStore, plan: RunPlan) -> list[str]:
     )
 
 
-def _prompt_name(row: Row) -> str:
+def _prompt_name(row: CellRow) -> str:
     return f"{row['of'].prompt_set}/{row['prompt_id']}"

@@ -8,21 +8,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nanobanana_pipeline.errors import PromptTableError
+from nanobanana_pipeline.prompts.checked_prompts import REFERENCE_HASHES
 
-__all__ = ["CHUNK_ROWS", "TEXT", "Chunk", "Fault", "Intake", "empty_is_missing", "shortened"]
+__all__ = ["CHUNK_ROWS", "TEXT", "Chunk", "Intake", "RowFault", "bounded_value", "empty_is_missing"]
 
 CHUNK_ROWS: Final = 65_536
 CHUNK_CELLS: Final = 1 << 20
 MAX_COLUMNS: Final = 1_000
 MAX_VALUE: Final = 200
-RESERVED: Final = "ref_sha256"
 TEXT: Final = pa.large_string()
 """64-bit offsets: a million long prompts do not fit the 2 GiB of a plain Arrow string column."""
 
 _SPACES_AND_HYPHENS = re.compile(r"[\s-]")
 
 
-class Fault(NamedTuple):
+class RowFault(NamedTuple):
     """One thing that is wrong with one row.
 
     Attributes:
@@ -50,7 +50,7 @@ class Chunk(NamedTuple):
     columns: dict[str, Any]
 
 
-def shortened(value: str) -> str:
+def bounded_value(value: str) -> str:
     """At most about 200 characters of `value`, fit for UTF-8."""
     text = value if len(value) <= MAX_VALUE else value[:MAX_VALUE] + "…"
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -73,7 +73,7 @@ class Intake:
     def __init__(self, source: str) -> None:
         self.source = source
         self.columns: dict[str, str] = {}
-        self.faults: list[Fault] = []
+        self.faults: list[RowFault] = []
 
     def refusal(self, problem: str) -> PromptTableError:
         """The error that says that this table cannot be used at all."""
@@ -81,7 +81,7 @@ class Intake:
 
     def fault(self, row: int, column: str, value: str, reason: str) -> None:
         """Note that something is wrong with a row."""
-        self.faults.append(Fault(row, column, shortened(value), reason))
+        self.faults.append(RowFault(row, column, bounded_value(value), reason))
 
     @property
     def chunk_rows(self) -> int:
@@ -104,12 +104,12 @@ class Intake:
         if name in self.columns:
             raise self.refusal(
                 "has two columns that mean the same, "
-                f"{shortened(self.columns[name])!r} and {shortened(raw)!r}: "
+                f"{bounded_value(self.columns[name])!r} and {bounded_value(raw)!r}: "
                 "rename or remove one of them"
             )
-        if name == RESERVED:
+        if name == REFERENCE_HASHES:
             raise self.refusal(
-                f"has a column {shortened(raw)!r}, which is where the hashes of its reference "
+                f"has a column {bounded_value(raw)!r}, which is where the hashes of its reference "
                 "pictures will stand: rename or remove it, and name the pictures in 'ref_image'"
             )
         if len(self.columns) >= MAX_COLUMNS:
@@ -123,7 +123,7 @@ class Intake:
         """Refuse a table without a prompt column."""
         if "prompt" in self.columns:
             return
-        names = ", ".join(repr(shortened(raw)) for raw in list(self.columns.values())[:10])
+        names = ", ".join(repr(bounded_value(raw)) for raw in list(self.columns.values())[:10])
         found = f"its columns are {names}" if names else "it has no columns"
         if self.faults:
             found += f"; row {self.faults[0].row}: {self.faults[0].reason}"

@@ -15,9 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
+from nanobanana_pipeline.bucket_keys import prompt_set_key
 from nanobanana_pipeline.errors import PromptTableError, StorageUnavailable
-from nanobanana_pipeline.prompts.checked_prompts import as_frame, fingerprint
+from nanobanana_pipeline.prompts.checked_prompts import fingerprint, prompts_frame
 from nanobanana_pipeline.prompts.writes import create, patient
+from nanobanana_pipeline.storage.versioned import SCHEMA_KEY
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,13 +32,12 @@ __all__ = [
     "current",
     "load",
     "load_quarantine",
-    "read_arrow",
+    "read_prompts_arrow",
     "snapshot",
     "valid_name",
 ]
 
 SCHEMA: Final = 1
-SCHEMA_KEY: Final = b"nanobanana.schema"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -105,7 +106,7 @@ def snapshot(store: "ObjectStore", name: str, checked: "CheckedPrompts") -> Prom
         source=checked.source,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    key = _key(name, found.fingerprint)
+    key = prompt_set_key(name, found.fingerprint)
     create(store, f"{key}.parquet", _parquet(checked.prompts))
     store.put(f"{key}.quarantine.parquet", _parquet(checked.quarantine))
     _publish(store, found)
@@ -119,7 +120,7 @@ def current(store: "ObjectStore", name: str) -> PromptSet | None:
         PromptTableError: ``current.json`` is damaged, or of a newer version.
         StorageError: the bucket refuses.
     """
-    stored = store.get(_key(valid_name(name), "current.json"))
+    stored = store.get(prompt_set_key(valid_name(name), "current.json"))
     return None if stored is None else _parsed(store, name, stored)
 
 
@@ -133,10 +134,10 @@ def load(store: "ObjectStore", name: str, fingerprint: str) -> "pd.DataFrame":
         PromptTableError: there is no such snapshot, or it is damaged or of a newer version.
         StorageError: the bucket refuses.
     """
-    return as_frame(read_arrow(store, name, fingerprint))
+    return prompts_frame(read_prompts_arrow(store, name, fingerprint))
 
 
-def read_arrow(store: "ObjectStore", name: str, fingerprint: str) -> pa.Table:
+def read_prompts_arrow(store: "ObjectStore", name: str, fingerprint: str) -> pa.Table:
     """The same, as it is stored.
 
     Raises:
@@ -156,11 +157,11 @@ def load_quarantine(store: "ObjectStore", name: str, fingerprint: str) -> "pd.Da
         PromptTableError: there is no such snapshot, or it is damaged or of a newer version.
         StorageError: the bucket refuses.
     """
-    return as_frame(_table(store, valid_name(name), f"{fingerprint}.quarantine.parquet"))
+    return prompts_frame(_table(store, valid_name(name), f"{fingerprint}.quarantine.parquet"))
 
 
 def _table(store: "ObjectStore", name: str, leaf: str) -> pa.Table:
-    key = _key(name, leaf)
+    key = prompt_set_key(name, leaf)
     stored = store.get(key)
     if stored is None:
         raise PromptTableError(
@@ -179,14 +180,10 @@ def _table(store: "ObjectStore", name: str, leaf: str) -> pa.Table:
     return table
 
 
-def _key(name: str, leaf: str) -> str:
-    return f"prompt_sets/{name}/{leaf}"
-
-
 # Of two pointers to a current snapshot the later one counts: the write may be sent again.
 @patient
 def _publish(store: "ObjectStore", found: PromptSet) -> None:
-    key = _key(found.name, "current.json")
+    key = prompt_set_key(found.name, "current.json")
     record = {"schema": SCHEMA, **dataclasses.asdict(found)}
     body = json.dumps(record, indent=1).encode()
     stored = store.get(key)
@@ -202,7 +199,7 @@ def _publish(store: "ObjectStore", found: PromptSet) -> None:
 
 
 def _parsed(store: "ObjectStore", name: str, stored: "StoredObject") -> PromptSet:
-    where = store.uri(_key(name, "current.json"))
+    where = store.uri(prompt_set_key(name, "current.json"))
     try:
         record: dict[str, Any] = dict(json.loads(stored.body))
         schema = int(record["schema"])

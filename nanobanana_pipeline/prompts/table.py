@@ -13,13 +13,13 @@ import pyarrow as pa
 
 from nanobanana_pipeline.errors import PromptTableError, StorageError, StorageUnavailable
 from nanobanana_pipeline.prompts.delimited import read_csv, read_tsv
-from nanobanana_pipeline.prompts.intake import TEXT, Chunk, Fault, Intake
+from nanobanana_pipeline.prompts.intake import TEXT, Chunk, Intake, RowFault
 from nanobanana_pipeline.prompts.typed import read_jsonl, read_parquet
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["PromptTable", "read_table"]
+__all__ = ["PromptTable", "read_prompt_table"]
 
 TEXT_FORMATS: Final[dict[str, tuple[Callable[[TextIO, Intake], Iterator[Chunk]], str]]] = {
     ".csv": (read_csv, ""),
@@ -49,10 +49,10 @@ class PromptTable:
     source: str
     rows: Any
     numbers: Any
-    broken: tuple[Fault, ...]
+    broken: tuple[RowFault, ...]
 
 
-def read_table(source: str | Path, store: "ObjectStore | None" = None) -> PromptTable:
+def read_prompt_table(source: str | Path, store: "ObjectStore | None" = None) -> PromptTable:
     """Read a CSV, TSV, JSONL or Parquet file; all but Parquet may be gzipped.
 
     Args:

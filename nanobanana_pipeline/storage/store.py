@@ -8,7 +8,6 @@ is sent again. All other calls repeat safely and are retried here, and nowhere e
 
 import base64
 import hashlib
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -301,13 +300,15 @@ class ObjectStore:
             raise translated(error, "read", where) from error
 
     @patient
-    def probe(self) -> None:
+    def probe(self, key: str) -> None:
         """Make sure that this bucket honours conditional writes.
+
+        Args:
+            key: of an object that is written for it and deleted again.
 
         Raises:
             StorageError: it lets a create or an update through that must not pass.
         """
-        key = f"probe/{uuid.uuid4().hex}"
         try:
             etag = self.create(key, b"1")
             again = self.create(key, b"2")

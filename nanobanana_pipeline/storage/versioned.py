@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "Columns",
+    "SCHEMA_KEY",
+    "TableColumns",
     "as_frame",
     "open_stored",
     "packed",
@@ -30,9 +31,11 @@ __all__ = [
     "write_table",
 ]
 
-BATCH: Final = 10_000
+BATCH_ROWS: Final = 10_000
+SCHEMA_KEY: Final = b"nanobanana.schema"
+"""Under which a Parquet file's own metadata holds the number of its schema."""
 Pointer = TypeVar("Pointer")
-Columns = Mapping[str, tuple[pa.DataType, str]]
+TableColumns = Mapping[str, tuple[pa.DataType, str]]
 """Every column's type and meaning, in order."""
 
 
@@ -112,7 +115,7 @@ def write_table(store: ObjectStore, key: str, file: bytes) -> None:
 
 
 def read_table(
-    store: ObjectStore, key: str, known: Columns, wanted: list[str] | None = None
+    store: ObjectStore, key: str, known: TableColumns, wanted: list[str] | None = None
 ) -> "pd.DataFrame":
     """What `open_stored` reads, all at once, as `as_frame` gives it.
 
@@ -123,7 +126,7 @@ def read_table(
 
 
 def open_stored(
-    store: ObjectStore, key: str, known: Columns, wanted: list[str] | None = None
+    store: ObjectStore, key: str, known: TableColumns, wanted: list[str] | None = None
 ) -> pa.RecordBatchReader:
     """A table's rows, some at once; a column that its version did not know yet is there, and empty.
 
@@ -151,7 +154,7 @@ def open_stored(
     def batches() -> Iterator[pa.RecordBatch]:
         with _damage_named(store.uri(key)):
             for some in file.iter_batches(
-                BATCH, columns=[n for n in names if n in there], use_threads=False
+                BATCH_ROWS, columns=[n for n in names if n in there], use_threads=False
             ):
                 columns = [
                     some[f.name] if f.name in there else pa.nulls(len(some), f.type) for f in schema

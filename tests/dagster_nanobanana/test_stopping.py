@@ -25,7 +25,7 @@ MANY = "prompt\n" + "".join(f"animal {number}\n" for number in range(40))
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generated_images, "PROGRESS_SECONDS", 0.1)
     monkeypatch.setattr(termination, "LOOK_SECONDS", 0.1)
-    monkeypatch.setattr(termination, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(termination, "LOOK_PATIENCE_SECONDS", 0.3)
 
 
 def stop_once_it_buys(project: Project) -> str:

@@ -11,7 +11,7 @@ import pytest
 from nanobanana_pipeline import local
 from nanobanana_pipeline.datasets.publish import build_release
 from nanobanana_pipeline.datasets.pull import As, pull
-from nanobanana_pipeline.datasets.release import MANIFEST, Release, read_table
+from nanobanana_pipeline.datasets.release import MANIFEST, Release, read_release_table
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from tests.cli.conftest import emulator, nanobanana
 from tests.datasets.release_rows import NOTHING_REJECTED, recipe, rows_of
@@ -46,4 +46,4 @@ def published(s3_url: str, tmp_path_factory: pytest.TempPathFactory) -> Publishe
     folder = tmp_path_factory.mktemp("published")
     for layout in (As.WEBDATASET, As.HUGGINGFACE):
         pull(store, release, folder / layout, layout)
-    return Published(store, release, folder, read_table(store, release, MANIFEST))
+    return Published(store, release, folder, read_release_table(store, release, MANIFEST))

@@ -20,13 +20,13 @@ from tests.datasets.release_rows import NOTHING_REJECTED, recipe
 
 
 def main(prefix: str, rows: str, name: str, seconds: str, images: str, *formats: str) -> None:
-    fetch = packing.picture
+    fetch = packing.read_picture
 
     def slowly(store: ObjectStore, row: dict[str, Any]) -> bytes:
         time.sleep(float(seconds))
         return fetch(store, row)
 
-    packing.picture = slowly
+    packing.read_picture = slowly
     build_release(
         ObjectStore(s3_client(), local.BUCKET, prefix),
         recipe(*formats, images=int(images), name=name),

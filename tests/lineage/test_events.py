@@ -97,6 +97,22 @@ def test_a_bought_partition_tells_where_everything_came_from(
     assert pictures["outputFacets"]["outputStatistics"]["size"] == current.size
 
 
+def test_columns_that_decide_no_picture_are_no_origin_of_it(
+    nanobanana: Command, tmp_path: Path, store: ObjectStore
+) -> None:
+    table = tmp_path / "animals.csv"
+    table.write_text(
+        "prompt,seed,width,height,samples,temp,base64,track_id,mood\n"
+        "a fox,3,1024,1024,1,yes,no,mine,calm\n"
+    )
+    assert nanobanana("generate", table, "--seeds", "1").exit_code == 0
+    [*_, complete] = events_of(store, job="generated_images")
+    fields = complete["outputs"][0]["facets"]["columnLineage"]["fields"]
+    for name in ("request_key", "image_sha256", "state"):
+        origins = {f["field"] for f in fields[name]["inputFields"]}
+        assert origins == {"prompt", "seed", "width", "height", "samples"}
+
+
 def test_every_column_that_lineage_names_is_there(
     nanobanana: Command, table: Path, store: ObjectStore
 ) -> None:

@@ -161,7 +161,7 @@ def test_an_endpoint_that_says_nothing_keeps_no_run_waiting(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(events, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(events, "STORE_PATIENCE_SECONDS", 0.2)
     here = endpoints(answers=False)
     with recorded(store, "generated_images", "r", Told):
         assert here.taken == []

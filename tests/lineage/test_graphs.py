@@ -1,10 +1,10 @@
 import json
 
 from nanobanana_pipeline.lineage.graphs import (
-    Kind,
     Lineage,
     Link,
     Node,
+    NodeKind,
     as_dot,
     as_json,
     as_mermaid,
@@ -14,8 +14,8 @@ HOSTILE = 'a "quoted" \\ [b]row[/b]\n<script>; end'
 
 
 def hostile() -> Lineage:
-    row = Node(Kind.PROMPT_ROW, "set/1", {"prompt": HOSTILE})
-    image = Node(Kind.IMAGE, "ab" * 32, {"bytes": 3})
+    row = Node(NodeKind.PROMPT_ROW, "set/1", {"prompt": HOSTILE})
+    image = Node(NodeKind.IMAGE, "ab" * 32, {"bytes": 3})
     link = Link(row.id, image.id, {"note": HOSTILE})
     return Lineage("x", (image.id,), {n.id: n for n in (row, image)}, (link,), ("mind",))
 

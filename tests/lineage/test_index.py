@@ -12,7 +12,7 @@ import pytest
 
 from nanobanana_pipeline.bucket_keys import index_key
 from nanobanana_pipeline.generation.manifest.manifest import (
-    COLUMNS,
+    MANIFEST_COLUMNS,
     CurrentManifest,
     manifest_key,
     publish,
@@ -48,7 +48,7 @@ def put_manifest(store: ObjectStore, name: str, seed: int, rows: int, word: str 
     }
     columns = {
         column: pa.array([known[column](n) if column in known else None for n in range(rows)], kind)
-        for column, (kind, _) in COLUMNS.items()
+        for column, (kind, _) in MANIFEST_COLUMNS.items()
     }
     current = CurrentManifest(
         prompt_set=name,

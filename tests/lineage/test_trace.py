@@ -15,7 +15,7 @@ from nanobanana_pipeline.bucket_keys import index_key, ledger_key, manifest_pref
 from nanobanana_pipeline.errors import StorageError, TraceError
 from nanobanana_pipeline.features.table import refresh_features
 from nanobanana_pipeline.lineage import index as index_module
-from nanobanana_pipeline.lineage.graphs import Kind, Lineage
+from nanobanana_pipeline.lineage.graphs import Lineage, NodeKind
 from nanobanana_pipeline.lineage.indexing import refresh
 from nanobanana_pipeline.lineage.trace import trace
 from nanobanana_pipeline.request import PictureParameters
@@ -28,11 +28,11 @@ from tests.launching import Launched, entries, keep_prompts, launch, prompts
 BIGGER = PictureParameters(width=1056, height=1024)
 
 
-def names(lineage: Lineage, kind: Kind) -> set[str]:
+def names(lineage: Lineage, kind: NodeKind) -> set[str]:
     return {node.name for node in lineage.nodes.values() if node.kind is kind}
 
 
-def facts(lineage: Lineage, kind: Kind, name: str) -> dict[str, Any]:
+def facts(lineage: Lineage, kind: NodeKind, name: str) -> dict[str, Any]:
     return dict(lineage.nodes[f"{kind}:{name}"].facts)
 
 
@@ -59,22 +59,22 @@ def test_a_renamed_file_leads_to_its_request_prompt_and_run(
     row = made.rows.iloc[0]
     found = trace(store, str(path))
     assert found.found == (f"image:{sha256}",)
-    assert names(found, Kind.REQUEST) == {row["request_key"]}
-    request = facts(found, Kind.REQUEST, row["request_key"])
+    assert names(found, NodeKind.REQUEST) == {row["request_key"]}
+    request = facts(found, NodeKind.REQUEST, row["request_key"])
     assert request["parameters"]["prompt"] == row["prompt"]
     assert request["parameters"]["width"] == 1024
     (attempt,) = request["attempts"]
     assert attempt["provider_id"] == row["provider_id"]
     assert (attempt["run_id"], attempt["outcome"]) == ("run-a", "settled")
-    run = facts(found, Kind.RUN, "run-a")
+    run = facts(found, NodeKind.RUN, "run-a")
     assert run["code_version"] == "0.1.0"
     assert run["finished"] is True
-    prompt = facts(found, Kind.PROMPT_ROW, f"set/{row['prompt_id']}")
+    prompt = facts(found, NodeKind.PROMPT_ROW, f"set/{row['prompt_id']}")
     assert prompt == {"prompt": row["prompt"], "attributes": {"mood": "calm"}}
-    table = facts(found, Kind.PROMPT_SET, "set")
+    table = facts(found, NodeKind.PROMPT_SET, "set")
     assert table["table_fingerprint"] == made.current.fingerprint
-    assert names(found, Kind.CELL) == {f"set/{row['prompt_id']} seed=1"}
-    assert facts(found, Kind.IMAGE, sha256)["uri"] == row["image_uri"]
+    assert names(found, NodeKind.CELL) == {f"set/{row['prompt_id']} seed=1"}
+    assert facts(found, NodeKind.IMAGE, sha256)["uri"] == row["image_uri"]
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
@@ -86,7 +86,7 @@ def test_pictures_of_every_format_are_found(
     made = launch(store, account)
     path, sha256 = image_file(store, made, tmp_path, f"picture.{kind}")
     found = trace(store, str(path))
-    assert facts(found, Kind.IMAGE, sha256)["format"] == kind
+    assert facts(found, NodeKind.IMAGE, sha256)["format"] == kind
 
 
 def test_all_names_of_one_picture_lead_to_the_same(
@@ -140,9 +140,11 @@ def test_a_prompt_id_leads_to_all_its_pictures_in_every_set(
     refresh(store)
     found = trace(store, "p1")
     assert set(found.found) == {"prompt row:cats/p1", "prompt row:dogs/p1"}
-    assert names(found, Kind.CELL) == {f"{s}/p1 seed={n}" for s in ("cats", "dogs") for n in (1, 2)}
-    assert len(names(found, Kind.IMAGE)) == 4
-    assert names(found, Kind.PROMPT_ROW) == {"cats/p1", "dogs/p1"}
+    assert names(found, NodeKind.CELL) == {
+        f"{s}/p1 seed={n}" for s in ("cats", "dogs") for n in (1, 2)
+    }
+    assert len(names(found, NodeKind.IMAGE)) == 4
+    assert names(found, NodeKind.PROMPT_ROW) == {"cats/p1", "dogs/p1"}
 
 
 def test_a_run_leads_to_all_it_made_though_its_manifest_is_replaced(
@@ -155,13 +157,13 @@ def test_a_run_leads_to_all_it_made_though_its_manifest_is_replaced(
     refresh(store)
     found = trace(store, "run-a")
     assert found.found == ("run:run-a",)
-    assert names(found, Kind.IMAGE) == set(first.rows["image_sha256"])
-    assert names(trace(store, "run-b"), Kind.IMAGE) == set(other.rows["image_sha256"])
+    assert names(found, NodeKind.IMAGE) == set(first.rows["image_sha256"])
+    assert names(trace(store, "run-b"), NodeKind.IMAGE) == set(other.rows["image_sha256"])
     # The index knows manifests in force only; the picture itself names its request.
     old = first.rows.iloc[0]
     up = trace(store, old["image_sha256"])
-    assert names(up, Kind.REQUEST) == {old["request_key"]}
-    assert names(up, Kind.RUN) == {"run-a"}
+    assert names(up, NodeKind.REQUEST) == {old["request_key"]}
+    assert names(up, NodeKind.RUN) == {"run-a"}
 
 
 def test_pictures_that_two_sets_share_lead_to_both(
@@ -173,8 +175,8 @@ def test_pictures_that_two_sets_share_lead_to_both(
         made = launch(store, account, name, run_id=f"run-{name}")
     refresh(store)
     found = trace(store, made.rows["image_sha256"].iloc[0])
-    assert names(found, Kind.PROMPT_ROW) == {"one/one-1", "two/two-1"}
-    assert names(found, Kind.RUN) == {"run-one"}
+    assert names(found, NodeKind.PROMPT_ROW) == {"one/one-1", "two/two-1"}
+    assert names(found, NodeKind.RUN) == {"run-one"}
 
 
 def test_requests_without_a_picture_are_found(store: ObjectStore, emulators: Emulators) -> None:
@@ -185,9 +187,9 @@ def test_requests_without_a_picture_are_found(store: ObjectStore, emulators: Emu
     (entry,) = entries(store)
     for asked in (entry.request_key, made.rows["prompt_id"].iloc[0], "run-a"):
         found = trace(store, asked)
-        assert facts(found, Kind.REQUEST, entry.request_key)["state"] == "in_doubt"
-        assert not names(found, Kind.IMAGE)
-        assert names(found, Kind.PROMPT_SET) == {"set"}
+        assert facts(found, NodeKind.REQUEST, entry.request_key)["state"] == "in_doubt"
+        assert not names(found, NodeKind.IMAGE)
+        assert names(found, NodeKind.PROMPT_SET) == {"set"}
 
 
 def test_what_is_unknown_is_told_with_all_that_was_looked_for(
@@ -221,7 +223,7 @@ def test_what_is_newer_than_the_index_is_found_and_nothing_old_is_told(
     again = launch(store, account, parameters=BIGGER, change_parameters=True)
     second = launch(store, account, seed=2, parameters=BIGGER)
     found = trace(store, "p")
-    assert names(found, Kind.IMAGE) == {
+    assert names(found, NodeKind.IMAGE) == {
         *again.rows["image_sha256"],
         *second.rows["image_sha256"],
     }
@@ -235,8 +237,8 @@ def test_an_index_far_behind_says_so_and_the_picture_is_found_all_the_same(
     row = made.rows.iloc[0]
     for asked in (row["image_sha256"], row["request_key"], "run-a"):
         found = trace(store, asked)
-        assert row["image_sha256"] in names(found, Kind.IMAGE)
-        assert f"set/{row['prompt_id']}" in names(found, Kind.PROMPT_ROW)
+        assert row["image_sha256"] in names(found, NodeKind.IMAGE)
+        assert f"set/{row['prompt_id']}" in names(found, NodeKind.PROMPT_ROW)
         assert "nanobanana index refresh" in found.notes[0]
     with pytest.raises(TraceError, match="nanobanana index refresh"):
         trace(store, row["prompt_id"])
@@ -304,10 +306,10 @@ def test_releases_are_told_and_a_place_in_one_leads_back(
             done = nanobanana("index", "refresh")
             assert (done.exit_code, "2 partitions and 2 releases" in done.output) == (0, True)
         found = trace(released, "1")
-        assert names(found, Kind.RELEASE) == {"animals v1", "animals v2"}
+        assert names(found, NodeKind.RELEASE) == {"animals v1", "animals v2"}
         up = trace(released, "animals/v2/000000000")
-        assert len(names(up, Kind.IMAGE)) == 1
-        assert len(names(up, Kind.PROMPT_ROW)) == 1
+        assert len(names(up, NodeKind.IMAGE)) == 1
+        assert len(names(up, NodeKind.PROMPT_ROW)) == 1
         held = [link for link in up.links if link.target.startswith("release:")]
         assert {link.facts["key"] for link in held} == {"000000000"}
     home = tmp_path / "home"
@@ -325,7 +327,7 @@ def test_the_command_shows_a_tree_and_graphs_and_no_secret(
     released: ObjectStore, nanobanana: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert nanobanana("index", "refresh").exit_code == 0
-    sha256 = next(iter(names(trace(released, "2"), Kind.IMAGE)))
+    sha256 = next(iter(names(trace(released, "2"), NodeKind.IMAGE)))
     monkeypatch.setenv("COLUMNS", "40")
     tree = nanobanana("trace", sha256).output
     lines = {line.strip("│├└─ ") for line in tree.splitlines()}

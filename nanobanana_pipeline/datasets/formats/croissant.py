@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from nanobanana_pipeline.datasets.formats.parquet import IMAGE
 from nanobanana_pipeline.datasets.release import Release
-from nanobanana_pipeline.datasets.release_rows import KEY
+from nanobanana_pipeline.datasets.release_rows import KEY_COLUMN
 
 __all__ = ["CROISSANT", "croissant"]
 
@@ -100,7 +100,7 @@ def croissant(release: Release, url: str) -> bytes:
                 "@id": RECORDS,
                 "name": RECORDS,
                 "description": "One record a picture.",
-                "key": {"@id": f"{RECORDS}/{KEY}"},
+                "key": {"@id": f"{RECORDS}/{KEY_COLUMN}"},
                 "field": [
                     _field(IMAGE, "sc:ImageObject", transform={"jsonPath": "bytes"}),
                     *(

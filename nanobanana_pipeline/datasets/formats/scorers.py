@@ -9,14 +9,14 @@ from typing import Any, Final
 
 from PIL import Image
 
-__all__ = ["PROMPTS_TSV", "Picture", "Text", "as_png", "geneval", "partiprompts"]
+__all__ = ["PROMPTS_TSV", "ScoredPicture", "ScorerFile", "as_png", "geneval", "partiprompts"]
 
 PROMPTS_TSV: Final = "prompts.tsv"
 PARTI: Final = ("Prompt", "Category", "Challenge", "Note")
 
 
 @dataclass(frozen=True)
-class Picture:
+class ScoredPicture:
     """A picture of the folder: of a row, and whether it must be a PNG."""
 
     path: str
@@ -25,14 +25,16 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Text:
+class ScorerFile:
     """A small file of the folder."""
 
     path: str
     body: bytes
 
 
-def geneval(rows: Iterable[dict[str, Any]], attributes: Sequence[str]) -> Iterator[Picture | Text]:
+def geneval(
+    rows: Iterable[dict[str, Any]], attributes: Sequence[str]
+) -> Iterator[ScoredPicture | ScorerFile]:
     """``<n:05d>/metadata.jsonl`` with the prompt, and its pictures in ``samples/<k:04d>.png``.
 
     Format: https://github.com/djghosh13/geneval, whose scorer reads no other name or extension;
@@ -48,14 +50,16 @@ def geneval(rows: Iterable[dict[str, Any]], attributes: Sequence[str]) -> Iterat
     for number, drawn in enumerate(prompts.values()):
         said = {name: _value(drawn[0][name]) for name in attributes if drawn[0][name] is not None}
         line = json.dumps({**said, "prompt": drawn[0]["prompt"]}, ensure_ascii=False)
-        yield Text(f"{number:05d}/metadata.jsonl", f"{line}\n".encode())
+        yield ScorerFile(f"{number:05d}/metadata.jsonl", f"{line}\n".encode())
         for sample, row in enumerate(drawn):
-            yield Picture(f"{number:05d}/samples/{sample:04d}.png", row, png=row["format"] != "png")
+            yield ScoredPicture(
+                f"{number:05d}/samples/{sample:04d}.png", row, png=row["format"] != "png"
+            )
 
 
 def partiprompts(
     rows: Iterable[dict[str, Any]], attributes: Sequence[str]
-) -> Iterator[Picture | Text]:
+) -> Iterator[ScoredPicture | ScorerFile]:
     """Pictures ``<n:05d>.<png|jpg|webp>``, and a table of their prompts, a row a picture.
 
     The table begins with the columns of https://github.com/google-research/parti's
@@ -77,8 +81,8 @@ def partiprompts(
         first = [row["prompt"], *(name and row[name] for name in parti)]
         rest = [row[name] for name in (*others, "prompt_id", "seed", "sample")]
         writer.writerow([*first, path, *rest])
-        yield Picture(path, row)
-    yield Text(PROMPTS_TSV, table.getvalue().encode())
+        yield ScoredPicture(path, row)
+    yield ScorerFile(PROMPTS_TSV, table.getvalue().encode())
 
 
 def as_png(image: bytes) -> bytes:

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import threading
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final
 
 import tenacity
@@ -35,15 +35,14 @@ from nanobanana_pipeline.ledger import (
 )
 from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.provider.outcomes import Done, Failed, Missing
-from nanobanana_pipeline.provider.protocol import Delivered, Original, Provider
+from nanobanana_pipeline.provider.protocol import KEPT_SECONDS, Delivered, Original, Provider
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import time_text
 
 __all__ = ["Transfer", "Transferred"]
 
 log = logging.getLogger(__name__)
 
-EXPIRY: Final = timedelta(hours=24)
-"""The provider deletes its own pictures after so long."""
 TRIES: Final = 6
 TRIES_ONCE_LOST: Final = 2
 """Every launch looks again at what was lost: a miracle needs no patience."""
@@ -333,11 +332,10 @@ def _gone(error: ImageGone, accepted: str | None) -> ImageGone:
     """Why a picture that the provider keeps is gone: whether its time was over, and its age."""
     if accepted is None:
         return error
-    age = datetime.now(UTC) - datetime.fromisoformat(accepted)
-    if age >= EXPIRY:
+    age = (datetime.now(UTC) - datetime.fromisoformat(accepted)).total_seconds()
+    if age >= KEPT_SECONDS:
         return _Expired(
-            f"expired: the provider deletes pictures after 24 hours; accepted at {accepted} "
-            f"({error})"
+            f"expired: the provider deletes pictures after {KEPT_SECONDS // 3600} hours; "
+            f"accepted at {accepted} ({error})"
         )
-    minutes = int(age.total_seconds() // 60)
-    return ImageGone(f"{error}, {minutes // 60} h {minutes % 60} min after it was accepted")
+    return ImageGone(f"{error}, {time_text(age)} after it was accepted")

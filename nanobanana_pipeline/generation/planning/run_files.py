@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from nanobanana_pipeline.bucket_keys import (
+    Folder,
     run_done_key,
     run_plan_key,
     run_shard_key,
@@ -37,13 +38,13 @@ __all__ = [
     "read_plan",
     "read_requests",
     "read_shard",
-    "unfinished_runs",
+    "unfinished_plans",
     "write_plan",
     "write_shards",
 ]
 
 SCHEMA: Final = 1
-BATCH: Final = 1_000
+REQUESTS_AT_ONCE: Final = 1_000
 RUN_FILE: Final = pa.schema(
     [("request_key", pa.string()), ("request", pa.string()), ("buy", pa.bool_())],
     metadata={b"nanobanana.schema": str(SCHEMA).encode()},
@@ -167,7 +168,7 @@ def _run_file(requests: Iterable[PlannedRequest]) -> bytes:
     body = io.BytesIO()
     with pq.ParquetWriter(body, RUN_FILE, compression="zstd") as file:
         rows = ((r.request_key, r.request.model_dump_json(), r.buy) for r in requests)
-        while some := list(itertools.islice(rows, BATCH)):
+        while some := list(itertools.islice(rows, REQUESTS_AT_ONCE)):
             columns = [pa.array(column) for column in zip(*some, strict=True)]
             file.write_table(pa.table(columns, schema=RUN_FILE))
     return body.getvalue()
@@ -191,7 +192,7 @@ class RunFile:
         return self._count
 
     def __iter__(self) -> Iterator[PlannedRequest]:
-        for batch in pq.ParquetFile(self._body).iter_batches(BATCH):
+        for batch in pq.ParquetFile(self._body).iter_batches(REQUESTS_AT_ONCE):
             for row in batch.to_pylist():
                 # Files of before the budget say nothing of `buy`: all may be bought.
                 request = ImageRequest.model_validate_json(row["request"])
@@ -223,13 +224,15 @@ def read_requests(store: ObjectStore, made: RunPlan) -> Iterator[PlannedRequest]
         yield from read_shard(store, made.run_id, shard)
 
 
-def unfinished_runs(store: ObjectStore) -> Iterator[RunPlan]:
+def unfinished_plans(store: ObjectStore) -> Iterator[RunPlan]:
     """The plans of runs that may have left something to rescue: written, and not done.
 
     Raises:
         StorageError: a plan is damaged, or of a newer version.
     """
-    for run_id, keys in itertools.groupby(store.keys("runs/"), lambda key: key.split("/")[1]):
+    for run_id, keys in itertools.groupby(
+        store.keys(Folder.RUNS.prefix), lambda key: key.split("/")[1]
+    ):
         names = set(keys)
         if run_plan_key(run_id) in names and run_done_key(run_id) not in names:
             yield read_plan(store, run_id)
@@ -253,12 +256,12 @@ def list_unfinished(store: ObjectStore) -> list[str]:
 
     One LIST for a thousand of them, however many runs have ever been. Where the end of a run was
     cut off it may be one that is done. Runs of versions that named none are not among them:
-    `unfinished_runs` looks through all.
+    `unfinished_plans` looks through all.
 
     Raises:
         StorageError: S3 refuses.
     """
-    folder = unfinished_key("")
+    folder = Folder.UNFINISHED.prefix
     return [key.removeprefix(folder) for key in store.keys(folder)]
 
 

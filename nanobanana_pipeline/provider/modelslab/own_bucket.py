@@ -3,7 +3,7 @@
 `delivery.json` in the bucket says it for every worker; it holds no credentials.
 """
 
-import uuid
+import posixpath
 from collections.abc import Callable
 from typing import Final, Self
 from urllib.parse import unquote, urlsplit
@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import tenacity
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from nanobanana_pipeline.bucket_keys import delivery_key
+from nanobanana_pipeline.bucket_keys import FILES, Folder, delivery_key, probe_key
 from nanobanana_pipeline.errors import SettingsError, StorageError, StorageUnavailable
 from nanobanana_pipeline.storage import ObjectStore
 
@@ -28,12 +28,6 @@ __all__ = [
 SCHEMA: Final = 1
 PATIENCE_SECONDS: Final = 60.0
 DEFAULT_PORTS: Final = {"https": 443, "http": 80}
-OUR_FOLDERS: Final = frozenset(
-    {
-        *("budget", "datasets", "features", "images", "index", "ledger", "lineage", "manifests"),
-        *("probe", "prompt_sets", "references", "runs", "webhooks"),
-    }
-)
 
 
 class Place(BaseModel):
@@ -200,7 +194,7 @@ def check_copies(store: ObjectStore) -> None:
     Raises:
         StorageError: it does not, so that pictures could be swapped under our hands.
     """
-    original, copy = (f"probe/{uuid.uuid4().hex}" for _ in range(2))
+    original, copy = probe_key(), probe_key()
 
     def adopt(etag: str) -> bool:
         source = store.prefix + original
@@ -221,23 +215,34 @@ def check_copies(store: ObjectStore) -> None:
         )
 
 
-def check_apart(store: ObjectStore, place: Place) -> None:
+def check_apart(store: ObjectStore, bucket: str, folder: str) -> None:
     """Make sure that strangers' objects do not lie among our own.
 
+    Below our prefix only new top-level folders are free. Names are compared without regard to
+    case, repeated slashes and percent-encoding: what the provider makes of those is unknown.
+
+    Args:
+        store: ours.
+        bucket: that the provider writes into.
+        folder: in that bucket, as the provider is told.
+
     Raises:
-        SettingsError: the place holds, or is part of, what this project keeps.
+        SettingsError: the folder holds, or is part of, what this project keeps.
     """
-    bucket, folder = place.bucket_and_folder
     if bucket != store.bucket:
         return
-    theirs, ours = f"{folder}/".lstrip("/"), store.prefix
-    first = theirs.removeprefix(ours).split("/")[0] if theirs.startswith(ours) else ""
-    if ours.startswith(theirs) or first in OUR_FOLDERS:
-        raise SettingsError(
-            f"{place.uri} holds what this project keeps in {store.uri('')}: a key that writes "
-            "there could change it, and a rule that deletes old deliveries would delete it. Choose "
-            "another --directory, such as deliveries"
-        )
+    ours = _parts_of_path(store.prefix)
+    theirs = _parts_of_path(folder)
+    holds_ours = ours[: len(theirs)] == theirs
+    if not holds_ours and (
+        theirs[: len(ours)] != ours or theirs[len(ours)] not in {*Folder, *FILES}
+    ):
+        return
+    raise SettingsError(
+        f"s3://{bucket}/{folder} holds what this project keeps in {store.uri('')}: a key that "
+        "writes there could change it, and a rule that deletes old deliveries would delete it. "
+        "Choose another --directory, such as deliveries"
+    )
 
 
 def _written(store: ObjectStore, places: Places, etag: str | None) -> bool:
@@ -266,6 +271,14 @@ def _parts_of(url: str) -> tuple[tuple[str, str, int | None], list[str]] | None:
     if scheme not in DEFAULT_PORTS or not host or "@" in parts.netloc or path is None:
         return None
     return (scheme, host, port), path
+
+
+def _parts_of_path(path: str) -> list[str]:
+    """A path's parts in their plainest spelling: decoded, in lower case, without ``..``."""
+    while (decoded := unquote(path)) != path:
+        path = decoded
+    parts = posixpath.normpath(f"/{path.casefold()}").split("/")
+    return [part.strip() for part in parts if part.strip()]
 
 
 def _clean(path: str) -> list[str] | None:
