@@ -11,12 +11,10 @@ DOMAIN = Path(nanobanana_pipeline.__file__).parent
 DAGSTER = [DOMAIN.parent / name for name in ("dagster_nanobanana", "dagster_project")]
 ALLOWED = {
     "SCHEMA": "the number of the schema that the module stores",
-    "PATIENCE_SECONDS": "how long S3 may be silent",
     "app": "where Typer and Celery look for it",
     "defs": "what Dagster loads",
     "log": "the module's logger",
     "main": "what the module runs as a program",
-    "patient": "tries again while S3 is silent",
 }
 
 

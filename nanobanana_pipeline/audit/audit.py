@@ -21,7 +21,6 @@ from nanobanana_pipeline.audit.releases import check_builds
 from nanobanana_pipeline.audit.report import UNSETTLED_STATES, AuditReport, FindingKind, Unsettled
 from nanobanana_pipeline.audit.runs import check_reservations, check_runs
 from nanobanana_pipeline.bucket_keys import Folder, ledger_key, manifest_prefix
-from nanobanana_pipeline.datasets.release import RESTORE
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
 from nanobanana_pipeline.generation.budget.reservations import DEAD_SECONDS
 from nanobanana_pipeline.generation.manifest.manifest import (
@@ -34,6 +33,7 @@ from nanobanana_pipeline.generation.manifest.rows import CELL_OF
 from nanobanana_pipeline.ledger import Attempt, Held, State
 from nanobanana_pipeline.provider.protocol import KEPT_SECONDS
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.cas import RESTORE
 from nanobanana_pipeline.wording import time_text
 
 __all__ = ["audit"]

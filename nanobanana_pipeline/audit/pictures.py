@@ -8,10 +8,10 @@ from nanobanana_pipeline.audit.cross_reference import AuditIndex, NamedPicture
 from nanobanana_pipeline.audit.read_ahead import AuditProgress, find_orphans, read_ahead
 from nanobanana_pipeline.audit.report import AuditReport, FindingKind
 from nanobanana_pipeline.bucket_keys import Folder, image_owner_key
-from nanobanana_pipeline.datasets.release import RESTORE
 from nanobanana_pipeline.errors import ImageBroken, ObjectTooLarge
 from nanobanana_pipeline.images.inspect import MAX_IMAGE_BYTES, inspect
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.cas import RESTORE
 
 __all__ = ["list_images", "read_images"]
 

@@ -29,7 +29,7 @@ from nanobanana_pipeline.datasets.object_streams import Upload
 from nanobanana_pipeline.datasets.release import ReleaseFile
 from nanobanana_pipeline.datasets.release_rows import taken
 from nanobanana_pipeline.errors import ReleaseError
-from nanobanana_pipeline.prompts.writes import create
+from nanobanana_pipeline.storage.cas import put_if_absent
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -147,7 +147,7 @@ class _Job:
         if files is None:
             files = self._made()
             body = json.dumps([asdict(file) for file in files]).encode()
-            create(self.store, receipt, body, content_type="application/json")
+            put_if_absent(self.store, receipt, body, content_type="application/json")
         return [file for file in files if file.format in self.formats]
 
     def _finished(self, receipt: str) -> list[ReleaseFile] | None:

@@ -26,6 +26,7 @@ from nanobanana_pipeline.generation.manifest.manifest import (
 from nanobanana_pipeline.images.contact_sheet import caption, contact_sheet
 from nanobanana_pipeline.ledger import new_nonce, now_iso
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.cas import contention
 from nanobanana_pipeline.storage.versioned import (
     SCHEMA_KEY,
     TableColumns,
@@ -166,6 +167,8 @@ def refresh_features(
         StorageError: S3 refuses or holds damaged objects.
     """
     measured: dict[str, FeatureRow] = {}
+    pointer = f"{features_prefix(prompt_set, seed)}current.json"
+    back_off = contention(store.uri(pointer))
     while True:
         manifest, pictures = _pictures(store, prompt_set, seed)
         before, etag = read_current_features(store, prompt_set, seed)
@@ -197,9 +200,9 @@ def refresh_features(
             created=now_iso(),
         )
         write_table(store, current.table, packed(table))
-        pointer = f"{features_prefix(prompt_set, seed)}current.json"
         if swap_pointer(store, pointer, asdict(current), etag):
             return RefreshedFeatures(current, shown, new, manifest.gaps)
+        back_off()
 
 
 def _pictures(

@@ -54,6 +54,7 @@ from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.slots import Slots
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.cas import contention
 from nanobanana_pipeline.storage.versioned import packed
 from nanobanana_pipeline.wording import counted
 
@@ -168,6 +169,7 @@ def collect(store: ObjectStore, realm: str, made: RunPlan, report: Report) -> Cu
         limit=made.limit,
     )
     missing = _state_of_missing(made, report)
+    back_off = contention(f"the manifest of {made.prompt_set}, seed {made.seed}")
     while True:
         before, etag = read_current(store, made.prompt_set, made.seed)
         left = _Left(made.run_id)
@@ -196,6 +198,7 @@ def collect(store: ObjectStore, realm: str, made: RunPlan, report: Report) -> Cu
         )
         if publish(store, file, current, etag):
             break
+        back_off()
     if not left.needs_rescue:
         mark_done(store, made.run_id, report.bought)
     reclaim_reservations(store, made.prompt_set, made.seed, is_complete=not current.gaps)

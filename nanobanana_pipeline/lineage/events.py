@@ -17,14 +17,14 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from nanobanana_pipeline.bucket_keys import lineage_key
-from nanobanana_pipeline.errors import NanobananaError, StorageUnavailable
+from nanobanana_pipeline.errors import NanobananaError
 from nanobanana_pipeline.lineage.told import Told
-from nanobanana_pipeline.prompts.writes import patient
+from nanobanana_pipeline.storage.cas import swap
 
 if TYPE_CHECKING:
     from openlineage.client.event_v2 import RunEvent
 
-    from nanobanana_pipeline.storage import ObjectStore, StoredObject
+    from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["Parent", "Recording", "RunState", "declare_dead", "recorded", "was_stopped"]
 
@@ -138,7 +138,7 @@ def was_stopped(store: "ObjectStore", job: str, run_id: str) -> bool:
 
 
 def _events(store: "ObjectStore", job: str, run_id: str) -> list[dict[str, Any]]:
-    _, found = _find(store, datetime.now(UTC), LONGEST_RUN.days, run_id)
+    found = store.get(_file_of(store, datetime.now(UTC), LONGEST_RUN.days, run_id))
     events = [] if found is None else [json.loads(line) for line in found.body.splitlines()]
     return [event for event in events if event["job"]["name"] == job]
 
@@ -290,44 +290,23 @@ def _is_configured() -> bool:
     return any(name.startswith(CONFIGURED_BY) and value for name, value in os.environ.items())
 
 
-@patient
 def _append(store: "ObjectStore", now: datetime, days: int, run_id: str, line: str) -> None:
-    """Add a line to a run's file, whoever else does so at the same time.
-
-    Args:
-        store: the bucket.
-        now: UTC.
-        days: how many days ago the file may have been begun.
-        run_id: whose file.
-        line: unlike any other.
-
-    Raises:
-        StorageError: the bucket refuses, or stays silent.
-    """
-    key, found = _find(store, now, days, run_id)
-    before = b"" if found is None else found.body
+    """Add a line, unlike any other, to a run's file, begun at most so many days before `now`."""
     new = line.encode() + b"\n"
-    if new in before:
-        return  # the answer to an earlier try was lost
-    kind = "application/x-ndjson"
-    if found is None:
-        written = store.create(key, new, content_type=kind)
-    else:
-        written = store.update(key, before + new, found.etag, content_type=kind)
-    if written is None:
-        raise StorageUnavailable(f"{store.uri(key)} was changed by somebody else at the same time")
+    swap(
+        store,
+        _file_of(store, now, days, run_id),
+        lambda found: found.body if found else b"",
+        lambda lines: lines if new in lines else lines + new,
+        bytes,
+        content_type="application/x-ndjson",
+    )
 
 
-def _find(
-    store: "ObjectStore", now: datetime, days: int, run_id: str
-) -> tuple[str, "StoredObject | None"]:
-    """A run's file, which lies under the day on which it was begun; else where to begin it."""
+def _file_of(store: "ObjectStore", now: datetime, days: int, run_id: str) -> str:
+    """The key of a run's file, which lies under the day on which it was begun."""
     keys = [
         lineage_key((now - timedelta(days=ago)).date().isoformat(), run_id)
         for ago in range(days + 1)
     ]
-    for key in keys:
-        found = store.get(key)
-        if found is not None:
-            return key, found
-    return keys[0], None
+    return next((key for key in keys if store.head(key) is not None), keys[0])

@@ -104,8 +104,9 @@ def read_index(store: ObjectStore) -> tuple[CurrentIndex | None, str | None]:
     Raises:
         StorageError: it is damaged or was written by a newer version.
     """
+    key = index_key("current.json")
     return read_pointer(
-        store, index_key("current.json"), lambda **said: _INDEX.validate_python(said), SCHEMA
+        store, key, lambda **said: _INDEX.validate_python(said), SCHEMA, remedy=REMEDY
     )
 
 
@@ -210,12 +211,7 @@ def open_index(store: ObjectStore) -> TraceIndex:
     """
     with ThreadPoolExecutor(1) as pool:
         listing = pool.submit(pointers, store)
-        try:
-            current, _ = read_index(store)
-        except StorageUnavailable:
-            raise
-        except StorageError as error:
-            raise StorageError(f"{error}. If it is damaged, {REMEDY}") from error
+        current, _ = read_index(store)
         now = listing.result()
     in_force = current.in_force if current else InForce()
     segments = current.segments if current else ()

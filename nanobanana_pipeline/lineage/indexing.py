@@ -12,7 +12,7 @@ sorted a file at a time: memory is bounded by one file, or by one manifest where
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,12 +25,12 @@ from pydantic import TypeAdapter
 
 from nanobanana_pipeline.audit.read_ahead import AuditProgress, read_ahead
 from nanobanana_pipeline.bucket_keys import index_key
-from nanobanana_pipeline.errors import StorageError, StorageUnavailable
 from nanobanana_pipeline.ledger import new_nonce, now_iso
 from nanobanana_pipeline.lineage.in_force import InForce, moved, pointers, read_moved
-from nanobanana_pipeline.lineage.index import REMEDY, CurrentIndex, IndexFile, Segment, read_index
+from nanobanana_pipeline.lineage.index import CurrentIndex, IndexFile, Segment, read_index
 from nanobanana_pipeline.lineage.rows import SCHEMAS, Order, rows_of
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.cas import contention, refuse_newer
 from nanobanana_pipeline.storage.versioned import swap_pointer
 
 __all__ = ["RefreshedIndex", "refresh"]
@@ -80,6 +80,7 @@ def refresh(
             manifest is.
         ReleaseError: a release is damaged.
     """
+    back_off = contention(store.uri(index_key("current.json")))
     while True:
         before, etag = _read(store, rebuild=rebuild)
         in_force = before.in_force if before else InForce()
@@ -97,26 +98,19 @@ def refresh(
         if swap_pointer(store, index_key("current.json"), body, etag):
             _sweep(store, now)
             return _told(now, read)
+        back_off()
 
 
 def _read(store: ObjectStore, *, rebuild: bool) -> tuple[CurrentIndex | None, str | None]:
-    try:
-        current, etag = read_index(store)
-    except StorageUnavailable:
-        raise
-    except StorageError as error:
-        found = store.get(index_key("current.json"))
-        if not rebuild or found is None or _is_newer(found.body):
-            raise StorageError(f"{error}. If it is damaged, {REMEDY}") from error
-        return None, found.etag
-    return (None if rebuild else current), etag
-
-
-def _is_newer(body: bytes) -> bool:
-    try:
-        return int(json.loads(body)["schema"]) > CurrentIndex.schema
-    except (ValueError, KeyError, TypeError):
-        return False
+    if not rebuild:
+        return read_index(store)
+    key = index_key("current.json")
+    found = store.get(key)
+    if found is None:
+        return None, None
+    with suppress(ValueError, KeyError, TypeError):  # a damaged one is replaced
+        refuse_newer(store.uri(key), int(json.loads(found.body)["schema"]), CurrentIndex.schema)
+    return None, found.etag
 
 
 def _plan(segments: Sequence[Segment], rows: Mapping[str, int]) -> tuple[list[Segment], list[str]]:

@@ -26,9 +26,9 @@ from nanobanana_pipeline.errors import (
 )
 from nanobanana_pipeline.images.inspect import CONTENT_TYPES, MAX_IMAGE_BYTES, inspect
 from nanobanana_pipeline.prompts.intake import bounded_value
-from nanobanana_pipeline.prompts.writes import create
 from nanobanana_pipeline.provider.downloads import public_url
 from nanobanana_pipeline.request import MAX_REFERENCES, SIDE_MAX, SIDE_MIN, SIDE_STEP
+from nanobanana_pipeline.storage.cas import put_if_absent
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.provider.downloads import Downloader
@@ -117,7 +117,7 @@ class References:
         digest = hashlib.sha256(data)
         sha256 = digest.hexdigest()
         if self._keep:
-            create(
+            put_if_absent(
                 self._store,
                 reference_key(sha256),
                 data,

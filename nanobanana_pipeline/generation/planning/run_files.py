@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from nanobanana_pipeline.bucket_keys import (
     Folder,
@@ -26,6 +26,7 @@ from nanobanana_pipeline.ledger import now_iso
 from nanobanana_pipeline.money import cost_of, cost_text
 from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.cas import parse_json
 from nanobanana_pipeline.wording import counted
 
 __all__ = [
@@ -127,16 +128,7 @@ def read_plan(store: ObjectStore, run_id: str) -> RunPlan:
     found = store.get(key)
     if found is None:
         raise StorageError(f"{store.uri(key)} is missing: launch the partition again")
-    try:
-        schema = json.loads(found.body)["schema"]
-        if schema > SCHEMA:
-            raise StorageError(
-                f"{store.uri(key)} has schema {schema}, and this version knows {SCHEMA}: "
-                "upgrade nanobanana-pipeline"
-            )
-        return _PLAN.validate_json(found.body)
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise StorageError(f"{store.uri(key)} is damaged: {error}") from error
+    return parse_json(found.body, store.uri(key), _PLAN.validate_json, SCHEMA)
 
 
 def write_shards(

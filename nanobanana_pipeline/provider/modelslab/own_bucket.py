@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Final, Self
 from urllib.parse import unquote, urlsplit
 
-import tenacity
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nanobanana_pipeline.bucket_keys import FILES, Folder, delivery_key, probe_key
-from nanobanana_pipeline.errors import SettingsError, StorageError, StorageUnavailable
-from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.errors import SettingsError, StorageError
+from nanobanana_pipeline.storage import ObjectStore, StoredObject
+from nanobanana_pipeline.storage.cas import parse_json, swap
 
 __all__ = [
     "OwnBucket",
@@ -26,7 +26,6 @@ __all__ = [
 ]
 
 SCHEMA: Final = 1
-PATIENCE_SECONDS: Final = 60.0
 DEFAULT_PORTS: Final = {"https": 443, "http": 80}
 
 
@@ -143,20 +142,7 @@ def read_places(store: ObjectStore) -> tuple[Places, str | None]:
         StorageError: it is damaged or was written by a newer version.
     """
     found = store.get(delivery_key())
-    if found is None:
-        return Places(), None
-    where = store.uri(delivery_key())
-    try:
-        # Before all else: what a newer version means by the rest is not ours to judge.
-        schema = _SchemaOnly.model_validate_json(found.body).schema_version
-        if schema > SCHEMA:
-            raise StorageError(
-                f"{where} has schema {schema}, and this version knows {SCHEMA}: "
-                "upgrade nanobanana-pipeline"
-            )
-        return Places.model_validate_json(found.body), found.etag
-    except ValueError as error:
-        raise StorageError(f"{where} is damaged: {error}") from error
+    return _parsed(store, found), found.etag if found else None
 
 
 def change_places(store: ObjectStore, change: Callable[[Places], Places]) -> tuple[Places, Places]:
@@ -164,8 +150,7 @@ def change_places(store: ObjectStore, change: Callable[[Places], Places]) -> tup
 
     Args:
         store: where it lies.
-        change: must come to nothing when it is applied to its own result: that is how a write
-            whose answer was lost is known.
+        change: the new places; nothing is written where they are the old ones.
 
     Returns:
         The places before and after.
@@ -173,19 +158,7 @@ def change_places(store: ObjectStore, change: Callable[[Places], Places]) -> tup
     Raises:
         StorageError: S3 refuses, or the file is damaged.
     """
-    for attempt in tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(StorageUnavailable),
-        wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
-        stop=tenacity.stop_after_delay(PATIENCE_SECONDS),
-        reraise=True,
-    ):
-        with attempt:
-            before, etag = read_places(store)
-            after = change(before)
-            if after == before or _written(store, after, etag):
-                return before, after
-            raise StorageUnavailable(f"{store.uri(delivery_key())} is being changed by others")
-    raise AssertionError  # tenacity gives a result or raises
+    return swap(store, delivery_key(), lambda found: _parsed(store, found), change, _to_json)
 
 
 def check_copies(store: ObjectStore) -> None:
@@ -245,15 +218,15 @@ def check_apart(store: ObjectStore, bucket: str, folder: str) -> None:
     )
 
 
-def _written(store: ObjectStore, places: Places, etag: str | None) -> bool:
-    body = places.model_dump_json(by_alias=True, indent=1).encode()
-    if etag is None:
-        return store.create(delivery_key(), body, content_type="application/json") is not None
-    return store.update(delivery_key(), body, etag) is not None
+def _parsed(store: ObjectStore, found: StoredObject | None) -> Places:
+    if found is None:
+        return Places()
+    where = store.uri(delivery_key())
+    return parse_json(found.body, where, Places.model_validate_json, SCHEMA)
 
 
-class _SchemaOnly(BaseModel):
-    schema_version: int = Field(alias="schema")
+def _to_json(places: Places) -> bytes:
+    return places.model_dump_json(by_alias=True, indent=1).encode()
 
 
 def _parts_of(url: str) -> tuple[tuple[str, str, int | None], list[str]] | None:
