@@ -47,8 +47,8 @@ from nanobanana_pipeline.generation.manifest.manifest import (
 )
 from nanobanana_pipeline.generation.planning.run_files import RunPlan, write_plan
 from nanobanana_pipeline.ledger import Entry, StoredImage, new_nonce, now_iso
-from nanobanana_pipeline.lineage.indexing import refresh
-from nanobanana_pipeline.lineage.trace import trace
+from nanobanana_pipeline.lineage.trace.index_writer import refresh_index
+from nanobanana_pipeline.lineage.trace.trace import trace
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
@@ -179,7 +179,7 @@ def _child(*arguments: str) -> dict[str, Any]:
 
 def _refresh(store: ObjectStore) -> dict[str, Any]:
     start = time.perf_counter()
-    done = refresh(store)
+    done = refresh_index(store)
     return {
         "seconds": round(time.perf_counter() - start, 1),
         "rows read": done.read,
@@ -199,8 +199,8 @@ def _lookup(store: ObjectStore, asked: str) -> dict[str, float]:
     start, used = time.perf_counter(), time.process_time()
     found = trace(store, asked)
     told = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - used}
-    if not found.found or (found.notes and "first" not in found.notes[0]):
-        raise RuntimeError(f"{asked}: {found.found} {found.notes}")
+    if not found.matches or (found.notes and "first" not in found.notes[0]):
+        raise RuntimeError(f"{asked}: {found.matches} {found.notes}")
     return told
 
 

@@ -36,7 +36,7 @@ from nanobanana_pipeline.datasets.selection import (
 )
 from nanobanana_pipeline.datasets.splits import find_leaks
 from nanobanana_pipeline.datasets.thumbnails import read_thumbnails
-from nanobanana_pipeline.lineage.events_told import release_begins, release_built
+from nanobanana_pipeline.lineage.openlineage.run_facts import release_complete, release_start
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import counted
@@ -105,7 +105,7 @@ def _asset(recipe: Recipe) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult[None]:
         with plain_failures():
             store = nanobanana.store()
-            begin = partial(release_begins, recipe)
+            begin = partial(release_start, recipe)
             with recorded_step(context, store, f"datasets.{recipe.name}", begin) as recording:
                 latest, _ = read_latest(store, recipe.name)
                 chosen = select(store, recipe, released_rows(store, latest))
@@ -117,7 +117,9 @@ def _asset(recipe: Recipe) -> dg.AssetsDefinition:
                     parent=latest,
                     manifests=chosen.manifests,
                 )
-                recording.tell(partial(release_built, store, recipe, chosen.manifests, release))
+                recording.set_facts(
+                    partial(release_complete, store, recipe, chosen.manifests, release)
+                )
             metadata = _metadata(store, nanobanana.settings(), release, chosen)
         if latest is not None and release.version == latest.version:
             context.log.info(f"nothing has changed since {release.version}: no release was made")

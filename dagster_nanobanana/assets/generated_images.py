@@ -45,10 +45,10 @@ from nanobanana_pipeline.generation.manifest.preview import (
 )
 from nanobanana_pipeline.generation.planning.run_files import RunPlan
 from nanobanana_pipeline.generation.quote import Estimate, estimate
-from nanobanana_pipeline.lineage.events_told import (
-    launch_begins,
-    launch_collected,
-    launch_planned,
+from nanobanana_pipeline.lineage.openlineage.run_facts import (
+    launch_complete,
+    launch_running,
+    launch_start,
 )
 from nanobanana_pipeline.money import cost_of, cost_text
 from nanobanana_pipeline.settings import Settings
@@ -81,11 +81,11 @@ def plan_op(
     with plain_failures():
         name, seed = read_partition_key(context.partition_key)
         account, store = nanobanana.account(), nanobanana.store()
-        begin = partial(launch_begins, store, name, seed)
+        begin = partial(launch_start, store, name, seed)
         with recorded_step(context, store, "generated_images", begin, ends=False) as recording:
             asked = launch_of(config, name, seed, context.run_id)
             made = launch.plan(store, account.realm, asked, account.budget)
-            recording.running(partial(launch_planned, store, made))
+            recording.emit_running(partial(launch_running, store, made))
     context.log.info(f"{made}; {counted(made.cells, 'cell')}: {made.states}")
     for shard in made.shards:
         key = shard.replace("-", "_")
@@ -118,7 +118,7 @@ def generate_op(
     try:
         watch = RunWatch(context)
         store = nanobanana.store()
-        begin = partial(launch_begins, store, *read_partition_key(context.partition_key))
+        begin = partial(launch_start, store, *read_partition_key(context.partition_key))
         with recorded_step(
             context,
             store,
@@ -177,12 +177,12 @@ def collect_op(
     with plain_failures():
         store = nanobanana.store()
         plan_made = _PLAN.validate_python(made)
-        begin = partial(launch_begins, store, plan_made.prompt_set, plan_made.seed)
+        begin = partial(launch_start, store, plan_made.prompt_set, plan_made.seed)
         with recorded_step(
             context, store, "generated_images", begin, run_id=plan_made.run_id, starts=False
         ) as recording:
             current = launch.collect(store, nanobanana.account().realm, plan_made, report)
-            recording.tell(partial(launch_collected, store, plan_made, current, report))
+            recording.set_facts(partial(launch_complete, store, plan_made, current, report))
         rows = read_telling(store, current, PAGE_COLUMNS)
         metadata = _metadata(store, nanobanana.settings(), current, rows, report, plan_made.price)
     refused = current.cells.get(CellState.REFUSED, 0)

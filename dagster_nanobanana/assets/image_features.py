@@ -17,7 +17,7 @@ from dagster_nanobanana.presentation.metadata import column_schema, sample_table
 from dagster_nanobanana.presentation.pictures import STRIP_PICTURES, shown_picture
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.features.table import FEATURE_COLUMNS, RefreshedFeatures, refresh_features
-from nanobanana_pipeline.lineage.events_told import features_begin, features_refreshed
+from nanobanana_pipeline.lineage.openlineage.run_facts import features_complete, features_start
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import counted
@@ -52,10 +52,10 @@ def image_features(
     with plain_failures():
         name, seed = read_partition_key(context.partition_key)
         store = nanobanana.store()
-        begin = partial(features_begin, store, name, seed)
+        begin = partial(features_start, store, name, seed)
         with recorded_step(context, store, "image_features", begin) as recording:
             done = refresh_features(store, name, seed, _progress_log(context, start))
-            recording.tell(partial(features_refreshed, store, done))
+            recording.set_facts(partial(features_complete, store, done))
     if done.gaps:
         context.log.warning(
             f"{counted(done.gaps, 'cell', 'has')} no picture yet: launch "

@@ -14,7 +14,7 @@ from dagster_nanobanana.presentation.metadata import sample_table
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.bucket_keys import prompt_set_key
 from nanobanana_pipeline.errors import PromptTableError
-from nanobanana_pipeline.lineage.events_told import table_begins, table_snapshotted
+from nanobanana_pipeline.lineage.openlineage.run_facts import prompt_set_complete, prompt_set_start
 from nanobanana_pipeline.prompts.checked_prompts import attributes_of, told_of_long
 from nanobanana_pipeline.prompts.prompt_set import snapshot, valid_name
 from nanobanana_pipeline.prompts.references import References
@@ -68,11 +68,11 @@ def prompt_set(
         store = nanobanana.store()
         references = References(nanobanana.account().downloader, store, keep=True)
         table = config.table or find_table(name)
-        begin = partial(table_begins, name, str(table))
+        begin = partial(prompt_set_start, name, str(table))
         with recorded_step(context, store, "prompt_set", begin) as recording:
             checked = check_prompts(read_prompt_table(table, store), references)
             made = snapshot(store, name, checked)
-            recording.tell(partial(table_snapshotted, store, checked, made))
+            recording.set_facts(partial(prompt_set_complete, store, checked, made))
     carried = attributes_of(checked.prompts.columns)
     if carried:
         context.log.info(f"carried along, not sent to the provider: {', '.join(carried)}")

@@ -19,8 +19,8 @@ from dagster_nanobanana.termination import RunWatch
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.backlog import find_backlog
 from nanobanana_pipeline.generation.recovery.relaunch import Settled, retry
-from nanobanana_pipeline.lineage.events_told import launched_again
-from nanobanana_pipeline.lineage.told import Told
+from nanobanana_pipeline.lineage.openlineage.facts import RunFacts
+from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
 from nanobanana_pipeline.money import Cap, cost_of, cost_text
 from nanobanana_pipeline.wording import counted
 
@@ -64,7 +64,7 @@ def retry_partitions(
         names = run_ids(context.run_id, "retry")
         price = account.budget.price
         again: list[Settled] = []
-        with recorded_step(context, store, "retry_failed", Told) as recording:
+        with recorded_step(context, store, "retry_failed", RunFacts) as recording:
             watch = RunWatch(context).look
             for settled in retry(store, account, chosen, cap, run_id=names, on_progress=watch):
                 current, report = settled.current, settled.report
@@ -80,7 +80,9 @@ def retry_partitions(
                     context.log.warning(f"stopped early: {report.halted}")
                 done.append(row)
                 again.append(settled)
-            recording.tell(partial(launched_again, store, again, price, action="retry"))
+            recording.set_facts(
+                partial(relaunch_complete, store, again, price, reason=RelaunchReason.RETRY)
+            )
     columns = ["prompt set", "seed", "requests bought", "images bought", "still missing"]
     rows = pd.DataFrame(done, columns=columns)
     images = int(rows["images bought"].sum())

@@ -23,8 +23,8 @@ from nanobanana_pipeline.errors import PlanError, RecipeError
 from nanobanana_pipeline.features.table import RefreshedFeatures, refresh_features
 from nanobanana_pipeline.generation.manifest.manifest import list_partitions
 from nanobanana_pipeline.generation.recovery.relaunch import Settled
-from nanobanana_pipeline.lineage.events_told import launched_again
-from nanobanana_pipeline.lineage.told import Told
+from nanobanana_pipeline.lineage.openlineage.facts import RunFacts
+from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
 from nanobanana_pipeline.money import Cap, cost_of, cost_text
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.storage import ObjectStore
@@ -79,7 +79,7 @@ def buy_further_candidates(
 
         names = run_ids(context.run_id, "top-up")
         done = []
-        with recorded_step(context, store, "top_up_dataset", Told) as recording:
+        with recorded_step(context, store, "top_up_dataset", RunFacts) as recording:
             watch = RunWatch(context).look
             for drawn in top_up(
                 store, account, recipe, cap, run_id=names, on_round=tell, on_progress=watch
@@ -90,7 +90,9 @@ def buy_further_candidates(
                 yield from context.consume_events()
                 spent += drawn.report.spent
                 halted = halted or drawn.report.halted
-            recording.tell(partial(launched_again, store, done, price, action="top-up"))
+            recording.set_facts(
+                partial(relaunch_complete, store, done, price, reason=RelaunchReason.TOP_UP)
+            )
         standing = stand(store, recipe)
     metadata = _metadata(standing) | {
         "images bought": spent,

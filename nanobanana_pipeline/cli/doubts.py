@@ -25,9 +25,9 @@ from nanobanana_pipeline.generation.recovery.doubts import (
     settle_doubts,
 )
 from nanobanana_pipeline.ledger import State
-from nanobanana_pipeline.lineage.events import recorded
-from nanobanana_pipeline.lineage.events_told import launched_again
-from nanobanana_pipeline.lineage.told import Told
+from nanobanana_pipeline.lineage.openlineage.facts import RunFacts
+from nanobanana_pipeline.lineage.openlineage.recorder import record_run
+from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
 from nanobanana_pipeline.money import cost_text
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.settings import Settings
@@ -135,19 +135,19 @@ def resolve(
         raise typer.BadParameter(
             f"--provider-id names one request, and {len(chosen):,} are chosen: give its key"
         )
-    with recorded(store, "resolve_doubts", uuid.uuid4().hex, Told) as recording:
+    with record_run(store, "resolve_doubts", uuid.uuid4().hex, RunFacts) as recording:
         if provider_id is not None:
             name_id(store, account, chosen[0], provider_id)
         settled = list(settle_doubts(store, account, chosen, action))
         keys_chosen = {doubt.request_key for doubt in chosen}
         found = find_doubts(store, settings.price_per_image)
         left = [doubt for doubt in found if doubt.request_key in keys_chosen]
-        recording.tell(
-            lambda: launched_again(
+        recording.set_facts(
+            lambda: relaunch_complete(
                 store,
                 settled,
                 settings.price_per_image,
-                action=action,
+                reason=RelaunchReason(action),
                 chosen=len(chosen),
                 left=len(left),
             )

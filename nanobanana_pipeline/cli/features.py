@@ -15,8 +15,8 @@ from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.features.table import refresh_features
 from nanobanana_pipeline.generation.manifest.manifest import read_all_current
-from nanobanana_pipeline.lineage.events import recorded
-from nanobanana_pipeline.lineage.events_told import features_begin, features_refreshed
+from nanobanana_pipeline.lineage.openlineage.recorder import record_run
+from nanobanana_pipeline.lineage.openlineage.run_facts import features_complete, features_start
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage.bucket import open_bucket
 from nanobanana_pipeline.wording import counted
@@ -53,10 +53,10 @@ def features_command(
             def tell(pictures: int, measured: int, of: str = f"{prompt_set}, seed {seed}") -> None:
                 status.update(f"{of}: {measured:,} of {counted(pictures, 'picture')}")
 
-            begin = partial(features_begin, store, prompt_set, seed)
-            with recorded(store, "image_features", uuid.uuid4().hex, begin) as recording:
+            begin = partial(features_start, store, prompt_set, seed)
+            with record_run(store, "image_features", uuid.uuid4().hex, begin) as recording:
                 done = refresh_features(store, prompt_set, seed, tell)
-                recording.tell(partial(features_refreshed, store, done))
+                recording.set_facts(partial(features_complete, store, done))
             rows.append(
                 {
                     "prompt set": prompt_set,

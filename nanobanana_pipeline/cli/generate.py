@@ -26,13 +26,13 @@ from nanobanana_pipeline.generation.planning.cells import read_seeds
 from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.generation.planning.run_files import RunPlan, list_unfinished
 from nanobanana_pipeline.generation.recovery.rescue import expired_runs
-from nanobanana_pipeline.lineage.events import declare_dead, recorded
-from nanobanana_pipeline.lineage.events_told import (
-    launch_begins,
-    launch_collected,
-    launch_planned,
-    table_begins,
-    table_snapshotted,
+from nanobanana_pipeline.lineage.openlineage.recorder import record_dead_run, record_run
+from nanobanana_pipeline.lineage.openlineage.run_facts import (
+    launch_complete,
+    launch_running,
+    launch_start,
+    prompt_set_complete,
+    prompt_set_start,
 )
 from nanobanana_pipeline.money import Cap
 from nanobanana_pipeline.prompts.prompt_set import snapshot, valid_name
@@ -130,15 +130,15 @@ def generate_command(
     settings = Settings.load()
     account, store = Account.open(settings), open_bucket(settings)
     for dead in expired_runs(store, list_unfinished(store)):
-        declare_dead(store, "generated_images", dead.run_id)
+        record_dead_run(store, "generated_images", dead.run_id)
     console = make_console()
     set_name = valid_name(name or PurePosixPath(file).name.partition(".")[0])
     references = References(account.downloader, store, keep=True)
-    begin = partial(table_begins, set_name, file)
-    with recorded(store, "prompt_set", uuid.uuid4().hex, begin) as recording:
+    begin = partial(prompt_set_start, set_name, file)
+    with record_run(store, "prompt_set", uuid.uuid4().hex, begin) as recording:
         checked = check_prompts(read_prompt_table(file, store), references)
         prompts = snapshot(store, set_name, checked)
-        recording.tell(lambda: table_snapshotted(store, checked, prompts))
+        recording.set_facts(lambda: prompt_set_complete(store, checked, prompts))
     console.print(
         f"prompt set {prompts.name}: {counted(prompts.rows, 'row')}, "
         f"{prompts.quarantined:,} in quarantine"
@@ -212,11 +212,11 @@ def read_launch_parameters(given: list[str]) -> tuple[PictureParameters, Deliver
 def _launch(
     console: Console, store: ObjectStore, account: Account, launch: Launch
 ) -> tuple[CurrentManifest, engine.Report]:
-    begin = partial(launch_begins, store, launch.prompt_set, launch.seed)
-    with recorded(store, "generated_images", launch.run_id, begin) as recording:
+    begin = partial(launch_start, store, launch.prompt_set, launch.seed)
+    with record_run(store, "generated_images", launch.run_id, begin) as recording:
         made = plan(store, account.realm, launch, account.budget)
         console.print(f"{launch.prompt_set}, seed {launch.seed}: {made}")
-        recording.running(lambda: launch_planned(store, made))
+        recording.emit_running(lambda: launch_running(store, made))
         report = engine.Report()
         try:
             report = _settle(console, store, account, made)
@@ -225,11 +225,11 @@ def _launch(
                 console.print("stopped; the same command goes on from here", style="yellow")
                 current = collect(store, account.realm, made, report)
                 _summary(console, current, report)
-                recording.tell(lambda: launch_collected(store, made, current, report))
+                recording.set_facts(lambda: launch_complete(store, made, current, report))
             raise
         current = collect(store, account.realm, made, report)
         _summary(console, current, report)
-        recording.tell(lambda: launch_collected(store, made, current, report))
+        recording.set_facts(lambda: launch_complete(store, made, current, report))
     return current, report
 
 

@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from nanobanana_pipeline.cli.terminal import make_console
-from nanobanana_pipeline.lineage.indexing import refresh
+from nanobanana_pipeline.lineage.trace.index_writer import refresh_index
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage.bucket import open_bucket
 from nanobanana_pipeline.wording import counted
@@ -28,7 +28,7 @@ def refresh_(
     store = open_bucket(Settings.load_without_key(), claim=False)
     console = Console(stderr=True)
     with console.status("reading") as status:
-        done = refresh(
+        done = refresh_index(
             store,
             rebuild=rebuild,
             on_progress=lambda what, count: status.update(f"{what}: {count:,}"),

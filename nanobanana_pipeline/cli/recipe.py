@@ -25,9 +25,9 @@ from nanobanana_pipeline.datasets.top_up import Drawn, Standing, stand, top_up
 from nanobanana_pipeline.errors import RecipeError
 from nanobanana_pipeline.generation.manifest.manifest import advice
 from nanobanana_pipeline.generation.recovery.relaunch import Settled
-from nanobanana_pipeline.lineage.events import recorded
-from nanobanana_pipeline.lineage.events_told import launched_again
-from nanobanana_pipeline.lineage.told import Told
+from nanobanana_pipeline.lineage.openlineage.facts import RunFacts
+from nanobanana_pipeline.lineage.openlineage.recorder import record_run
+from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
 from nanobanana_pipeline.money import Cap, cost_text
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.settings import Settings
@@ -140,11 +140,13 @@ def top_up_(
             on_progress=lambda progress: console.print(str(progress), highlight=False),
         )
         try:
-            with recorded(store, "top_up_dataset", uuid.uuid4().hex, Told) as recording:
+            with record_run(store, "top_up_dataset", uuid.uuid4().hex, RunFacts) as recording:
                 for drawn in steps:
                     _print_drawn(console, drawn)
                     done.append(Settled(drawn.current, drawn.report))
-                recording.tell(lambda: launched_again(store, done, price, action="top-up"))
+                recording.set_facts(
+                    lambda: relaunch_complete(store, done, price, reason=RelaunchReason.TOP_UP)
+                )
         except KeyboardInterrupt:
             console.print("stopped; the same command goes on from here", style="yellow")
             raise

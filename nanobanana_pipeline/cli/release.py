@@ -28,8 +28,8 @@ from nanobanana_pipeline.datasets.release import (
 from nanobanana_pipeline.datasets.repair import repair
 from nanobanana_pipeline.datasets.selection import empty_splits, released_rows, select
 from nanobanana_pipeline.errors import ReleaseError
-from nanobanana_pipeline.lineage.events import recorded
-from nanobanana_pipeline.lineage.events_told import release_begins, release_built
+from nanobanana_pipeline.lineage.openlineage.recorder import record_run
+from nanobanana_pipeline.lineage.openlineage.run_facts import release_complete, release_start
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.storage.bucket import open_bucket
@@ -59,8 +59,8 @@ def build(
     wanted = read_recipe(file)
     store = open_bucket(Settings.load_without_key(), claim=False)
     console = make_console()
-    begin = partial(release_begins, wanted)
-    with recorded(store, f"datasets.{wanted.name}", uuid.uuid4().hex, begin) as recording:
+    begin = partial(release_start, wanted)
+    with record_run(store, f"datasets.{wanted.name}", uuid.uuid4().hex, begin) as recording:
         latest, _ = read_latest(store, wanted.name)
         chosen = select(store, wanted, released_rows(store, latest))
         if len(chosen.shortfall):
@@ -75,7 +75,7 @@ def build(
         release = build_release(
             store, wanted, chosen.rows, chosen.rejected, parent=latest, manifests=chosen.manifests
         )
-        recording.tell(partial(release_built, store, wanted, chosen.manifests, release))
+        recording.set_facts(partial(release_complete, store, wanted, chosen.manifests, release))
     if latest is not None and release.version == latest.version:
         console.print(f"nothing has changed since {release.version}: no release was made")
     console.print(_table([release], store))

@@ -15,7 +15,7 @@ from nanobanana_pipeline.generation.manifest.manifest import (
     read_all_current,
 )
 from nanobanana_pipeline.generation.recovery.rescue import UnfinishedRun, unfinished_runs
-from nanobanana_pipeline.lineage.events import was_stopped
+from nanobanana_pipeline.lineage.openlineage.recorder import was_stopped
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.storage.bucket import open_bucket

@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from nanobanana_pipeline.cli.terminal import make_console
-from nanobanana_pipeline.lineage.graphs import (
-    Lineage,
+from nanobanana_pipeline.lineage.trace.graph import (
+    LineageGraph,
     Link,
     Node,
     NodeKind,
@@ -21,7 +21,7 @@ from nanobanana_pipeline.lineage.graphs import (
     as_json,
     as_mermaid,
 )
-from nanobanana_pipeline.lineage.trace import trace
+from nanobanana_pipeline.lineage.trace.trace import trace
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage.bucket import open_bucket
 
@@ -65,24 +65,24 @@ def trace_command(
         console = make_console()
         if not console.is_terminal:
             console.width = UNCUT  # a tree has no soft wrap: whatever is wider is cut off
-        for found in lineage.found[:LINKS_SHOWN]:
+        for found in lineage.matches[:LINKS_SHOWN]:
             console.print(_tree(lineage, lineage.nodes[found]), highlight=False)
     for note in lineage.notes:
         Console(stderr=True).print(note, markup=False, highlight=False, soft_wrap=True)
 
 
-def _tree(lineage: Lineage, root: Node) -> Tree:
+def _tree(lineage: LineageGraph, root: Node) -> Tree:
     """What was asked for, with what it was made of above what was made of it."""
     tree = Tree(f"[bold]{_title(root)}")
     _add_facts(tree, root.facts)
-    if list(lineage.above(root.id)):
+    if list(lineage.upstream(root.id)):
         _grow(tree.add("[bold]made of"), lineage, root, up=True)
-    if list(lineage.below(root.id)):
+    if list(lineage.downstream(root.id)):
         _grow(tree.add("[bold]went into"), lineage, root, up=False)
     return tree
 
 
-def _grow(branch: Tree, lineage: Lineage, node: Node, *, up: bool) -> None:
+def _grow(branch: Tree, lineage: LineageGraph, node: Node, *, up: bool) -> None:
     for _, alike in groupby(_neighbours(lineage, node, up=up), key=lambda each: each[0].kind):
         found = list(alike)
         for other, link in found[:LINKS_SHOWN]:
@@ -94,9 +94,11 @@ def _grow(branch: Tree, lineage: Lineage, node: Node, *, up: bool) -> None:
             branch.add(f"and {len(found) - LINKS_SHOWN:,} more: --json has them all")
 
 
-def _neighbours(lineage: Lineage, node: Node, *, up: bool) -> list[tuple[Node, Link]]:
+def _neighbours(lineage: LineageGraph, node: Node, *, up: bool) -> list[tuple[Node, Link]]:
     order = list(NodeKind)
-    found: Iterator[tuple[Node, Link]] = lineage.above(node.id) if up else lineage.below(node.id)
+    found: Iterator[tuple[Node, Link]] = (
+        lineage.upstream(node.id) if up else lineage.downstream(node.id)
+    )
     return sorted(found, key=lambda each: order.index(each[0].kind))
 
 

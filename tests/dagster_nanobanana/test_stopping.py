@@ -13,7 +13,7 @@ from dagster_nanobanana import termination
 from dagster_nanobanana.assets import generated_images
 from dagster_nanobanana.termination import RunOver, RunWatch
 from nanobanana_pipeline.ledger import State
-from nanobanana_pipeline.lineage.events import was_stopped
+from nanobanana_pipeline.lineage.openlineage.recorder import was_stopped
 from tests.dagster_nanobanana.conftest import SMALL, Project
 from tests.launching import admin, bought, states
 

@@ -14,7 +14,8 @@ from nanobanana_pipeline.errors import PromptTableError, StorageError, StorageFu
 from nanobanana_pipeline.errors import StorageUnavailable as Unavailable
 from nanobanana_pipeline.generation.budget.counters import day_scope
 from nanobanana_pipeline.ledger import Entry, Ledger
-from nanobanana_pipeline.lineage import events, indexing
+from nanobanana_pipeline.lineage.openlineage import recorder
+from nanobanana_pipeline.lineage.trace.index_writer import refresh_index
 from nanobanana_pipeline.money import Budget
 from nanobanana_pipeline.provider.modelslab.own_bucket import Place, change_places
 from nanobanana_pipeline.request import ImageRequest, request_key
@@ -150,7 +151,7 @@ def by_counter(store: ObjectStore, far: ObjectStore) -> None:
 
 def by_pointer(store: ObjectStore, far: ObjectStore) -> None:
     del store
-    indexing.refresh(far)
+    refresh_index(far)
 
 
 def by_prompt_set(store: ObjectStore, far: ObjectStore) -> None:
@@ -170,7 +171,7 @@ def by_release(store: ObjectStore, far: ObjectStore) -> None:
 
 def by_lineage(store: ObjectStore, far: ObjectStore) -> None:
     del store
-    events._append(far, datetime.now(UTC), 0, "run", "{}")
+    recorder._append(far, datetime.now(UTC), 0, "run", "{}")
 
 
 def by_content(store: ObjectStore, far: ObjectStore) -> None:

@@ -14,10 +14,10 @@ import requests
 
 from dagster_nanobanana.assets.image_features import image_features
 from nanobanana_pipeline.generation import launch as launching
-from nanobanana_pipeline.lineage import facets
+from nanobanana_pipeline.lineage.openlineage import facets
 from nanobanana_pipeline.storage import ObjectStore
 from tests.dagster_nanobanana.conftest import Project, project
-from tests.lineage.schemas import events_of, ours, states_of
+from tests.lineage.openlineage.schemas import events_of, ours, states_of
 
 __all__ = ["project"]
 

@@ -20,13 +20,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from nanobanana_pipeline.lineage import events
-from nanobanana_pipeline.lineage.events import recorded
-from nanobanana_pipeline.lineage.told import Told
+from nanobanana_pipeline.lineage.openlineage import recorder
+from nanobanana_pipeline.lineage.openlineage.facts import RunFacts
+from nanobanana_pipeline.lineage.openlineage.recorder import record_run
 from nanobanana_pipeline.storage import ObjectStore
 from tests.cli.conftest import Command, emulator, nanobanana, table
 from tests.conftest import API_KEY
-from tests.lineage.schemas import check_event, events_of, states_of
+from tests.lineage.openlineage.schemas import check_event, events_of, states_of
 
 __all__ = ["emulator", "nanobanana", "table"]
 
@@ -148,7 +148,7 @@ def test_no_secret_is_in_any_event_or_warning(
     assert nanobanana("generate", table, "--seeds", "7").exit_code == 0
     told = json.dumps([here.taken, events_of(store)])
     assert len(here.taken) == 5
-    warned = "\n".join(r.getMessage() for r in caplog.records if r.name == events.__name__)
+    warned = "\n".join(r.getMessage() for r in caplog.records if r.name == recorder.__name__)
     assert "HTTP status: 401" in warned
     for secret in secrets:
         assert secret not in told
@@ -161,9 +161,9 @@ def test_an_endpoint_that_says_nothing_keeps_no_run_waiting(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(events, "STORE_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(recorder, "ENDPOINT_SECONDS", 0.2)
     here = endpoints(answers=False)
-    with recorded(store, "generated_images", "r", Told):
+    with record_run(store, "generated_images", "r", RunFacts):
         assert here.taken == []
     assert states_of(events_of(store, "r")) == ["START", "COMPLETE"]
     assert "did not take all events" in caplog.text
@@ -179,7 +179,7 @@ def test_an_endpoint_that_is_not_there_ends_no_run(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, url: str
 ) -> None:
     monkeypatch.setenv("OPENLINEAGE_URL", url)
-    with recorded(store, "generated_images", "r", Told):
+    with record_run(store, "generated_images", "r", RunFacts):
         pass
     assert states_of(events_of(store, "r")) == ["START", "COMPLETE"]
     [warned] = [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -191,7 +191,7 @@ def test_nothing_is_sent_or_printed_where_nobody_asked_for_it(
 ) -> None:
     here = endpoints()
     del os.environ["OPENLINEAGE_URL"]
-    with recorded(store, "generated_images", "r", Told):
+    with record_run(store, "generated_images", "r", RunFacts):
         pass
     assert here.taken == []
     assert capfd.readouterr() == ("", "")

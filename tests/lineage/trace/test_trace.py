@@ -14,10 +14,10 @@ import yaml
 from nanobanana_pipeline.bucket_keys import index_key, ledger_key, manifest_prefix
 from nanobanana_pipeline.errors import StorageError, TraceError
 from nanobanana_pipeline.features.table import refresh_features
-from nanobanana_pipeline.lineage import index as index_module
-from nanobanana_pipeline.lineage.graphs import Lineage, NodeKind
-from nanobanana_pipeline.lineage.indexing import refresh
-from nanobanana_pipeline.lineage.trace import trace
+from nanobanana_pipeline.lineage.trace import index_reader
+from nanobanana_pipeline.lineage.trace.graph import LineageGraph, NodeKind
+from nanobanana_pipeline.lineage.trace.index_writer import refresh_index
+from nanobanana_pipeline.lineage.trace.trace import trace
 from nanobanana_pipeline.request import PictureParameters
 from nanobanana_pipeline.storage import ObjectStore
 from tests.cli.conftest import Command
@@ -28,11 +28,11 @@ from tests.launching import Launched, entries, keep_prompts, launch, prompts
 BIGGER = PictureParameters(width=1056, height=1024)
 
 
-def names(lineage: Lineage, kind: NodeKind) -> set[str]:
+def names(lineage: LineageGraph, kind: NodeKind) -> set[str]:
     return {node.name for node in lineage.nodes.values() if node.kind is kind}
 
 
-def facts(lineage: Lineage, kind: NodeKind, name: str) -> dict[str, Any]:
+def facts(lineage: LineageGraph, kind: NodeKind, name: str) -> dict[str, Any]:
     return dict(lineage.nodes[f"{kind}:{name}"].facts)
 
 
@@ -54,11 +54,11 @@ def test_a_renamed_file_leads_to_its_request_prompt_and_run(
     store: ObjectStore, made: Launched, tmp_path: Path, *, indexed: bool
 ) -> None:
     if indexed:
-        refresh(store)
+        refresh_index(store)
     path, sha256 = image_file(store, made, tmp_path, "holiday.dat")
     row = made.rows.iloc[0]
     found = trace(store, str(path))
-    assert found.found == (f"image:{sha256}",)
+    assert found.matches == (f"image:{sha256}",)
     assert names(found, NodeKind.REQUEST) == {row["request_key"]}
     request = facts(found, NodeKind.REQUEST, row["request_key"])
     assert request["parameters"]["prompt"] == row["prompt"]
@@ -92,7 +92,7 @@ def test_pictures_of_every_format_are_found(
 def test_all_names_of_one_picture_lead_to_the_same(
     store: ObjectStore, made: Launched, tmp_path: Path
 ) -> None:
-    refresh(store)
+    refresh_index(store)
     path, sha256 = image_file(store, made, tmp_path, "a.png")
     row = made.rows.iloc[0]
     copy = f"{store.uri('elsewhere/copy.bin')}"
@@ -100,10 +100,10 @@ def test_all_names_of_one_picture_lead_to_the_same(
     by_file = trace(store, str(path))
     for asked in (sha256, sha256.upper(), row["image_uri"], copy):
         found = trace(store, asked)
-        assert (found.found, found.nodes) == (by_file.found, by_file.nodes)
+        assert (found.matches, found.nodes) == (by_file.matches, by_file.nodes)
     for asked in (row["request_key"], row["provider_id"]):
         found = trace(store, asked)
-        assert found.found == (f"request:{row['request_key']}",)
+        assert found.matches == (f"request:{row['request_key']}",)
         assert found.nodes == by_file.nodes
 
 
@@ -114,11 +114,11 @@ def test_the_beginning_of_a_name_is_enough_where_nothing_else_begins_so(
     account = account_for(emulators().base_url, store)
     run_id = "5dffdd49-aaaa-4bbb-8ccc-0123456789ab"
     row = launch(store, account, run_id=run_id).rows.iloc[0]
-    assert trace(store, "5dffdd49").found == (f"run:{run_id}",)
+    assert trace(store, "5dffdd49").matches == (f"run:{run_id}",)
     request, image = row["request_key"], row["image_sha256"]
     for asked in (request[:6], request[:12].upper(), f"{request[:12]}…"):
-        assert trace(store, asked).found == (f"request:{request}",)
-    assert trace(store, image[:6]).found == (f"image:{image}",)
+        assert trace(store, asked).matches == (f"request:{request}",)
+    assert trace(store, image[:6]).matches == (f"image:{image}",)
     for short in (row["request_key"][:5], "0" * 12):
         with pytest.raises(TraceError, match="nothing is known"):
             trace(store, short)
@@ -126,7 +126,7 @@ def test_the_beginning_of_a_name_is_enough_where_nothing_else_begins_so(
     with pytest.raises(TraceError) as error:
         trace(store, "5dffdd49")
     assert f"2 things begin with 5dffdd49: run {run_id}, run {run_id[:-1]}c" in str(error.value)
-    assert trace(store, f"{run_id[:-1]}c").found == (f"run:{run_id[:-1]}c",)
+    assert trace(store, f"{run_id[:-1]}c").matches == (f"run:{run_id[:-1]}c",)
 
 
 def test_a_prompt_id_leads_to_all_its_pictures_in_every_set(
@@ -137,9 +137,9 @@ def test_a_prompt_id_leads_to_all_its_pictures_in_every_set(
         keep_prompts(store, name, [{"id": f"p{n}", "prompt": f"{name} {n}"} for n in range(2)])
         for seed in (1, 2):
             launch(store, account, name, seed=seed)
-    refresh(store)
+    refresh_index(store)
     found = trace(store, "p1")
-    assert set(found.found) == {"prompt row:cats/p1", "prompt row:dogs/p1"}
+    assert set(found.matches) == {"prompt row:cats/p1", "prompt row:dogs/p1"}
     assert names(found, NodeKind.CELL) == {
         f"{s}/p1 seed={n}" for s in ("cats", "dogs") for n in (1, 2)
     }
@@ -154,9 +154,9 @@ def test_a_run_leads_to_all_it_made_though_its_manifest_is_replaced(
     keep_prompts(store, "set", prompts(3))
     first = launch(store, account, run_id="run-a")
     other = launch(store, account, run_id="run-b", parameters=BIGGER, change_parameters=True)
-    refresh(store)
+    refresh_index(store)
     found = trace(store, "run-a")
-    assert found.found == ("run:run-a",)
+    assert found.matches == ("run:run-a",)
     assert names(found, NodeKind.IMAGE) == set(first.rows["image_sha256"])
     assert names(trace(store, "run-b"), NodeKind.IMAGE) == set(other.rows["image_sha256"])
     # The index knows manifests in force only; the picture itself names its request.
@@ -173,7 +173,7 @@ def test_pictures_that_two_sets_share_lead_to_both(
     for name in ("one", "two"):
         keep_prompts(store, name, [{"id": f"{name}-1", "prompt": "the same"}])
         made = launch(store, account, name, run_id=f"run-{name}")
-    refresh(store)
+    refresh_index(store)
     found = trace(store, made.rows["image_sha256"].iloc[0])
     assert names(found, NodeKind.PROMPT_ROW) == {"one/one-1", "two/two-1"}
     assert names(found, NodeKind.RUN) == {"run-one"}
@@ -219,7 +219,7 @@ def test_what_is_newer_than_the_index_is_found_and_nothing_old_is_told(
     account = account_for(emulators().base_url, store)
     keep_prompts(store, "set", [{"id": "p", "prompt": "a fox"}])
     launch(store, account)
-    refresh(store)
+    refresh_index(store)
     again = launch(store, account, parameters=BIGGER, change_parameters=True)
     second = launch(store, account, seed=2, parameters=BIGGER)
     found = trace(store, "p")
@@ -233,7 +233,7 @@ def test_what_is_newer_than_the_index_is_found_and_nothing_old_is_told(
 def test_an_index_far_behind_says_so_and_the_picture_is_found_all_the_same(
     store: ObjectStore, made: Launched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_module, "FEW", 0)
+    monkeypatch.setattr(index_reader, "MAX_UNINDEXED", 0)
     row = made.rows.iloc[0]
     for asked in (row["image_sha256"], row["request_key"], "run-a"):
         found = trace(store, asked)
@@ -248,29 +248,29 @@ def test_a_damaged_index_names_its_remedy_which_mends_it(
     store: ObjectStore, made: Launched
 ) -> None:
     sha256 = made.rows["image_sha256"].iloc[0]
-    refresh(store)
+    refresh_index(store)
     good = trace(store, sha256)
     for key in [k for k in store.keys(index_key("")) if k.endswith(".parquet")]:
         store.put(key, read(store, key)[:-100])
     with pytest.raises(StorageError, match="nanobanana index refresh --rebuild"):
         trace(store, sha256)
-    refresh(store, rebuild=True)
+    refresh_index(store, rebuild=True)
     assert trace(store, sha256) == good
     store.put(index_key("current.json"), b"{")
     with pytest.raises(StorageError, match="nanobanana index refresh --rebuild"):
         trace(store, sha256)
     with pytest.raises(StorageError, match="nanobanana index refresh --rebuild"):
-        refresh(store)
-    refresh(store, rebuild=True)
+        refresh_index(store)
+    refresh_index(store, rebuild=True)
     assert trace(store, sha256) == good
     newer = json.dumps({**json.loads(read(store, index_key("current.json"))), "schema": 99})
     store.put(index_key("current.json"), newer.encode())
     with pytest.raises(StorageError, match="upgrade"):
-        refresh(store, rebuild=True)
+        refresh_index(store, rebuild=True)
 
 
 def test_a_partition_that_is_gone_is_not_told_of(store: ObjectStore, made: Launched) -> None:
-    refresh(store)
+    refresh_index(store)
     store.delete(f"{manifest_prefix('set', 1)}current.json")
     with pytest.raises(TraceError):
         trace(store, made.rows["prompt_id"].iloc[0])

@@ -18,13 +18,13 @@ from nanobanana_pipeline.emulator import EmulatorThread
 from nanobanana_pipeline.errors import PlanError, StorageUnavailable
 from nanobanana_pipeline.features.table import refresh_features
 from nanobanana_pipeline.generation.manifest.manifest import read_current
-from nanobanana_pipeline.lineage import events, facets
-from nanobanana_pipeline.lineage.events import recorded
-from nanobanana_pipeline.lineage.told import Dataset, Told
+from nanobanana_pipeline.lineage.openlineage import facets, recorder
+from nanobanana_pipeline.lineage.openlineage.facts import Dataset, EventType, RunFacts, dataset
+from nanobanana_pipeline.lineage.openlineage.recorder import record_run
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from tests.cli.conftest import Command, emulator, nanobanana, table
 from tests.later import later
-from tests.lineage.schemas import Event, check_event, events_of, ours, states_of
+from tests.lineage.openlineage.schemas import Event, check_event, events_of, ours, states_of
 
 __all__ = ["emulator", "nanobanana", "table"]
 
@@ -190,7 +190,7 @@ def test_what_is_raised_is_told_and_goes_on(
 ) -> None:
     with (
         pytest.raises(type(raised)),
-        recorded(store, "generated_images", "r", lambda: Told(facet={"seed": 3})),
+        record_run(store, "generated_images", "r", lambda: RunFacts(facet={"seed": 3})),
     ):
         raise raised
     start, end = events_of(store, "r")
@@ -198,17 +198,17 @@ def test_what_is_raised_is_told_and_goes_on(
     assert end["run"]["facets"]["errorMessage"]["message"] == said
     assert ours(end)["seed"] == 3
     assert SECRET not in json.dumps(end)
-    assert events.was_stopped(store, "generated_images", "r") is (state == "ABORT")
+    assert recorder.was_stopped(store, "generated_images", "r") is (state == "ABORT")
 
 
 def test_steps_of_one_run_at_once_lose_no_event(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # SeaweedFS lets those who lose a race for one key wait for seconds.
-    monkeypatch.setattr(events, "WRITE_SECONDS", 120.0)
+    monkeypatch.setattr(recorder, "WRITE_SECONDS", 120.0)
 
     def step(number: int) -> None:
-        with recorded(store, f"datasets.{number}", "shared", Told):
+        with record_run(store, f"datasets.{number}", "shared", RunFacts):
             pass
 
     steps = [threading.Thread(target=step, args=(n,)) for n in range(8)]
@@ -230,7 +230,7 @@ def test_a_step_after_midnight_goes_on_with_its_runs_file(store: ObjectStore) ->
     now = datetime.now(UTC)
     for days, line in enumerate(['{"a":1}', '{"b":2}', '{"c":3}']):
         when = now + timedelta(days=days)
-        events._append(store, when, 0 if days == 0 else 7, "long", line)
+        recorder._append(store, when, 0 if days == 0 else 7, "long", line)
     [key] = store.keys("lineage/")
     assert key == f"lineage/{now.date().isoformat()}/long.ndjson"
     stored = store.get(key)
@@ -255,7 +255,7 @@ def test_an_answer_that_is_lost_writes_no_line_twice(
             return answer
 
         monkeypatch.setattr(store, verb, silent)
-    with recorded(store, "generated_images", "r", Told):
+    with record_run(store, "generated_images", "r", RunFacts):
         pass
     assert lost == set()
     assert states_of(events_of(store, "r")) == ["START", "COMPLETE"]
@@ -264,22 +264,22 @@ def test_an_answer_that_is_lost_writes_no_line_twice(
 def test_a_run_goes_on_where_its_lineage_cannot(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken() -> Told:
+    def broken() -> RunFacts:
         raise ZeroDivisionError
 
     missing = ObjectStore(s3_client(), "no-such-bucket")
-    with recorded(missing, "generated_images", "r", broken) as recording:
-        recording.tell(broken)
+    with record_run(missing, "generated_images", "r", broken) as recording:
+        recording.set_facts(broken)
         done = True
     assert done
-    said = [record.message for record in caplog.records if record.name == events.__name__]
+    said = [record.message for record in caplog.records if record.name == recorder.__name__]
     assert any("NANOBANANA_BUCKET" in text for text in said), said
     assert any("ZeroDivisionError" in text for text in said)
 
-    monkeypatch.setattr(events, "WRITE_SECONDS", 0.05)
+    monkeypatch.setattr(recorder, "WRITE_SECONDS", 0.05)
     stuck = threading.Event()
     monkeypatch.setattr(store, "create", lambda *_given, **_more: stuck.wait(20))
-    with recorded(store, "generated_images", "r", Told):
+    with record_run(store, "generated_images", "r", RunFacts):
         pass
     assert "did not take START" in caplog.text
     stuck.set()
@@ -303,7 +303,7 @@ def test_the_code_is_named_by_its_commit_and_no_token(
     found = facets._source_location(tmp_path)
     assert found is not None
     assert (found.url, found.repoUrl, found.version) == (url, url, "0" * 40)
-    event = facets.run_event("START", datetime.now(UTC), "prompt_set", "r", Told())
+    event = facets.run_event(EventType.START, datetime.now(UTC), "prompt_set", "r", RunFacts())
     assert event.job.facets is not None
     event.job.facets["sourceCodeLocation"] = found
     check_event(json.loads(facets.as_line(event)))
@@ -319,8 +319,10 @@ def test_an_origin_that_is_a_folder_names_no_code(tmp_path: Path, origin: str) -
 
 
 def test_a_url_with_a_password_gives_a_dataset_without() -> None:
-    told = Told(inputs=(Dataset(f"https://me:{SECRET}@example.org/t.csv?token={SECRET}"),))
-    line = facets.as_line(facets.run_event("START", datetime.now(UTC), "prompt_set", "r", told))
+    told = RunFacts(inputs=(Dataset(f"https://me:{SECRET}@example.org/t.csv?token={SECRET}"),))
+    line = facets.as_line(
+        facets.run_event(EventType.START, datetime.now(UTC), "prompt_set", "r", told)
+    )
     assert SECRET not in line
     check_event(json.loads(line))
 
@@ -328,8 +330,8 @@ def test_a_url_with_a_password_gives_a_dataset_without() -> None:
 def test_columns_of_any_kind_are_described() -> None:
     kinds = pa.schema([("a", pa.list_(pa.int8())), ("b", pa.decimal128(5, 2))])
     columns = {column.name: (str(column.type), "") for column in kinds}
-    told = Told(outputs=(Dataset("s3://b/t", columns=columns),))
-    event = facets.run_event("COMPLETE", datetime.now(UTC), "prompt_set", "r", told)
+    told = RunFacts(outputs=(dataset("s3://b/t", version="1", columns=columns),))
+    event = facets.run_event(EventType.COMPLETE, datetime.now(UTC), "prompt_set", "r", told)
     check_event(json.loads(facets.as_line(event)))
 
 
@@ -366,16 +368,16 @@ def test_a_release_names_what_it_was_built_from(
 
 def test_a_run_that_was_killed_is_declared_dead_once(store: ObjectStore) -> None:
     """Nothing is written for a run that ended by itself, or that nobody knows."""
-    killed = events.Recording(store, "generated_images", "killed", Told, None)
-    killed.emit("START")
-    with recorded(store, "generated_images", "ended", Told):
+    killed = recorder.Recording(store, "generated_images", "killed", RunFacts, None)
+    killed.emit(EventType.START)
+    with record_run(store, "generated_images", "ended", RunFacts):
         pass
     for run_id in ("killed", "ended", "unknown", "killed"):
-        events.declare_dead(store, "generated_images", run_id)
+        recorder.record_dead_run(store, "generated_images", run_id)
     assert states_of(events_of(store, "killed")) == ["START", "ABORT"]
     assert "died" in events_of(store, "killed")[-1]["run"]["facets"]["errorMessage"]["message"]
     assert states_of(events_of(store, "ended")) == ["START", "COMPLETE"]
-    assert not any(events.was_stopped(store, "generated_images", r) for r in ("killed", "ended"))
+    assert not any(recorder.was_stopped(store, "generated_images", r) for r in ("killed", "ended"))
     assert events_of(store, "unknown") == []
 
 
@@ -384,7 +386,7 @@ def test_the_next_command_ends_the_record_of_one_that_was_killed(
 ) -> None:
     """Once it is sure that nothing of it lives."""
     for run_id in ("killed", "alive"):
-        events.Recording(store, "generated_images", run_id, Told, None).emit("START")
+        recorder.Recording(store, "generated_images", run_id, RunFacts, None).emit(EventType.START)
         for key in (run_plan_key(run_id), run_alive_key(run_id, "0"), unfinished_key(run_id)):
             store.put(key, b"{}")
     after = later(store, timedelta(minutes=16), young=lambda key: key.startswith("runs/alive/"))

@@ -9,11 +9,11 @@ from typing import Any, Final
 from jsonschema import Draft202012Validator, FormatChecker
 from referencing import Registry, Resource
 
-import nanobanana_pipeline
+from nanobanana_pipeline.lineage.openlineage import facts
 from nanobanana_pipeline.storage import ObjectStore
 
-HERE: Final = Path(__file__).parent / "openlineage"
-OWN: Final = Path(nanobanana_pipeline.__file__).parent / "lineage" / "NanobananaRunFacet.json"
+HERE: Final = Path(__file__).parent / "specification"
+OWN: Final = Path(facts.__file__).parent / "NanobananaRunFacet.json"
 Event = dict[str, Any]
 
 

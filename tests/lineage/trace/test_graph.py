@@ -1,7 +1,7 @@
 import json
 
-from nanobanana_pipeline.lineage.graphs import (
-    Lineage,
+from nanobanana_pipeline.lineage.trace.graph import (
+    LineageGraph,
     Link,
     Node,
     NodeKind,
@@ -13,11 +13,11 @@ from nanobanana_pipeline.lineage.graphs import (
 HOSTILE = 'a "quoted" \\ [b]row[/b]\n<script>; end'
 
 
-def hostile() -> Lineage:
+def hostile() -> LineageGraph:
     row = Node(NodeKind.PROMPT_ROW, "set/1", {"prompt": HOSTILE})
     image = Node(NodeKind.IMAGE, "ab" * 32, {"bytes": 3})
     link = Link(row.id, image.id, {"note": HOSTILE})
-    return Lineage("x", (image.id,), {n.id: n for n in (row, image)}, (link,), ("mind",))
+    return LineageGraph("x", (image.id,), {n.id: n for n in (row, image)}, (link,), ("mind",))
 
 
 def test_json_tells_all_to_the_letter() -> None:
