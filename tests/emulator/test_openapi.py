@@ -80,6 +80,7 @@ def give_pictures(case: Case) -> None:
         case.body["ref_image"] = [PICTURE] if several else PICTURE
 
 
+@pytest.mark.usefixtures("own_id")
 @SCHEMA.parametrize()
 @BOUNDED
 def test_every_operation_answers_as_documented(case: Case, root_url: str) -> None:
@@ -91,6 +92,7 @@ def test_every_operation_answers_as_documented(case: Case, root_url: str) -> Non
         assert output.content
 
 
+@pytest.mark.usefixtures("own_id")
 @GENERATIONS.parametrize()
 @BOUNDED
 def test_the_document_covers_every_shape_that_a_mood_gives(case: Case, moody_url: str) -> None:

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_a_renamed_file_leads_to_its_request_prompt_and_run(
     assert attempt["provider_id"] == row["provider_id"]
     assert (attempt["run_id"], attempt["outcome"]) == ("run-a", "settled")
     run = facts(found, NodeKind.RUN, "run-a")
-    assert run["code_version"] == "0.1.0"
+    assert run["code_version"] == version("nanobanana-pipeline")
     assert run["finished"] is True
     prompt = facts(found, NodeKind.PROMPT_ROW, f"set/{row['prompt_id']}")
     assert prompt == {"prompt": row["prompt"], "attributes": {"mood": "calm"}}
@@ -336,7 +337,8 @@ def test_the_command_shows_a_tree_and_graphs_and_no_secret(
     assert {f"provider id {provider_id}", "outcome settled", "finished yes"} <= lines, tree
     assert f"ledger {released.uri(ledger_key(entry.request_key))}" in lines, tree
     assert not {line for line in lines if line.startswith("negative prompt")}
-    for said in ("made of", "went into", "a whale", "code version 0.1.0", "animals v2", "attempts"):
+    code = f"code version {version('nanobanana-pipeline')}"
+    for said in ("made of", "went into", "a whale", code, "animals v2", "attempts"):
         assert said in tree, tree
     dot = nanobanana("trace", sha256, "--graph", "dot").output
     assert dot.startswith("digraph lineage {")
