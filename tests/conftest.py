@@ -67,6 +67,7 @@ NOT_FAST = (
     "tests/deploy",
     "tests/faults",
     "tests/rehearsal",
+    "tests/stored",
     "tests/witness",
     "tests/datasets/test_croissant.py",
     "tests/features/test_judging.py",
@@ -77,7 +78,7 @@ NOT_FAST = (
     "tests/generation/test_launch.py",
     "tests/generation/manifest/test_manifest.py",
     "tests/generation/engine/test_moods.py",
-    "tests/lineage/test_events_dagster.py",
+    "tests/lineage/openlineage/test_recorder_dagster.py",
     "tests/test_fast.py",
     "tests/webhooks/test_fuzz.py",
 )
