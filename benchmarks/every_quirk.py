@@ -34,6 +34,7 @@ from nanobanana_pipeline.cli.show import table_of
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.emulator.moods import MOODS
 from nanobanana_pipeline.generation.engine.engine import Report
+from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING, Timing
 from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
 from nanobanana_pipeline.generation.manifest.manifest import CellState, read_manifest
 from nanobanana_pipeline.generation.planning.planner import Launch
@@ -79,11 +80,13 @@ class Provider:
         root_url: the emulator's, for its admin.
         account: who buys.
         operations: its server and its account.
+        timing: of the launches.
     """
 
     root_url: str
     account: Account
     operations: Operations
+    timing: Timing = DEFAULT_TIMING
 
     def moods(self, *chosen: str) -> None:
         """Have these moods at `RATE`, and no others."""
@@ -151,7 +154,7 @@ def rehearse(store: ObjectStore, provider: Provider, count: int) -> Found:
             _deliver_into(store, provider.operations)
         if name == "account":
             provider.moods(*HALTING)
-        launches[name], frames[name] = _launch_until_calm(store, provider.account, name)
+        launches[name], frames[name] = _launch_until_calm(store, provider, name)
     rows = pd.concat(frames.values(), ignore_index=True)
     record = provider.purchases()
     return Found(
@@ -196,9 +199,11 @@ def _deliver_into(store: ObjectStore, operations: Operations) -> None:
     )
 
 
-def _launch_until_calm(store: ObjectStore, account: Account, name: str) -> tuple[int, pd.DataFrame]:
+def _launch_until_calm(
+    store: ObjectStore, provider: Provider, name: str
+) -> tuple[int, pd.DataFrame]:
     """Launch again and again; how often it took, and the last manifest's rows."""
-    before, calm = "", 0
+    account, before, calm = provider.account, "", 0
     small = PictureParameters(width=1024, height=1024)
     for number in range(1, MOST_LAUNCHES + 1):
         run_id = f"{name}-{number}-{new_nonce()}"
@@ -206,7 +211,7 @@ def _launch_until_calm(store: ObjectStore, account: Account, name: str) -> tuple
         made = plan(store, account.realm, launch)
         report = Report()
         for shard in made.shards:
-            report += settle_shard(store, account, run_id, shard)
+            report += settle_shard(store, account, run_id, shard, timing=provider.timing)
         current = collect(store, account.realm, made, report)
         calm = calm + 1 if current.content == before and not report.bought else 0
         before = current.content

@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from nanobanana_pipeline.bucket_keys import image_owner_key
 from nanobanana_pipeline.emulator import EmulatorThread
 from nanobanana_pipeline.generation.engine.engine import Report
+from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
 from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, read_manifest
 from nanobanana_pipeline.generation.planning.planner import Launch
@@ -34,6 +35,14 @@ from nanobanana_pipeline.storage import ObjectStore
 SMALL = PictureParameters(width=1024, height=1024)
 """Drawn fast."""
 NO_CAPS = Budget()
+QUICK = Timing(
+    failed_pause_seconds=0.05,
+    max_backoff_seconds=0.05,
+    others_claim_poll_seconds=0.3,
+    stuck_poll_seconds=0.2,
+    grace_seconds=60.0,
+)
+"""Pauses of a provider and a bucket on this machine; a stop may take its time on a loaded one."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +91,14 @@ def launch(
     store: ObjectStore,
     account: Account,
     name: str = "set",
+    *,
+    timing: Timing = QUICK,
     **more: Any,
 ) -> Launched:
     made = planned(store, name, budget=account.budget, **more)
     report = Report()
     for shard in made.shards:
-        report += settle_shard(store, account, made.run_id, shard)
+        report += settle_shard(store, account, made.run_id, shard, timing=timing)
     current = collect(store, account.realm, made, report)
     return Launched(made, report, current, read_manifest(store, current.manifest))
 

@@ -33,6 +33,7 @@ from dagster_nanobanana.termination import RunOver, RunWatch
 from nanobanana_pipeline.errors import NanobananaError, StorageError
 from nanobanana_pipeline.generation import launch
 from nanobanana_pipeline.generation.engine.engine import Progress, Report
+from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.generation.manifest.manifest import (
     MANIFEST_COLUMNS,
     CellState,
@@ -136,7 +137,7 @@ def generate_op(
                 shard["shard"],
                 slots=config.slots,
                 on_progress=_progress_log(context, shard["shard"], watch),
-                progress_seconds=PROGRESS_SECONDS,
+                timing=Timing(progress_seconds=PROGRESS_SECONDS),
             )
     except dg.DagsterExecutionInterruptedError:
         context.log.warning(termination_summary(nanobanana.store(), shard["run_id"]))

@@ -62,12 +62,12 @@ def quote_launches(
             rows.append(
                 {
                     "seed": seed,
-                    "requests": one.made.buy,
-                    "images": one.made.buy_images,
-                    "cost": cost_text(one.made.cost),
+                    "requests": one.plan.buy,
+                    "images": one.plan.buy_images,
+                    "cost": cost_text(one.plan.cost),
                     "bytes": UNKNOWN if expected.size is None else expected.size,
                     "seconds": UNKNOWN if expected.seconds is None else round(expected.seconds, 1),
-                    "to resume": one.made.resume + one.made.look,
+                    "to resume": one.plan.resume + one.plan.look,
                     "needs change_parameters": one.changes,
                 }
             )

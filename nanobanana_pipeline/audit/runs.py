@@ -9,7 +9,7 @@ from nanobanana_pipeline.audit.report import AuditReport, FindingKind
 from nanobanana_pipeline.bucket_keys import Folder, run_done_key, run_plan_key
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
 from nanobanana_pipeline.generation.budget.counters import Scope
-from nanobanana_pipeline.generation.budget.reservations import DEAD_SECONDS, is_expired
+from nanobanana_pipeline.generation.budget.reservations import EXPIRED_SECONDS, is_expired
 from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan, read_requests
 from nanobanana_pipeline.generation.recovery.rescue import Run, list_runs
 from nanobanana_pipeline.ledger import State
@@ -55,7 +55,7 @@ def check_runs(
         partition = (made.prompt_set, made.seed)
         # Whoever publishes after a plan accounts for all that it set out to do.
         accounted = partition in changed and changed[partition] >= run.planned
-        if run.has_shards_alive or not (accounted or run.quiet_seconds > DEAD_SECONDS):
+        if run.has_shards_alive or not (accounted or run.quiet_seconds > EXPIRED_SECONDS):
             busy.add(partition)
         else:
             dead.append((run, made, accounted))

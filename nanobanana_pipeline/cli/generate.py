@@ -20,6 +20,7 @@ from nanobanana_pipeline.cli.show import partitions_table, print_carried, print_
 from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.generation.engine import engine
+from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
 from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, advice
 from nanobanana_pipeline.generation.planning.cells import read_seeds
@@ -252,6 +253,7 @@ def _interrupts_held_back() -> Iterator[None]:
 
 def _settle(console: Console, store: ObjectStore, account: Account, made: RunPlan) -> engine.Report:
     report = engine.Report()
+    timing = Timing(progress_seconds=1 if console.is_terminal else PLAIN_PROGRESS_SECONDS)
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
@@ -268,7 +270,7 @@ def _settle(console: Console, store: ObjectStore, account: Account, made: RunPla
                     if console.is_terminal
                     else console.print(str(p), highlight=False)
                 ),
-                progress_seconds=1 if console.is_terminal else PLAIN_PROGRESS_SECONDS,
+                timing=timing,
             )
     return report
 

@@ -73,25 +73,25 @@ def quote_command(
             "parameters differ from those some partitions were made with: generate needs "
             "--change-parameters"
         )
-    _print_budget(console, store, account.budget, sum(q.made.buy_images for q in quotes))
+    _print_budget(console, store, account.budget, sum(q.plan.buy_images for q in quotes))
 
 
 def _rows(quotes: list[Quote]) -> pd.DataFrame:
-    rows = [_row(str(one.made.seed), [one]) for one in quotes]
+    rows = [_row(str(one.plan.seed), [one]) for one in quotes]
     return pd.DataFrame(rows if len(quotes) == 1 else [*rows, _row("all", quotes)])
 
 
 def _row(label: str, quotes: list[Quote]) -> dict[str, str]:
-    images = sum(q.made.buy_images for q in quotes)
+    images = sum(q.plan.buy_images for q in quotes)
     sizes = [q.estimate.size for q in quotes if q.estimate.size is not None]
     times = [q.estimate.seconds for q in quotes if q.estimate.seconds is not None]
     return {
         "seed": label,
-        "cells": f"{sum(q.made.cells for q in quotes):,}",
-        "to buy": f"{sum(q.made.buy for q in quotes):,}",
+        "cells": f"{sum(q.plan.cells for q in quotes):,}",
+        "to buy": f"{sum(q.plan.buy for q in quotes):,}",
         "images": f"{images:,}",
-        "cost": cost_text(cost_of(images, quotes[0].made.price)),
-        "to resume": f"{sum(q.made.resume + q.made.look for q in quotes):,}",
+        "cost": cost_text(cost_of(images, quotes[0].plan.price)),
+        "to resume": f"{sum(q.plan.resume + q.plan.look for q in quotes):,}",
         "storage": size_text(sum(sizes)) if len(sizes) == len(quotes) else "unknown",
         "time": time_text(sum(times)) if len(times) == len(quotes) else "unknown",
     }

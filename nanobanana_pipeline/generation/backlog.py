@@ -141,12 +141,12 @@ def _share(
         return None
     prompts = prompt_set.load(store, table.name, table.fingerprint)
     launch = Launch(wanted.prompt_set, wanted.seed, "share", limit=wanted.limit)
-    made = plan_cells(store, realm, launch, prompts, budget).made
-    if not made.buy:
-        comes_to_something = made.resume or wanted.is_stale
+    run_plan = plan_cells(store, realm, launch, prompts, budget).run_plan
+    if not run_plan.buy:
+        comes_to_something = run_plan.resume or wanted.is_stale
         return Share(wanted, 0, 0, 0) if comes_to_something else None
     scope = partition_scope(store, budget, wanted.prompt_set, wanted.seed)
     spent = scope.read()
     own = scope.cap.room(spent.images_counted, spent.cost_counted, budget.price)
-    allowed = min(made.buy_images, room, made.buy_images if own is None else own)
-    return Share(wanted, made.buy, made.buy_images, allowed) if allowed else None
+    allowed = min(run_plan.buy_images, room, run_plan.buy_images if own is None else own)
+    return Share(wanted, run_plan.buy, run_plan.buy_images, allowed) if allowed else None

@@ -1,8 +1,8 @@
 """One launch of one partition, in the three steps that Dagster's graph and the CLI share.
 
-`plan` finds what is missing and writes it down under the run; `settle_shard` buys and brings a
-shard of it; `collect` publishes the manifest. Only S3 passes between them, so that each may run in
-a process or on a machine of its own.
+`plan` finds what is missing and writes run files; `settle_shard` buys and stores one shard of it;
+`collect` publishes the manifest. They share nothing but S3, so that each may run in a process or on
+a machine of its own.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +21,7 @@ from nanobanana_pipeline.generation.budget.reservations import (
 )
 from nanobanana_pipeline.generation.engine.engine import Engine, Progress, Report
 from nanobanana_pipeline.generation.engine.metrics import open_metrics
+from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING, Timing
 from nanobanana_pipeline.generation.manifest.manifest import (
     CellState,
     CurrentManifest,
@@ -76,7 +77,7 @@ def plan(
 
     Args:
         store: the bucket.
-        realm: whose pictures these are.
+        realm: of the account at the provider.
         launch: what was asked for.
         budget: the price, and the caps that hold for every launch.
 
@@ -91,15 +92,16 @@ def plan(
             "prompt_set first"
         )
     prompts = prompt_set.load(store, launch.prompt_set, snapshot.fingerprint)
-    survey = plan_cells(store, realm, launch, prompts, budget)
-    made = replace(survey.made, fingerprint=snapshot.fingerprint)
-    if survey.changes and not launch.change_parameters:
-        raise PlanError(_refusal(made, survey.changes))
-    requests, count = survey.requests(launch), len(survey.todo)
-    names = write_shards(store, launch.run_id, requests, count, launch.shard_size)
-    made = replace(made, shards=names, code_version=installed_version("nanobanana-pipeline"))
-    write_plan(store, made)
-    return made
+    launch_plan = plan_cells(store, realm, launch, prompts, budget)
+    run_plan = replace(launch_plan.run_plan, fingerprint=snapshot.fingerprint)
+    if launch_plan.changes and not launch.change_parameters:
+        raise PlanError(_parameters_changed(run_plan, launch_plan.changes))
+    requests, count = launch_plan.requests(launch), len(launch_plan.todo)
+    shards = write_shards(store, launch.run_id, requests, count, launch.shard_size)
+    code_version = installed_version("nanobanana-pipeline")
+    run_plan = replace(run_plan, shards=shards, code_version=code_version)
+    write_plan(store, run_plan)
+    return run_plan
 
 
 def settle_shard(
@@ -110,169 +112,171 @@ def settle_shard(
     *,
     slots: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-    progress_seconds: float = 10.0,
+    timing: Timing = DEFAULT_TIMING,
 ) -> Report:
     """Settle the requests of one run file.
 
     Args:
         store: the bucket.
-        account: who buys.
+        account: at the provider.
         run_id: the launch.
-        shard: one of `Plan.shards`.
+        shard: one of `RunPlan.shards`.
         slots: most requests at the provider at once; the account's if None.
         on_progress: called now and then from this thread.
-        progress_seconds: how often.
+        timing: how long the engine waits, and how often it tries.
 
     Raises:
         PlanError: fewer than one slot.
         StorageError: S3 refuses, or the run file is missing.
-        BaseException: what interrupted this thread, after what is under way has had its grace.
+        BaseException: what interrupted this thread, after requests in flight have had their grace.
     """
     if slots is not None and slots < 1:
         raise PlanError(f"slots {slots} is out of range: use 1 or more, or leave it out")
-    made = read_plan(store, run_id)
-    todo = read_shard(store, run_id, shard)
-    expected = sum(planned.request.samples for planned in todo if planned.buy)
+    run_plan = read_plan(store, run_id)
+    requests = read_shard(store, run_id, shard)
+    expected = sum(planned.request.samples for planned in requests if planned.buy)
     with (
         open_metrics(run_id, account.budget.price) as metrics,
-        open_shard_budget(store, account.budget, made, shard, expected) as purse,
+        open_shard_budget(
+            store, account.budget, run_plan, shard, expected, timing.heartbeat
+        ) as budget,
     ):
-        notes = ShardLog()
+        shard_log = ShardLog()
         engine = Engine(
             store,
             account,
             Slots(slots or account.slots),
-            purse,
-            run_id=run_id,
-            rebuy=made.rebuy,
-            on_progress=on_progress,
-            progress_seconds=progress_seconds,
-            on_settled=notes.add,
+            budget,
+            rebuy=run_plan.rebuy,
+            on_settled=shard_log.add,
             metrics=metrics,
+            timing=timing,
         )
-        report = engine.settle(todo, len(todo))
-        notes.write(store, run_id, shard)
+        report = engine.settle(requests, len(requests), on_progress)
+        shard_log.write(store, run_id, shard)
         return report
 
 
-def collect(store: ObjectStore, realm: str, made: RunPlan, report: Report) -> CurrentManifest:
-    """Publish the manifest of a launched partition, from what the ledger says now.
+def collect(store: ObjectStore, realm: str, run_plan: RunPlan, report: Report) -> CurrentManifest:
+    """Publish the manifest of a launched partition, as the ledger is now.
 
     Raises:
         StorageError: S3 refuses or holds damaged objects.
     """
     cells = draw_cells(
-        prompt_set.load(store, made.prompt_set, made.fingerprint),
-        seed=made.seed,
-        parameters=made.parameters,
+        prompt_set.load(store, run_plan.prompt_set, run_plan.fingerprint),
+        seed=run_plan.seed,
+        parameters=run_plan.parameters,
         realm=realm,
-        limit=made.limit,
+        limit=run_plan.limit,
     )
-    missing = _state_of_missing(made, report)
-    back_off = contention(f"the manifest of {made.prompt_set}, seed {made.seed}")
+    missing = _state_of_missing(run_plan, report)
+    back_off = contention(f"the manifest of {run_plan.prompt_set}, seed {run_plan.seed}")
     while True:
-        before, etag = read_current(store, made.prompt_set, made.seed)
-        left = _Left(made.run_id)
-        known = _known(store, made, before, cells, left, missing)
-        file = packed(manifest_batches(cells, made.prompt_set, known, missing))
-        del known  # as large as all that follows
+        before, etag = read_current(store, run_plan.prompt_set, run_plan.seed)
+        scan = _LedgerScan(run_plan.run_id)
+        tables = _outcome_tables(store, run_plan, before, cells, scan, missing)
+        file = packed(manifest_batches(cells, run_plan.prompt_set, tables, missing))
+        del tables  # as large as all that follows
         # Read back by columns: together they take several times the packed file.
-        there = pq.ParquetFile(pa.BufferReader(file))
-        images, size = count_images(there.read)
+        written = pq.ParquetFile(pa.BufferReader(file))
+        images, size = count_images(written.read)
         current = CurrentManifest(
-            prompt_set=made.prompt_set,
-            seed=made.seed,
-            manifest=manifest_key(made.prompt_set, made.seed, made.run_id),
-            fingerprint=made.fingerprint,
-            parameters=made.parameters,
-            limit=made.limit,
-            cells=count_cells(there.read),
+            prompt_set=run_plan.prompt_set,
+            seed=run_plan.seed,
+            manifest=manifest_key(run_plan.prompt_set, run_plan.seed, run_plan.run_id),
+            fingerprint=run_plan.fingerprint,
+            parameters=run_plan.parameters,
+            limit=run_plan.limit,
+            cells=count_cells(written.read),
             request_seconds=report.request_seconds or (before.request_seconds if before else None),
-            abandoned=int(is_among(cells.frame["request_key"], left.abandoned).sum()),
+            abandoned=int(is_among(cells.frame["request_key"], scan.abandoned).sum()),
             images=images,
             size=size,
-            content=content_hash(there.read),
-            rows=there.metadata.num_rows,
-            run_id=made.run_id,
+            content=content_hash(written.read),
+            rows=written.metadata.num_rows,
+            run_id=run_plan.run_id,
             created=now_iso(),
         )
         if publish(store, file, current, etag):
             break
         back_off()
-    if not left.needs_rescue:
-        mark_done(store, made.run_id, report.bought)
-    reclaim_reservations(store, made.prompt_set, made.seed, is_complete=not current.gaps)
+    if not scan.needs_rescue:
+        mark_done(store, run_plan.run_id, report.bought)
+    reclaim_reservations(store, run_plan.prompt_set, run_plan.seed, is_complete=not current.gaps)
     return current
 
 
-def _known(
+def _outcome_tables(
     store: ObjectStore,
-    made: RunPlan,
+    run_plan: RunPlan,
     before: CurrentManifest | None,
     cells: Cells,
-    left: "_Left",
+    scan: "_LedgerScan",
     missing: CellState,
 ) -> list[pa.Table]:
-    """What came of all requests that were ever asked for.
+    """Outcomes of all requests that were ever asked for.
 
-    From the manifest in force, from what shards have noted, and for the rest from the ledger.
+    From the current manifest, from the run's shard logs, and for the rest from the ledger.
     """
-    noted = outcomes(_noted(store, made), store.uri)
-    known = read_settled_keys(store, before, OUTCOMES.names)
+    logged = outcomes(_read_shard_logs(store, run_plan), store.uri)
+    settled_keys = read_settled_keys(store, before, OUTCOMES.names)
     keys = pc.unique(pa.array(cells.frame["request_key"]))
     requested = cells.frame.loc[cells.frame["requested"], "request_key"]
-    # A smaller limit does not make unseen what was asked for under a larger one.
-    asked = is_among(keys, requested) | is_among(keys, known.asked)
-    here = is_among(keys, known.settled["request_key"]) | is_among(keys, noted["request_key"])
+    # Include what was asked for under a larger limit before.
+    asked = is_among(keys, requested) | is_among(keys, settled_keys.asked)
+    here = is_among(keys, settled_keys.settled["request_key"]) | is_among(
+        keys, logged["request_key"]
+    )
     rest = keys.filter(pa.array(asked & ~here)).to_pylist()
-    read = outcomes(left.watch(Ledger(store).read_many(rest)), store.uri, missing)
-    return [known.settled, noted, read]
+    read = outcomes(scan.entries(Ledger(store).read_many(rest)), store.uri, missing)
+    return [settled_keys.settled, logged, read]
 
 
-def _state_of_missing(made: RunPlan, report: Report) -> CellState:
-    """What cells are that could be bought and were not; a run that may not buy says nothing."""
-    capped = report.over_budget and made.max_images != 0
+def _state_of_missing(run_plan: RunPlan, report: Report) -> CellState:
+    """The state of cells that were not bought; a run that may not buy meets no cap."""
+    capped = report.over_budget and run_plan.max_images != 0
     return CellState.OVER_BUDGET if capped else CellState.PENDING
 
 
 def needs_rescue(entry: Entry, run_id: str) -> bool:
-    """Whether a run has bought something that is neither here nor given up."""
+    """Whether a run has bought something that is neither stored nor given up."""
     unfinished = {State.SUBMITTING, State.ACCEPTED, State.IN_DOUBT}
     return entry.state in unfinished and any(a.run_id == run_id for a in entry.attempts)
 
 
-def _noted(store: ObjectStore, made: RunPlan) -> Iterator[Entry]:
-    for shard in made.shards:
-        yield from read_shard_log(store, made.run_id, shard)
+def _read_shard_logs(store: ObjectStore, run_plan: RunPlan) -> Iterator[Entry]:
+    for shard in run_plan.shards:
+        yield from read_shard_log(store, run_plan.run_id, shard)
 
 
 @dataclass
-class _Left:
-    """What entries say, as they go by, of what a run has left behind.
+class _LedgerScan:
+    """Notes, while entries are read, which of them are abandoned or need a rescue.
 
     Attributes:
-        abandoned: request keys that somebody has given up.
-        needs_rescue: as the function of this name has it, of any of them.
+        abandoned: request keys that a person has given up.
+        needs_rescue: whether `needs_rescue` holds for any of them.
     """
 
     run_id: str
     abandoned: list[str] = field(default_factory=list)
     needs_rescue: bool = False
 
-    def watch(self, entries: Iterable[Held]) -> Iterator[Entry]:
-        for held in entries:
+    def entries(self, read: Iterable[Held]) -> Iterator[Entry]:
+        for held in read:
             if held.entry.is_abandoned:
                 self.abandoned.append(held.entry.request_key)
             self.needs_rescue = self.needs_rescue or needs_rescue(held.entry, self.run_id)
             yield held.entry
 
 
-def _refusal(made: RunPlan, changes: Mapping[str, tuple[Any, Any]]) -> str:
+def _parameters_changed(run_plan: RunPlan, changes: Mapping[str, tuple[Any, Any]]) -> str:
     named = ", ".join(f"{name} {old!r} → {new!r}" for name, (old, new) in changes.items())
-    cost = "an unknown price" if made.cost is None else cost_text(made.cost)
+    cost = "an unknown price" if run_plan.cost is None else cost_text(run_plan.cost)
     return (
-        f"{made.prompt_set}, seed {made.seed} was made with other parameters ({named}); going on "
-        f"would buy {counted(made.buy, 'request')} for "
-        f"{counted(made.buy_images, 'new image')} at {cost}. Leave the parameters out to keep "
+        f"{run_plan.prompt_set}, seed {run_plan.seed} was made with other parameters ({named}); "
+        f"going on would buy {counted(run_plan.buy, 'request')} for "
+        f"{counted(run_plan.buy_images, 'new image')} at {cost}. Leave the parameters out to keep "
         "those in force, or set change_parameters to buy the new ones"
     )

@@ -1,5 +1,6 @@
-"""What a launch would buy, cost, store and last, before it buys anything."""
+"""`quote`: what a launch would buy, cost, store and take, without launching it."""
 
+import itertools
 import statistics
 from dataclasses import dataclass
 from typing import Final
@@ -19,12 +20,13 @@ from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["Estimate", "Quote", "estimate", "quote", "room_today"]
 
-OTHERS: Final = 20
+MAX_OTHERS: Final = 20
+"""Other partitions whose manifests an estimate is made from."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What buying takes, judged by what was bought before; None where nothing was.
+    """Bytes and time that buying takes, from what was bought before; None where nothing was.
 
     Attributes:
         size: bytes in the bucket.
@@ -40,11 +42,13 @@ class Quote:
     """The plan of a launch that was not started.
 
     Attributes:
+        plan: as the launch would write it.
+        estimate: of its bytes and its time.
         changes: it names picture parameters other than those the partition was made with, so it
             needs `change_parameters`.
     """
 
-    made: RunPlan
+    plan: RunPlan
     estimate: Estimate
     changes: bool
 
@@ -62,9 +66,9 @@ def quote(
 
     Args:
         store: the bucket.
-        realm: whose pictures these are.
+        realm: of the account at the provider.
         launch: what would be launched.
-        prompts: checked prompts, whether they are a prompt set already or not.
+        prompts: checked prompts, of a prompt set or not.
         budget: the price and the caps.
         slots: most requests at the provider at once.
 
@@ -72,19 +76,20 @@ def quote(
         PlanError: the launch could not start.
         StorageError: S3 refuses or holds damaged objects.
     """
-    survey = plan_cells(store, realm, launch, prompts, budget)
-    return Quote(survey.made, estimate(store, survey.made, slots), bool(survey.changes))
+    launch_plan = plan_cells(store, realm, launch, prompts, budget)
+    plan = launch_plan.run_plan
+    return Quote(plan, estimate(store, plan, slots), bool(launch_plan.changes))
 
 
-def estimate(store: ObjectStore, made: RunPlan, slots: int) -> Estimate:
-    """Judge a plan by the same partition's last manifest, else by others' of the bucket."""
-    current, _ = read_current(store, made.prompt_set, made.seed)
-    before = [current] if current and current.images else _others(store)
-    sizes = [m.size / m.images for m in before if m.images]
-    waits = [m.request_seconds for m in before if m.request_seconds]
+def estimate(store: ObjectStore, plan: RunPlan, slots: int) -> Estimate:
+    """Estimate a plan from the same partition's last manifest, else from others' in the bucket."""
+    current, _ = read_current(store, plan.prompt_set, plan.seed)
+    manifests = [current] if current and current.images else _other_manifests(store)
+    sizes = [m.size / m.images for m in manifests if m.images]
+    waits = [m.request_seconds for m in manifests if m.request_seconds]
     return Estimate(
-        size=round(made.buy_images * statistics.median(sizes)) if sizes else None,
-        seconds=made.buy * statistics.median(waits) / slots if waits else None,
+        size=round(plan.buy_images * statistics.median(sizes)) if sizes else None,
+        seconds=plan.buy * statistics.median(waits) / slots if waits else None,
     )
 
 
@@ -96,11 +101,6 @@ def room_today(store: ObjectStore, budget: Budget) -> tuple[Counter, int | None]
     return counter, room
 
 
-def _others(store: ObjectStore) -> list[CurrentManifest]:
-    found: list[CurrentManifest] = []
-    for current in read_all_current(store):
-        if current.images:
-            found.append(current)
-        if len(found) == OTHERS:
-            break
-    return found
+def _other_manifests(store: ObjectStore) -> list[CurrentManifest]:
+    with_images = (current for current in read_all_current(store) if current.images)
+    return list(itertools.islice(with_images, MAX_OTHERS))

@@ -1,4 +1,4 @@
-"""What happened to every request that was ever made, one small object each."""
+"""The ledger: one JSON object a request key, with all attempts at buying it and their outcome."""
 
 from nanobanana_pipeline.ledger.attempt import Attempt, Outcome, StoredImage, new_nonce, now_iso
 from nanobanana_pipeline.ledger.entry import COSTING, MAX_FAILURES, UNSURE, Entry, State

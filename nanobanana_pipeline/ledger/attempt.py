@@ -1,4 +1,4 @@
-"""One try at buying a request, and what came of it; plain values."""
+"""`Attempt`: one try at buying a request, its `Outcome`, and the `StoredImage`s; plain values."""
 
 import uuid
 from datetime import UTC, datetime
@@ -10,7 +10,7 @@ __all__ = ["Attempt", "Outcome", "StoredImage", "new_nonce", "now_iso"]
 
 
 class Outcome(StrEnum):
-    """What became of one attempt; all but `NOT_SENT` are states of the entry too."""
+    """How one attempt ended or stands; all but `NOT_SENT` are states of the entry too."""
 
     NOT_SENT = "not_sent"
     SUBMITTING = "submitting"
@@ -31,8 +31,8 @@ class StoredImage(BaseModel):
         size: bytes.
         format: ``png``, ``jpg`` or ``webp``, as the bytes themselves say.
         width, height: pixels.
-        key: where it lies, below the prefix.
-        marks: of provenance, as `images.ImageFacts` has them.
+        key: of the object, below the prefix.
+        marks: of provenance (`images.ImageFacts.marks`).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,18 +51,18 @@ class Attempt(BaseModel):
     """One try at buying a request.
 
     Attributes:
-        nonce: its own, also the end of the `track_id` that was sent.
-        run_id: which run made it.
-        started: when, by the worker's own clock (UTC, ISO 8601); for people, not for leases.
-        lease_seconds: a claim older than this by the S3 server's clock has lost its owner.
-        outcome: what became of it.
+        nonce: its own; also in the `track_id` that was sent.
+        run_id: of the run that made it.
+        started: when, by the worker's own clock (UTC, ISO 8601); shown, but not used for leases.
+        lease_seconds: a claim older than this by the S3 server's clock has expired.
+        outcome: how it ended or stands.
         rebuy: it was made although an earlier attempt may have been paid for.
         provider_id: the provider's own id, once it is known.
-        accepted: when the provider's id was learnt (UTC, ISO 8601): its 24 hours run from here.
-        output: the output URLs, if the provider's answer named them already.
+        accepted: when the provider accepted it (UTC, ISO 8601); it keeps pictures for 24 hours.
+        output: the output URLs, if the provider's first answer had them.
         seed_reported: the seed that the provider says it used; None if it said none.
-        reason: the provider's or our own words for an outcome that is no picture.
-        abandoned: somebody has given it up: nothing is looked for or bought for it any more.
+        reason: why there is no picture, in the provider's words or ours.
+        abandoned: a person gave it up: it is neither looked for nor bought again.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -82,7 +82,7 @@ class Attempt(BaseModel):
 
 
 def new_nonce() -> str:
-    """16 hexadecimal digits that no other write will ever bear."""
+    """A random id of 16 hexadecimal digits, unique to one write."""
     return uuid.uuid4().hex[:16]
 
 

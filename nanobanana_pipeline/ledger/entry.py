@@ -1,4 +1,4 @@
-"""A ledger entry and the steps it may take; pure values, no S3.
+"""`Entry`, one request's ledger entry, and the steps that it may take; pure values, no S3.
 
 An attempt's outcome::
 
@@ -7,9 +7,9 @@ An attempt's outcome::
       └── not sent ─────┘ │ └▶ refused └────▶ failed
                           └──▶ in_doubt
 
-There are several attempts after failures, or where a re-buy was chosen; the weightiest decides the
-entry's state. Invariant: while one attempt is submitting, accepted, in doubt, lost or settled there
-is no new one, unless a re-buy was chosen.
+There are several attempts after failures, or where a re-buy was chosen; the one whose outcome has
+the greatest weight decides the entry's state. Invariant: while one attempt is submitting, accepted,
+in doubt, lost or settled there is no new one, unless a re-buy was chosen.
 """
 
 from collections.abc import Iterable
@@ -40,7 +40,7 @@ __all__ = [
 
 SCHEMA: Final = 1
 MAX_FAILURES: Final = 3
-"""So many attempts may fail at the provider before a request is left alone."""
+"""Attempts that may fail at the provider before a request is not sent again."""
 
 
 class State(StrEnum):
@@ -57,9 +57,9 @@ class State(StrEnum):
 
 
 UNSURE: Final = frozenset({State.IN_DOUBT, State.LOST})
-"""Held until evidence or a person settles them."""
+"""Not bought again until evidence or a person settles them."""
 COSTING: Final = frozenset(Outcome) - {Outcome.NOT_SENT, Outcome.REFUSED, Outcome.FAILED}
-"""Outcomes of attempts that count as spent: the provider may have asked money for them."""
+"""Outcomes of attempts that count as spent: the provider may have charged them."""
 
 _WEIGHT: Final = {
     Outcome.SETTLED: 5,
@@ -70,11 +70,11 @@ _WEIGHT: Final = {
     Outcome.FAILED: 1,
     Outcome.REFUSED: 1,
 }
-"""Of several attempts the heaviest speaks for the request; of equals the last."""
+"""Of several attempts the one of greatest weight decides the state; of equals the last."""
 
 
 class Entry(BaseModel):
-    """All that is known of one request. Frozen: each step gives a new entry with a new revision."""
+    """One request and its attempts. Frozen: each step gives a new entry with a new revision."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -104,7 +104,7 @@ class Entry(BaseModel):
         realm: str,
         variant: str = "",
     ) -> Self:
-        """An entry nobody has tried yet."""
+        """An entry without attempts."""
         return cls(
             request_key=request_key,
             realm=realm,
@@ -135,14 +135,14 @@ class Entry(BaseModel):
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether somebody has given the request up."""
+        """Whether a person has given the request up."""
         return self.deciding is not None and self.deciding.abandoned
 
     @property
     def reason(self) -> str | None:
-        """Why the request stands where it stands."""
-        speaking = self.deciding or (self.attempts[-1] if self.attempts else None)
-        return speaking.reason if speaking else None
+        """Why the request is in its state."""
+        attempt = self.deciding or (self.attempts[-1] if self.attempts else None)
+        return attempt.reason if attempt else None
 
     def attempt(self, nonce: str) -> Attempt:
         """One of the attempts.
@@ -211,7 +211,7 @@ class Entry(BaseModel):
         )
 
     def doubt(self, nonce: str, reason: str, provider_id: str | None = None) -> "Entry":
-        """Nobody knows whether the attempt was bought; what first raised the doubt stays said."""
+        """It is unknown whether the attempt was bought; the first reason for the doubt stays."""
         return self._step(
             nonce,
             {Outcome.SUBMITTING},
@@ -227,19 +227,19 @@ class Entry(BaseModel):
         output: Iterable[str] = (),
         seed_reported: int | None = None,
     ) -> "Entry":
-        """The provider has taken the request; a late answer settles an earlier doubt."""
-        known = self.attempt(nonce)
-        if known.accepted and known.provider_id != provider_id:
+        """The provider has accepted the request; a late answer settles an earlier doubt."""
+        attempt = self.attempt(nonce)
+        if attempt.accepted and attempt.provider_id != provider_id:
             raise ForbiddenTransition(
-                f"request {self.request_key}: attempt {nonce} was accepted as {known.provider_id}, "
-                f"not as {provider_id}"
+                f"request {self.request_key}: attempt {nonce} was accepted as "
+                f"{attempt.provider_id}, not as {provider_id}"
             )
         return self._step(
             nonce,
             {Outcome.SUBMITTING, Outcome.IN_DOUBT},
             outcome=Outcome.ACCEPTED,
             provider_id=provider_id,
-            accepted=known.accepted or now_iso(),
+            accepted=attempt.accepted or now_iso(),
             output=tuple(output),
             seed_reported=seed_reported,
             reason=None,
@@ -255,7 +255,7 @@ class Entry(BaseModel):
         )
 
     def lose(self, nonce: str, reason: str, images: Iterable[StoredImage] = ()) -> "Entry":
-        """It was paid for, and the bytes cannot be had; what came of it, now or before, is kept."""
+        """Paid for, and not all of its pictures can be had; those that were stored are kept."""
         kept = {image.sample: image for image in (*images, *self.images)}
         return self._step(
             nonce,
@@ -266,7 +266,7 @@ class Entry(BaseModel):
         )
 
     def abandon(self, nonce: str, reason: str) -> "Entry":
-        """Somebody gives a doubt or a loss up: it counts as paid for, and nothing is missed."""
+        """A person gives a doubt or a loss up: it counts as paid for, and as no gap."""
         return self._step(
             nonce,
             {Outcome.IN_DOUBT, Outcome.LOST},
@@ -307,19 +307,19 @@ class Entry(BaseModel):
         images: tuple[StoredImage, ...] | None = None,
         **changes: Any,  # noqa: ANN401 - fields of an attempt
     ) -> "Entry":
-        """Change one attempt. What is known of it is never replaced by nothing, but its reason."""
+        """Change one attempt. Only its reason is replaced by an empty value."""
         attempt = self.attempt(nonce)
         if attempt.outcome not in allowed | {outcome}:
             raise ForbiddenTransition(
                 f"request {self.request_key}: attempt {nonce} is {attempt.outcome} and cannot "
                 f"become {outcome}"
             )
-        known = {
+        given = {
             name: _encodable(value)
             for name, value in changes.items()
             if name == "reason" or value not in (None, ())
         }
-        changed = attempt.model_copy(update={"outcome": outcome, **known})
+        changed = attempt.model_copy(update={"outcome": outcome, **given})
         # Where two attempts were bought on purpose, the first pictures stay the request's own.
         if images is None or self.state is State.SETTLED:
             images = self.images
@@ -333,7 +333,7 @@ class Entry(BaseModel):
 
 
 def _encodable(value: Any) -> Any:  # noqa: ANN401 - fields of an attempt
-    """What a stranger said, without lone surrogates: JSON may carry them, UTF-8 cannot."""
+    """A value from outside without lone surrogates: JSON may have them, UTF-8 cannot."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, tuple):

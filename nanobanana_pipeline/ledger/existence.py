@@ -1,13 +1,13 @@
-"""Which of many requests the ledger knows, in fewer calls than one a request.
+"""`leave_out_absent`: finds which of many requests have a ledger entry, by LISTs instead of GETs.
 
-A LIST tells of 1,000 entries, and a GET of one. Request keys are hashes, so the entries between
-two of them are as many everywhere: after a page or two it is known which of the two is cheaper.
+A LIST names 1,000 entries, a GET reads one. Request keys are hashes, so entries are spread evenly
+among them: after a page or two it is clear which of the two is cheaper.
 """
 
 import threading
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Final
@@ -15,28 +15,36 @@ from typing import Final
 from nanobanana_pipeline.bucket_keys import Folder, ledger_key
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["MANY", "leave_out_unknown"]
+__all__ = ["MANY", "leave_out_absent"]
 
 MANY: Final = 200
-"""Fewer are asked for one by one: sixteen LISTs cost as much as 200 GETs."""
+"""Fewer are read one by one: sixteen LISTs cost as much as 200 GETs."""
 PAGE: Final = 1_000
-"""Keys that S3 gives in one answer."""
-WORTH: Final = 25
-"""Requests that a page must tell of. S3 charges 12.5 times as much for a LIST as for a GET, and
-where the ledger knows them all it was in vain."""
+"""Keys that S3 lists in one answer."""
+MIN_REQUESTS_A_PAGE: Final = 25
+"""Requests that a page must decide. S3 charges 12.5 times as much for a LIST as for a GET, and the
+LIST saves nothing where all of them have an entry."""
 SLICES: Final = "0123456789abcdef"
 
 
-def leave_out_unknown(store: ObjectStore, request_keys: Sequence[str]) -> list[str]:
-    """Leave out requests of which the ledger knows nothing, as far as that is cheap to find out.
+def leave_out_absent(
+    store: ObjectStore,
+    request_keys: Sequence[str],
+    *,
+    page_size: int = PAGE,
+    min_requests_a_page: int = MIN_REQUESTS_A_PAGE,
+) -> list[str]:
+    """Leave out requests without a ledger entry, as far as that is cheap to find out.
 
     Args:
         store: the bucket.
         request_keys: any number; of fewer than `MANY` none is left out.
+        page_size: keys that are looked at together.
+        min_requests_a_page: where a page decides fewer, the rest is not listed.
 
     Returns:
-        The others, in the same order: those that have an entry, and those that are cheaper to be
-        asked for one by one. An entry that is made meanwhile may be missed, as by a GET before it.
+        The others, in the same order: those that have an entry, and those that are cheaper to read
+        one by one. An entry that is created meanwhile may be missed, as by an earlier GET.
 
     Raises:
         StorageError: S3 refuses or stays silent.
@@ -49,28 +57,40 @@ def leave_out_unknown(store: ObjectStore, request_keys: Sequence[str]) -> list[s
     stop = threading.Event()
     pool = ThreadPoolExecutor(len(SLICES))
     try:
-        found = pool.map(lambda first: _left(store, first, slices[first], stop), list(slices))
-        left = {key for keys in found for key in keys}
+        parts = pool.map(
+            lambda first: _filter(
+                store.keys(Folder.LEDGER.prefix + first),
+                slices[first],
+                stop,
+                page_size,
+                min_requests_a_page,
+            ),
+            list(slices),
+        )
+        remaining = {key for keys in parts for key in keys}
     finally:
-        # Whoever is interrupted here must not wait for the whole ledger.
+        # An interrupt must not wait until the whole ledger is listed.
         stop.set()
         pool.shutdown(cancel_futures=True)
-    return [key for key in request_keys if key in left]
+    return [key for key in request_keys if key in remaining]
 
 
-def _left(
-    store: ObjectStore, first: str, request_keys: list[str], stop: threading.Event
+def _filter(
+    listing: Iterator[str],
+    request_keys: list[str],
+    stop: threading.Event,
+    page_size: int,
+    min_requests_a_page: int,
 ) -> list[str]:
-    """What is left of sorted request keys that begin with one digit."""
-    listing = store.keys(Folder.LEDGER.prefix + first)
-    left: list[str] = []
-    told = pages = 0
-    while page := list(islice(listing, PAGE)):
-        before, there = told, set(page)
-        told = bisect_right(request_keys, page[-1], lo=before, key=ledger_key)
-        left += [key for key in request_keys[before:told] if ledger_key(key) in there]
+    """`leave_out_absent` for sorted request keys that begin with one digit."""
+    remaining: list[str] = []
+    decided = pages = 0
+    while page := list(islice(listing, page_size)):
+        before, listed = decided, set(page)
+        decided = bisect_right(request_keys, page[-1], lo=before, key=ledger_key)
+        remaining += [key for key in request_keys[before:decided] if ledger_key(key) in listed]
         pages += 1
-        is_whole = len(page) == PAGE
-        if stop.is_set() or (is_whole and told < WORTH * pages):
-            return left + request_keys[told:]
-    return left
+        is_whole = len(page) == page_size
+        if stop.is_set() or (is_whole and decided < min_requests_a_page * pages):
+            return remaining + request_keys[decided:]
+    return remaining

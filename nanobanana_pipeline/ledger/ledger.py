@@ -11,7 +11,7 @@ from nanobanana_pipeline.bucket_keys import ledger_key
 from nanobanana_pipeline.errors import ForbiddenTransition, StorageError
 from nanobanana_pipeline.ledger.attempt import Outcome
 from nanobanana_pipeline.ledger.entry import Entry
-from nanobanana_pipeline.ledger.existence import leave_out_unknown
+from nanobanana_pipeline.ledger.existence import leave_out_absent
 from nanobanana_pipeline.storage import ObjectStore, StoredObject, cas
 from nanobanana_pipeline.storage.cas import boot_clock
 from nanobanana_pipeline.storage.faults import PATIENCE_SECONDS
@@ -45,7 +45,7 @@ class Held:
 
     @property
     def lease_left(self) -> float:
-        """Seconds until a claim loses its owner; 0 or less when it has, or where there is none."""
+        """Seconds until the claim expires; 0 or less once it has, or where there is none."""
         elapsed = self.age_seconds + boot_clock() - self.read_at
         claim = self.entry.deciding
         return claim.lease_seconds - elapsed if claim else 0.0
@@ -54,31 +54,46 @@ class Held:
 class Ledger:
     """Entries by request key. Safe to share between threads, and S3 between machines.
 
-    Every method raises `StorageUnavailable` when S3 stays silent for `PATIENCE_SECONDS`, or
-    refuses every write for as long.
+    Every method raises `StorageUnavailable` when S3 stays silent, or refuses every write, for
+    `patience_seconds`.
+
+    Args:
+        store: the bucket.
+        patience_seconds: how long a write is repeated while S3 is silent.
+        paid_patience_seconds: the same once something was paid for.
     """
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        patience_seconds: float = PATIENCE_SECONDS,
+        paid_patience_seconds: float = PAID_PATIENCE_SECONDS,
+    ) -> None:
         self._store = store
+        self._patience = patience_seconds
+        self._paid_patience = paid_patience_seconds
 
     def read(self, request_key: str) -> Held | None:
         """The entry as it is now; None if the request was never tried."""
         found = self._store.get(ledger_key(request_key))
-        # Not before: whoever is kept waiting, or frozen, must not count that to the entry's age.
+        # Not before the GET: its duration must not count towards the entry's age.
         read_at = boot_clock()
         if found is None:
             return None
         return Held(self._parsed(request_key, found), found.etag, found.age_seconds, read_at)
 
-    def read_many(self, request_keys: Iterable[str]) -> Iterator[Held]:
-        """The entries of those requests that were ever tried, in order; a few in memory at once."""
-        keys = iter(leave_out_unknown(self._store, list(request_keys)))
+    def read_many(
+        self, request_keys: Iterable[str], *, read_ahead: int = READ_AHEAD
+    ) -> Iterator[Held]:
+        """The entries of requests that have one, in order; at most `read_ahead` in memory."""
+        keys = iter(leave_out_absent(self._store, list(request_keys)))
         readers = ThreadPoolExecutor(ENTRY_READERS)
         try:
-            while some := list(islice(keys, READ_AHEAD)):
+            while some := list(islice(keys, read_ahead)):
                 yield from (held for held in readers.map(self.read, some) if held is not None)
         finally:
-            # Whoever is interrupted here must not wait for a million reads.
+            # An interrupt must not wait for a million reads.
             readers.shutdown(cancel_futures=True)
 
     def claim(
@@ -109,21 +124,22 @@ class Ledger:
         """
         before = held.entry if held else fresh
         claimed = before.claim(run_id=run_id, nonce=nonce, lease_seconds=lease_seconds, rebuy=rebuy)
-        return self._write(claimed, held.etag if held else None, PATIENCE_SECONDS)
+        return self._write(claimed, held.etag if held else None, self._patience)
 
     def apply(
         self,
         held: Held,
         change: Callable[[Entry], Entry],
         *,
-        patience_seconds: float = PATIENCE_SECONDS,
+        patience_seconds: float | None = None,
     ) -> Held:
         """Take a step, on top of whatever others have written meanwhile.
 
         Args:
             held: the entry as last seen.
             change: one of `Entry`'s steps; called again on the newer entry after a lost race.
-            patience_seconds: how long to go on while S3 is silent, or others are quicker.
+            patience_seconds: how long to go on while S3 is silent, or others are quicker; the
+                ledger's own if None.
 
         Returns:
             The entry with the step taken.
@@ -131,10 +147,11 @@ class Ledger:
         Raises:
             ForbiddenTransition: the newer entry does not allow the step.
         """
+        patience = self._patience if patience_seconds is None else patience_seconds
         key = ledger_key(held.entry.request_key)
-        back_off = cas.contention(self._store.uri(key), patience_seconds)
+        back_off = cas.contention(self._store.uri(key), patience)
         while True:
-            written = self._write(change(held.entry), held.etag, patience_seconds)
+            written = self._write(change(held.entry), held.etag, patience)
             if written is not None:
                 return written
             back_off()
@@ -152,7 +169,7 @@ class Ledger:
         Where others have brought the matter further already, their word stands.
         """
         try:
-            return self.apply(held, change, patience_seconds=PAID_PATIENCE_SECONDS)
+            return self.apply(held, change, patience_seconds=self._paid_patience)
         except ForbiddenTransition as error:
             log.warning("nothing to record: %s", error)
             return self.read(held.entry.request_key) or held
@@ -163,7 +180,7 @@ class Ledger:
         if claim is None or claim.outcome is not Outcome.SUBMITTING or held.lease_left > 0:
             return held
         doubted = held.entry.doubt(claim.nonce, f"run {claim.run_id} ended while it was sending")
-        written = self._write(doubted, held.etag, PATIENCE_SECONDS)
+        written = self._write(doubted, held.etag, self._patience)
         # Somebody who is alive has renewed, answered or expired it: theirs is the newer truth.
         return written or self.read(held.entry.request_key) or held
 

@@ -25,7 +25,7 @@ from nanobanana_pipeline.errors import (
     StorageUnavailable,
 )
 from nanobanana_pipeline.images.inspect import CONTENT_TYPES, MAX_IMAGE_BYTES, inspect
-from nanobanana_pipeline.prompts.intake import bounded_value
+from nanobanana_pipeline.prompts.readers.base import bounded_value
 from nanobanana_pipeline.provider.downloads import public_url
 from nanobanana_pipeline.request import MAX_REFERENCES, SIDE_MAX, SIDE_MIN, SIDE_STEP
 from nanobanana_pipeline.storage.cas import put_if_absent

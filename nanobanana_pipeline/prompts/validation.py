@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
-from nanobanana_pipeline.prompts.attributes import typed_attribute
+from nanobanana_pipeline.prompts.attribute_types import typed_attribute
 from nanobanana_pipeline.prompts.checked_prompts import (
     REFERENCE,
     REFERENCE_HASHES,
@@ -25,7 +25,7 @@ from nanobanana_pipeline.prompts.checked_prompts import (
     prompts_frame,
     stable_json,
 )
-from nanobanana_pipeline.prompts.intake import CHUNK_ROWS, TEXT, RowFault, bounded_value
+from nanobanana_pipeline.prompts.readers.base import CHUNK_ROWS, TEXT, RowFault, bounded_value
 from nanobanana_pipeline.prompts.references import References, fitted_size, without_secrets
 from nanobanana_pipeline.prompts.table import PromptTable
 from nanobanana_pipeline.request import TABLE_FIELDS, ImageRequest

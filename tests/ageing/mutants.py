@@ -2,16 +2,16 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 from unittest import mock
 
 from nanobanana_pipeline.bucket_keys import ledger_key
 from nanobanana_pipeline.errors import StorageUnavailable
-from nanobanana_pipeline.generation.engine import submit
 from nanobanana_pipeline.generation.engine.reconcile import Reconciler
 from nanobanana_pipeline.generation.engine.submit import Submitter
 from nanobanana_pipeline.generation.engine.transfer import Transfer
-from nanobanana_pipeline.generation.engine.work_queue import Ended
+from nanobanana_pipeline.generation.engine.work_queue import Finished
 from nanobanana_pipeline.ledger import Attempt, Entry, Held, Ledger, Outcome, State, now_iso
 from nanobanana_pipeline.storage import ObjectStore, cas
 
@@ -91,10 +91,11 @@ def _claim_instead(
     return self._changed(attempts=(fresh,))
 
 
-def _wait_before_accepted(_: Submitter, held: Held, nonce: str, outcome: Any) -> Held:
+def _wait_before_accepted(_: Submitter, submission: Any, outcome: Any) -> None:
     """The id is kept in memory, and written down only when the picture is there."""
-    attempts = held.entry.accept(nonce, outcome.provider_id)
-    return Held(attempts, held.etag, held.age_seconds, held.read_at)
+    held = submission.held
+    entry = held.entry.accept(submission.nonce, outcome.provider_id)
+    submission.item.held = replace(held, entry=entry)
 
 
 @contextlib.contextmanager
@@ -104,9 +105,10 @@ def _lease_ignored_by_its_owner() -> Iterator[None]:
 
     send = Submitter._send
 
-    def careless(self: Submitter, work: Any, held: Held, nonce: str, references: Any) -> Any:
-        endless = Endless(held.entry, held.etag, held.age_seconds, held.read_at)
-        return send(self, work, endless, nonce, references)
+    def careless(self: Submitter, submission: Any, references: Any) -> Any:
+        held = submission.held
+        submission.item.held = Endless(held.entry, held.etag, held.age_seconds, held.read_at)
+        return send(self, submission, references)
 
     with mock.patch.object(Submitter, "_send", careless):
         yield
@@ -119,13 +121,13 @@ MUTANTS: Final[Mapping[str, Mutant]] = {
     "nobody minds a lease": _replace(Ledger, "expire", lambda _, held: held),
     "a doubt is taken for open": _replace(Entry, "may_claim", _doubt_is_open),
     "a late answer is dropped": _replace(Ledger, "record", _record_once),
-    "settled before the PUT": _replace(Transfer, "_store_patiently", lambda *_: None),
+    "settled before the PUT": _replace(Transfer, "_store_with_retries", lambda *_: None),
     "silence is taken for success": _replace(cas, "write", _silence_is_victory),
     "an id is forgotten": _replace(Entry, "lose", _forget_id),
     "a claim replaces attempts": _replace(Entry, "claim", _claim_instead),
-    "waiting before accepted": _replace(Submitter, "_accept", _wait_before_accepted),
-    "bought again at once": _replace(submit, "_rebuy_wait", lambda _: 0.0),
+    "waiting before accepted": _replace(Submitter, "_record_accepted", _wait_before_accepted),
+    "bought again at once": _replace(Submitter, "_rebuy_wait", lambda *_: 0.0),
     "no evidence is looked for": _replace(
-        Reconciler, "look", lambda _, held: Ended(held.entry.state, held.entry.reason)
+        Reconciler, "reconcile", lambda _, held: Finished(held.entry.state, held.entry.reason)
     ),
 }

@@ -1,8 +1,8 @@
 """Years of bad luck in a minute: the real ledger and the real buying against an adversary.
 
-Two to four workers (`Buyer.advance` and `Transfer.settle` as `Engine` runs them) share one to three
-requests, a bucket in memory and a provider with honest books. At each call to S3, each call to the
-provider and each sleep an adversary chooses who goes on and what goes wrong: crashes, frozen
+Two to four workers (`Submitter.advance` and `Transfer.settle`, as `Engine` runs them) share one to
+three requests, a bucket in memory and a provider with honest books. At each call to S3, each call
+to the provider and each sleep an adversary chooses who goes on and what goes wrong: crashes, frozen
 processes, clocks that jump, answers that are lost or late, writes that land long after their sender
 gave up, pictures that are forgotten, webhooks out of order. `witness.py` says what must hold at
 every write and every POST, and `World.age` what must have become of it in the end.

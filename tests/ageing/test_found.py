@@ -3,7 +3,7 @@
 from nanobanana_pipeline.generation.budget.counters import partition_scope
 from nanobanana_pipeline.generation.budget.reservations import ShardBudget
 from nanobanana_pipeline.generation.engine.reconcile import Reconciler
-from nanobanana_pipeline.generation.engine.work_queue import Bought, PlannedRequest
+from nanobanana_pipeline.generation.engine.work_queue import Downloadable, PlannedRequest
 from nanobanana_pipeline.generation.planning.run_files import write_shards
 from nanobanana_pipeline.ledger import Entry, Held, Ledger, State
 from nanobanana_pipeline.money import Budget, Cap
@@ -67,9 +67,9 @@ def test_a_lost_picture_without_an_id_is_looked_for_where_it_was_said_to_be() ->
         held = ledger.apply(claimed(world), lambda e: e.accept("0" * 16, None, output))
         held = ledger.apply(held, lambda e: e.lose("0" * 16, "HTTP 404"))
         evidence = Reconciler(ledger, world.account().provider, Inbox(world.store))
-        assert evidence.look(held) == Bought(held, "0" * 16, Done(None, output))
+        assert evidence.reconcile(held) == Downloadable(held, "0" * 16, Done(None, output))
         world.scheduler.now += 24 * 3600
-        assert not isinstance(evidence.look(held), Bought)
+        assert not isinstance(evidence.reconcile(held), Downloadable)
 
 
 def capped(world: World, run_id: str) -> ShardBudget:

@@ -25,16 +25,17 @@ from nanobanana_pipeline.generation.budget.counters import partition_scope
 from nanobanana_pipeline.generation.budget.reservations import ShardBudget
 from nanobanana_pipeline.generation.engine import reconcile, transfer
 from nanobanana_pipeline.generation.engine.submit import Submitter
+from nanobanana_pipeline.generation.engine.thread_group import StopEvents
 from nanobanana_pipeline.generation.engine.transfer import Transfer
 from nanobanana_pipeline.generation.engine.work_queue import (
-    Bought,
-    Ended,
-    Later,
+    Downloadable,
+    Finished,
     PlannedRequest,
-    Work,
+    Requeue,
+    WorkItem,
 )
 from nanobanana_pipeline.generation.planning.run_files import write_shards
-from nanobanana_pipeline.ledger import Ledger, attempt, ledger
+from nanobanana_pipeline.ledger import attempt, ledger
 from nanobanana_pipeline.money import Budget, Cap
 from nanobanana_pipeline.provider import slots
 from nanobanana_pipeline.provider.account import Account
@@ -99,12 +100,12 @@ class InTurn:
 
 @dataclass(eq=False)
 class Worker:
-    """One run on one machine, as `Engine` works, with one buyer who is its own mover."""
+    """One run on one machine, as `Engine` works, with both stages in one thread."""
 
     name: str
-    buyer: Submitter
+    submitter: Submitter
     transfer: Transfer
-    purse: ShardBudget
+    budget: ShardBudget
     stop: SimEvent
     give_up: SimEvent
     main: Actor
@@ -278,7 +279,7 @@ class World:
             if not worker.main.ended and not worker.main.crashed:
                 self.scheduler.start(
                     f"{worker.name}'s doubts",
-                    worker.buyer.under_way.doubt_unanswered,
+                    worker.submitter.in_flight.doubt_unanswered,
                     boot=worker.main.boot,
                     wall=worker.main.wall,
                 )
@@ -328,29 +329,31 @@ class World:
         self.witness.rebuy_chosen |= rebuy
         account = self.account(with_webhooks=not sound and "webhooks" in self.faults)
         stop, give_up = SimEvent(self.scheduler), SimEvent(self.scheduler)
-        purse = self._purse(name)
-        buyer = Submitter(
+        budget = self._budget_of(name)
+        submitter = Submitter(
             self.store,
             account,
             Slots(2, clock=self.scheduler.boot_clock),
-            run_id=name,
-            purse=purse,
-            stop=stop,
-            give_up=give_up,
+            budget=budget,
+            stopping=StopEvents(stop, give_up),
             rebuy=rebuy,
         )
-        mover = Transfer(
-            self.store, Ledger(self.store), account.provider, account.downloader, run_id=name
+        transfer = Transfer(
+            self.store,
+            submitter.ledger,
+            account.provider,
+            account.downloader,
+            run_id=name,
+            give_up=give_up,
         )
-        mover.give_up = give_up
         boot, wall = (0.0, 0.0) if sound else (self._one_of(CLOCKS), self._one_of(WALLS))
         main = self.scheduler.start(name, lambda: self._work(worker), boot=boot, wall=wall)
-        worker = Worker(name, buyer, mover, purse, stop, give_up, main)
+        worker = Worker(name, submitter, transfer, budget, stop, give_up, main)
         self._workers.append(worker)
         self.scheduler.tell(f"{name} begins{', and buys again' if rebuy else ''}")
 
-    def _purse(self, name: str) -> ShardBudget:
-        """What a run may spend, and the run file from which others count it when it is dead."""
+    def _budget_of(self, name: str) -> ShardBudget:
+        """What a run may spend, and the run file from which others count it once it has expired."""
         scopes = []
         if "budget" in self.faults:
             write_shards(
@@ -367,31 +370,31 @@ class World:
     def _work(self, worker: Worker) -> None:
         """`settle_shard`: its budget's account is opened, and closed in the end."""
         try:
-            worker.purse.open(sum(request.samples for _, request in self._asked))
+            worker.budget.open(sum(request.samples for _, request in self._asked))
         except StorageUnavailable:
             return
         self._settle(worker)
-        worker.purse.close()
+        worker.budget.close()
 
     def _settle(self, worker: Worker) -> None:
         """`Engine`'s two loops in one thread."""
         order = itertools.count()
-        todo = [(0.0, next(order), Work(PlannedRequest(k, r))) for k, r in self._asked]
+        todo = [(0.0, next(order), WorkItem(PlannedRequest(k, r))) for k, r in self._asked]
         while todo and not worker.stop.is_set():
             due, _, work = heapq.heappop(todo)
             if due > self.scheduler.boot_clock():
                 worker.stop.wait(due - self.scheduler.boot_clock())
             try:
-                step = worker.buyer.advance(work)
+                step = worker.submitter.advance(work)
                 self.witness.leaving()
                 match step:
-                    case Later(seconds):
+                    case Requeue(seconds):
                         due = self.scheduler.boot_clock() + seconds if seconds else 0.0
                         heapq.heappush(todo, (due, next(order), work))
-                    case Bought(held, nonce, done):
+                    case Downloadable(held, nonce, done):
                         result = worker.transfer.settle(held, nonce, done)
                         self.scheduler.tell(f"    {worker.name} has brought: {result.reason}")
-                    case Ended(state, reason):
+                    case Finished(state, reason):
                         self.scheduler.tell(f"    {worker.name} ends: {state}, {reason}")
             except StorageUnavailable:
                 self.witness.excused()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from nanobanana_pipeline.bucket_keys import ledger_key
 from nanobanana_pipeline.emulator import EmulatorThread
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.provider.modelslab.own_bucket import Place, change_places
@@ -94,16 +95,17 @@ def test_a_rebuy_is_asked_for_and_buys_only_what_is_chosen(
     doubted: Command,
     store: ObjectStore,
     emulator: EmulatorThread,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    key = entries(store)[0].request_key
+    entry = entries(store)[0]
+    key = entry.request_key
     unasked = doubted("doubts", "resolve", key, "--rebuy")
     assert (unasked.exit_code, "--yes" in unasked.output) == (2, True)
     early = doubted("doubts", "resolve", key, "--rebuy", "--yes")
     assert (early.exit_code, bought(emulator)) == (1, 2)
-    monkeypatch.setattr(
-        "nanobanana_pipeline.generation.engine.submit.REBUY_AFTER_LEASE_SECONDS", -1000.0
-    )
+    # As if its claim had expired a quarter of an hour ago.
+    (attempt,) = entry.attempts
+    older = attempt.model_copy(update={"lease_seconds": -1000.0})
+    store.put(ledger_key(key), entry.model_copy(update={"attempts": (older,)}).to_json())
     done = doubted("doubts", "resolve", key, "--rebuy", "--yes")
     assert (done.exit_code, bought(emulator)) == (0, 3)
     assert states(store) == {State.SETTLED: 1, State.IN_DOUBT: 1}

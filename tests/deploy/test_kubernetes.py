@@ -28,7 +28,7 @@ from kubernetes import client
 from typer.testing import CliRunner
 
 from nanobanana_pipeline.cli import app
-from nanobanana_pipeline.generation.engine.engine import DOUBT_SECONDS, GRACE_SECONDS
+from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING
 from nanobanana_pipeline.settings import Settings
 from tests.test_provider_page import ROOT
 
@@ -184,7 +184,8 @@ def test_the_pod_of_a_run_has_time_to_stop_and_is_nobody() -> None:
     raw = UserDefinedDagsterK8sConfig(**snaked(LAUNCHER["runK8sConfig"]))
     job = construct_dagster_k8s_job(config, ["dagster"], "run", raw)
     spec = job.spec.template.spec
-    assert spec.termination_grace_period_seconds >= 2 * (GRACE_SECONDS + DOUBT_SECONDS)
+    stopping = DEFAULT_TIMING.grace_seconds + DEFAULT_TIMING.doubt_seconds
+    assert spec.termination_grace_period_seconds >= 2 * stopping
     assert spec.security_context.run_as_non_root
     (container,) = spec.containers
     assert container.resources.limits["memory"] == "2Gi"

@@ -16,7 +16,7 @@ from dagster_nanobanana.automation.sensors import (
     rescue_sensor,
     webhook_inbox,
 )
-from nanobanana_pipeline.generation.engine.engine import MOVERS
+from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING
 from nanobanana_pipeline.ledger.ledger import ENTRY_READERS
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from tests.conftest import Emulators, account_for
@@ -102,7 +102,7 @@ def test_the_pages_table_is_what_is_computed(name: str) -> None:
 
 def test_the_pages_words_name_the_codes_own_bounds() -> None:
     words = " ".join(PAGE.split())
-    assert f"moves at most {MOVERS} pictures at a time" in words
+    assert f"moves at most {DEFAULT_TIMING.transfer_workers} pictures at a time" in words
     assert f"not settled in a manifest, {ENTRY_READERS} at a time" in words
     for sensor in (rescue_sensor, webhook_inbox):
         seconds = sensor.minimum_interval_seconds

@@ -1,4 +1,4 @@
-"""S3 behind a proxy that can be told to fail, and an engine that does not wait long."""
+"""S3 behind a proxy that can be told to fail."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,15 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nanobanana_pipeline.generation.engine import engine, submit
 from tests.s3_proxy import S3Proxy
-
-
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "MAX_BACKOFF_SECONDS", 0.05)
-    monkeypatch.setattr(submit, "OTHERS_CLAIM_POLL_SECONDS", 0.3)
-    monkeypatch.setattr(engine, "STUCK_POLL_SECONDS", 0.2)
 
 
 def server_of(data: Path) -> int:

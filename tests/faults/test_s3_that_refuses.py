@@ -2,13 +2,14 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain, repeat
 
 import pytest
 import tenacity
 
 from nanobanana_pipeline.errors import StorageError, StorageFull
-from nanobanana_pipeline.generation.engine import engine, in_flight, submit, transfer
+from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.generation.launch import settle_shard
 from nanobanana_pipeline.generation.recovery.doubts import (
     Action,
@@ -20,6 +21,7 @@ from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import API_KEY, Emulators, account_for
 from tests.launching import (
+    QUICK,
     admin,
     bought,
     check_images,
@@ -78,15 +80,20 @@ def test_a_full_bucket_stops_buying_at_once_and_what_was_bought_is_brought_later
 
 
 def test_a_bucket_that_is_full_from_the_start_sells_nothing(
-    store: ObjectStore, emulators: Emulators, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, emulators: Emulators, proxy: S3Proxy
 ) -> None:
-    monkeypatch.setattr("nanobanana_pipeline.ledger.ledger.PATIENCE_SECONDS", 0.3)
     emulator = emulators()
     account = account_for(emulator.base_url, store)
     keep_prompts(store, "set", prompts(4))
     made = planned(store)
     proxy.rule = lambda method, path: FULL[0] if method == "PUT" and "/ledger/" in path else None
-    report = settle_shard(proxy.store_like(store), account, made.run_id, made.shards[0])
+    report = settle_shard(
+        proxy.store_like(store),
+        account,
+        made.run_id,
+        made.shards[0],
+        timing=Timing(patience_seconds=0.3),
+    )
     assert report.halted is not None
     assert "it is full" in report.halted
     assert (report.states, bought(emulator)) == ({State.OPEN: 4}, 0)
@@ -116,7 +123,9 @@ def test_while_no_picture_can_be_stored_none_is_bought_and_then_it_goes_on(
     refuse_pictures(proxy, Refusal(500, "InternalError"), after=2)
     far = proxy.store_like(store)
     with ThreadPoolExecutor(1) as aside:
-        settling = aside.submit(settle_shard, far, account, made.run_id, made.shards[0])
+        settling = aside.submit(
+            settle_shard, far, account, made.run_id, made.shards[0], timing=QUICK
+        )
         wait_until(lambda: "nothing more is bought until S3 takes pictures again" in caplog.text)
         wait_until(lambda: admin(emulator, "stats")["in_flight"] == 0)
         time.sleep(1)
@@ -131,14 +140,14 @@ def test_while_no_picture_can_be_stored_none_is_bought_and_then_it_goes_on(
 
 
 def test_a_bucket_that_takes_no_picture_for_too_long_ends_the_shard(
-    store: ObjectStore, emulators: Emulators, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, emulators: Emulators, proxy: S3Proxy
 ) -> None:
-    monkeypatch.setattr(transfer, "PAID_PATIENCE_SECONDS", 3.0)
     emulator = emulators(latency_seconds=(0.2, 0.4))
     account = account_for(emulator.base_url, store)
     keep_prompts(store, "set", prompts(REQUESTS))
     refuse_pictures(proxy, Refusal(500, "InternalError"), after=0)
-    ended = launch(proxy.store_like(store), account)
+    timing = replace(QUICK, paid_patience_seconds=3.0)
+    ended = launch(proxy.store_like(store), account, timing=timing)
     assert ended.report.halted is not None
     assert "InternalError" in ended.report.halted
     sold = bought(emulator)
@@ -177,11 +186,9 @@ def test_what_is_bought_and_cannot_be_written_down_is_told_with_its_id_and_how_t
     store: ObjectStore,
     emulators: Emulators,
     proxy: S3Proxy,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A token that ran out while the request was at the provider: nothing can be written at all."""
-    monkeypatch.setattr(submit, "LEASE_MARGIN_SECONDS", 0.5)
     emulator = emulators()
     account = hasty(account_for(emulator.base_url, store), emulator.base_url, 2.0)
     keep_prompts(store, "set", prompts(1))
@@ -190,7 +197,13 @@ def test_what_is_bought_and_cannot_be_written_down_is_told_with_its_id_and_how_t
         Refusal(400, "ExpiredToken") if method == "PUT" and bought(emulator) else None
     )
     with pytest.raises(StorageError, match="renew the AWS session"):
-        settle_shard(proxy.store_like(store), account, made.run_id, made.shards[0])
+        settle_shard(
+            proxy.store_like(store),
+            account,
+            made.run_id,
+            made.shards[0],
+            timing=Timing(lease_margin_seconds=0.5),
+        )
     assert states(store) == {State.SUBMITTING: 1}
     (told,) = [r for r in caplog.records if "was bought, and the ledger does not" in r.message]
     key, provider_id = told.args[0], told.args[1]  # type: ignore[index]
@@ -210,13 +223,12 @@ def test_a_stop_while_a_purchase_cannot_be_written_down_tells_its_id(
     store: ObjectStore,
     emulators: Emulators,
     proxy: S3Proxy,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A full bucket takes no entry; whoever waits for room is stopped by Ctrl-C."""
-    monkeypatch.setattr(in_flight, "UNWRITTEN_SECONDS", 0.5)
-    monkeypatch.setattr(engine, "GRACE_SECONDS", 1.0)
-    monkeypatch.setattr(engine, "DOUBT_SECONDS", 1.0)
+    timing = Timing(
+        progress_seconds=0.2, grace_seconds=1.0, doubt_seconds=1.0, unwritten_seconds=0.5
+    )
     emulator = emulators()
     account = account_for(emulator.base_url, store)
     keep_prompts(store, "set", prompts(1))
@@ -235,7 +247,7 @@ def test_a_stop_while_a_purchase_cannot_be_written_down_tells_its_id(
             made.run_id,
             made.shards[0],
             on_progress=press,
-            progress_seconds=0.2,
+            timing=timing,
         )
     (told,) = [r for r in caplog.records if "was bought, and the ledger does not" in r.message]
     assert states(store) == {State.SUBMITTING: 1}

@@ -8,8 +8,8 @@ import pytest
 
 from nanobanana_pipeline.bucket_keys import ledger_key
 from nanobanana_pipeline.generation.planning.cells import draw_requests
-from nanobanana_pipeline.ledger import Entry, Ledger, StoredImage, existence
-from nanobanana_pipeline.ledger.existence import MANY, SLICES, leave_out_unknown
+from nanobanana_pipeline.ledger import Entry, Ledger, StoredImage
+from nanobanana_pipeline.ledger.existence import MANY, SLICES, leave_out_absent
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.request import ImageRequest, PictureParameters, request_key
 from nanobanana_pipeline.storage import ObjectStore
@@ -68,15 +68,14 @@ def test_where_the_manifest_is_lost_the_ledger_is_read_whole(store: ObjectStore)
 
 
 def test_entries_are_read_some_at_a_time_in_the_order_they_are_asked_for(
-    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore,
 ) -> None:
-    monkeypatch.setattr("nanobanana_pipeline.ledger.ledger.READ_AHEAD", 4)
     keep_prompts(store, "set", prompts(10))
     requests = requests_of(store)
     write_entries(store, requests[:9])
     keys = [request_key(request, realm="emulator") for request in requests]
     calls = Calls(store)
-    held = Ledger(store).read_many(keys[::-1])
+    held = Ledger(store).read_many(keys[::-1], read_ahead=4)
     assert next(held).entry.request_key == keys[8]
     first = calls.take()[GETS]
     assert first <= 4
@@ -99,24 +98,22 @@ def ledger(store: ObjectStore) -> Callable[[Sequence[str]], None]:
 
 def test_few_requests_are_not_listed(store: ObjectStore) -> None:
     calls, keys = Calls(store), keys_of("few", MANY - 1)
-    assert leave_out_unknown(store, keys) == keys
+    assert leave_out_absent(store, keys) == keys
     assert not calls.take()
 
 
 def test_a_ledger_of_far_more_than_is_asked_for_is_not_listed_to_its_end(
-    store: ObjectStore, ledger: Callable[[Sequence[str]], None], monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, ledger: Callable[[Sequence[str]], None]
 ) -> None:
     asked, there = keys_of("asked", 1_000), keys_of("other", 1_000)
     ledger([*there, *asked[:100]])
     # Of some 70 entries in a slice, a page of 4 tells of 4 requests out of 60.
-    monkeypatch.setattr(existence, "PAGE", 4)
-    left = leave_out_unknown(store, asked)
+    left = leave_out_absent(store, asked, page_size=4)
     assert 800 < len(left) < 1_000
     assert left == [key for key in asked if key in set(left)]
     assert set(asked[:100]) <= set(left)
     # Where each page tells of enough, it goes on to the end.
-    monkeypatch.setattr(existence, "WORTH", 1)
-    assert leave_out_unknown(store, asked) == asked[:100]
+    assert leave_out_absent(store, asked, page_size=4, min_requests_a_page=1) == asked[:100]
 
 
 def test_strange_keys_in_the_ledger_hide_no_entry(
@@ -126,4 +123,4 @@ def test_strange_keys_in_the_ledger_hide_no_entry(
     ledger(asked[:50])
     for place in ("ledger/0.json", "ledger/7f/zzz", "ledger/a", "ledger/zz/0", "ledger/notes.txt"):
         store.put(place, b"")
-    assert leave_out_unknown(store, asked) == asked[:50]
+    assert leave_out_absent(store, asked) == asked[:50]

@@ -10,7 +10,7 @@ import tenacity
 
 from nanobanana_pipeline.bucket_keys import ledger_key
 from nanobanana_pipeline.errors import ForbiddenTransition, StorageError, StorageUnavailable
-from nanobanana_pipeline.ledger import Entry, Held, Ledger, Outcome, State, ledger, new_nonce
+from nanobanana_pipeline.ledger import Entry, Held, Ledger, Outcome, State, new_nonce
 from nanobanana_pipeline.request import ImageRequest, request_key
 from nanobanana_pipeline.storage import ObjectStore
 from tests.s3_proxy import Loss, S3Proxy
@@ -236,13 +236,13 @@ def test_s3_that_stays_silent_is_reported_after_the_patience(
     proxy: S3Proxy, far: Ledger, near: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ObjectStore.get.retry, "stop", tenacity.stop_after_delay(0.1))
-    monkeypatch.setattr(ledger, "PATIENCE_SECONDS", 0.5)
+    hasty = Ledger(far._store, patience_seconds=0.5, paid_patience_seconds=0.5)
     held = claimed(near)
     proxy.go_down()
     with pytest.raises(StorageUnavailable, match="could not"):
-        claim(far)
+        claim(hasty)
     with pytest.raises(StorageUnavailable, match="could not"):
-        far.apply(held, lambda entry: entry.accept("n1", "7"), patience_seconds=0.5)
+        hasty.record(held, lambda entry: entry.accept("n1", "7"))
     with pytest.raises(StorageUnavailable, match="could not read"):
         far.read(KEY)
     proxy.come_back()

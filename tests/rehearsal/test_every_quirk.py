@@ -8,8 +8,7 @@ from pydantic import SecretStr
 
 from benchmarks import every_quirk
 from benchmarks.every_quirk import Provider, rehearse
-from nanobanana_pipeline.generation.engine import poll
-from nanobanana_pipeline.generation.engine.transfer import Transfer
+from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.provider.modelslab.operations import Operations
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import API_KEY, Emulators, account_for
@@ -21,10 +20,9 @@ REQUESTS = 100
 
 @pytest.mark.timeout(600)
 def test_every_cell_ends_with_its_reason_and_nothing_is_bought_twice(
-    store: ObjectStore, emulators: Emulators, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, emulators: Emulators
 ) -> None:
-    monkeypatch.setattr(Transfer.__init__, "__kwdefaults__", {"download_seconds": 0.5})
-    monkeypatch.setattr(poll, "MAIL_PATIENCE_SECONDS", 1.0)
+    timing = Timing(download_seconds=0.5, webhook_patience_seconds=1.0)
     emulator = emulators(
         latency_seconds=(0.05, 0.2),
         late_webhook_seconds=0.5,
@@ -34,7 +32,8 @@ def test_every_cell_ends_with_its_reason_and_nothing_is_bought_twice(
     operations = Operations(emulator.base_url, SecretStr(API_KEY))
     with receiving(store) as webhooks:
         account = replace(account_for(emulator.base_url, store), webhooks=webhooks)
-        found = rehearse(store, Provider(emulator.root_url, account, operations), REQUESTS)
+        provider = Provider(emulator.root_url, account, operations, timing)
+        found = rehearse(store, provider, REQUESTS)
     assert found.faults == []
     check_images(store, found.rows)
     cells = found.rows.drop_duplicates(["prompt_set", "prompt_id"])

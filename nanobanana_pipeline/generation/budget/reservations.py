@@ -8,8 +8,10 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Final
 
 from nanobanana_pipeline.bucket_keys import day_budget_prefix, run_alive_key, run_plan_key
@@ -31,20 +33,43 @@ from nanobanana_pipeline.ledger import COSTING, Ledger, State, boot_clock
 from nanobanana_pipeline.money import Budget, Cap
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["DEAD_SECONDS", "ShardBudget", "is_expired", "open_shard_budget", "reclaim_reservations"]
+__all__ = [
+    "DEFAULT_HEARTBEAT",
+    "EXPIRED_SECONDS",
+    "HeartbeatTiming",
+    "ShardBudget",
+    "is_expired",
+    "open_shard_budget",
+    "reclaim_reservations",
+]
 
 log = logging.getLogger(__name__)
 
-RENEW_SECONDS: Final = 60.0
-STALE_SECONDS: Final = 300.0
-"""A shard that has not said for so long that it lives must do so before it buys on."""
-AWAKE_SECONDS: Final = 600.0
-"""What it claimed after so long a silence it must not send: it may be on its way to be buried."""
-DEAD_SECONDS: Final = 900.0
-"""A shard that has not said for so long that it lives, by the S3 server's clock, is dead."""
-CLOSE_SECONDS: Final = 120.0
-STOPPED_SECONDS: Final = 10.0
+EXPIRED_SECONDS: Final = 900.0
+"""A shard whose heartbeat is older, by the S3 server's clock, has expired."""
 CLOCK_MARGIN: Final = timedelta(minutes=5)
+
+
+@dataclass(frozen=True)
+class HeartbeatTiming:
+    """How often a shard writes its heartbeat, and when it may no longer rely on it; seconds."""
+
+    renew_seconds: float = 60.0
+    """Between two heartbeats."""
+    stale_seconds: float = 300.0
+    """After so long without one a shard confirms its reservations before it buys on."""
+    awake_seconds: float = 600.0
+    """After so long without one it sends nothing that it has claimed: another process may be
+    about to close its reservations."""
+    expired_seconds: float = EXPIRED_SECONDS
+    """After so long without one, by the S3 server's clock, others close its reservations."""
+    close_seconds: float = 120.0
+    """For closing its reservations at its end."""
+    stopped_seconds: float = 10.0
+    """The same after an interrupt, when S3 may be silent."""
+
+
+DEFAULT_HEARTBEAT: Final = HeartbeatTiming()
 
 
 class ShardBudget:
@@ -56,8 +81,10 @@ class ShardBudget:
         price: of one image; None if unknown.
         run_id: the run.
         shard: its shard.
+        timing: of its heartbeat.
 
     Attributes:
+        run_id: the run.
         reason: why nothing more may be bought, once that is so.
     """
 
@@ -69,12 +96,14 @@ class ShardBudget:
         price: Decimal | None,
         run_id: str,
         shard: str,
+        timing: HeartbeatTiming = DEFAULT_HEARTBEAT,
     ) -> None:
         self._store = store
+        self._timing = timing
         self._scopes = scopes
         self._price = price
         self._alive = run_alive_key(run_id, shard)
-        self._run_id = run_id
+        self.run_id = run_id
         self._name = f"{run_id}/{shard}"
         self._lock = threading.Lock()
         self._granted = self._taken = 0
@@ -99,7 +128,7 @@ class ShardBudget:
             StorageUnavailable: S3 stays silent.
         """
         with self._lock:
-            if boot_clock() - self._renewed > STALE_SECONDS:
+            if boot_clock() - self._renewed > self._timing.stale_seconds:
                 self._come_back()
             if self._granted - self._taken < images and self.reason is None:
                 self._grow(images - (self._granted - self._taken))
@@ -122,15 +151,15 @@ class ShardBudget:
     @property
     def is_awake(self) -> bool:
         """Whether nobody can have taken this shard for dead since it last said that it lives."""
-        return boot_clock() - self._renewed < AWAKE_SECONDS
+        return boot_clock() - self._renewed < self._timing.awake_seconds
 
     def renew(self) -> None:
         """Say that this shard lives, if that was not said for a minute."""
         with self._lock:
             silence = boot_clock() - self._renewed
-            if silence > STALE_SECONDS:
+            if silence > self._timing.stale_seconds:
                 self._come_back()
-            elif silence > RENEW_SECONDS:
+            elif silence > self._timing.renew_seconds:
                 self._renewed = self._sign()
 
     def close(self) -> None:
@@ -173,7 +202,8 @@ class ShardBudget:
     def _bury_the_dead(self, scope: Scope) -> bool:
         """Count what dead shards did spend, and free what they did not; whether there were any."""
         others = [name for name in scope.read().reserved if name != self._name]
-        buried = [name for name in others if reclaim(self._store, name, is_expired, scope)]
+        is_over = partial(is_expired, expired_seconds=self._timing.expired_seconds)
+        buried = [name for name in others if reclaim(self._store, name, is_over, scope)]
         return bool(buried)
 
     def _settle_earlier_life(self) -> None:
@@ -185,7 +215,7 @@ class ShardBudget:
         """After a long silence: whoever took this shard for dead has closed its account."""
         signed = self._sign()
         # A rescue may have called the run done: what it buys from now on must be found again.
-        mark_unfinished(self._store, self._run_id)
+        mark_unfinished(self._store, self.run_id)
         # Written and not just read: somebody may be counting what this shard spent at this moment.
         confirmed = [scope.change(lambda c: c.confirmed(self._name)) for scope in self._scopes]
         if any(self._name not in counter.reserved for counter in confirmed):
@@ -198,7 +228,12 @@ class ShardBudget:
 
 @contextlib.contextmanager
 def open_shard_budget(
-    store: ObjectStore, budget: Budget, made: RunPlan, shard: str, images: int
+    store: ObjectStore,
+    budget: Budget,
+    made: RunPlan,
+    shard: str,
+    images: int,
+    timing: HeartbeatTiming = DEFAULT_HEARTBEAT,
 ) -> Iterator[ShardBudget]:
     """Reserve what a shard expects to buy; at the end its account is closed.
 
@@ -208,6 +243,7 @@ def open_shard_budget(
         made: the launch, with its own caps.
         shard: one of its shards.
         images: how many it expects to buy.
+        timing: of its heartbeat, and of the end.
 
     Raises:
         StorageError: S3 refuses or stays silent, or a counter is damaged.
@@ -216,12 +252,14 @@ def open_shard_budget(
     own = budget.run.tightened(Cap(made.max_images, made.max_cost))
     if own != Cap():
         scopes.append(run_scope(store, made.run_id, own))
-    purse = ShardBudget(store, scopes, price=budget.price, run_id=made.run_id, shard=shard)
+    purse = ShardBudget(
+        store, scopes, price=budget.price, run_id=made.run_id, shard=shard, timing=timing
+    )
     purse.open(images)
-    patience = STOPPED_SECONDS
+    patience = timing.stopped_seconds
     try:
         yield purse
-        patience = CLOSE_SECONDS
+        patience = timing.close_seconds
     finally:
         # In a thread of its own: no stop waits long for a bucket that stays silent.
         closing = threading.Thread(target=purse.close, name="budget", daemon=True)
@@ -341,11 +379,11 @@ def spent_by(store: ObjectStore, name: str, reservation: Reservation) -> int:
     )
 
 
-def is_expired(store: ObjectStore, name: str) -> bool:
-    """Whether the shard ``<run id>/<shard>`` has ended, or has not said for long that it lives."""
+def is_expired(store: ObjectStore, name: str, *, expired_seconds: float = EXPIRED_SECONDS) -> bool:
+    """Whether the shard ``<run id>/<shard>`` has ended, or its heartbeat is so old."""
     run_id, _, shard = name.rpartition("/")
     sign = store.get(run_alive_key(run_id, shard))
-    return sign is None or sign.age_seconds > DEAD_SECONDS
+    return sign is None or sign.age_seconds > expired_seconds
 
 
 def _is_over(store: ObjectStore, name: str) -> bool:

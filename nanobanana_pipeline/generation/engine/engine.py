@@ -1,8 +1,8 @@
-"""The engine: settles a shard's requests, buying each at most once.
+"""`Engine`: settles the requests of one shard, buying each at most once; `Report` says what came.
 
-Two stages with a bounded hand-over. Buyers hold a provider slot while they claim, send and wait;
-movers bring what is ready into the bucket. A slow bucket never idles the provider until the
-hand-over is full.
+Two stages of threads with a bounded hand-over. Submit workers hold a provider slot while they
+claim, send and poll; transfer workers store the pictures in the bucket. A slow bucket does not idle
+the provider before the hand-over is full.
 """
 
 import contextlib
@@ -25,17 +25,18 @@ from nanobanana_pipeline.errors import (
 from nanobanana_pipeline.generation.budget.reservations import ShardBudget
 from nanobanana_pipeline.generation.engine.metrics import NO_METRICS, Metrics
 from nanobanana_pipeline.generation.engine.submit import Submitter
-from nanobanana_pipeline.generation.engine.thread_group import ThreadGroup
+from nanobanana_pipeline.generation.engine.thread_group import StopEvents, ThreadGroup
+from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING, Timing
 from nanobanana_pipeline.generation.engine.transfer import Transfer
 from nanobanana_pipeline.generation.engine.work_queue import (
-    Bought,
-    Ended,
-    Later,
+    Downloadable,
+    Finished,
     PlannedRequest,
-    Work,
+    Requeue,
+    WorkItem,
     WorkQueue,
 )
-from nanobanana_pipeline.ledger import Entry, Ledger, State
+from nanobanana_pipeline.ledger import Entry, State
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.slots import Slots
 from nanobanana_pipeline.storage import ObjectStore
@@ -45,19 +46,13 @@ __all__ = ["Engine", "Progress", "Report"]
 
 log = logging.getLogger(__name__)
 
-MOVERS: Final = 8
-HAND_OVER: Final = 64
-HAND_OVER_POLL_SECONDS: Final = 0.2
-GRACE_SECONDS: Final = 20.0
-DOUBT_SECONDS: Final = 10.0
 MAX_REASONS: Final = 20
 HOPELESS_REFUSALS: Final = 8
-STUCK_POLL_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A moment of a running engine: requests, images, bytes and pace."""
+    """How far a running engine is: requests, images, bytes and pace."""
 
     total: int
     finished: int
@@ -79,19 +74,19 @@ class Progress:
 
 @dataclass
 class Report:
-    """What a shard came to.
+    """Counts and reasons of a shard, or of several together.
 
     Attributes:
-        states: requests by what they ended as; `open` means not bought in this run.
+        states: requests by their state at the end; `open` means not bought in this run.
         bought: how many the provider accepted in this run.
         images: pictures stored by this run.
         size: their bytes.
         seconds: wall time.
-        provider_seconds: summed over requests, from sending to noticing that it is done.
+        provider_seconds: summed over requests, from sending to seeing that they are done.
         served: requests over which that is summed.
         rate_limited: answers that said 429.
-        spent: images that count as bought: all that were not surely not.
-        over_budget: requests that a cap kept from being bought.
+        spent: images that count as bought: all but those that surely were not.
+        over_budget: requests that were not bought because of a cap.
         reasons: why requests are not settled, with how often; the first 20 different ones.
         halted: why buying stopped early, if it did.
     """
@@ -111,7 +106,7 @@ class Report:
 
     @property
     def request_seconds(self) -> float | None:
-        """How long the provider took for a request, as a mean; None if it served none."""
+        """Mean seconds that the provider took for a request; None if it served none."""
         return self.provider_seconds / self.served if self.served else None
 
     def __iadd__(self, other: Self) -> Self:
@@ -135,16 +130,13 @@ class Engine:
 
     Args:
         store: the bucket.
-        account: who buys.
+        account: at the provider.
         slots: how many requests may be at the provider at once.
-        purse: what may be spent.
-        run_id: written into every attempt.
+        budget: what may be spent; its run id is written into every attempt.
         rebuy: send requests in doubt or lost again.
-        on_progress: called every `progress_seconds` from the calling thread. What it raises stops
-            the engine as an interrupt does.
-        progress_seconds: how often.
         on_settled: is given each entry that this engine settles, from any of its threads.
-        metrics: is told of what happens.
+        metrics: counts what happens.
+        timing: how long it waits, and how often it tries.
     """
 
     def __init__(
@@ -152,156 +144,174 @@ class Engine:
         store: ObjectStore,
         account: Account,
         slots: Slots,
-        purse: ShardBudget,
+        budget: ShardBudget,
         *,
-        run_id: str,
         rebuy: bool = False,
         on_settled: Callable[[Entry], None] | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
-        progress_seconds: float = 10.0,
         metrics: Metrics = NO_METRICS,
+        timing: Timing = DEFAULT_TIMING,
     ) -> None:
-        ledger = Ledger(store)
-        self._transfer = transfer = Transfer(
-            store, ledger, account.provider, account.downloader, run_id=run_id, metrics=metrics
-        )
         self._metrics = metrics
         self._slots = slots
-        self._purse = purse
-        self._on_progress = on_progress
+        self._budget = budget
         self._on_settled = on_settled
-        self._progress_seconds = progress_seconds
-        self._stop, self._give_up = threading.Event(), transfer.give_up
-        self._all_started, self._all_bought = threading.Event(), threading.Event()
-        self._buyer = Submitter(
+        self._timing = timing
+        stopping = StopEvents()
+        self._stop, self._give_up = stopping.stop, stopping.give_up
+        self._all_started, self._all_submitted = threading.Event(), threading.Event()
+        self._submitter = Submitter(
             store,
             account,
             slots,
-            purse=purse,
-            run_id=run_id,
+            budget=budget,
+            stopping=stopping,
             rebuy=rebuy,
-            stop=self._stop,
-            give_up=self._give_up,
             metrics=metrics,
+            timing=timing,
         )
-        self._handed_over: queue.Queue[Bought] = queue.Queue(HAND_OVER)
+        self._transfer = Transfer(
+            store,
+            self._submitter.ledger,
+            account.provider,
+            account.downloader,
+            run_id=budget.run_id,
+            metrics=metrics,
+            timing=timing,
+            give_up=stopping.give_up,
+        )
+        self._hand_over: queue.Queue[Downloadable] = queue.Queue(timing.hand_over)
         self._lock = threading.Lock()
         self._report = Report()
         self._refused = 0
         self._fault: BaseException | None = None
 
-    def settle(self, planned: Iterable[PlannedRequest], count: int) -> Report:
+    def settle(
+        self,
+        planned: Iterable[PlannedRequest],
+        count: int,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Report:
         """Settle what can be settled; what cannot is left in a state that says why.
 
         Args:
-            planned: what is to be settled; taken one by one, and not kept.
+            planned: the requests; taken one by one, and not kept.
             count: how many these are.
+            on_progress: called now and then from this thread. What it raises stops the engine as
+                an interrupt does.
 
         Raises:
-            BaseException: what interrupted the calling thread, after nothing new is sent and what
-                is under way has had its grace.
-            NanobananaError: a fault of ours or of the bucket that makes going on senseless.
+            BaseException: what interrupted the calling thread, once nothing more is sent and
+                requests in flight have had their grace.
+            NanobananaError: a fault of ours or of the bucket that ends the shard.
         """
-        todo = WorkQueue(map(Work, planned), count)
+        work_queue = WorkQueue(map(WorkItem, planned), count)
         started = time.monotonic()
-        buyers = ThreadGroup("buyer", functools.partial(self._buy, todo))
-        movers = ThreadGroup("mover", self._move)
+
+        def report_progress() -> None:
+            if on_progress is not None:
+                on_progress(self._progress(count, started))
+
+        submitting = ThreadGroup("submit", functools.partial(self._run_submit_worker, work_queue))
+        transferring = ThreadGroup("transfer", self._run_transfer_worker)
         try:
-            buyers.start(min(self._slots.most, count))
-            movers.start(min(MOVERS, count))
+            submitting.start(min(self._slots.most, count))
+            transferring.start(min(self._timing.transfer_workers, count))
             self._all_started.set()
-            self._watch(buyers, count, started)
-            self._all_bought.set()
-            self._watch(movers, count, started)
+            self._wait_for(submitting, report_progress)
+            self._all_submitted.set()
+            self._wait_for(transferring, report_progress)
         except BaseException:
             self._stop.set()
             self._all_started.set()
-            log.warning("stopping: nothing more is sent; waiting for what is under way")
-            self._end(buyers, movers, time.monotonic() + GRACE_SECONDS)
+            log.warning("stopping: nothing more is sent; waiting for requests in flight")
+            self._wind_down(submitting, transferring, time.monotonic() + self._timing.grace_seconds)
             raise
         if self._fault is not None:
             raise self._fault
         report = self._report
         report.seconds = time.monotonic() - started
-        report.bought = self._buyer.accepted
-        report.provider_seconds = self._buyer.provider_seconds
-        report.served = self._buyer.served
-        report.spent = self._purse.spent
+        report.bought = self._submitter.accepted
+        report.provider_seconds = self._submitter.provider_seconds
+        report.served = self._submitter.served
+        report.spent = self._budget.spent
         report.rate_limited = self._slots.rate_limited
-        untouched = count - report.states.total()
-        report.states[State.OPEN] += untouched
-        self._metrics.ended(State.OPEN, untouched)
+        not_reached = count - report.states.total()
+        report.states[State.OPEN] += not_reached
+        self._metrics.ended(State.OPEN, not_reached)
         report.states = +report.states
         return report
 
-    def _watch(self, crew: ThreadGroup, total: int, started: float) -> None:
+    def _wait_for(self, threads: ThreadGroup, report_progress: Callable[[], None]) -> None:
         """Wait for threads in small steps, so that the calling thread can be interrupted."""
         self._metrics.slots(self._slots.in_use, self._slots.limit)
-        due = time.monotonic() + self._progress_seconds
-        while not crew.wait(0.2):
-            self._renew()
+        due = time.monotonic() + self._timing.progress_seconds
+        while not threads.wait(0.2):
+            self._renew_heartbeat()
             self._metrics.slots(self._slots.in_use, self._slots.limit)
-            if self._on_progress and time.monotonic() >= due:
-                due += self._progress_seconds
-                self._on_progress(self._progress(total, started))
+            if time.monotonic() >= due:
+                due += self._timing.progress_seconds
+                report_progress()
 
-    def _renew(self) -> None:
-        """Say that this shard lives; while S3 is silent nothing can be bought anyway."""
+    def _renew_heartbeat(self) -> None:
+        """Renew the heartbeat; while S3 is silent nothing can be bought anyway."""
         try:
-            self._purse.renew()
+            self._budget.renew()
         except StorageUnavailable as error:
-            log.warning("this shard's sign of life could not be written: %s", error)
+            log.warning("the heartbeat of this shard could not be written: %s", error)
 
-    def _end(self, buyers: ThreadGroup, movers: ThreadGroup, deadline: float) -> None:
-        """Let both stages run out until the deadline, and leave what is not done by then."""
-        if not buyers.wait(deadline - time.monotonic()):
+    def _wind_down(
+        self, submitting: ThreadGroup, transferring: ThreadGroup, deadline: float
+    ) -> None:
+        """Let both stages finish until the deadline; the ledger keeps what is not done by then."""
+        if not submitting.wait(deadline - time.monotonic()):
             self._give_up.set()
-        # In a thread of its own: no stop waits long for a bucket that stays silent.
-        doubts = ThreadGroup("doubts", self._buyer.under_way.doubt_unanswered)
+        # In a thread of its own: a stop must not wait for a bucket that stays silent.
+        doubts = ThreadGroup("doubts", self._submitter.in_flight.doubt_unanswered)
         doubts.start(1)
-        doubts.wait(DOUBT_SECONDS)
-        self._all_bought.set()
-        movers.wait(deadline - time.monotonic())
+        doubts.wait(self._timing.doubt_seconds)
+        self._all_submitted.set()
+        transferring.wait(deadline - time.monotonic())
         self._give_up.set()
 
-    def _buy(self, todo: WorkQueue) -> None:
-        # Nothing is bought before every thread can be waited for, whatever interrupts their start.
+    def _run_submit_worker(self, work_queue: WorkQueue) -> None:
+        # Buy nothing before all threads have started: an interrupt while they start could otherwise
+        # leave some that are not waited for.
         self._all_started.wait()
-        while (work := todo.take(self._stop)) is not None:
+        while (item := work_queue.take(self._stop)) is not None:
             if self._transfer.is_stuck:
-                todo.put_back(work, STUCK_POLL_SECONDS)
+                work_queue.put_back(item, self._timing.stuck_poll_seconds)
                 continue
             try:
-                step = self._buyer.advance(work)
+                step = self._submitter.advance(item)
             except ProviderHalt as error:
                 self._halt(str(error))
-                step = Ended(work.state, f"stopped: {error}")
+                step = Finished(item.state, f"stopped: {error}")
             except StorageUnavailable as error:
-                key = work.planned.request_key
+                key = item.planned.request_key
                 log.warning("request %s is left for a later launch: %s", key, error)
-                step = Ended(work.state, str(error))
+                step = Finished(item.state, str(error))
                 if isinstance(error, StorageFull):
                     self._halt(str(error))
             except BaseException as error:  # noqa: BLE001 - raised again where settle was called
                 self._fail(error)
                 return
             match step:
-                case Later(seconds):
-                    todo.put_back(work, seconds)
-                case Bought():
-                    todo.finish()
-                    self._hand_over(step)
-                case Ended(state, reason, over_budget):
-                    todo.finish()
+                case Requeue(seconds):
+                    work_queue.put_back(item, seconds)
+                case Downloadable():
+                    work_queue.finish()
+                    self._put_downloadable(step)
+                case Finished(state, reason, over_budget):
+                    work_queue.finish()
                     self._count(state, reason)
                     if over_budget:
                         with self._lock:
                             self._report.over_budget += 1
 
-    def _move(self) -> None:
-        while (bought := self._next_bought()) is not None:
+    def _run_transfer_worker(self) -> None:
+        while (next_one := self._take_downloadable()) is not None:
             try:
-                result = self._transfer.settle(bought.held, bought.nonce, bought.done)
+                result = self._transfer.settle(next_one.held, next_one.nonce, next_one.done)
             except StorageUnavailable as error:
                 full = isinstance(error, StorageFull)
                 reason = "bought, and not brought: the bucket is full" if full else str(error)
@@ -321,32 +331,32 @@ class Engine:
                     self._on_settled(entry)
                 self._count(entry.state, result.reason)
                 if result.refused:
-                    self._note_refused(str(result.reason))
+                    self._count_refused(str(result.reason))
 
-    def _note_refused(self, reason: str) -> None:
-        """Buy no more where our own rules let no picture through; a single odd one stops nobody."""
+    def _count_refused(self, reason: str) -> None:
+        """Stop buying where our own rules refuse every picture, but not for a few refused ones."""
         with self._lock:
             self._refused += 1
             hopeless = self._refused >= HOPELESS_REFUSALS and not self._report.images
         if hopeless:
             self._halt(reason)
 
-    def _next_bought(self) -> Bought | None:
+    def _take_downloadable(self) -> Downloadable | None:
         while not self._give_up.is_set():
-            # Asked before looking: what was handed over by then is seen below.
-            all_bought = self._all_bought.is_set()
-            wait = 0.0 if all_bought else HAND_OVER_POLL_SECONDS
+            # Read before the queue: whatever was put into it by then is seen below.
+            all_submitted = self._all_submitted.is_set()
+            wait = 0.0 if all_submitted else self._timing.hand_over_poll_seconds
             with contextlib.suppress(queue.Empty):
-                return self._handed_over.get(timeout=wait)
-            if all_bought:
+                return self._hand_over.get(timeout=wait)
+            if all_submitted:
                 return None
         return None
 
-    def _hand_over(self, bought: Bought) -> None:
-        """Give to the movers; when they are dead or too slow for a stop, the ledger keeps it."""
+    def _put_downloadable(self, downloadable: Downloadable) -> None:
+        """Hand over to a transfer worker; if a stop comes first, the ledger keeps the request."""
         while not self._give_up.is_set():
             with contextlib.suppress(queue.Full):
-                self._handed_over.put(bought, timeout=HAND_OVER_POLL_SECONDS)
+                self._hand_over.put(downloadable, timeout=self._timing.hand_over_poll_seconds)
                 return
         self._count(State.ACCEPTED, "stopped before its pictures were brought")
 
@@ -369,7 +379,7 @@ class Engine:
     def _fail(self, error: BaseException) -> None:
         with self._lock:
             self._fault = self._fault or error
-        # What the domain says on purpose needs no traceback.
+        # Errors that the domain raises on purpose need no traceback.
         log.error("stopping: %s", error, exc_info=not isinstance(error, NanobananaError) and error)
         self._stop.set()
         self._give_up.set()

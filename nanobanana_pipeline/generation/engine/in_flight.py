@@ -1,21 +1,48 @@
-"""What a shard has sent, and what it has bought that the ledger does not say yet.
+"""`Submission`, one attempt between claim and outcome; `InFlight`, those of a shard.
 
-Only a stop and a silent bucket ask for it: nothing here decides whether a request is sent.
+`InFlight` is read at a stop and where S3 is silent; it does not decide whether a request is sent.
 """
 
 import logging
 import threading
 from collections.abc import Callable
-from typing import Final
+from dataclasses import dataclass
 
 from nanobanana_pipeline.errors import ForbiddenTransition, StorageError
-from nanobanana_pipeline.ledger import Entry, Held, Ledger, boot_clock
+from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING, Timing
+from nanobanana_pipeline.generation.engine.work_queue import WorkItem
+from nanobanana_pipeline.ledger import Attempt, Entry, Held, Ledger, boot_clock
 
-__all__ = ["InFlight"]
+__all__ = ["InFlight", "Submission"]
 
 log = logging.getLogger(__name__)
 
-UNWRITTEN_SECONDS: Final = 5.0
+
+@dataclass
+class Submission:
+    """One attempt of an item, from its claim to its outcome.
+
+    Attributes:
+        item: whose attempt it is; holds the entry as last written.
+        nonce: the attempt's own.
+        sent: `boot_clock` when it was sent; None if that was another run.
+    """
+
+    item: WorkItem
+    nonce: str
+    sent: float | None = None
+
+    @property
+    def held(self) -> Held:
+        """The entry, which has this attempt."""
+        if self.item.held is None:
+            raise AssertionError  # an attempt is claimed in its entry
+        return self.item.held
+
+    @property
+    def attempt(self) -> Attempt:
+        """The attempt as last written."""
+        return self.held.entry.attempt(self.nonce)
 
 
 class InFlight:
@@ -23,55 +50,59 @@ class InFlight:
 
     Args:
         ledger: where they are put in doubt.
+        timing: when an acceptance that is not written counts as late.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, timing: Timing = DEFAULT_TIMING) -> None:
         self._ledger = ledger
+        self._timing = timing
         self._lock = threading.Lock()
-        self._sent: dict[str, Held] = {}  # by nonce
-        self._bought: dict[str, tuple[float, str, str | None]] = {}  # since, key, provider id
+        self._claimed: dict[str, Held] = {}  # by nonce
+        self._accepted: dict[str, tuple[float, str, str | None]] = {}  # since, key, provider id
 
-    def sending(self, nonce: str, held: Held) -> None:
+    def claimed(self, submission: Submission) -> None:
         """An attempt is claimed, and may be sent from now on."""
         with self._lock:
-            self._sent[nonce] = held
+            self._claimed[submission.nonce] = submission.held
 
-    def answered(self, nonce: str) -> None:
-        """What became of an attempt is in the ledger, or for another worker to find out."""
+    def answered(self, submission: Submission) -> None:
+        """An attempt's outcome is in the ledger, or another run will look for it."""
         with self._lock:
-            self._sent.pop(nonce, None)
+            self._claimed.pop(submission.nonce, None)
 
-    def bought(self, nonce: str, request_key: str, provider_id: str | None) -> None:
-        """The provider accepted an attempt, which the ledger is about to be told."""
+    def accepted(self, submission: Submission, provider_id: str | None) -> None:
+        """The provider accepted an attempt; the ledger does not say so yet."""
         with self._lock:
-            self._bought[nonce] = (boot_clock(), request_key, provider_id)
+            key = submission.item.planned.request_key
+            self._accepted[submission.nonce] = (boot_clock(), key, provider_id)
 
-    def written(self, nonce: str) -> None:
-        """The ledger knows that an attempt was accepted."""
+    def written(self, submission: Submission) -> None:
+        """The ledger says that an attempt was accepted."""
         with self._lock:
-            self._bought.pop(nonce, None)
+            self._accepted.pop(submission.nonce, None)
 
     def doubt_unanswered(self) -> None:
-        """At the end of a stop's grace: put in doubt what was sent and not answered."""
-        self.tell_unwritten(UNWRITTEN_SECONDS)
+        """At the end of a stop's grace, put in doubt what was sent and not answered."""
+        self.log_unwritten(self._timing.unwritten_seconds)
         with self._lock:
-            sent = list(self._sent.items())
-        for nonce, held in sent:
+            claimed = list(self._claimed.items())
+        for nonce, held in claimed:
             try:
                 self._ledger.apply(held, _doubt_of(nonce))
             except ForbiddenTransition:
                 log.info("request %s was answered meanwhile", held.entry.request_key)
             except StorageError as error:
-                # Whoever meets these claims next finds their lease run out.
+                # The next run that reads these claims finds their lease expired.
                 log.warning("what was not answered stays marked as being sent: %s", error)
                 return
 
-    def tell_unwritten(self, seconds: float) -> None:
-        """Tell of what was bought and has not been written down for so long: once, with its id."""
+    def log_unwritten(self, seconds: float) -> None:
+        """Log, once each, the provider ids of acceptances not written for so long."""
         with self._lock:
-            late = {n: u for n, u in self._bought.items() if boot_clock() - u[0] >= seconds}
+            now = boot_clock()
+            late = {nonce: a for nonce, a in self._accepted.items() if now - a[0] >= seconds}
             for nonce in late:
-                del self._bought[nonce]
+                del self._accepted[nonce]
         for _, key, provider_id in late.values():
             log.error(
                 "request %s was bought, and the ledger does not take it: keep its provider id %s. "

@@ -1,7 +1,7 @@
-"""What the engine tells of itself while it runs, where OpenTelemetry is asked for.
+"""`Metrics` of a running shard, pushed by OpenTelemetry's OTLP where its variables ask for it.
 
-Figures are pushed, not scraped: a run lives for minutes and several share a host, so that nobody
-would know which ports to scrape, and the last figures would go with the process. Each shard is an
+They are pushed, not scraped: a run lives for minutes and several share a host, so that the ports
+to scrape would be unknown, and the last figures would be lost with the process. Each shard is an
 instance of its own whose counters begin at 0; its last figures are sent as it ends. Without
 ``OTEL_EXPORTER_OTLP_ENDPOINT`` nothing is imported, counted or started.
 """
@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
+from enum import StrEnum
 from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING, Final
 
@@ -21,15 +22,15 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import Meter
     from opentelemetry.sdk.metrics import MeterProvider
 
-__all__ = ["COUNTERS", "DURATIONS", "GAUGES", "NO_METRICS", "Metrics", "open_metrics"]
+__all__ = ["COUNTERS", "DURATIONS", "GAUGES", "NO_METRICS", "Duration", "Metrics", "open_metrics"]
 
 log = logging.getLogger(__name__)
 
 ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
-LAST_SECONDS: Final = 5.0
+SHUTDOWN_SECONDS: Final = 5.0
 """How long a shard's end waits for a receiver that is slow."""
 BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
-SAYS_HEADERS: Final = "opentelemetry.util.re"
+HEADER_LOGGER: Final = "opentelemetry.util.re"
 """The logger that shows a header that it cannot read, which may be a token."""
 
 COUNTERS: Final = {
@@ -45,15 +46,25 @@ GAUGES: Final = {
     "nanobanana.slots.used": ("{request}", "requests at the provider"),
     "nanobanana.slots.limit": ("{request}", "most that may be there now"),
 }
+
+
+class Duration(StrEnum):
+    """What is timed; the value is the metric's name."""
+
+    PROVIDER = "nanobanana.provider.duration"
+    DOWNLOAD = "nanobanana.download.duration"
+    PUT = "nanobanana.put.duration"
+
+
 DURATIONS: Final = {
-    "nanobanana.provider.duration": "from sending a request to noticing that it is done",
-    "nanobanana.download.duration": "reading one picture",
-    "nanobanana.put.duration": "storing one picture in the bucket",
+    Duration.PROVIDER: "from sending a request to noticing that it is done",
+    Duration.DOWNLOAD: "reading one picture",
+    Duration.PUT: "storing one picture in the bucket",
 }
 
 
 class Metrics:
-    """Counts, gauges and durations of one shard; tells nobody without a meter. Thread-safe.
+    """Counts, gauges and durations of one shard; nothing without a meter. Thread-safe.
 
     Args:
         meter: makes the instruments.
@@ -62,20 +73,23 @@ class Metrics:
 
     def __init__(self, meter: "Meter | None" = None, price: Decimal | None = None) -> None:
         self._price = price
-        self._told = meter is not None
+        self._is_exporting = meter is not None
         if meter is None:
             return
         self._counters = {
-            name: meter.create_counter(name, *said)
-            for name, said in COUNTERS.items()
+            name: meter.create_counter(name, unit, description)
+            for name, (unit, description) in COUNTERS.items()
             if price is not None or name != "nanobanana.cost"
         }
-        self._gauges = {name: meter.create_gauge(name, *said) for name, said in GAUGES.items()}
+        self._gauges = {
+            name: meter.create_gauge(name, unit, description)
+            for name, (unit, description) in GAUGES.items()
+        }
         self._durations = {
             name: meter.create_histogram(
-                name, "s", said, explicit_bucket_boundaries_advisory=BUCKETS
+                name, "s", description, explicit_bucket_boundaries_advisory=BUCKETS
             )
-            for name, said in DURATIONS.items()
+            for name, description in DURATIONS.items()
         }
 
     def ended(self, state: State, count: int = 1) -> None:
@@ -104,37 +118,37 @@ class Metrics:
 
     def slots(self, used: int, limit: int) -> None:
         """How many requests are at the provider, and how many may be."""
-        if self._told:
+        if self._is_exporting:
             self._gauges["nanobanana.slots.used"].set(used)
             self._gauges["nanobanana.slots.limit"].set(limit)
 
-    def took(self, what: str, seconds: float) -> None:
-        """One of "provider", "download" and "put" was done after so many seconds."""
-        if self._told:
-            self._durations[f"nanobanana.{what}.duration"].record(seconds)
+    def record(self, duration: Duration, seconds: float) -> None:
+        """Something was done after so many seconds."""
+        if self._is_exporting:
+            self._durations[duration].record(seconds)
 
     @contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        """`took`, of a block that does not fail."""
+    def timed(self, duration: Duration) -> Iterator[None]:
+        """Record how long a block took, unless it fails."""
         started = time.monotonic()
         yield
-        self.took(what, time.monotonic() - started)
+        self.record(duration, time.monotonic() - started)
 
     def _count(self, what: str, by: float, state: str | None = None) -> None:
-        if self._told:
+        if self._is_exporting:
             attributes = None if state is None else {"state": state}
             self._counters[f"nanobanana.{what}"].add(by, attributes)
 
 
 NO_METRICS: Final = Metrics()
-"""Where nobody asked."""
+"""Where no endpoint is configured."""
 
 
 @contextmanager
 def open_metrics(run_id: str, price: Decimal | None) -> Iterator[Metrics]:
     """Metrics of one shard, sent by OTLP over HTTP as OpenTelemetry's own variables say.
 
-    What keeps them from being sent is logged, and keeps nothing from being bought or brought.
+    Where they cannot be sent that is logged; buying and storing go on.
 
     Args:
         run_id: stands in ``service.instance.id``, which is made unique.
@@ -148,14 +162,14 @@ def open_metrics(run_id: str, price: Decimal | None) -> Iterator[Metrics]:
         yield Metrics(provider.get_meter("nanobanana_pipeline"), price)
     finally:
         try:
-            provider.shutdown(timeout_millis=LAST_SECONDS * 1000)
+            provider.shutdown(timeout_millis=SHUTDOWN_SECONDS * 1000)
         except Exception as error:  # noqa: BLE001 - the library names no class; nothing hangs on it
             log.warning("the last metrics of this shard were not sent: %s", error)
 
 
 def _provider(run_id: str) -> "MeterProvider | None":
-    """What collects and sends, in a thread of its own; None if its variables cannot be used."""
-    # 0.2 s of CPU, which only those pay who ask for metrics.
+    """Collects and sends, in a thread of its own; None if OpenTelemetry's variables are wrong."""
+    # 0.2 s of CPU, spent only where metrics are exported.
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import (  # noqa: PLC0415
         OTLPMetricExporter,
     )
@@ -163,7 +177,7 @@ def _provider(run_id: str) -> "MeterProvider | None":
     from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader  # noqa: PLC0415
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource  # noqa: PLC0415
 
-    logging.getLogger(SAYS_HEADERS).addFilter(_without_headers)
+    logging.getLogger(HEADER_LOGGER).addFilter(_without_headers)
     try:
         reader = PeriodicExportingMetricReader(OTLPMetricExporter())
     except Exception as error:  # noqa: BLE001 - whatever the library finds wrong with a variable
@@ -173,7 +187,7 @@ def _provider(run_id: str) -> "MeterProvider | None":
         "service.name": "nanobanana",
         "service.version": installed_version("nanobanana-pipeline"),
     }
-    # What its variables name goes before; an instance that others share would mix their figures.
+    # OpenTelemetry's variables take precedence, but for the instance: shared, it would mix figures.
     resource = (
         Resource(service)
         .merge(OTELResourceDetector().detect())
@@ -184,6 +198,6 @@ def _provider(run_id: str) -> "MeterProvider | None":
 
 
 def _without_headers(record: logging.LogRecord) -> bool:
-    """Keep what is said, and leave out the header that it is said of."""
+    """Keep the message without the header that it quotes."""
     record.args = ("(not shown)",) if record.args else None
     return True

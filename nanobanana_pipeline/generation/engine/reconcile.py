@@ -1,7 +1,7 @@
-"""Settling doubts and losses by evidence, before anybody thinks of buying again.
+"""`Reconciler`: settles requests in doubt or lost by evidence, before they may be bought again.
 
-Evidence is what bears an attempt's own id and is confirmed by `fetch`: the provider id that a
-broken answer held, or one that a webhook named. An object that merely lies in a bucket is none.
+Evidence bears an attempt's own id and is confirmed by `fetch`: the provider id that a broken answer
+held, or one that a webhook named. An object in a bucket that bears no id is none.
 """
 
 import functools
@@ -9,7 +9,7 @@ import logging
 from datetime import UTC, datetime
 
 from nanobanana_pipeline.errors import ProviderHalt
-from nanobanana_pipeline.generation.engine.work_queue import Bought, Ended, Later, Step
+from nanobanana_pipeline.generation.engine.work_queue import Downloadable, Finished, Requeue, Step
 from nanobanana_pipeline.ledger import UNSURE, Attempt, Entry, Held, Ledger, Outcome
 from nanobanana_pipeline.provider.outcomes import Done, Failed, Halted, Queued
 from nanobanana_pipeline.provider.protocol import KEPT_SECONDS, Provider
@@ -21,27 +21,27 @@ log = logging.getLogger(__name__)
 
 
 def can_reconcile(entry: Entry) -> bool:
-    """Whether it is worth looking again at a request: in doubt, or lost a short while ago."""
+    """Whether evidence may turn up: the request is in doubt, or was lost less than 24 h ago."""
     attempt = entry.deciding
     if attempt is None or entry.state not in UNSURE or attempt.abandoned:
         return False
-    return attempt.outcome is Outcome.IN_DOUBT or _is_kept_still(attempt)
+    return attempt.outcome is Outcome.IN_DOUBT or _is_still_kept(attempt)
 
 
 class Reconciler:
-    """Looks for evidence. Safe to share between threads."""
+    """Looks for evidence of earlier attempts. Safe to share between threads."""
 
     def __init__(self, ledger: Ledger, provider: Provider, inbox: Inbox) -> None:
         self._ledger = ledger
         self._provider = provider
         self._inbox = inbox
 
-    def look(self, held: Held) -> Step:
-        """Settle what can be settled of an entry in doubt or lost.
+    def reconcile(self, held: Held) -> Step:
+        """Look for evidence of an entry's attempts that are in doubt or lost.
 
         Returns:
-            `Bought` where pictures may be brought, `Later` where the entry has moved on, else
-            `Ended` with why it stays as it is.
+            `Downloadable` where pictures can be downloaded, `Requeue` where the entry has changed,
+            else `Finished`, with the reason why it stays as it is.
 
         Raises:
             ProviderHalt: the provider refuses the account.
@@ -50,23 +50,23 @@ class Reconciler:
         for attempt in held.entry.attempts:
             if attempt.outcome not in {Outcome.IN_DOUBT, Outcome.LOST}:
                 continue
-            for provider_id, is_sure in self._ids(held.entry, attempt):
-                step = self.weigh(held, attempt, provider_id, is_sure=is_sure)
+            for provider_id, is_sure in self._candidate_ids(held.entry, attempt):
+                step = self.check_id(held, attempt, provider_id, is_sure=is_sure)
                 if step is not None:
                     return step
-        return _where_it_was(held) or Ended(held.entry.state, held.entry.reason)
+        return _by_noted_urls(held) or Finished.of(held)
 
-    def weigh(
+    def check_id(
         self, held: Held, attempt: Attempt, provider_id: str, *, is_sure: bool
     ) -> Step | None:
-        """Ask the provider for an id that may be an attempt's; None if that settles nothing.
+        """Fetch a provider id that may be an attempt's; None if that settles nothing.
 
         Args:
             held: the entry.
             attempt: one of its attempts, in doubt or lost.
-            provider_id: what the provider may call it.
-            is_sure: whoever named the id named the attempt too; else the provider must say that
-                it drew the request's own prompt.
+            provider_id: the provider's id, perhaps of this attempt.
+            is_sure: the source of the id named the attempt too; else the fetch must show the
+                request's own prompt.
         """
         outcome = self._provider.fetch(provider_id)
         if isinstance(outcome, Halted):
@@ -76,7 +76,7 @@ class Reconciler:
             return None
         match outcome:
             case Done() if attempt.outcome is Outcome.LOST:
-                return Bought(held, attempt.nonce, outcome)
+                return Downloadable(held, attempt.nonce, outcome)
             case Done() | Queued() if attempt.outcome is Outcome.IN_DOUBT:
                 step = functools.partial(Entry.accept, nonce=attempt.nonce, provider_id=provider_id)
             case Failed(reason) if attempt.outcome is Outcome.IN_DOUBT:
@@ -85,33 +85,35 @@ class Reconciler:
                 return None
         log.info("request %s: id %s says %s", held.entry.request_key, provider_id, outcome)
         self._ledger.record(held, step)
-        return Later(0)
+        return Requeue(0)
 
-    def _ids(self, entry: Entry, attempt: Attempt) -> list[tuple[str, bool]]:
+    def _candidate_ids(self, entry: Entry, attempt: Attempt) -> list[tuple[str, bool]]:
         """Provider ids that may be this attempt's, and whether that is sure."""
         own = [] if attempt.provider_id is None else [(attempt.provider_id, True)]
         if attempt.outcome is Outcome.LOST:
-            return own if _is_kept_still(attempt) else []
+            return own if _is_still_kept(attempt) else []
         name = attempt_id(entry.request_key, attempt.nonce)
-        told = [
+        from_webhooks = [
             (payload.provider_id, payload.track_id is not None)
             for payload in self._inbox.read(name)
             if payload.provider_id is not None
             and (payload.track_id is None or payload.track_id.startswith(name))
         ]
-        return list(dict.fromkeys(own + told))
+        return list(dict.fromkeys(own + from_webhooks))
 
 
-def _where_it_was(held: Held) -> Bought | None:
-    """Lost pictures without an id: nobody can be asked, but their addresses are written down."""
+def _by_noted_urls(held: Held) -> Downloadable | None:
+    """A lost attempt without a provider id, whose output URLs are in its entry."""
     for attempt in held.entry.attempts:
         is_lost = attempt.outcome is Outcome.LOST and attempt.provider_id is None
-        if is_lost and _is_kept_still(attempt):
-            return Bought(held, attempt.nonce, Done(None, attempt.output, attempt.seed_reported))
+        if is_lost and _is_still_kept(attempt):
+            return Downloadable(
+                held, attempt.nonce, Done(None, attempt.output, attempt.seed_reported)
+            )
     return None
 
 
-def _is_kept_still(attempt: Attempt) -> bool:
+def _is_still_kept(attempt: Attempt) -> bool:
     if attempt.accepted is None or not (attempt.provider_id or attempt.output):
         return False
     age = datetime.now(UTC) - datetime.fromisoformat(attempt.accepted)

@@ -1,4 +1,4 @@
-"""The bytes of reference pictures, as they were kept when the prompt set was made."""
+"""`StoredReferences`: reads reference pictures, which were stored with their prompt set."""
 
 import functools
 import hashlib
@@ -8,17 +8,17 @@ from nanobanana_pipeline.bucket_keys import reference_key
 from nanobanana_pipeline.errors import StorageError
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["KeptReferences"]
+__all__ = ["StoredReferences"]
 
-REMEMBERED: Final = 16
+CACHED: Final = 16
 
 
-class KeptReferences:
+class StoredReferences:
     """Reads references from the bucket. Safe to share between threads."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
-        self.read = functools.lru_cache(REMEMBERED)(self._read)
+        self.read = functools.lru_cache(CACHED)(self._read)
 
     def _read(self, sha256: str) -> bytes | None:
         """The bytes with this SHA-256; None if they are gone.
@@ -27,9 +27,9 @@ class KeptReferences:
             StorageError: the object holds other bytes, or S3 refuses.
         """
         key = reference_key(sha256)
-        found = self._store.get(key)
-        if found is None:
+        stored = self._store.get(key)
+        if stored is None:
             return None
-        if hashlib.sha256(found.body).hexdigest() != sha256:
+        if hashlib.sha256(stored.body).hexdigest() != sha256:
             raise StorageError(f"{self._store.uri(key)} is damaged: its SHA-256 is another")
-        return found.body
+        return stored.body

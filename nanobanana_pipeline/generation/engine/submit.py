@@ -1,29 +1,29 @@
-"""The engine's first stage: one request from its ledger entry to pictures ready to be fetched.
+"""`Submitter`, the engine's first stage: claims a request, sends it and polls until it is done.
 
-The order of writes is the promise: claim, then send; accepted, then wait. Whatever dies between
-two lines here, the ledger tells the next worker what may be done.
+Each step is in the ledger before the next is taken: claimed before it is sent, accepted before it
+is polled. So a process may die between any two lines here, and the ledger tells the next one what
+may be done.
 """
 
 import logging
 import threading
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
 
 from nanobanana_pipeline.errors import ProviderHalt, StorageError
 from nanobanana_pipeline.generation.budget.reservations import ShardBudget
-from nanobanana_pipeline.generation.engine.in_flight import InFlight
-from nanobanana_pipeline.generation.engine.metrics import NO_METRICS, Metrics
+from nanobanana_pipeline.generation.engine.in_flight import InFlight, Submission
+from nanobanana_pipeline.generation.engine.metrics import NO_METRICS, Duration, Metrics
 from nanobanana_pipeline.generation.engine.poll import Poller
 from nanobanana_pipeline.generation.engine.reconcile import Reconciler
-from nanobanana_pipeline.generation.engine.references import KeptReferences
+from nanobanana_pipeline.generation.engine.references import StoredReferences
+from nanobanana_pipeline.generation.engine.thread_group import StopEvents
+from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING, Timing
 from nanobanana_pipeline.generation.engine.work_queue import (
-    Bought,
-    Ended,
-    Later,
-    PlannedRequest,
+    Downloadable,
+    Finished,
+    Requeue,
     Step,
-    Work,
-    ended,
+    WorkItem,
 )
 from nanobanana_pipeline.ledger import (
     COSTING,
@@ -60,32 +60,25 @@ __all__ = ["Submitter"]
 
 log = logging.getLogger(__name__)
 
-LEASE_MARGIN_SECONDS: Final = 30.0
-REBUY_AFTER_LEASE_SECONDS: Final = 900.0
-FAILED_PAUSE_SECONDS: Final = 1.0
-UNSENT_TRIES: Final = 6
-MAX_BACKOFF_SECONDS: Final = 10.0
-OTHERS_CLAIM_POLL_SECONDS: Final = 3.0
-
 
 class Submitter:
-    """Takes requests through claim, send, and wait. Safe to share between threads.
+    """Claims, sends and polls requests. Safe to share between threads.
 
     Args:
         store: the bucket; its ledger has every step before the next is taken.
         account: who buys.
         slots: how many requests may be at the provider at once.
-        run_id: written into every attempt.
-        purse: what may be spent.
-        stop: once set, nothing new is sent.
-        give_up: once set, nothing is waited for.
+        budget: what may be spent; its run id is written into every attempt.
+        stopping: how it is stopped.
         rebuy: send requests in doubt or lost again.
-        metrics: is told of what happens.
+        metrics: counts what happens.
+        timing: how long it waits, and how often it tries.
 
     Attributes:
-        under_way: what is between two writes.
+        ledger: of the bucket.
+        in_flight: the attempts that are between two writes.
         accepted: how many the provider accepted.
-        provider_seconds: summed over requests, from sending to noticing that it is done.
+        provider_seconds: summed over requests, from sending to seeing that they are done.
         served: requests over which that is summed.
     """
 
@@ -95,287 +88,298 @@ class Submitter:
         account: Account,
         slots: Slots,
         *,
-        run_id: str,
-        purse: ShardBudget,
-        stop: threading.Event,
-        give_up: threading.Event,
+        budget: ShardBudget,
+        stopping: StopEvents,
         rebuy: bool = False,
         metrics: Metrics = NO_METRICS,
+        timing: Timing = DEFAULT_TIMING,
     ) -> None:
-        self._ledger = Ledger(store)
-        self._references = KeptReferences(store)
+        self.ledger = Ledger(
+            store,
+            patience_seconds=timing.patience_seconds,
+            paid_patience_seconds=timing.paid_patience_seconds,
+        )
+        self._references = StoredReferences(store)
         self._provider = account.provider
         self._webhooks = account.webhooks
         self._slots = slots
-        self._purse = purse
+        self._budget = budget
         self._realm = account.realm
-        self._run_id = run_id
         self._rebuy = rebuy
         self._metrics = metrics
-        self._stop = stop
-        self._give_up = give_up
+        self._timing = timing
+        self._stop = stopping.stop
+        self._give_up = stopping.give_up
         inbox = Inbox(store)
-        self._evidence = Reconciler(self._ledger, account.provider, inbox)
-        self.under_way = InFlight(self._ledger)
-        self._waiter = Poller(account.provider, inbox, slots, give_up=give_up)
-        self._lease_seconds = account.provider.submit_seconds + 2 * LEASE_MARGIN_SECONDS
+        self._reconciler = Reconciler(self.ledger, account.provider, inbox)
+        self.in_flight = InFlight(self.ledger, timing)
+        self._poller = Poller(
+            account.provider, inbox, slots, give_up=stopping.give_up, timing=timing
+        )
+        self._lease_seconds = account.provider.submit_seconds + 2 * timing.lease_margin_seconds
         self._lock = threading.Lock()
-        self._waiting_told = False
+        self._warned_of_other_run = False
         self.accepted = 0
         self.provider_seconds = 0.0
         self.served = 0
 
-    def advance(self, work: Work) -> Step:
-        """Do the next thing for a request, as its entry allows.
+    def advance(self, item: WorkItem) -> Step:
+        """Take the next step for a request, as its entry allows.
 
         Raises:
             ProviderHalt: the provider refuses the account; nothing more should be sent.
-            StorageUnavailable: S3 stayed silent; `work.held` is what was last written.
+            StorageUnavailable: S3 stayed silent; `item.held` is what was last written.
         """
-        if work.held is None and not work.planned.buy:
-            work.held = self._ledger.read(work.planned.request_key)
-        held = work.held
-        if held is not None and held.entry.state is State.SUBMITTING:
-            return self._await_other(work)
-        if held is not None and held.entry.state is State.ACCEPTED:
-            return self._resume(work, held)
-        if held is not None and held.entry.state in UNSURE and not work.looked:
-            work.looked = True
-            step = self._evidence.look(held)
-            if not isinstance(step, Ended):
-                work.held = self._ledger.read(work.planned.request_key)
-                return step
-        if held is not None and not held.entry.may_claim(rebuy=self._rebuy):
-            return ended(held)
-        if held is not None and (wait := _rebuy_wait(held)) > 0:
-            return Ended(
-                held.entry.state,
-                f"{held.entry.reason}; a late answer may still come: it may be bought again in "
-                f"{time_text(wait)}",
-            )
+        if item.held is None and not item.planned.buy:
+            item.held = self.ledger.read(item.planned.request_key)
+        held = item.held
+        if held is not None:
+            if held.entry.state is State.SUBMITTING:
+                return self._wait_for_other_run(item)
+            if held.entry.state is State.ACCEPTED:
+                return self._resume(item, held)
+            if held.entry.state in UNSURE and not item.reconciled:
+                item.reconciled = True
+                step = self._reconciler.reconcile(held)
+                if not isinstance(step, Finished):
+                    item.held = self.ledger.read(item.planned.request_key)
+                    return step
+            if not held.entry.may_claim(rebuy=self._rebuy):
+                return Finished.of(held)
+            if (wait := self._rebuy_wait(held)) > 0:
+                return Finished(
+                    held.entry.state,
+                    f"{held.entry.reason}; a late answer may still come: it may be bought again in "
+                    f"{time_text(wait)}",
+                )
         if not self._slots.acquire(self._stop):
-            return Ended(State.OPEN, "stopped before it was sent")
+            return Finished(State.OPEN, "stopped before it was sent")
         try:
-            return self._buy(work)
+            return self._claim_and_send(item)
         finally:
             self._slots.release()
 
-    def _buy(self, work: Work) -> Step:
-        """Claim a request and send it, as far as the budget goes."""
-        planned = work.planned
-        # Before the claim: once that stands, nothing may come between it and the sending.
+    def _claim_and_send(self, item: WorkItem) -> Step:
+        """Claim a request and send it, if the budget allows."""
+        planned = item.planned
+        # Read before the claim: a claim's lease must not run while S3 is read.
         references = []
         for sha256 in planned.request.ref_sha256:
             data = self._references.read(sha256)
             if data is None:
-                return Ended(work.state, f"reference {sha256} is gone: make the prompt set again")
+                return Finished(
+                    item.state, f"reference {sha256} is gone: make the prompt set again"
+                )
             references.append(data)
         images = planned.request.samples
-        if not self._purse.take(images):
-            if work.held is None:
-                # Somebody may have bought it since it was planned: that costs nothing here.
-                work.held = self._ledger.read(planned.request_key)
-            if work.held is not None and not work.held.entry.may_claim(rebuy=self._rebuy):
-                return Later(0)
-            return Ended(work.state, self._purse.reason, over_budget=True)
-        nonce = new_nonce()
+        if not self._budget.take(images):
+            if item.held is None:
+                # Another run may have bought it since it was planned: that costs nothing here.
+                item.held = self.ledger.read(planned.request_key)
+            if item.held is not None and not item.held.entry.may_claim(rebuy=self._rebuy):
+                return Requeue(0)
+            return Finished(item.state, self._budget.reason, over_budget=True)
+        submission = Submission(item, new_nonce())
         try:
-            held = self._ledger.claim(
-                work.held,
+            held = self.ledger.claim(
+                item.held,
                 Entry.new(planned.request, planned.request_key, realm=self._realm),
-                run_id=self._run_id,
-                nonce=nonce,
+                run_id=self._budget.run_id,
+                nonce=submission.nonce,
                 lease_seconds=self._lease_seconds,
                 rebuy=self._rebuy,
             )
             if held is None:
-                work.held = self._ledger.read(planned.request_key)
-                return Later(0)
-            work.held = held
-            self.under_way.sending(nonce, held)
+                item.held = self.ledger.read(planned.request_key)
+                return Requeue(0)
+            item.held = held
+            self.in_flight.claimed(submission)
             try:
-                return self._send(work, held, nonce, references)
+                return self._send(submission, references)
             finally:
-                self.under_way.answered(nonce)
+                self.in_flight.answered(submission)
         finally:
-            if _may_have_cost(work.held, nonce):
+            if _may_have_cost(item.held, submission.nonce):
                 self._metrics.spent(images)
             else:
-                self._purse.give_back(images)
+                self._budget.give_back(images)
 
-    def _send(self, work: Work, held: Held, nonce: str, references: Sequence[bytes]) -> Step:
+    def _send(self, submission: Submission, references: Sequence[bytes]) -> Step:
         """Send a claimed request, if the claim will outlast the answer."""
-        needed = self._provider.submit_seconds + LEASE_MARGIN_SECONDS
-        if held.lease_left < needed:
-            held = self._ledger.record(held, lambda entry: entry.renew(nonce))
+        needed = self._provider.submit_seconds + self._timing.lease_margin_seconds
+        if submission.held.lease_left < needed:
+            self._record(submission, Entry.renew)
         lease_holds = (
-            held.entry.attempt(nonce).outcome is Outcome.SUBMITTING and held.lease_left >= needed
+            submission.attempt.outcome is Outcome.SUBMITTING
+            and submission.held.lease_left >= needed
         )
-        # A claim that was stored while the shard was surely alive is counted by whoever buries it.
-        in_time = lease_holds and self._purse.is_awake
+        # Send only while our heartbeat is fresh: else another process may have closed our account,
+        # and what this attempt costs would be counted nowhere.
+        in_time = lease_holds and self._budget.is_awake
         if self._stop.is_set() or not in_time:
             reason = "stopped" if self._stop.is_set() else "S3 was too slow for the claim"
-            work.held = self._ledger.record(held, lambda entry: entry.not_sent(nonce, reason))
-            return Later(0)
-        request = self._addressed(work.planned, nonce)
-        sent = boot_clock()
-        return self._answered(work, held, nonce, sent, self._provider.submit(request, references))
+            self._record(submission, lambda e, n: e.not_sent(n, reason))
+            return Requeue(0)
+        request = self._with_attempt_id(submission)
+        submission.sent = boot_clock()
+        return self._record_outcome(submission, self._provider.submit(request, references))
 
-    def _addressed(self, planned: PlannedRequest, nonce: str) -> ImageRequest:
-        """The request with what tells this attempt from any other."""
-        name, label = attempt_id(planned.request_key, nonce), planned.request.track_id
+    def _with_attempt_id(self, submission: Submission) -> ImageRequest:
+        """The request with a `track_id` and a webhook that name this attempt."""
+        planned = submission.item.planned
+        name, label = attempt_id(planned.request_key, submission.nonce), planned.request.track_id
         webhook = planned.request.webhook
         if webhook is None and self._webhooks is not None:
             webhook = self._webhooks.address(name)
         track_id = f"{name}.{label}" if label else name
         return planned.request.model_copy(update={"track_id": track_id, "webhook": webhook})
 
-    def _answered(
-        self, work: Work, held: Held, nonce: str, sent: float, outcome: SubmitOutcome
-    ) -> Step:
-        """Write down what the provider said before anything else happens."""
-        work.unsent = work.unsent + 1 if isinstance(outcome, NotSent) else 0
+    def _record(self, submission: Submission, step: Callable[[Entry, str], Entry]) -> None:
+        """Write a step of this attempt; it is given the entry and the nonce."""
+        submission.item.held = self.ledger.record(
+            submission.held, lambda entry: step(entry, submission.nonce)
+        )
+
+    def _record_outcome(self, submission: Submission, outcome: SubmitOutcome) -> Step:
+        """Write what the provider answered before anything else is done."""
+        item = submission.item
+        item.unsent = item.unsent + 1 if isinstance(outcome, NotSent) else 0
         match outcome:
             case Queued() | Done():
-                work.held = held = self._accept(held, nonce, outcome)
-                self.under_way.answered(nonce)
-                if held.entry.attempt(nonce).outcome is not Outcome.ACCEPTED:
-                    return ended(held)
+                self._record_accepted(submission, outcome)
+                self.in_flight.answered(submission)
+                if submission.attempt.outcome is not Outcome.ACCEPTED:
+                    return Finished.of(submission.held)
                 if isinstance(outcome, Queued):
-                    return self._wait(work, held, nonce, sent)
-                self._note_served(sent)
-                return Bought(held, nonce, outcome)
+                    return self._poll(submission)
+                self._count_served(submission)
+                return Downloadable(submission.held, submission.nonce, outcome)
             case Unknown(reason, provider_id):
-                work.held = self._ledger.record(held, lambda e: e.doubt(nonce, reason, provider_id))
-                return ended(work.held)
+                self._record(submission, lambda e, n: e.doubt(n, reason, provider_id))
+                return Finished.of(submission.held)
             case Refused(reason):
-                work.held = self._ledger.record(held, lambda e: e.refuse(nonce, reason))
-                return ended(work.held)
+                self._record(submission, lambda e, n: e.refuse(n, reason))
+                return Finished.of(submission.held)
             case Failed(reason):
-                return self._failed(work, held, nonce, reason)
+                return self._record_failed(submission, reason)
             case RateLimited(retry_after, reason):
-                work.held = self._ledger.record(held, lambda e: e.not_sent(nonce, reason))
+                self._record(submission, lambda e, n: e.not_sent(n, reason))
                 self._slots.refused(retry_after)
                 self._metrics.rate_limited()
-                return Later(0)
+                return Requeue(0)
             case Halted(reason):
-                work.held = self._ledger.record(held, lambda e: e.not_sent(nonce, reason))
+                self._record(submission, lambda e, n: e.not_sent(n, reason))
                 raise ProviderHalt(reason)
             case NotSent(reason):
-                work.held = self._ledger.record(held, lambda e: e.not_sent(nonce, reason))
-                if work.unsent >= UNSENT_TRIES:
-                    return Ended(State.OPEN, f"could not be sent: {reason}")
-                return Later(min(2.0**work.unsent / 2, MAX_BACKOFF_SECONDS))
+                self._record(submission, lambda e, n: e.not_sent(n, reason))
+                if item.unsent >= self._timing.unsent_tries:
+                    return Finished(State.OPEN, f"could not be sent: {reason}")
+                return Requeue(min(2.0**item.unsent / 2, self._timing.max_backoff_seconds))
 
-    def _accept(self, held: Held, nonce: str, outcome: Queued | Done) -> Held:
+    def _record_accepted(self, submission: Submission, outcome: Queued | Done) -> None:
         provider_id = outcome.provider_id
-        log.info("request %s has provider id %s", held.entry.request_key, provider_id)
+        log.info("request %s has provider id %s", submission.item.planned.request_key, provider_id)
         with self._lock:
             self.accepted += 1
         self._metrics.accepted()
-        self.under_way.bought(nonce, held.entry.request_key, provider_id)
+        self.in_flight.accepted(submission, provider_id)
         output = outcome.output if isinstance(outcome, Done) else ()
         if provider_id is not None and not all(map(is_url, output)):
             output = ()  # pictures sent inline are too large to note; the id brings them again
         try:
-            accepted = self._ledger.record(
-                held, lambda e: e.accept(nonce, provider_id, output, outcome.seed)
-            )
+            self._record(submission, lambda e, n: e.accept(n, provider_id, output, outcome.seed))
         except StorageError:
-            self.under_way.tell_unwritten(0)
+            self.in_flight.log_unwritten(0)
             raise
-        self.under_way.written(nonce)
-        return accepted
+        self.in_flight.written(submission)
 
-    def _resume(self, work: Work, held: Held) -> Step:
-        """Go on with what was accepted before, perhaps by a worker that is dead."""
+    def _resume(self, item: WorkItem, held: Held) -> Step:
+        """Go on with a request that was accepted before, perhaps in another run."""
         attempt = held.entry.deciding
         if attempt is None:
             raise AssertionError  # an accepted entry has an accepted attempt
         if attempt.output:
             done = Done(attempt.provider_id, attempt.output, attempt.seed_reported)
-            return Bought(held, attempt.nonce, done)
+            return Downloadable(held, attempt.nonce, done)
         if not self._slots.acquire(self._give_up):
-            return ended(held)
+            return Finished.of(held)
         try:
-            return self._wait(work, held, attempt.nonce, None)
+            return self._poll(Submission(item, attempt.nonce))
         finally:
             self._slots.release()
 
-    def _wait(self, work: Work, held: Held, nonce: str, sent: float | None) -> Step:
-        """Wait until the provider is done with an accepted attempt.
-
-        Args:
-            work: whose request it is.
-            held: the entry.
-            nonce: of its accepted attempt.
-            sent: `boot_clock` when it was sent; None if somebody else sent it.
-        """
-        provider_id = held.entry.attempt(nonce).provider_id
+    def _poll(self, submission: Submission) -> Step:
+        """Wait until the provider is done with an accepted attempt."""
+        request, provider_id = submission.item.planned.request, submission.attempt.provider_id
         if provider_id is None:
-            return self._lost(work, held, nonce, "the provider gave it no id")
-        is_told = sent and self._webhooks and work.planned.request.webhook is None
-        mail = attempt_id(held.entry.request_key, nonce) if is_told else None
-        ready = self._waiter.wait_for(provider_id, sent=sent, mail=mail)
-        if isinstance(ready, Ended):
-            return ready
-        match ready.outcome:
-            case Done() as done:
-                if sent is not None:
-                    self._note_served(sent)
-                return Bought(held, nonce, done)
+            return self._record_lost(submission, "the provider gave it no id")
+        webhook_id = None
+        if submission.sent and self._webhooks and request.webhook is None:
+            webhook_id = attempt_id(submission.held.entry.request_key, submission.nonce)
+        outcome = self._poller.poll(provider_id, sent=submission.sent, webhook_id=webhook_id)
+        match outcome:
+            case Done():
+                self._count_served(submission)
+                return Downloadable(submission.held, submission.nonce, outcome)
             case Failed(reason):
-                return self._failed(work, held, nonce, reason)
+                return self._record_failed(submission, reason)
             case Missing(reason):
-                return self._lost(work, held, nonce, reason)
+                return self._record_lost(submission, reason)
+            case Finished():
+                return outcome
 
-    def _failed(self, work: Work, held: Held, nonce: str, reason: str) -> Step:
-        """The provider drew nothing, and says so: try again a few times."""
-        work.held = held = self._ledger.record(held, lambda entry: entry.fail(nonce, reason))
-        return Later(FAILED_PAUSE_SECONDS) if held.entry.may_claim() else ended(held)
+    def _record_failed(self, submission: Submission, reason: str) -> Step:
+        """The provider says that it drew nothing: try again a few times."""
+        self._record(submission, lambda e, n: e.fail(n, reason))
+        if submission.held.entry.may_claim():
+            return Requeue(self._timing.failed_pause_seconds)
+        return Finished.of(submission.held)
 
-    def _lost(self, work: Work, held: Held, nonce: str, reason: str) -> Ended:
-        work.held = held = self._ledger.record(held, lambda entry: entry.lose(nonce, reason))
-        return ended(held)
+    def _record_lost(self, submission: Submission, reason: str) -> Finished:
+        self._record(submission, lambda e, n: e.lose(n, reason))
+        return Finished.of(submission.held)
 
-    def _await_other(self, work: Work) -> Step:
-        """Somebody else is sending this request: wait for the outcome, without a slot.
+    def _wait_for_other_run(self, item: WorkItem) -> Step:
+        """Requeue, without a slot, what another run is sending.
 
-        Bounded by the claim's own lease: when that runs out, it is in doubt.
+        Bounded by the lease of its claim: the request is in doubt once that has expired.
         """
-        held = self._ledger.read(work.planned.request_key)
+        held = self.ledger.read(item.planned.request_key)
         if held is not None:
-            held = self._ledger.expire(held)
-        work.held = held
+            held = self.ledger.expire(held)
+        item.held = held
         if held is None or held.entry.state is not State.SUBMITTING:
-            return Later(0)
+            return Requeue(0)
         if self._stop.is_set():
-            return Ended(State.SUBMITTING, "stopped while another run was sending it")
+            return Finished(State.SUBMITTING, "stopped while another run was sending it")
         with self._lock:
-            if not self._waiting_told:
-                self._waiting_told = True
-                log.warning(
-                    "another run is sending, or died while it was sending, request %s: waiting for "
-                    "it, at most %.0f s; others may follow",
-                    held.entry.request_key,
-                    held.lease_left,
-                )
-        return Later(min(OTHERS_CLAIM_POLL_SECONDS, max(0.2, held.lease_left + 0.2)))
+            is_first, self._warned_of_other_run = not self._warned_of_other_run, True
+        if is_first:
+            log.warning(
+                "another run is sending, or died while it was sending, request %s: waiting for "
+                "it, at most %.0f s; others may follow",
+                held.entry.request_key,
+                held.lease_left,
+            )
+        poll_seconds = self._timing.others_claim_poll_seconds
+        return Requeue(min(poll_seconds, max(0.2, held.lease_left + 0.2)))
 
-    def _note_served(self, sent: float) -> None:
-        seconds = boot_clock() - sent
+    def _rebuy_wait(self, held: Held) -> float:
+        """Seconds until a request in doubt may be sent again: its answer may be on the way."""
+        if held.entry.state is not State.IN_DOUBT:
+            return 0.0
+        return self._timing.rebuy_after_lease_seconds + held.lease_left
+
+    def _count_served(self, submission: Submission) -> None:
+        """Count the provider's latency, if this run has sent the request."""
+        if submission.sent is None:
+            return
+        seconds = boot_clock() - submission.sent
         with self._lock:
             self.provider_seconds += seconds
             self.served += 1
         self._slots.served(seconds)
-        self._metrics.took("provider", seconds)
-
-
-def _rebuy_wait(held: Held) -> float:
-    """Seconds until a request in doubt may be sent again: its first answer may be on the way."""
-    if held.entry.state is not State.IN_DOUBT:
-        return 0.0
-    return REBUY_AFTER_LEASE_SECONDS + held.lease_left
+        self._metrics.record(Duration.PROVIDER, seconds)
 
 
 def _may_have_cost(held: Held | None, nonce: str) -> bool:

@@ -1,9 +1,23 @@
-"""Threads that do one job, and one that waits for them and may be interrupted."""
+"""`ThreadGroup`: threads that do one job while another waits for them; `StopEvents` stop them."""
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
-__all__ = ["ThreadGroup"]
+__all__ = ["StopEvents", "ThreadGroup"]
+
+
+@dataclass(frozen=True)
+class StopEvents:
+    """Stops the threads of one shard, in two steps.
+
+    Attributes:
+        stop: once set, nothing new is sent.
+        give_up: once set, nothing is waited for; what was accepted stays so.
+    """
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    give_up: threading.Event = field(default_factory=threading.Event)
 
 
 class ThreadGroup:

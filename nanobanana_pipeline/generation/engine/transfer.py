@@ -1,7 +1,7 @@
-"""The engine's second stage: read → verify → hash → store → settle.
+"""`Transfer`, the engine's second stage: reads, verifies, hashes and stores images, then settles.
 
-A picture is read by download, and stored by PUT. One that the provider wrote into the customer's
-own bucket is read with S3's credentials, and stored by a copy inside S3.
+An image is downloaded and stored by PUT. One that the provider wrote into the customer's own bucket
+is read with S3's credentials, and stored by a copy inside S3.
 """
 
 import hashlib
@@ -9,7 +9,6 @@ import logging
 import threading
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final
 
 import tenacity
 
@@ -24,15 +23,10 @@ from nanobanana_pipeline.errors import (
     StorageFull,
     StorageUnavailable,
 )
-from nanobanana_pipeline.generation.engine.metrics import NO_METRICS, Metrics
+from nanobanana_pipeline.generation.engine.metrics import NO_METRICS, Duration, Metrics
+from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING, Timing
 from nanobanana_pipeline.images.inspect import CONTENT_TYPES, inspect
-from nanobanana_pipeline.ledger import (
-    PAID_PATIENCE_SECONDS,
-    Held,
-    Ledger,
-    Outcome,
-    StoredImage,
-)
+from nanobanana_pipeline.ledger import Held, Ledger, Outcome, StoredImage
 from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.provider.outcomes import Done, Failed, Missing
 from nanobanana_pipeline.provider.protocol import KEPT_SECONDS, Delivered, Original, Provider
@@ -43,20 +37,14 @@ __all__ = ["Transfer", "Transferred"]
 
 log = logging.getLogger(__name__)
 
-TRIES: Final = 6
-TRIES_ONCE_LOST: Final = 2
-"""Every launch looks again at what was lost: a miracle needs no patience."""
-STUCK_AFTER: Final = 8
-"""So many uploads that failed in a row: S3 takes no pictures, whatever else it does."""
-
 
 class _Expired(ImageGone):
     """The provider has deleted a picture by its own rule: it will not come back."""
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """A verified picture on its way to its place; `original` is an object of just these bytes."""
+class _VerifiedImage:
+    """An image to be stored under `key`; `original` is an object of just these bytes."""
 
     key: str
     data: bytes = field(repr=False)
@@ -67,11 +55,11 @@ class _Picture:
 
 @dataclass(frozen=True)
 class Transferred:
-    """What the second stage made of one accepted request.
+    """The transfer of one accepted request.
 
     Attributes:
         held: its entry afterwards: settled, lost, or still accepted.
-        images: pictures stored.
+        images: how many were stored.
         size: their bytes.
         reason: why it is not settled.
         refused: our own rules, or S3's, forbid to read it.
@@ -85,9 +73,16 @@ class Transferred:
 
 
 class Transfer:
-    """Brings accepted requests' images into the bucket. Safe to share between threads.
+    """Stores accepted requests' images in the bucket. Safe to share between threads.
 
-    Attributes:
+    Args:
+        store: the bucket.
+        ledger: of the bucket.
+        provider: names a picture's URL once more.
+        downloader: reads a picture from its URL.
+        run_id: written beside every image.
+        metrics: counts what happens.
+        timing: how long it waits, and how often it tries.
         give_up: once set, a silent bucket is waited for no longer; what was accepted stays so.
     """
 
@@ -99,30 +94,31 @@ class Transfer:
         downloader: Downloader,
         *,
         run_id: str,
-        download_seconds: float = 60.0,
         metrics: Metrics = NO_METRICS,
+        timing: Timing = DEFAULT_TIMING,
+        give_up: threading.Event | None = None,
     ) -> None:
         self._store = store
         self._ledger = ledger
         self._provider = provider
         self._read_output = provider.reader(store, downloader)
         self._run_id = run_id
-        self._download_seconds = download_seconds
         self._metrics = metrics
-        self.give_up = threading.Event()
+        self._timing = timing
+        self._give_up = give_up or threading.Event()
         self._lock = threading.Lock()
         self._failures = 0
 
     @property
     def is_stuck(self) -> bool:
-        """Whether S3 takes no pictures now, so that none should be bought."""
-        return self._failures >= STUCK_AFTER
+        """Whether S3 accepts no images now, so that none should be bought."""
+        return self._failures >= self._timing.stuck_after
 
     def settle(self, held: Held, nonce: str, done: Done) -> Transferred:
-        """Store every picture of an accepted attempt, then say so in the ledger.
+        """Store every image of an accepted attempt, then record that in the ledger.
 
-        Bytes that cannot be had for a passing reason leave the entry accepted, to be resumed by
-        id; bytes that are gone or broken to the end make it lost, with the good ones kept.
+        The entry stays accepted, to be resumed by its id, if bytes cannot be had for a passing
+        reason; it is lost, with the good images kept, if they are gone or broken.
 
         Raises:
             StorageUnavailable: S3 stayed silent; the entry is as accepted as before.
@@ -133,7 +129,7 @@ class Transfer:
         passing = refused = False
         for sample, url in enumerate(done.output[: request.samples]):
             try:
-                images.append(self._bring_or_ask_again(held, nonce, sample, url))
+                images.append(self._transfer_or_ask_again(held, nonce, sample, url))
             except DownloadError as error:
                 passing = passing or not isinstance(error, ImageGone | ImageBroken)
                 refused = refused or isinstance(error, DownloadRefused)
@@ -156,24 +152,26 @@ class Transfer:
             held = self._ledger.record(held, lambda entry: entry.lose(nonce, reason, images))
         return Transferred(held, len(images), size, reason, refused)
 
-    def _bring_or_ask_again(self, held: Held, nonce: str, sample: int, url: str) -> StoredImage:
-        """`_bring`; where the bytes are gone or broken, once more from a URL asked for anew."""
+    def _transfer_or_ask_again(self, held: Held, nonce: str, sample: int, url: str) -> StoredImage:
+        """`_transfer_image`; again from a fresh URL where the bytes are gone or broken."""
         try:
-            return self._bring(held, nonce, sample, url)
+            return self._transfer_image(held, nonce, sample, url)
         except (ImageGone, ImageBroken):
             fresh = self._fresh_url(held, nonce, sample, url)
             if fresh is None:
                 raise
-        return self._bring(held, nonce, sample, fresh)
+        return self._transfer_image(held, nonce, sample, fresh)
 
-    def _bring(self, held: Held, nonce: str, sample: int, url: str) -> StoredImage:
-        """Read, verify and store one picture; what was lost before, with fewer tries.
+    def _transfer_image(self, held: Held, nonce: str, sample: int, url: str) -> StoredImage:
+        """Read, verify and store one image; with fewer tries, if the attempt is lost already.
 
         Raises:
             DownloadError: as the last try said.
             StorageUnavailable: S3 stayed silent.
         """
+        timing = self._timing
         is_lost = held.entry.attempt(nonce).outcome is Outcome.LOST
+        tries = timing.download_tries_once_lost if is_lost else timing.download_tries
         for attempt in tenacity.Retrying(
             retry=tenacity.retry_if_exception(
                 lambda e: (
@@ -181,17 +179,17 @@ class Transfer:
                 )
             ),
             wait=tenacity.wait_exponential_jitter(multiplier=0.3, max=10),
-            stop=tenacity.stop_after_delay(self._download_seconds)
-            | tenacity.stop_after_attempt(TRIES_ONCE_LOST if is_lost else TRIES),
+            stop=tenacity.stop_after_delay(timing.download_seconds)
+            | tenacity.stop_after_attempt(tries),
             reraise=True,
         ):
             with attempt:
-                return self._bring_once(held, nonce, sample, url)
+                return self._transfer_once(held, nonce, sample, url)
         raise AssertionError  # tenacity gives a result or raises
 
-    def _bring_once(self, held: Held, nonce: str, sample: int, url: str) -> StoredImage:
+    def _transfer_once(self, held: Held, nonce: str, sample: int, url: str) -> StoredImage:
         request = held.entry.request
-        with self._metrics.timed("download"):
+        with self._metrics.timed(Duration.DOWNLOAD):
             delivered = self._read(held, nonce, url)
         data = delivered.data
         asked = (request.width, request.height) if request.size_is_asked else (None, None)
@@ -200,8 +198,8 @@ class Transfer:
         sha256 = digest.hexdigest()
         key = image_key(sha256, facts.format)
         content_type = CONTENT_TYPES[facts.format]
-        picture = _Picture(key, data, digest.digest(), content_type, delivered.original)
-        self._store_patiently(held, picture)
+        image = _VerifiedImage(key, data, digest.digest(), content_type, delivered.original)
+        self._store_with_retries(held, image)
         return StoredImage(
             sample=sample,
             sha256=sha256,
@@ -214,7 +212,7 @@ class Transfer:
         )
 
     def _read(self, held: Held, nonce: str, url: str) -> Delivered:
-        """A picture's bytes.
+        """An image's bytes.
 
         Raises:
             DownloadError: they cannot be had.
@@ -224,98 +222,98 @@ class Transfer:
         except NotDelivered:
             raise
         except ImageGone as error:
-            raise _gone(error, held.entry.attempt(nonce).accepted) from None
+            raise _explain_gone(error, held.entry.attempt(nonce).accepted) from None
 
-    def _store_patiently(self, held: Held, picture: _Picture) -> None:
-        """`_store_once`, however long S3 takes to come back, or until nobody waits any more.
+    def _store_with_retries(self, held: Held, image: _VerifiedImage) -> None:
+        """`_store_once`, repeated while S3 is silent, within the patience for what was paid for.
 
         Raises:
-            StorageFull: at once: no waiting makes room.
+            StorageFull: at once: waiting makes no room.
         """
         for attempt in tenacity.Retrying(
             retry=tenacity.retry_if_exception(
                 lambda e: isinstance(e, StorageUnavailable) and not isinstance(e, StorageFull)
             ),
             wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=10),
-            stop=tenacity.stop_after_delay(PAID_PATIENCE_SECONDS)
-            | tenacity.stop_when_event_set(self.give_up),
-            sleep=tenacity.sleep_using_event(self.give_up),
+            stop=tenacity.stop_after_delay(self._timing.paid_patience_seconds)
+            | tenacity.stop_when_event_set(self._give_up),
+            sleep=tenacity.sleep_using_event(self._give_up),
             reraise=True,
         ):
             with attempt:
                 try:
-                    self._store_once(held, picture)
+                    self._store_once(held, image)
                 except StorageFull:
                     raise
                 except StorageUnavailable as error:
-                    self._note_failure(error)
+                    self._count_failure(error)
                     raise
 
-    def _note_failure(self, error: StorageUnavailable) -> None:
+    def _count_failure(self, error: StorageUnavailable) -> None:
         with self._lock:
             self._failures += 1
-            is_news = self._failures == STUCK_AFTER
-        if is_news:
+            is_first = self._failures == self._timing.stuck_after
+        if is_first:
             log.warning("nothing more is bought until S3 takes pictures again: %s", error)
 
-    def _store_once(self, held: Held, picture: _Picture) -> None:
-        """Create the image, or record a second owner where the same bytes lie already.
+    def _store_once(self, held: Held, image: _VerifiedImage) -> None:
+        """Create the image, or record a second owner if the same bytes are stored already.
 
         Raises:
-            ImageBroken: the original is not any more what was read from it.
+            ImageBroken: the original has changed since it was read.
         """
-        request_key, original = held.entry.request_key, picture.original
+        request_key, original = held.entry.request_key, image.original
         metadata = {"request-key": request_key, "run-id": self._run_id}
-        with self._metrics.timed("put"):
+        with self._metrics.timed(Duration.PUT):
             if original is None:
-                created = self._upload(picture, metadata)
+                created = self._upload(image, metadata)
             else:
-                created = self._adopt(picture, original, metadata)
+                created = self._adopt(image, original, metadata)
         self._failures = 0
         if created:
             return
-        stored = self._store.head(picture.key)
+        stored = self._store.head(image.key)
         if stored is None and original is not None:
             raise ImageBroken(f"s3://{original.bucket}/{original.key} changed while it was copied")
         if stored is None:
             raise StorageUnavailable(
-                f"{self._store.uri(picture.key)} is there and is not: write it again"
+                f"{self._store.uri(image.key)} is there and is not: write it again"
             )
         if stored.get("request-key") != request_key:
-            self._store.put(image_owner_key(picture.digest.hex(), request_key), b"")
+            self._store.put(image_owner_key(image.digest.hex(), request_key), b"")
 
-    def _adopt(self, picture: _Picture, original: Original, metadata: dict[str, str]) -> bool:
-        """Copy inside S3; where that is not allowed, upload the bytes that are here anyway."""
+    def _adopt(self, image: _VerifiedImage, original: Original, metadata: dict[str, str]) -> bool:
+        """Copy inside S3; if that is not allowed, upload the bytes."""
         try:
             return self._store.adopt(
                 original.bucket,
                 original.key,
                 original.etag,
-                picture.key,
-                content_type=picture.content_type,
+                image.key,
+                content_type=image.content_type,
                 metadata=metadata,
             )
         except StorageUnavailable:
             raise
         except StorageError as error:
             log.info("uploading what S3 does not copy: %s", error)
-            return self._upload(picture, metadata)
+            return self._upload(image, metadata)
 
-    def _upload(self, picture: _Picture, metadata: dict[str, str]) -> bool:
+    def _upload(self, image: _VerifiedImage, metadata: dict[str, str]) -> bool:
         etag = self._store.create(
-            picture.key,
-            picture.data,
-            sha256=picture.digest,
-            content_type=picture.content_type,
+            image.key,
+            image.data,
+            sha256=image.digest,
+            content_type=image.content_type,
             metadata=metadata,
         )
         return etag is not None
 
     def _fresh_url(self, held: Held, nonce: str, sample: int, url: str) -> str | None:
-        """Another URL for the same picture, if the provider names one now.
+        """Another URL for the same image, if the provider names one now.
 
         Raises:
-            DownloadError: it could not be asked, so nothing is known to be lost.
+            DownloadError: the provider did not answer, so that the image may not be lost.
         """
         provider_id = held.entry.attempt(nonce).provider_id
         if provider_id is None:
@@ -328,8 +326,8 @@ class Transfer:
         raise DownloadError(f"there are no good bytes yet, and the provider says: {outcome}")
 
 
-def _gone(error: ImageGone, accepted: str | None) -> ImageGone:
-    """Why a picture that the provider keeps is gone: whether its time was over, and its age."""
+def _explain_gone(error: ImageGone, accepted: str | None) -> ImageGone:
+    """The error with the image's age, and whether the provider has deleted it by its own rule."""
     if accepted is None:
         return error
     age = (datetime.now(UTC) - datetime.fromisoformat(accepted)).total_seconds()

@@ -1,4 +1,9 @@
-"""What the engine still has to do, and what may come of a step."""
+"""`WorkQueue`: the requests that a shard has yet to buy, and the steps that the engine may take.
+
+`PlannedRequest` is one request of a plan, `WorkItem` the same on its way through the engine. A
+step on an item ends in a `Step`: its pictures can be downloaded, it goes back into the queue, or it
+is finished.
+"""
 
 import heapq
 import itertools
@@ -6,27 +11,26 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 from nanobanana_pipeline.ledger import Held, State
-from nanobanana_pipeline.provider.outcomes import Done, Failed, Missing
+from nanobanana_pipeline.provider.outcomes import Done
 from nanobanana_pipeline.request import ImageRequest
 
 __all__ = [
-    "Bought",
-    "Ended",
-    "Later",
+    "Downloadable",
+    "Finished",
     "PlannedRequest",
-    "Ready",
+    "Requeue",
     "Step",
-    "Work",
+    "WorkItem",
     "WorkQueue",
-    "ended",
 ]
 
 
 @dataclass(frozen=True)
-class Bought:
-    """The pictures of an accepted attempt are ready."""
+class Downloadable:
+    """The pictures of an accepted attempt can be downloaded."""
 
     held: Held
     nonce: str
@@ -34,45 +38,38 @@ class Bought:
 
 
 @dataclass(frozen=True)
-class Later:
-    """Look again in so many seconds."""
+class Requeue:
+    """Take the item again after so many seconds."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
-class Ended:
+class Finished:
     """Nothing more to do in this run.
 
     Attributes:
-        state: the entry's; open if it was never tried.
+        state: the entry's; open if the request was never tried.
         reason: why it is not settled.
-        over_budget: it would have been bought, and a cap forbids it.
+        over_budget: a cap forbids to buy it.
     """
 
     state: State
     reason: str | None = None
     over_budget: bool = False
 
-
-@dataclass(frozen=True)
-class Ready:
-    """The provider has come to an end with a request."""
-
-    outcome: Done | Failed | Missing
+    @classmethod
+    def of(cls, held: Held) -> Self:
+        """The request stays as its entry says."""
+        return cls(held.entry.state, held.entry.reason)
 
 
-Step = Bought | Later | Ended
-
-
-def ended(held: Held) -> Ended:
-    """The end of a request that stands where its entry says."""
-    return Ended(held.entry.state, held.entry.reason)
+Step = Downloadable | Requeue | Finished
 
 
 @dataclass(frozen=True)
 class PlannedRequest:
-    """A request that a launch wants settled, under its key.
+    """A request that a launch is to settle, under its key.
 
     Attributes:
         buy: it was open when the launch was planned; else it has an entry, to be brought to its
@@ -85,23 +82,23 @@ class PlannedRequest:
 
 
 @dataclass(eq=False)
-class Work:
+class WorkItem:
     """A planned request on its way through the engine.
 
     Attributes:
-        held: its ledger entry as last seen; None until it was looked at.
-        unsent: how often in a row it could not even be sent.
-        looked: evidence was looked for in this run.
+        held: its ledger entry as last read or written; None before the first look.
+        unsent: connections in a row that failed before it was sent.
+        reconciled: evidence of earlier attempts was looked for in this run.
     """
 
     planned: PlannedRequest
     held: Held | None = None
     unsent: int = 0
-    looked: bool = False
+    reconciled: bool = False
 
     @property
     def state(self) -> State:
-        """Where the request stands, as far as is known."""
+        """The state of its entry as last seen."""
         return self.held.entry.state if self.held else State.OPEN
 
 
@@ -113,17 +110,17 @@ class WorkQueue:
         count: how many these are.
     """
 
-    def __init__(self, items: Iterable[Work], count: int) -> None:
+    def __init__(self, items: Iterable[WorkItem], count: int) -> None:
         self._fresh = iter(items)
         self._order = itertools.count()
         self._changed = threading.Condition()
-        self._due: list[tuple[float, int, Work]] = []
-        self._open = count
+        self._due: list[tuple[float, int, WorkItem]] = []
+        self._unfinished = count
 
-    def take(self, stop: threading.Event) -> Work | None:
+    def take(self, stop: threading.Event) -> WorkItem | None:
         """The next item that is due; None when all are finished or `stop` is set."""
         with self._changed:
-            while self._open and not stop.is_set():
+            while self._unfinished and not stop.is_set():
                 if (fresh := next(self._fresh, None)) is not None:
                     return fresh
                 wait = self._due[0][0] - time.monotonic() if self._due else 1.0
@@ -132,16 +129,16 @@ class WorkQueue:
                 self._changed.wait(min(wait, 0.5))
             return None
 
-    def put_back(self, item: Work, delay_seconds: float = 0.0) -> None:
-        """Look at a taken item again later."""
+    def put_back(self, item: WorkItem, delay_seconds: float = 0.0) -> None:
+        """Make a taken item due again later."""
         with self._changed:
             due = time.monotonic() + delay_seconds if delay_seconds else 0.0
             heapq.heappush(self._due, (due, next(self._order), item))
             self._changed.notify()
 
     def finish(self) -> None:
-        """A taken item needs no more buying."""
+        """Count a taken item as bought or given up."""
         with self._changed:
-            self._open -= 1
-            if not self._open:
+            self._unfinished -= 1
+            if not self._unfinished:
                 self._changed.notify_all()

@@ -1,4 +1,7 @@
-"""What a launch is asked for, and what it would find; nothing is written for it."""
+"""`plan_cells`: finds what is missing of a partition and what it would cost; writes nothing.
+
+A `Launch` is what is asked for, a `LaunchPlan` what it would do.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -26,7 +29,7 @@ __all__ = ["Launch", "LaunchPlan", "plan_cells"]
 
 @dataclass(frozen=True)
 class Launch:
-    """What somebody asked for.
+    """What is asked for: a partition, parameters, caps.
 
     Attributes:
         prompt_set: its name.
@@ -71,17 +74,17 @@ class Launch:
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """What a launch would find; nothing is written for it.
+    """What a launch would do.
 
     Attributes:
-        made: the plan, without run files.
+        run_plan: without fingerprint and shards.
         changes: picture parameters that differ from those the partition was made with: old, new.
         cells: the partition's.
         todo: whether each request that is to be settled is to be bought (bool); its index has the
             request's position in `cells.frame`.
     """
 
-    made: RunPlan
+    run_plan: RunPlan
     changes: Mapping[str, tuple[Any, Any]]
     cells: Cells
     todo: pd.Series
@@ -142,7 +145,7 @@ def plan_cells(
     bought = may_buy & ~is_among(keys, barred)
     resumed, looked_at = is_among(keys, resume), is_among(keys, look)
     todo = pd.Series(bought, index=wanted.index)[bought | resumed | looked_at]
-    made = RunPlan(
+    run_plan = RunPlan(
         prompt_set=launch.prompt_set,
         seed=launch.seed,
         run_id=launch.run_id,
@@ -160,7 +163,7 @@ def plan_cells(
         max_images=launch.max_images,
         max_cost=launch.max_cost,
     )
-    return LaunchPlan(made, changes, cells, todo)
+    return LaunchPlan(run_plan, changes, cells, todo)
 
 
 def _parameters(

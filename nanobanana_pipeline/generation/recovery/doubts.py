@@ -19,7 +19,7 @@ from nanobanana_pipeline.bucket_keys import webhook_prefix
 from nanobanana_pipeline.errors import PlanError, StorageError, StorageUnavailable
 from nanobanana_pipeline.generation.engine.engine import Progress
 from nanobanana_pipeline.generation.engine.reconcile import Reconciler
-from nanobanana_pipeline.generation.engine.work_queue import Later
+from nanobanana_pipeline.generation.engine.work_queue import Requeue
 from nanobanana_pipeline.generation.manifest.manifest import (
     CellState,
     CurrentManifest,
@@ -234,8 +234,8 @@ def name_id(store: ObjectStore, account: Account, doubt: Doubt, provider_id: str
     attempt = held.entry.attempt(doubt.nonce) if held else None
     if held is None or attempt is None or attempt.outcome is not Outcome.IN_DOUBT:
         raise PlanError(f"request {doubt.request_key} is not in doubt: no id can be named for it")
-    evidence = Reconciler(ledger, account.provider, Inbox(store))
-    if not isinstance(evidence.weigh(held, attempt, provider_id, is_sure=True), Later):
+    reconciler = Reconciler(ledger, account.provider, Inbox(store))
+    if not isinstance(reconciler.check_id(held, attempt, provider_id, is_sure=True), Requeue):
         raise PlanError(
             f"the provider does not say that it drew request {doubt.request_key} as "
             f"{provider_id!r}: look the id up again; nothing was changed"

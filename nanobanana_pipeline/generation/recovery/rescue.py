@@ -12,7 +12,7 @@ from typing import Final
 
 from nanobanana_pipeline.bucket_keys import Folder, run_done_key, run_plan_key, run_prefix
 from nanobanana_pipeline.errors import PlanError
-from nanobanana_pipeline.generation.budget.reservations import DEAD_SECONDS, reclaim_reservations
+from nanobanana_pipeline.generation.budget.reservations import EXPIRED_SECONDS, reclaim_reservations
 from nanobanana_pipeline.generation.engine.engine import Progress, Report
 from nanobanana_pipeline.generation.engine.reconcile import can_reconcile
 from nanobanana_pipeline.generation.engine.work_queue import PlannedRequest
@@ -71,7 +71,7 @@ class Run:
     @property
     def is_dead(self) -> bool:
         """It gives no sign of life: nothing of it goes on by itself."""
-        return not self.has_shards_alive and self.quiet_seconds > DEAD_SECONDS
+        return not self.has_shards_alive and self.quiet_seconds > EXPIRED_SECONDS
 
 
 @dataclass(frozen=True)
@@ -278,5 +278,5 @@ def _read_run(run_id: str, files: Iterator[ListedObject]) -> Run | None:
         elif found.key == run_done_key(run_id):
             done = found.age_seconds
         elif found.key.endswith(".alive"):
-            alive = alive or found.age_seconds <= DEAD_SECONDS
+            alive = alive or found.age_seconds <= EXPIRED_SECONDS
     return None if planned is None else Run(run_id, planned, quiet, alive, done)

@@ -19,7 +19,7 @@ from nanobanana_pipeline.bucket_keys import (
     prompt_set_key,
     release_prefix,
 )
-from nanobanana_pipeline.datasets.sources import ROW_COLUMNS
+from nanobanana_pipeline.datasets.recipe_inputs import ROW_COLUMNS
 from nanobanana_pipeline.features import table as features_table
 from nanobanana_pipeline.generation.manifest import manifest
 from nanobanana_pipeline.lineage.openlineage.facts import (

@@ -11,9 +11,8 @@ import pytest
 
 from nanobanana_pipeline.bucket_keys import run_done_key
 from nanobanana_pipeline.errors import PlanError, StorageError
-from nanobanana_pipeline.generation.budget import reservations as budgets
 from nanobanana_pipeline.generation.budget.counters import Counter, day_scope, partition_scope
-from nanobanana_pipeline.generation.budget.reservations import ShardBudget
+from nanobanana_pipeline.generation.budget.reservations import HeartbeatTiming, ShardBudget
 from nanobanana_pipeline.generation.launch import settle_shard
 from nanobanana_pipeline.generation.planning.run_files import list_unfinished, mark_done
 from nanobanana_pipeline.ledger import State
@@ -22,10 +21,12 @@ from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.request import PictureParameters
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import Emulators, account_for
-from tests.launching import bought, keep_prompts, launch, planned, prompts, states, tell
+from tests.launching import QUICK, bought, keep_prompts, launch, planned, prompts, states, tell
 from tests.s3_proxy import Loss, S3Proxy, wait_until
 
 PRICE = Decimal("0.04")
+EXPIRED = HeartbeatTiming(expired_seconds=-1.0)
+"""To others every shard has expired."""
 
 
 def counted(store: ObjectStore) -> Counter:
@@ -168,7 +169,6 @@ def a_dead_shard(store: ObjectStore, account: Account, sold: int) -> str:
 def test_a_dead_shards_reservation_counts_until_its_spending_is_counted(
     store: ObjectStore,
     emulator_and_account: tuple[Any, Account],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _, account = emulator_and_account
     a_dead_shard(store, account, 2)
@@ -177,8 +177,8 @@ def test_a_dead_shards_reservation_counts_until_its_spending_is_counted(
     store.put("runs/dead/shard-0000.alive", b"")
     assert launch(store, tight, "other").states == {"over_budget": 5, "settled": 1}
     assert counted(store).reserved["dead/shard-0000"].images == 5
-    monkeypatch.setattr(budgets, "DEAD_SECONDS", -1.0)
-    assert launch(store, tight, "other").states == {"over_budget": 2, "settled": 4}
+    hasty = replace(QUICK, heartbeat=EXPIRED)
+    assert launch(store, tight, "other", timing=hasty).states == {"over_budget": 2, "settled": 4}
     day = counted(store)
     assert (day.images, day.reserved) == (6, {})
 
@@ -193,9 +193,7 @@ def test_a_shard_that_runs_again_under_its_name_counts_what_it_spent_before(
     assert (day.images, day.reserved, bought(emulator)) == (2, {}, 2)
 
 
-def test_a_shard_that_was_taken_for_dead_reserves_anew(
-    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shard_that_was_taken_for_dead_reserves_anew(store: ObjectStore) -> None:
     scope = day_scope(store, Budget(day=Cap(images=3)))
     purse = ShardBudget(store, [scope], price=None, run_id="run", shard="shard-0000")
     purse.open(3)
@@ -203,14 +201,14 @@ def test_a_shard_that_was_taken_for_dead_reserves_anew(
     scope.change(lambda counter: counter.closed("run/shard-0000", 1))
     scope.reserve("another/shard-0000", 1, None)
     store.put("runs/another/shard-0000.alive", b"")
-    monkeypatch.setattr(budgets, "STALE_SECONDS", -1.0)
+    purse._timing = HeartbeatTiming(stale_seconds=-1.0)
     assert purse.take(1)
     assert not purse.take(1)
     assert counted(store).images_counted == 3
 
 
 def test_a_run_that_goes_on_after_it_was_called_done_can_be_rescued_again(
-    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore,
 ) -> None:
     scope = day_scope(store, Budget(day=Cap(images=3)))
     purse = ShardBudget(store, [scope], price=None, run_id="run", shard="shard-0000")
@@ -218,7 +216,7 @@ def test_a_run_that_goes_on_after_it_was_called_done_can_be_rescued_again(
     mark_done(store, "run", 0)
     assert purse.take(1)
     assert list_unfinished(store) == []
-    monkeypatch.setattr(budgets, "STALE_SECONDS", -1.0)
+    purse._timing = HeartbeatTiming(stale_seconds=-1.0)
     assert purse.take(1)
     assert list_unfinished(store) == ["run"]
     assert store.head(run_done_key("run")) is None
@@ -265,13 +263,12 @@ def test_a_scope_has_room_as_its_cap_says() -> None:
     assert str(Cap(images=1000, cost=Decimal("12.5"))) == "1,000 images and 12.50"
 
 
-def test_a_dead_shard_whose_run_file_is_gone_counts_in_full(
-    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dead_shard_whose_run_file_is_gone_counts_in_full(store: ObjectStore) -> None:
     scope = day_scope(store, Budget(day=Cap(images=6)))
     scope.reserve("gone/shard-0000", 5, None)
-    monkeypatch.setattr(budgets, "DEAD_SECONDS", -1.0)
-    purse = ShardBudget(store, [scope], price=None, run_id="run", shard="shard-0000")
+    purse = ShardBudget(
+        store, [scope], price=None, run_id="run", shard="shard-0000", timing=EXPIRED
+    )
     purse.open(3)
     assert (purse.take(1), purse.take(1)) == (True, False)
     assert counted(store).images == 5

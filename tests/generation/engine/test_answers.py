@@ -8,7 +8,6 @@ import socket
 import pytest
 from PIL import Image
 
-from nanobanana_pipeline.generation.engine import submit
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import Emulators, account_for
 from tests.launching import bought, check_images, keep_prompts, launch
@@ -17,11 +16,6 @@ from tests.provider.servers import Handler, Server, always, answer, closing, ser
 RULE = "width must be divisible by 32"
 BROKEN = "CUDA out of memory"
 POSTS_OF_FAILED = 3
-
-
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "FAILED_PAUSE_SECONDS", 0.05)
 
 
 def said(line: str, **fields: object) -> Handler:

@@ -6,14 +6,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import tenacity
 
 from nanobanana_pipeline.errors import StorageError
-from nanobanana_pipeline.generation.engine import engine, submit, transfer
 from nanobanana_pipeline.generation.engine.engine import Progress, Report
-from nanobanana_pipeline.generation.engine.transfer import Transfer
+from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.generation.launch import collect, settle_shard
 from nanobanana_pipeline.ledger import Entry, Ledger, Outcome, State
 from nanobanana_pipeline.local import free_port
@@ -22,6 +22,7 @@ from nanobanana_pipeline.request import ImageRequest, request_key
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import API_KEY, Emulators, account_for
 from tests.launching import (
+    QUICK,
     admin,
     bought,
     check_images,
@@ -40,14 +41,6 @@ DAY = 24 * 3600
 
 
 @pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "FAILED_PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr(submit, "MAX_BACKOFF_SECONDS", 0.05)
-    monkeypatch.setattr(submit, "OTHERS_CLAIM_POLL_SECONDS", 0.3)
-    monkeypatch.setattr(engine, "GRACE_SECONDS", 60.0)
-
-
-@pytest.fixture(autouse=True)
 def _no_threads_left() -> Iterator[None]:
     """Whatever happens to a shard, its threads end with it."""
     yield
@@ -55,7 +48,7 @@ def _no_threads_left() -> Iterator[None]:
 
 
 def engine_threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith(("buyer-", "mover-"))]
+    return [t.name for t in threading.enumerate() if t.name.startswith(("submit-", "transfer-"))]
 
 
 @pytest.fixture
@@ -220,7 +213,7 @@ def test_a_provider_that_cannot_be_reached_leaves_no_doubt(store: ObjectStore) -
     assert (made.states, made.report.bought) == ({"pending": 3}, 0)
     assert made.rows["reason"].str.contains("refused").all()
     assert all(a.outcome is Outcome.NOT_SENT for e in entries(store) for a in e.attempts)
-    assert [len(entry.attempts) for entry in entries(store)] == [submit.UNSENT_TRIES] * 3
+    assert [len(entry.attempts) for entry in entries(store)] == [QUICK.unsent_tries] * 3
 
 
 # --- what others left behind ---
@@ -285,10 +278,9 @@ def test_what_a_dead_run_had_accepted_is_brought_by_its_id_without_a_post(
 
 
 def test_pictures_that_have_expired_are_lost_with_the_good_ones_kept(
-    store: ObjectStore, emulators: Emulators, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, emulators: Emulators
 ) -> None:
     """Of two samples one was brought before the provider's 24 hours ended."""
-    monkeypatch.setattr(Transfer.__init__, "__kwdefaults__", {"download_seconds": 1.0})
     emulator = emulators()
     account = account_for(emulator.base_url, store)
     keep_prompts(store, "set", [{"prompt": "a pair", "samples": 2}])
@@ -305,7 +297,7 @@ def test_pictures_that_have_expired_are_lost_with_the_good_ones_kept(
         store.delete(key)
     ledger_of_lost = f"ledger/{lost.request_key[:2]}/{lost.request_key}.json"
     store.put(ledger_of_lost, lost.to_json())
-    made = launch(store, account)
+    made = launch(store, account, timing=replace(QUICK, download_seconds=1.0))
     assert made.states == {"lost": 1}
     assert made.rows["sample"].to_list() == [0, 1]
     assert made.rows["image_sha256"].notna().to_list() == [True, False]
@@ -364,7 +356,6 @@ def test_s3_that_stays_away_ends_the_shard_and_says_what_is_known(
     store: ObjectStore, emulators: Emulators, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Accepted, and never written down: the report does not call it open."""
-    monkeypatch.setattr("nanobanana_pipeline.ledger.ledger.PAID_PATIENCE_SECONDS", 0.5)
     monkeypatch.setattr(ObjectStore.get.retry, "stop", tenacity.stop_after_delay(0.2))
     emulator = emulators()
     keep_prompts(store, "set", prompts(1))
@@ -375,7 +366,13 @@ def test_s3_that_stays_away_ends_the_shard_and_says_what_is_known(
         return Loss.REQUEST if "/ledger/" in path and bought(emulator) else None
 
     proxy.rule = rule
-    report = settle_shard(proxy.store_like(store), account, made.run_id, made.shards[0])
+    report = settle_shard(
+        proxy.store_like(store),
+        account,
+        made.run_id,
+        made.shards[0],
+        timing=Timing(paid_patience_seconds=0.5),
+    )
     assert (report.states, report.bought) == ({State.SUBMITTING: 1}, 1)
     assert collect(store, "emulator", made, report).cells == {"pending": 1}
 
@@ -410,7 +407,12 @@ class Interruption(BaseException):
 
 
 def interrupted(
-    store: ObjectStore, account: Account, count: int, emulator: object, after: int
+    store: ObjectStore,
+    account: Account,
+    count: int,
+    emulator: object,
+    after: int,
+    grace_seconds: float = 60.0,
 ) -> None:
     """Settle a shard of `count` requests, and break off once so many are bought."""
     made = planned(store, run_id="interrupted")
@@ -427,7 +429,7 @@ def interrupted(
             made.run_id,
             made.shards[0],
             on_progress=on_progress,
-            progress_seconds=0.1,
+            timing=Timing(progress_seconds=0.1, grace_seconds=grace_seconds),
         )
 
 
@@ -450,13 +452,12 @@ def test_an_interruption_stops_sending_and_settles_what_is_accepted(
 
 
 def test_what_is_still_drawn_at_the_end_of_the_grace_is_resumed_by_the_next_launch(
-    store: ObjectStore, emulators: Emulators, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, emulators: Emulators
 ) -> None:
-    monkeypatch.setattr(engine, "GRACE_SECONDS", 0.5)
     emulator = emulators(latency_seconds=(10, 10))
     account = account_for(emulator.base_url, store)
     keep_prompts(store, "set", prompts(8))
-    interrupted(store, account, 8, emulator, after=4)
+    interrupted(store, account, 8, emulator, after=4, grace_seconds=0.5)
     assert states(store)[State.ACCEPTED] == bought(emulator) == 4
     tell(emulator, "clock", advance=10)
     again = launch(store, account)
@@ -465,13 +466,12 @@ def test_what_is_still_drawn_at_the_end_of_the_grace_is_resumed_by_the_next_laun
 
 
 def test_what_is_not_answered_at_the_end_of_the_grace_is_in_doubt_until_its_answer_comes(
-    store: ObjectStore, emulators: Emulators, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, emulators: Emulators
 ) -> None:
-    monkeypatch.setattr(engine, "GRACE_SECONDS", 0.5)
     emulator = emulators(mode="sync", latency_seconds=(10, 10))
     account = account_for(emulator.base_url, store)
     keep_prompts(store, "set", prompts(6))
-    interrupted(store, account, 6, emulator, after=4)
+    interrupted(store, account, 6, emulator, after=4, grace_seconds=0.5)
     assert states(store)[State.IN_DOUBT] == 4
     assert State.SUBMITTING not in states(store)
     tell(emulator, "clock", advance=10)
@@ -483,13 +483,12 @@ def test_what_is_not_answered_at_the_end_of_the_grace_is_in_doubt_until_its_answ
 
 
 def test_a_stop_while_s3_is_silent_is_bounded_and_raises_what_stopped_it(
-    store: ObjectStore, emulators: Emulators, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, emulators: Emulators, proxy: S3Proxy
 ) -> None:
-    """Movers wait for S3, the hand-over is full, and buyers wait for the hand-over."""
-    monkeypatch.setattr(engine, "GRACE_SECONDS", 1.0)
-    monkeypatch.setattr(engine, "MOVERS", 2)
-    monkeypatch.setattr(engine, "HAND_OVER", 2)
-    monkeypatch.setattr(transfer, "STUCK_AFTER", 1000)
+    """Transfer workers wait for S3, and submit workers for the hand-over, which is full."""
+    timing = Timing(
+        progress_seconds=0.1, grace_seconds=1.0, transfer_workers=2, hand_over=2, stuck_after=1000
+    )
     emulator = emulators(mode="sync")
     account = account_for(emulator.base_url, store)
     keep_prompts(store, "set", prompts(20))
@@ -497,7 +496,7 @@ def test_a_stop_while_s3_is_silent_is_bounded_and_raises_what_stopped_it(
     proxy.rule = lambda _method, path: Loss.REQUEST if "/images/" in path else None
 
     def on_progress(now: Progress) -> None:
-        # 2 at the movers, 2 in between, and 10 buyers who wait to hand over.
+        # 2 in transfer, 2 in between, and 10 submit workers that wait to hand over.
         if bought(emulator) == 14 and now.at_provider == 0:
             raise Interruption
 
@@ -509,7 +508,7 @@ def test_a_stop_while_s3_is_silent_is_bounded_and_raises_what_stopped_it(
             made.run_id,
             made.shards[0],
             on_progress=on_progress,
-            progress_seconds=0.1,
+            timing=timing,
         )
     assert states(store) == {State.ACCEPTED: 14}
     proxy.rule = lambda _method, _path: None
@@ -519,10 +518,9 @@ def test_a_stop_while_s3_is_silent_is_bounded_and_raises_what_stopped_it(
 
 
 def test_a_stop_while_the_ledger_is_silent_raises_what_stopped_it(
-    store: ObjectStore, emulators: Emulators, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, emulators: Emulators, proxy: S3Proxy
 ) -> None:
-    monkeypatch.setattr(engine, "GRACE_SECONDS", 0.3)
-    monkeypatch.setattr(engine, "DOUBT_SECONDS", 0.3)
+    timing = Timing(progress_seconds=0.1, grace_seconds=0.3, doubt_seconds=0.3)
     emulator = emulators(mode="sync", latency_seconds=(60, 60))
     account = account_for(emulator.base_url, store)
     keep_prompts(store, "set", prompts(4))
@@ -541,7 +539,7 @@ def test_a_stop_while_the_ledger_is_silent_raises_what_stopped_it(
             made.run_id,
             made.shards[0],
             on_progress=on_progress,
-            progress_seconds=0.1,
+            timing=timing,
         )
     assert states(store) == {State.SUBMITTING: 4}
     tell(emulator, "clock", advance=60)
@@ -562,7 +560,7 @@ def test_ctrl_c_reaches_the_caller(store: ObjectStore, emulators: Emulators) -> 
 
     threading.Thread(target=press).start()
     with pytest.raises(KeyboardInterrupt):
-        settle_shard(store, account, made.run_id, made.shards[0])
+        settle_shard(store, account, made.run_id, made.shards[0], timing=QUICK)
     sold = bought(emulator)
     time.sleep(0.5)
     assert bought(emulator) == sold < 30
@@ -578,7 +576,6 @@ def test_a_fault_in_either_stage_ends_the_shard_and_is_raised(
     store: ObjectStore, emulators: Emulators, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     """A programming mistake, which cannot be made to happen otherwise."""
-    monkeypatch.setattr(engine, "HAND_OVER", 1)
     emulator = emulators(latency_seconds=(0.05, 0.1))
     account = account_for(emulator.base_url, store)
     keep_prompts(store, "set", prompts(20))
@@ -591,7 +588,7 @@ def test_a_fault_in_either_stage_ends_the_shard_and_is_raised(
     with monkeypatch.context() as patch:
         patch.setattr(part, stage, fault)
         with pytest.raises(RuntimeError, match="a mistake"):
-            settle_shard(store, account, made.run_id, made.shards[0])
+            settle_shard(store, account, made.run_id, made.shards[0], timing=Timing(hand_over=1))
     assert bought(emulator) < 20
     if stage == "download":
         assert launch(store, account).states == {"settled": 20}
@@ -611,7 +608,7 @@ def test_progress_and_report_agree(store: ObjectStore, emulators: Emulators) -> 
         made.shards[0],
         slots=2,
         on_progress=seen.append,
-        progress_seconds=0.2,
+        timing=Timing(progress_seconds=0.2),
     )
     assert seen
     assert [now.finished for now in seen] == sorted(now.finished for now in seen)

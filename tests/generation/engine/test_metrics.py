@@ -191,12 +191,12 @@ def test_unasked_for_nothing_is_imported_and_no_thread_runs() -> None:
     program = """
 import sys, threading
 from nanobanana_pipeline.generation import launch
-from nanobanana_pipeline.generation.metrics import UNTOLD, told_metrics
-with told_metrics("run", None) as metrics:
-    assert metrics is UNTOLD
+from nanobanana_pipeline.generation.engine.metrics import NO_METRICS, Duration, open_metrics
+with open_metrics("run", None) as metrics:
+    assert metrics is NO_METRICS
     metrics.accepted()
     metrics.slots(1, 2)
-    with metrics.timed("put"):
+    with metrics.timed(Duration.PUT):
         pass
 assert threading.active_count() == 1
 assert not [name for name in sys.modules if name.startswith("opentelemetry")]

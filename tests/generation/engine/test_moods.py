@@ -1,13 +1,22 @@
 """What each quirk of the provider makes of a cell, and of the same cell at the next launch."""
 
+from dataclasses import replace
+
 import pytest
 
 from nanobanana_pipeline.emulator.moods import MOODS
-from nanobanana_pipeline.generation.engine import submit
-from nanobanana_pipeline.generation.engine.transfer import Transfer
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import Emulators, account_for
-from tests.launching import admin, bought, check_images, keep_prompts, launch, prompts, tell
+from tests.launching import (
+    QUICK,
+    admin,
+    bought,
+    check_images,
+    keep_prompts,
+    launch,
+    prompts,
+    tell,
+)
 
 SOMETIMES = 0.7
 """For what would last for ever if it always happened."""
@@ -95,11 +104,6 @@ NOT_ALWAYS = {
 """Moods at `SOMETIMES`, and the call that they make us repeat."""
 
 
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "FAILED_PAUSE_SECONDS", 0.05)
-
-
 def test_every_quirk_has_its_place() -> None:
     assert set(EXPECTED) | ELSEWHERE == set(MOODS)
     assert not set(EXPECTED) & ELSEWHERE
@@ -107,11 +111,11 @@ def test_every_quirk_has_its_place() -> None:
 
 @pytest.mark.parametrize("mood", EXPECTED)
 def test_a_quirk_and_what_the_next_launch_makes_of_it(
-    store: ObjectStore, emulators: Emulators, monkeypatch: pytest.MonkeyPatch, mood: str
+    store: ObjectStore, emulators: Emulators, mood: str
 ) -> None:
     state, purchases, later = EXPECTED[mood]
-    if state == "lost":  # what is given up in the end is given up soon
-        monkeypatch.setattr(Transfer.__init__, "__kwdefaults__", {"download_seconds": 0.2})
+    # What is given up in the end is given up soon.
+    timing = replace(QUICK, download_seconds=0.2) if state == "lost" else QUICK
     emulator = emulators(
         moods={mood: SOMETIMES if mood in NOT_ALWAYS else 1},
         retry_after_seconds=0.1,
@@ -122,7 +126,7 @@ def test_a_quirk_and_what_the_next_launch_makes_of_it(
     texts = "yes" if mood.startswith("base64") else "no"
     count = 4 if mood in NOT_ALWAYS else 1
     keep_prompts(store, "set", [{"prompt": each, "base64": texts} for each in prompts(count)])
-    first = launch(store, account)
+    first = launch(store, account, timing=timing)
     assert first.states == {state: count}
     assert bought(emulator) == purchases * count
     assert first.rows["reason"].notna().all() == (state != "settled")
@@ -130,7 +134,7 @@ def test_a_quirk_and_what_the_next_launch_makes_of_it(
     if mood in NOT_ALWAYS:
         assert sum(admin(emulator, "stats")["calls"][NOT_ALWAYS[mood]].values()) > count
     tell(emulator, "moods", **{mood: 0})
-    again = launch(store, account)
+    again = launch(store, account, timing=timing)
     assert again.states == {later: count}
     assert bought(emulator) == (1 if state == "pending" else purchases * count)
     assert admin(emulator, "purchases")["bought_twice"] == 0

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from nanobanana_pipeline.emulator import EmulatorThread
-from nanobanana_pipeline.generation.engine import poll
+from nanobanana_pipeline.generation.engine.poll import _pause
+from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING, Timing
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import Emulators, account_for
 from tests.launching import admin, bought, check_images, entries, keep_prompts, launch, prompts
@@ -39,14 +40,14 @@ def test_what_is_told_is_confirmed_by_one_fetch(
 
 @pytest.mark.parametrize("mood", ["webhook_never", "webhook_late"])
 def test_what_is_not_told_in_time_is_fetched(
-    store: ObjectStore, emulators: Emulators, monkeypatch: pytest.MonkeyPatch, mood: str
+    store: ObjectStore, emulators: Emulators, mood: str
 ) -> None:
-    monkeypatch.setattr(poll, "MAIL_PATIENCE_SECONDS", 1.0)
+    timing = Timing(webhook_patience_seconds=1.0)
     emulator = emulators(latency_seconds=(0.2, 0.4), moods={mood: 1})
     with receiving(store) as webhooks:
         account = replace(account_for(emulator.base_url, store), webhooks=webhooks)
         keep_prompts(store, "set", prompts(2))
-        assert launch(store, account).states == {"settled": 2}
+        assert launch(store, account, timing=timing).states == {"settled": 2}
     assert list(store.keys("webhooks/")) == []
 
 
@@ -84,9 +85,9 @@ def test_a_webhook_of_ones_own_goes_before_this_projects_and_a_label_follows_the
 
 def polls(until: float, usual: tuple[float, float] | None) -> list[float]:
     """When it is asked for what is done so long after it was sent, in seconds since then."""
-    times = [poll.FIRST_POLL_SECONDS]
+    times = [DEFAULT_TIMING.first_poll_seconds]
     while times[-1] < until:
-        times.append(times[-1] + poll._pause(times[-1], usual))
+        times.append(times[-1] + _pause(DEFAULT_TIMING, times[-1], usual))
     return times
 
 
@@ -95,10 +96,10 @@ def polls(until: float, usual: tuple[float, float] | None) -> list[float]:
 def test_what_is_ready_is_noticed_soon_whatever_is_usual(
     until: float, usual: tuple[float, float] | None
 ) -> None:
-    asked = polls(until, usual)
+    timing, asked = DEFAULT_TIMING, polls(until, usual)
     late = asked[-1] - until
-    assert late <= max(poll.FIRST_POLL_SECONDS, poll.POLL_SHARE * until) + 1e-9
+    assert late <= max(timing.first_poll_seconds, timing.poll_share * until) + 1e-9
     if usual is not None and usual[0] <= until <= usual[1]:
         spread = usual[1] - usual[0]
-        assert late <= max(poll.LEAST_POLL_SECONDS, spread / poll.USUAL_POLLS) + 1e-9
-    assert len(asked) <= len(polls(until, None)) + poll.USUAL_POLLS + 1
+        assert late <= max(timing.min_poll_seconds, spread / timing.usual_polls) + 1e-9
+    assert len(asked) <= len(polls(until, None)) + timing.usual_polls + 1

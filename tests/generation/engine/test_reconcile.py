@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from nanobanana_pipeline.generation.engine.reconcile import can_reconcile
+from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.ledger import Entry, Ledger
 from nanobanana_pipeline.provider.outcomes import Done
 from nanobanana_pipeline.request import ImageRequest, request_key
@@ -178,17 +179,15 @@ def test_a_loss_is_looked_into_for_a_day_only() -> None:
 
 
 def test_a_rebuy_waits_until_no_late_answer_can_come(
-    store: ObjectStore, emulators: Emulators, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, emulators: Emulators
 ) -> None:
     emulator, account = a_doubt(store, emulators)
     early = launch(store, account, rebuy=True)
     assert (early.states, bought(emulator), early.made.buy) == ({"in_doubt": 1}, 1, 1)
     assert any("may be bought again in" in reason for reason in early.report.reasons)
-    monkeypatch.setattr(
-        "nanobanana_pipeline.generation.engine.submit.REBUY_AFTER_LEASE_SECONDS", -1000.0
-    )
-    assert launch(store, account, rebuy=False).states == {"in_doubt": 1}
-    late = launch(store, account, rebuy=True)
+    timing = Timing(rebuy_after_lease_seconds=-1000.0)
+    assert launch(store, account, rebuy=False, timing=timing).states == {"in_doubt": 1}
+    late = launch(store, account, rebuy=True, timing=timing)
     assert (late.states, bought(emulator)) == ({"settled": 1}, 2)
     (entry,) = entries(store)
     assert [a.rebuy for a in entry.attempts] == [False, True]

@@ -8,9 +8,9 @@ import pytest
 
 from nanobanana_pipeline.bucket_keys import reference_key
 from nanobanana_pipeline.errors import StorageError
-from nanobanana_pipeline.generation.engine.references import KeptReferences
+from nanobanana_pipeline.generation.engine.references import StoredReferences
 from nanobanana_pipeline.generation.engine.submit import Submitter
-from nanobanana_pipeline.generation.engine.work_queue import Ended, PlannedRequest, Work
+from nanobanana_pipeline.generation.engine.work_queue import Finished, PlannedRequest, WorkItem
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.provider.outcomes import SubmitOutcome
 from nanobanana_pipeline.request import ImageRequest, request_key
@@ -26,9 +26,9 @@ def kept(store: ObjectStore, data: bytes) -> str:
     return sha256
 
 
-def work_with(*hashes: str) -> Work:
+def work_with(*hashes: str) -> WorkItem:
     request = ImageRequest(prompt="a fox", seed=1, width=1024, height=1024, ref_sha256=hashes)
-    return Work(PlannedRequest(request_key(request, realm="emulator"), request))
+    return WorkItem(PlannedRequest(request_key(request, realm="emulator"), request))
 
 
 def a_buyer(store: ObjectStore, base_url: str) -> Submitter:
@@ -40,7 +40,7 @@ def test_a_reference_that_is_gone_leaves_the_request_unclaimed(
 ) -> None:
     emulator = emulators()
     step = a_buyer(store, emulator.base_url).advance(work_with("0" * 64))
-    assert isinstance(step, Ended)
+    assert isinstance(step, Finished)
     assert (step.state, "make the prompt set again" in str(step.reason)) == (State.OPEN, True)
     assert (entries(store), bought(emulator)) == ([], 0)
 
@@ -60,7 +60,7 @@ def test_what_is_sent_is_what_was_read_before_the_claim(
     monkeypatch.setattr(one._provider, "submit", note)
     pictures = [f"reference {number}".encode() for number in range(16)]
     hashes = [kept(store, data) for data in pictures]
-    claim = one._ledger.claim
+    claim = one.ledger.claim
 
     def claim_and_lose(*args: object, **more: object) -> object:
         for sha256 in hashes:
@@ -68,7 +68,7 @@ def test_what_is_sent_is_what_was_read_before_the_claim(
         one._references.read.cache_clear()
         return claim(*args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(one._ledger, "claim", claim_and_lose)
+    monkeypatch.setattr(one.ledger, "claim", claim_and_lose)
     one.advance(work_with(*hashes))
     assert sent == [tuple(pictures)]
 
@@ -76,4 +76,4 @@ def test_what_is_sent_is_what_was_read_before_the_claim(
 def test_a_reference_that_is_not_what_its_name_says_is_refused(store: ObjectStore) -> None:
     store.put(reference_key("a" * 64), b"another")
     with pytest.raises(StorageError, match="damaged"):
-        KeptReferences(store).read("a" * 64)
+        StoredReferences(store).read("a" * 64)

@@ -7,13 +7,15 @@ import pytest
 
 from nanobanana_pipeline.generation.budget.reservations import ShardBudget
 from nanobanana_pipeline.generation.engine.submit import Submitter
+from nanobanana_pipeline.generation.engine.thread_group import StopEvents
+from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.generation.engine.transfer import Transfer
 from nanobanana_pipeline.generation.engine.work_queue import (
-    Bought,
-    Ended,
-    Later,
+    Downloadable,
+    Finished,
     PlannedRequest,
-    Work,
+    Requeue,
+    WorkItem,
 )
 from nanobanana_pipeline.ledger import Entry, Ledger, Outcome, State
 from nanobanana_pipeline.provider.account import Account
@@ -44,15 +46,13 @@ def buyer(account: Account, store: ObjectStore, stop: threading.Event) -> Submit
         store,
         account,
         Slots(2),
-        purse=ShardBudget(store, [], price=None, run_id="run", shard="shard-0000"),
-        run_id="run",
-        stop=stop,
-        give_up=threading.Event(),
+        budget=ShardBudget(store, [], price=None, run_id="run", shard="shard-0000"),
+        stopping=StopEvents(stop=stop),
     )
 
 
-def work() -> Work:
-    return Work(PlannedRequest(KEY, REQUEST))
+def work() -> WorkItem:
+    return WorkItem(PlannedRequest(KEY, REQUEST))
 
 
 def meanwhile(store: ObjectStore, *changes: Callable[[Entry], Entry]) -> threading.Thread:
@@ -89,7 +89,7 @@ def test_a_late_answer_after_a_rebuy_by_another_is_kept_and_brought(
     )
     step = buyer(account, store, stop).advance(work())
     other.join()
-    assert isinstance(step, Bought)
+    assert isinstance(step, Downloadable)
     (entry,) = entries(store)
     assert [a.outcome for a in entry.attempts] == [Outcome.ACCEPTED, Outcome.SUBMITTING]
     transfer = Transfer(store, Ledger(store), account.provider, account.downloader, run_id="run")
@@ -108,7 +108,7 @@ def test_an_answer_to_what_others_have_settled_already_changes_nothing(
     other = meanwhile(store, lambda entry: entry.fail(first(entry), "a webhook said so"))
     step = buyer(account, store, stop).advance(work())
     other.join()
-    assert step == Ended(State.FAILED, "a webhook said so")
+    assert step == Finished(State.FAILED, "a webhook said so")
 
 
 def test_pictures_that_cannot_be_had_do_not_undo_what_another_run_has_settled(
@@ -117,14 +117,14 @@ def test_pictures_that_cannot_be_had_do_not_undo_what_another_run_has_settled(
     emulator = emulators()
     account = account_for(emulator.base_url, store)
     step = buyer(account, store, stop).advance(work())
-    assert isinstance(step, Bought)
+    assert isinstance(step, Downloadable)
     transfer = Transfer(
         store,
         Ledger(store),
         account.provider,
         account.downloader,
         run_id="run",
-        download_seconds=0.1,
+        timing=Timing(download_seconds=0.1),
     )
     assert transfer.settle(step.held, step.nonce, step.done).held.entry.state is State.SETTLED
     broken = step.done.output[0].replace(".png", ".jpg")
@@ -140,10 +140,15 @@ def test_a_picture_is_not_lost_while_the_provider_cannot_be_asked(
 ) -> None:
     account = account_for(emulators().base_url, store)
     step = buyer(account, store, stop).advance(work())
-    assert isinstance(step, Bought)
+    assert isinstance(step, Downloadable)
     nowhere = account_for("http://127.0.0.1:9/nano_banana/", store)
     transfer = Transfer(
-        store, Ledger(store), nowhere.provider, account.downloader, run_id="r", download_seconds=0.1
+        store,
+        Ledger(store),
+        nowhere.provider,
+        account.downloader,
+        run_id="r",
+        timing=Timing(download_seconds=0.1),
     )
     gone = type(step.done)("1", (step.done.output[0].replace(".png", ".jpg"),))
     result = transfer.settle(step.held, step.nonce, gone)
@@ -158,7 +163,7 @@ def test_a_claim_that_would_not_outlast_the_answer_is_given_back_unsent(
     slow = buyer(account_for(emulator.base_url, store), store, stop)
     slow._lease_seconds = 10
     item = work()
-    assert slow.advance(item) == Later(0)
+    assert slow.advance(item) == Requeue(0)
     assert item.state is State.OPEN
     (entry,) = entries(store)
     assert entry.attempts[0].outcome is Outcome.NOT_SENT

@@ -14,6 +14,7 @@ from PIL import Image, PngImagePlugin
 from nanobanana_pipeline.bucket_keys import image_key, image_owner_key
 from nanobanana_pipeline.emulator import EmulatorThread
 from nanobanana_pipeline.errors import DownloadError, StorageError
+from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.generation.engine.transfer import Transfer, Transferred
 from nanobanana_pipeline.ledger import Entry, Held, Ledger, State
 from nanobanana_pipeline.provider.modelslab import delivery
@@ -83,7 +84,7 @@ def bring(store: ObjectStore, emulator: EmulatorThread) -> Bring:
             account.provider,
             account.downloader,
             run_id="run",
-            download_seconds=seconds,
+            timing=Timing(download_seconds=seconds),
         )
         return transfer.settle(held, "n1", Done("1", output))
 
@@ -303,7 +304,12 @@ def test_a_place_that_is_told_while_a_run_goes_on_is_found(
     place = Place(public_url=public, uri=store.uri("late"), since="2026-01-01T00:00:00.000+00:00")
     account = account_for(emulator.base_url, store)
     transfer = Transfer(
-        store, Ledger(store), account.provider, account.downloader, run_id="r", download_seconds=0.1
+        store,
+        Ledger(store),
+        account.provider,
+        account.downloader,
+        run_id="r",
+        timing=Timing(download_seconds=0.1),
     )
     with pytest.raises(DownloadError):  # the folders are read once, before this one is registered
         transfer._read_output(f"{public}/0.png")

@@ -4,16 +4,16 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from nanobanana_pipeline.generation.engine.work_queue import PlannedRequest, Work, WorkQueue
+from nanobanana_pipeline.generation.engine.work_queue import PlannedRequest, WorkItem, WorkQueue
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.request import ImageRequest
 
 GO = threading.Event()
 
 
-def work(count: int) -> list[Work]:
+def work(count: int) -> list[WorkItem]:
     return [
-        Work(PlannedRequest(str(number), ImageRequest(prompt="a red panda", seed=number + 1)))
+        WorkItem(PlannedRequest(str(number), ImageRequest(prompt="a red panda", seed=number + 1)))
         for number in range(count)
     ]
 

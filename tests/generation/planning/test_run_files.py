@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nanobanana_pipeline.generation.engine.work_queue import PlannedRequest, Work, WorkQueue
+from nanobanana_pipeline.generation.engine.work_queue import PlannedRequest, WorkItem, WorkQueue
 from nanobanana_pipeline.generation.planning import run_files
 from nanobanana_pipeline.generation.planning.run_files import read_shard, write_shards
 from nanobanana_pipeline.request import ImageRequest
@@ -41,11 +41,11 @@ def test_requests_are_dealt_out_evenly_and_in_order(
 def test_the_list_of_work_takes_no_more_than_it_is_asked_for() -> None:
     taken = 0
 
-    def counting() -> Iterator[Work]:
+    def counting() -> Iterator[WorkItem]:
         nonlocal taken
         for planned in asked(5):
             taken += 1
-            yield Work(planned)
+            yield WorkItem(planned)
 
     todo = WorkQueue(counting(), 5)
     assert taken == 0
