@@ -47,16 +47,20 @@ def main(way: str, data: Path) -> None:
 def _ours(rows: pd.DataFrame, formats: tuple[str, ...], shard_bytes: int = SHARD_BYTES) -> None:
     import pyarrow as pa
 
-    from nanobanana_pipeline.datasets.packing import pack
+    from nanobanana_pipeline.datasets.formats import FORMATS
     from nanobanana_pipeline.datasets.recipe import ShardSize
     from nanobanana_pipeline.datasets.release_rows import KEY, as_table, row_digests
-    from nanobanana_pipeline.datasets.shard_layout import lay_out
+    from nanobanana_pipeline.datasets.shard_builder import build_shards
+    from nanobanana_pipeline.datasets.shard_layout import assign_shards
 
     table = as_table(rows)
-    layout = lay_out(table, row_digests(table), ShardSize(bytes=shard_bytes, images=1_000_000))
+    layout = assign_shards(
+        table, row_digests(table), ShardSize(bytes=shard_bytes, images=1_000_000)
+    )
+    kinds = {name: each.shards for name, each in FORMATS.items() if name in formats and each.shards}
     keyed = table.add_column(0, KEY, pa.array(layout.keys))
     store = ObjectStore(s3_client(), local.BUCKET)
-    pack(store, ("bench", "v1"), keyed, layout.shards, formats)
+    build_shards(store, ("bench", "v1"), keyed, layout.shards, kinds)
 
 
 def _shard_writer(rows: pd.DataFrame) -> None:

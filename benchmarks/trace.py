@@ -37,7 +37,13 @@ from nanobanana_pipeline.bucket_keys import (
     ledger_key,
     release_key,
 )
-from nanobanana_pipeline.datasets.release import MANIFEST, Release, ReleaseFile, table_bytes
+from nanobanana_pipeline.datasets.release import (
+    MANIFEST,
+    EveryRelease,
+    Release,
+    ReleaseFile,
+    table_bytes,
+)
 from nanobanana_pipeline.generation.manifest.manifest import (
     COLUMNS,
     CurrentManifest,
@@ -300,9 +306,8 @@ def _put_releases(store: ObjectStore, hashes: list[list[bytes]]) -> None:
         manifest = table_bytes(pa.table(dict(_release_columns(hashes, rows))))
         key = release_key("pets", version, MANIFEST)
         store.put(key, manifest)
-        file = ReleaseFile(
-            MANIFEST, key, len(manifest), hashlib.sha256(manifest).hexdigest(), "manifest"
-        )
+        sha256 = hashlib.sha256(manifest).hexdigest()
+        file = ReleaseFile(MANIFEST, key, len(manifest), sha256, EveryRelease.MANIFEST)
         release = Release(
             name="pets",
             version=version,

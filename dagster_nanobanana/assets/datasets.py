@@ -28,6 +28,7 @@ from nanobanana_pipeline.datasets.release import (
     read_latest,
     read_table,
 )
+from nanobanana_pipeline.datasets.row_thumbnails import read_thumbnails
 from nanobanana_pipeline.datasets.selection import (
     Selection,
     empty_splits,
@@ -35,7 +36,6 @@ from nanobanana_pipeline.datasets.selection import (
     select,
 )
 from nanobanana_pipeline.datasets.splits import find_leaks
-from nanobanana_pipeline.datasets.thumbnails import read_thumbnails
 from nanobanana_pipeline.lineage.events_told import release_begins, release_built
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
@@ -161,7 +161,7 @@ def _metadata(
 def _files(release: Release) -> pd.DataFrame:
     """Each format's files: a shard's pictures count once, however many files it has."""
     files = pd.DataFrame(
-        [(file.format, file.split, file.shard, file.rows, file.size) for file in release.files],
+        [(str(f.format), f.split, f.shard, f.rows, f.size) for f in release.files],
         columns=["format", "split", "shard", "pictures", "bytes"],
     )
     parts = ["format", "split"]

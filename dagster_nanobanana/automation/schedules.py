@@ -5,7 +5,7 @@ import dagster as dg
 from dagster_nanobanana.assets.datasets import recipes_here
 from dagster_nanobanana.automation.sensors import unset
 from dagster_nanobanana.resources import NanobananaResource
-from nanobanana_pipeline.datasets.input_fingerprint import read_inputs
+from nanobanana_pipeline.datasets.input_fingerprint import read_input_status
 from nanobanana_pipeline.datasets.recipe import Recipe
 
 __all__ = ["automation", "releases", "weekly_audit"]
@@ -80,7 +80,7 @@ def daily_releases(
         return reason
     store, requests = nanobanana.store(), []
     for recipe in recipes_here():
-        inputs = read_inputs(store, recipe)
+        inputs = read_input_status(store, recipe)
         if inputs.lacks:
             context.log.info(f"{recipe.name} waits: {'; '.join(inputs.lacks[:5])}")
             continue

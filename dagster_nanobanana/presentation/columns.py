@@ -11,7 +11,7 @@ from typing import Any, Final, get_type_hints
 import dagster as dg
 
 from dagster_nanobanana.presentation.metadata import column_schema
-from nanobanana_pipeline.datasets.sources import ROW_COLUMNS
+from nanobanana_pipeline.datasets.recipe_inputs import ROW_COLUMNS
 from nanobanana_pipeline.features.table import COLUMNS as FEATURE_COLUMNS
 from nanobanana_pipeline.generation.manifest.manifest import COLUMNS as MANIFEST_COLUMNS
 from nanobanana_pipeline.generation.manifest.manifest import OUTCOME_COLUMNS

@@ -12,8 +12,9 @@ from nanobanana_pipeline.bucket_keys import check_bucket
 from nanobanana_pipeline.cli.show import size_text, table_of
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.datasets.changelog import changes
+from nanobanana_pipeline.datasets.layouts import Layout
 from nanobanana_pipeline.datasets.publish import build_release
-from nanobanana_pipeline.datasets.pull import As, pull, verify
+from nanobanana_pipeline.datasets.pull import pull, verify
 from nanobanana_pipeline.datasets.recipe import read_recipe
 from nanobanana_pipeline.datasets.release import (
     MANIFEST,
@@ -177,11 +178,11 @@ def pull_(
     *,
     version: Version = None,
     layout: Annotated[
-        As,
+        Layout,
         typer.Option(
             "--as", help="The layout; geneval and partiprompts are what those scorers read."
         ),
-    ] = As.WEBDATASET,
+    ] = Layout.WEBDATASET,
     split: Annotated[
         str | None, typer.Option(help="Only this split.", show_default="all of them")
     ] = None,

@@ -1,4 +1,4 @@
-"""What a recipe would draw from now, in one short text that is another one once that changes."""
+"""The fingerprint of a recipe's inputs (`InputStatus`), from pointers alone: no table is read."""
 
 import hashlib
 import json
@@ -12,12 +12,12 @@ from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import counted
 
-__all__ = ["Inputs", "read_inputs"]
+__all__ = ["InputStatus", "read_input_status"]
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What a recipe would draw from.
+class InputStatus:
+    """How the inputs of a recipe stand.
 
     Attributes:
         fingerprint: SHA-256, in hexadecimal, of the recipe and of the content of the manifests and
@@ -29,7 +29,7 @@ class Inputs:
     lacks: tuple[str, ...]
 
 
-def read_inputs(store: ObjectStore, recipe: Recipe) -> Inputs:
+def read_input_status(store: ObjectStore, recipe: Recipe) -> InputStatus:
     """Compare what a recipe draws from without reading it: three small objects a partition.
 
     Raises:
@@ -56,7 +56,7 @@ def read_inputs(store: ObjectStore, recipe: Recipe) -> Inputs:
     if not contents and not lacks:
         lacks.append("nothing was generated yet that it could draw from")
     text = json.dumps([recipe.fingerprint, contents], separators=(",", ":"))
-    return Inputs(hashlib.sha256(text.encode()).hexdigest(), tuple(lacks))
+    return InputStatus(hashlib.sha256(text.encode()).hexdigest(), tuple(lacks))
 
 
 def _partitions(store: ObjectStore, recipe: Recipe) -> list[tuple[str, int]]:

@@ -12,19 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-__all__ = ["Hashes", "Positions", "components", "first_alike", "hashes_of", "near_pairs"]
+from nanobanana_pipeline.features.judging import Hashes, hashes_of
+
+__all__ = ["Positions", "components", "first_alike", "near_pairs"]
 
 BITS: Final = 64
 BATCH: Final = 1 << 20
 """Pairs that are handed over at once, about."""
 
-Hashes = npt.NDArray[np.uint64]
 Positions = npt.NDArray[np.int64]
-
-
-def hashes_of(phashes: Iterable[str]) -> Hashes:
-    """Perceptual hashes as numbers, from 16 hexadecimal digits each."""
-    return np.array([int(text, 16) for text in phashes], dtype=np.uint64)
 
 
 def near_pairs(hashes: Hashes, distance: int) -> Iterator[tuple[Positions, Positions]]:

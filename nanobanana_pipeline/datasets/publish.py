@@ -19,15 +19,20 @@ import pyarrow as pa
 
 from nanobanana_pipeline.bucket_keys import latest_release_key, release_key
 from nanobanana_pipeline.datasets.changelog import changes
-from nanobanana_pipeline.datasets.formats.croissant import CROISSANT, croissant
+from nanobanana_pipeline.datasets.formats import FORMATS, shards_of
+from nanobanana_pipeline.datasets.formats.base import (
+    PARQUET_MEDIA_TYPE,
+    Page,
+    ReleaseContents,
+    ShardFiles,
+)
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY, gallery, shown_places
-from nanobanana_pipeline.datasets.formats.huggingface import CARD, PREVIEW, card, preview_places
-from nanobanana_pipeline.datasets.packing import PACKED, PARQUET_TYPE, pack, picture
-from nanobanana_pipeline.datasets.recipe import NEEDS_PARQUET, Format
 from nanobanana_pipeline.datasets.release import (
     CHANGELOG,
     MANIFEST,
     REJECTED,
+    EveryRelease,
+    Format,
     Release,
     ReleaseFile,
     read_latest,
@@ -36,8 +41,9 @@ from nanobanana_pipeline.datasets.release import (
     table_bytes,
 )
 from nanobanana_pipeline.datasets.release_rows import KEY, as_table, row_digests, schema_text, taken
-from nanobanana_pipeline.datasets.shard_layout import BUILD, Layout, lay_out
-from nanobanana_pipeline.datasets.thumbnails import read_thumbnails
+from nanobanana_pipeline.datasets.row_thumbnails import read_thumbnails
+from nanobanana_pipeline.datasets.shard_builder import build_shards
+from nanobanana_pipeline.datasets.shard_layout import BUILD, ShardAssignment, assign_shards
 from nanobanana_pipeline.errors import ReleaseError, StorageUnavailable
 from nanobanana_pipeline.features.measure import THUMBNAIL_SIDE
 from nanobanana_pipeline.images.contact_sheet import caption, contact_sheet
@@ -56,8 +62,6 @@ GIVEN_UP_SECONDS: Final = 86_400
 """An upload that was begun so long ago belongs to a build that was killed."""
 SAMPLES: Final = 12
 SAMPLES_A_ROW: Final = 4
-EVERY_RELEASE: Final = "manifest"
-"""The format of files that every release has."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +81,6 @@ class _Claim:
 
     def same_build(self, other: "_Claim") -> bool:
         return replace(self, created=other.created, sources=other.sources) == other
-
-
-@dataclass(frozen=True)
-class _Page:
-    """A small file of a release."""
-
-    path: str
-    body: bytes
-    format: str
-    type: str
 
 
 def build_release(
@@ -151,9 +145,9 @@ def _build(
 ) -> Release:
     earlier = read_table(store, parent, MANIFEST) if parent else None
     next_key = parent.next_key if parent else 0
-    layout = lay_out(table, digests, recipe.shard_size, earlier, next_key)
-    keyed = table.add_column(0, KEY, pa.array(layout.keys))
-    manifest = _manifest(keyed, layout, digests)
+    shards = assign_shards(table, digests, recipe.shard_size, earlier, next_key)
+    keyed = table.add_column(0, KEY, pa.array(shards.keys))
+    manifest = _manifest(keyed, shards, digests)
     changelog = None
     if earlier is not None:
         now = manifest.select(["row_id", "row_sha256"]).to_pandas()
@@ -174,14 +168,14 @@ def _build(
         kinds=_counts(counted["format"]),
         columns={field.name: str(field.type) for field in keyed.schema},
         changes={} if changelog is None else _counts(changelog["change"]),
-        next_key=layout.next_key,
+        next_key=shards.next_key,
         files=tuple(
-            pack(
+            build_shards(
                 store,
                 (recipe.name, version),
                 keyed,
-                layout.shards,
-                _packed_formats(recipe),
+                shards.shards,
+                _shard_formats(recipe),
                 parent.files if parent else (),
             )
         ),
@@ -189,15 +183,20 @@ def _build(
     tables = {MANIFEST: manifest, REJECTED: _plain(rejected)}
     if changelog is not None:
         tables[CHANGELOG] = _plain(changelog)
-    pages = [
-        *_described(store, release, recipe, keyed),
-        *_shown(store, release, keyed, claim.sources),
-        *(
-            _Page(path, table_bytes(each), EVERY_RELEASE, PARQUET_TYPE)
-            for path, each in tables.items()
-        ),
+    pages: list[tuple[Format | EveryRelease, Page]] = []
+    for name, each in FORMATS.items():
+        if name in recipe.formats and each.pages is not None:
+            contents = ReleaseContents(store, release, keyed)
+            pages += [(name, page) for page in each.pages(contents)]
+    pages += [
+        (EveryRelease.MANIFEST, page)
+        for page in (
+            *_shown(store, release, keyed, claim.sources),
+            *(Page(path, table_bytes(each), PARQUET_MEDIA_TYPE) for path, each in tables.items()),
+        )
     ]
-    return replace(release, files=(*release.files, *(_kept(store, release, p) for p in pages)))
+    files = [_stored(store, release, name, page) for name, page in pages]
+    return replace(release, files=(*release.files, *files))
 
 
 def samples_path(split: str) -> str:
@@ -207,12 +206,12 @@ def samples_path(split: str) -> str:
 
 def _shown(
     store: "ObjectStore", release: Release, table: pa.Table, sources: Sequence[dict[str, Any]]
-) -> Iterator[_Page]:
+) -> Iterator[Page]:
     """The pages on which people look at the pictures."""
     shown = taken(table, shown_places(table))
     thumbnails = read_thumbnails(store, shown)
     page = gallery(release, shown, thumbnails, sources, store.uri(""))
-    yield _Page(GALLERY, page, EVERY_RELEASE, "text/html; charset=utf-8")
+    yield Page(GALLERY, page, "text/html; charset=utf-8")
     rows = shown.select(["split", "image_sha256", "prompt", "prompt_id", "seed"]).to_pandas()
     for split, some in rows.groupby("split", sort=True):
         first = some.head(SAMPLES)
@@ -220,38 +219,21 @@ def _shown(
         sheet = contact_sheet(
             pictures, columns=SAMPLES_A_ROW, tile=THUMBNAIL_SIDE, image_format="WEBP"
         )
-        yield _Page(samples_path(str(split)), sheet, EVERY_RELEASE, "image/webp")
+        yield Page(samples_path(str(split)), sheet, "image/webp")
 
 
-def _described(
-    store: "ObjectStore", release: Release, recipe: "Recipe", table: pa.Table
-) -> Iterator[_Page]:
-    """The pages that tell readers what the shards are."""
-    if Format.HUGGINGFACE in recipe.formats:
-        text = card(release).encode()
-        yield _Page(CARD, text, Format.HUGGINGFACE, "text/markdown; charset=utf-8")
-        shown = taken(table, preview_places(len(table))).to_pylist()
-        pictures = [
-            (picture(store, row), caption(row["prompt"], row["prompt_id"], row["seed"]))
-            for row in shown
-        ]
-        yield _Page(PREVIEW, contact_sheet(pictures, columns=4), Format.HUGGINGFACE, "image/png")
-    if Format.CROISSANT in recipe.formats:
-        url = store.uri(release_key(release.name, release.version, ""))
-        yield _Page(CROISSANT, croissant(release, url), Format.CROISSANT, "application/ld+json")
-
-
-def _kept(store: "ObjectStore", release: Release, page: _Page) -> ReleaseFile:
+def _stored(
+    store: "ObjectStore", release: Release, name: Format | EveryRelease, page: Page
+) -> ReleaseFile:
     key = release_key(release.name, release.version, page.path)
-    store.put(key, page.body, content_type=page.type)
+    store.put(key, page.body, content_type=page.media_type)
     sha256 = hashlib.sha256(page.body).hexdigest()
-    return ReleaseFile(page.path, key, len(page.body), sha256, page.format)
+    return ReleaseFile(page.path, key, len(page.body), sha256, name)
 
 
-def _packed_formats(recipe: "Recipe") -> list[str]:
-    wanted = set(recipe.formats)
-    needed = {"webdataset": Format.WEBDATASET in wanted, "parquet": bool(wanted & NEEDS_PARQUET)}
-    return [name for name in PACKED if needed[name]]
+def _shard_formats(recipe: "Recipe") -> dict[Format, ShardFiles]:
+    needed = {shards_of(name) for name in recipe.formats}
+    return {name: each.shards for name, each in FORMATS.items() if name in needed and each.shards}
 
 
 def _fingerprint(recipe: "Recipe", schema: pa.Schema, digests: list[str]) -> str:
@@ -259,8 +241,8 @@ def _fingerprint(recipe: "Recipe", schema: pa.Schema, digests: list[str]) -> str
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
 
 
-def _manifest(keyed: pa.Table, layout: Layout, digests: list[str]) -> pa.Table:
-    return keyed.append_column("shard", pa.array(layout.numbers, pa.int32())).append_column(
+def _manifest(keyed: pa.Table, shards: ShardAssignment, digests: list[str]) -> pa.Table:
+    return keyed.append_column("shard", pa.array(shards.numbers, pa.int32())).append_column(
         "row_sha256", pa.array(digests, pa.string())
     )
 

@@ -1,52 +1,37 @@
 """Releases on disk, and whether a release is still what was published."""
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nanobanana_pipeline.datasets.formats.croissant import CROISSANT
-from nanobanana_pipeline.datasets.formats.gallery import GALLERY
-from nanobanana_pipeline.datasets.formats.huggingface import CARD, card, card_of_tars
-from nanobanana_pipeline.datasets.formats.scorers import (
-    Picture,
-    Text,
-    as_png,
-    geneval,
-    partiprompts,
-)
+import pyarrow.compute as pc
+from PIL import Image
+
+from nanobanana_pipeline.datasets.layouts import LAYOUTS, Layout
+from nanobanana_pipeline.datasets.layouts.base import ImageFile, PulledRelease, TextFile
 from nanobanana_pipeline.datasets.object_streams import pieces
-from nanobanana_pipeline.datasets.packing import picture
-from nanobanana_pipeline.datasets.recipe import NEEDS_PARQUET, Format
-from nanobanana_pipeline.datasets.release import MANIFEST, Release, ReleaseFile, read_table
+from nanobanana_pipeline.datasets.release import MANIFEST, Release, ReleaseFile, read_arrow
 from nanobanana_pipeline.datasets.release_rows import attributes
+from nanobanana_pipeline.datasets.row_images import read_image
 from nanobanana_pipeline.errors import ReleaseError, StorageError
 from nanobanana_pipeline.wording import counted
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["As", "Fault", "Pulled", "pull", "verify"]
+__all__ = ["FileFault", "PullResult", "pull", "verify"]
 
 AT_ONCE: Final = 8
 PART: Final = ".part"
-
-
-class As(StrEnum):
-    """How a release is laid out on disk."""
-
-    WEBDATASET = "webdataset"
-    PARQUET = "parquet"
-    HUGGINGFACE = "huggingface"
-    GENEVAL = "geneval"
-    PARTIPROMPTS = "partiprompts"
+ROWS_AT_ONCE: Final = 1_000
 
 
 @dataclass(frozen=True)
-class Fault:
+class FileFault:
     """A file of a release that is not what was published."""
 
     path: str
@@ -55,7 +40,7 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Pulled:
+class PullResult:
     """What `pull` did.
 
     Attributes:
@@ -69,7 +54,7 @@ class Pulled:
     size: int
 
 
-def verify(store: "ObjectStore", release: Release) -> Iterator[Fault]:
+def verify(store: "ObjectStore", release: Release) -> Iterator[FileFault]:
     """Read every file of a release again, and compare sizes and hashes.
 
     Raises:
@@ -85,9 +70,9 @@ def pull(
     store: "ObjectStore",
     release: Release,
     folder: Path,
-    layout: As,
+    layout: Layout,
     split: str | None = None,
-) -> Pulled:
+) -> PullResult:
     """Lay a release down in a folder; every byte is checked on the way.
 
     What is there already, whole, stays: a pull that was ended goes on.
@@ -109,71 +94,48 @@ def pull(
             f"{', '.join(release.splits)}"
         )
     folder = folder.resolve()
-    wanted = dict(_plan(store, release, layout, split))
-    _refuse_strangers(folder, wanted)
+    writers = dict(_plan(store, release, layout, split))
+    _refuse_strangers(folder, writers)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        written = list(pool.map(lambda path: wanted[path](folder / path), wanted))
-    size = sum((folder / path).stat().st_size for path in wanted)
-    return Pulled(sum(written), len(written) - sum(written), size)
+        written = list(pool.map(lambda path: writers[path](folder / path), writers))
+    size = sum((folder / path).stat().st_size for path in writers)
+    return PullResult(sum(written), len(written) - sum(written), size)
 
 
-_Put = Callable[[Path], bool]
-"""Makes one file, and says whether it was not there yet."""
+_Write = Callable[[Path], bool]
+"""Writes one file; False where it was there already, whole."""
 
 
 def _plan(
-    store: "ObjectStore", release: Release, layout: As, split: str | None
-) -> Iterator[tuple[str, _Put]]:
-    if layout in {As.GENEVAL, As.PARTIPROMPTS}:
-        lay_out = geneval if layout is As.GENEVAL else partiprompts
-        for part in lay_out(_rows(store, release, split), attributes(release.columns)):
-            if isinstance(part, Text):
-                yield part.path, _Body(part.body)
-            else:
-                yield part.path, _drawn(store, part)
-        return
-    format_ = "webdataset" if layout is As.WEBDATASET else "parquet"
-    shards = release.shards(format_, "")
-    if not shards:
-        holders = [Format.WEBDATASET] if layout is As.WEBDATASET else sorted(NEEDS_PARQUET)
-        raise ReleaseError(
-            f"{release.name} {release.version} cannot be laid out as {layout}: that needs one of "
-            f"the formats {', '.join(holders)}, and it was built as "
-            f"{', '.join(release.recipe['formats'])}. Add one to the recipe and build again, or "
-            "pull it as it is, with --as"
-        )
-    files = [file for file in shards if split in (None, file.split)]
-    if split is None:
-        files += [file for file in release.files if file.path == GALLERY]
-    splits = None if split is None else [split]
-    if layout is As.WEBDATASET:
-        yield CARD, _Body(card_of_tars(release, splits).encode())
-    if layout is As.HUGGINGFACE:
-        yield CARD, _Body(card(release, splits).encode())
-        files += [
-            file
-            for file in release.files
-            if (file.format == Format.HUGGINGFACE and file.path != CARD)
-            or (file.path == CROISSANT and split is None)
-        ]
-    remedy = f"nanobanana release verify {release.name} --version {release.version} --mend"
-    for file in files:
-        yield file.path, _Copy(store, file.key, file.size, file.sha256, remedy)
+    store: "ObjectStore", release: Release, layout: Layout, split: str | None
+) -> Iterator[tuple[str, _Write]]:
+    verify_command = f"nanobanana release verify {release.name} --version {release.version} --mend"
+    pulled = PulledRelease(
+        release,
+        layout,
+        split,
+        lambda: _rows(store, release, split),
+        attributes(release.columns),
+    )
+    for file in LAYOUTS[layout](pulled):
+        match file:
+            case TextFile(path, body):
+                yield path, _Body(body)
+            case ImageFile(path, row, as_png=True):
+                yield path, _Converted(store, row)
+            case ImageFile(path, row):
+                key, size, sha256 = row["image_key"], row["bytes"], row["image_sha256"]
+                yield path, _Copy(store, key, size, sha256, "nanobanana audit")
+            case ReleaseFile(path, key, size, sha256):
+                yield path, _Copy(store, key, size, sha256, verify_command)
 
 
 def _rows(store: "ObjectStore", release: Release, split: str | None) -> Iterator[dict[str, Any]]:
-    manifest = read_table(store, release, MANIFEST)
+    manifest = read_arrow(store, release, MANIFEST)
     if split is not None:
-        manifest = manifest[manifest["split"] == split]
-    for row in manifest.astype(object).where(manifest.notna(), None).to_dict("records"):
-        yield {str(name): value for name, value in row.items()}
-
-
-def _drawn(store: "ObjectStore", part: Picture) -> _Put:
-    row = part.row
-    if part.png:
-        return _Converted(store, row)
-    return _Copy(store, row["image_key"], row["bytes"], row["image_sha256"], "nanobanana audit")
+        manifest = manifest.filter(pc.equal(manifest["split"], split))
+    for batch in manifest.to_batches(max_chunksize=ROWS_AT_ONCE):
+        yield from batch.to_pylist()
 
 
 @dataclass(frozen=True)
@@ -230,7 +192,10 @@ class _Converted:
     row: dict[str, Any]
 
     def __call__(self, path: Path) -> bool:
-        return _Body(as_png(picture(self.store, self.row)))(path)
+        png = io.BytesIO()
+        with Image.open(io.BytesIO(read_image(self.store, self.row))) as image:
+            image.save(png, "PNG")
+        return _Body(png.getvalue())(path)
 
 
 def _hash(path: Path) -> str:
@@ -238,32 +203,32 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _refuse_strangers(folder: Path, wanted: dict[str, _Put]) -> None:
+def _refuse_strangers(folder: Path, writers: dict[str, _Write]) -> None:
     """Readers take every shard of a folder: those of another release would count twice."""
-    for path in wanted:
+    for path in writers:
         if not (folder / path).resolve().is_relative_to(folder):
             raise ReleaseError(f"a file of the release would lie outside of {folder}: {path!r}")
     for found in folder.rglob("*"):
         path = found.relative_to(folder).as_posix()
-        if found.is_file() and path.removesuffix(PART) not in wanted:
+        if found.is_file() and path.removesuffix(PART) not in writers:
             raise ReleaseError(
                 f"{folder} holds {path}, which is no part of this release laid out like this: "
                 "pull into another folder, or move it away"
             )
 
 
-def _fault(store: "ObjectStore", file: ReleaseFile) -> Fault | None:
+def _fault(store: "ObjectStore", file: ReleaseFile) -> FileFault | None:
     size = _size_there(store, file.key)
     if size is None:
-        return Fault(file.path, store.uri(file.key), "missing")
+        return FileFault(file.path, store.uri(file.key), "missing")
     if size != file.size:
         what = f"{counted(size, 'byte')} instead of {file.size:,}"
-        return Fault(file.path, store.uri(file.key), what)
+        return FileFault(file.path, store.uri(file.key), what)
     digest = hashlib.sha256()
     for piece in pieces(store, file.key, file.size):
         digest.update(piece)
     if digest.hexdigest() != file.sha256:
-        return Fault(file.path, store.uri(file.key), "damaged: its SHA-256 differs")
+        return FileFault(file.path, store.uri(file.key), "damaged: its SHA-256 differs")
     return None
 
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -29,16 +28,15 @@ from pydantic import (
 )
 
 from nanobanana_pipeline.datasets.recipe_reader import Document, Trail, read_document
+from nanobanana_pipeline.datasets.release import Format
 from nanobanana_pipeline.errors import PlanError, PromptTableError, RecipeError
 from nanobanana_pipeline.generation.planning.cells import check_seed, read_seeds
 from nanobanana_pipeline.prompts.prompt_set import valid_name
 
 __all__ = [
     "ALL_SEEDS",
-    "NEEDS_PARQUET",
     "Deduplicate",
     "Filter",
-    "Format",
     "PerPrompt",
     "Recipe",
     "ShardSize",
@@ -227,19 +225,6 @@ class ShardSize(_Part):
 
     bytes: Annotated[ByteSize, Field(ge=1)] = ByteSize(500_000_000)
     images: Annotated[int, Field(ge=1)] = 10_000
-
-
-class Format(StrEnum):
-    """What a release is published as. Every release has a plain manifest too."""
-
-    WEBDATASET = "webdataset"
-    PARQUET = "parquet"
-    HUGGINGFACE = "huggingface"
-    CROISSANT = "croissant"
-
-
-NEEDS_PARQUET: Final = frozenset({Format.PARQUET, Format.HUGGINGFACE, Format.CROISSANT})
-"""The formats whose releases hold the Parquet shards."""
 
 
 class Recipe(_Part):

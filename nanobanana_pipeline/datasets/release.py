@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
@@ -27,6 +28,8 @@ __all__ = [
     "CHANGELOG",
     "MANIFEST",
     "REJECTED",
+    "EveryRelease",
+    "Format",
     "Release",
     "ReleaseFile",
     "all_releases",
@@ -47,6 +50,21 @@ REJECTED: Final = "rejected.parquet"
 RESTORE: Final = "restore it from a backup or from the bucket's versions"
 
 
+class Format(StrEnum):
+    """What a release is published as; `formats.FORMATS` says how."""
+
+    WEBDATASET = "webdataset"
+    PARQUET = "parquet"
+    HUGGINGFACE = "huggingface"
+    CROISSANT = "croissant"
+
+
+class EveryRelease(StrEnum):
+    """What stands in place of a format for files that every release has."""
+
+    MANIFEST = "manifest"
+
+
 @dataclass(frozen=True)
 class ReleaseFile:
     """One file.
@@ -57,7 +75,7 @@ class ReleaseFile:
             nothing in it has changed since.
         size: bytes.
         sha256: in hexadecimal.
-        format: what it is part of; ``manifest`` for what every release has.
+        format: what it is part of.
         split: of a shard, else None.
         shard: its number in the split, or None.
         rows: in it, or None.
@@ -68,7 +86,7 @@ class ReleaseFile:
     key: str
     size: int
     sha256: str
-    format: str
+    format: Format | EveryRelease
     split: str | None = None
     shard: int | None = None
     rows: int | None = None
@@ -127,7 +145,7 @@ class Release:
                 return file
         raise ReleaseError(f"{self.name} {self.version} has no {path}")
 
-    def shards(self, format_: str, suffix: str) -> list[ReleaseFile]:
+    def shards(self, format_: Format, suffix: str = "") -> list[ReleaseFile]:
         """The shards of a format, by split and number."""
         return [f for f in self.files if f.format == format_ and f.path.endswith(suffix)]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from nanobanana_pipeline.datasets.sources import ROW_COLUMNS
+from nanobanana_pipeline.datasets.recipe_inputs import ROW_COLUMNS
 from nanobanana_pipeline.errors import ReleaseError
 
 if TYPE_CHECKING:

@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nanobanana_pipeline.datasets.formats.webdataset import TarShard
+from nanobanana_pipeline.datasets.formats import FORMATS
+from nanobanana_pipeline.datasets.formats.base import PARQUET_MEDIA_TYPE, ShardFiles
 from nanobanana_pipeline.datasets.object_streams import Upload
-from nanobanana_pipeline.datasets.packing import HELPERS, PACKED, PARQUET_TYPE, pictures
-from nanobanana_pipeline.datasets.release import MANIFEST, Release, ReleaseFile, read_arrow
+from nanobanana_pipeline.datasets.release import (
+    MANIFEST,
+    EveryRelease,
+    Release,
+    ReleaseFile,
+    read_arrow,
+)
 from nanobanana_pipeline.datasets.release_rows import KEY
+from nanobanana_pipeline.datasets.row_images import read_images
+from nanobanana_pipeline.datasets.shard_builder import HELPERS, INDEX
 from nanobanana_pipeline.errors import ReleaseError
 
 if TYPE_CHECKING:
@@ -37,17 +45,18 @@ def repair(store: "ObjectStore", release: Release, path: str) -> None:
         StorageError: the bucket refuses.
     """
     file = release.file(path)
-    if file.format not in PACKED:
+    kind = None if isinstance(file.format, EveryRelease) else FORMATS[file.format].shards
+    if kind is None:
         raise ReleaseError(
             f"{path} is no shard and cannot be made again: restore it from a backup or from the "
             "bucket's versions; some layouts have it in a folder that was pulled earlier"
         )
     rows = _rows_of(read_arrow(store, release, MANIFEST), file)
-    with ThreadPoolExecutor(HELPERS, "mend-io") as helpers:
-        if path.endswith(f".{PACKED[file.format].suffix}"):
-            _mend_shard(store, file, rows, helpers)
+    with ThreadPoolExecutor(HELPERS, "repair-io") as helpers:
+        if path.startswith(f"{INDEX}/"):
+            _repair_index(store, file, kind, rows, helpers)
         else:
-            _mend_index(store, file, rows, helpers)
+            _repair_shard(store, file, kind, rows, helpers)
 
 
 def _rows_of(manifest: pa.Table, file: ReleaseFile) -> pa.Table:
@@ -55,23 +64,26 @@ def _rows_of(manifest: pa.Table, file: ReleaseFile) -> pa.Table:
     return manifest.filter(here).drop_columns(["shard", "row_sha256"]).sort_by(KEY)
 
 
-def _mend_shard(store: "ObjectStore", file: ReleaseFile, rows: pa.Table, helpers: Executor) -> None:
-    kind = PACKED[file.format]
-    with Upload(store, file.key, kind.type, helpers) as upload:
-        packer = kind.packer(upload, rows.schema)
-        for row, image in pictures(store, rows, helpers):
-            packer.add(row, image)
-        packer.finish()
+def _repair_shard(
+    store: "ObjectStore", file: ReleaseFile, kind: ShardFiles, rows: pa.Table, helpers: Executor
+) -> None:
+    with Upload(store, file.key, kind.media_type, helpers) as upload:
+        writer = kind.open(upload, rows.schema)
+        for row, image in read_images(store, rows, helpers):
+            writer.add(row, image)
+        writer.finish()
         _refuse_other(store, file, upload.sha256)
 
 
-def _mend_index(store: "ObjectStore", file: ReleaseFile, rows: pa.Table, helpers: Executor) -> None:
-    shard = TarShard(_Nowhere())
-    for row, image in pictures(store, rows, helpers):
-        shard.add(row, image)
-    body = shard.index()
+def _repair_index(
+    store: "ObjectStore", file: ReleaseFile, kind: ShardFiles, rows: pa.Table, helpers: Executor
+) -> None:
+    writer = kind.open(_ByteCounter(), rows.schema)
+    for row, image in read_images(store, rows, helpers):
+        writer.add(row, image)
+    body = writer.finish() or b""
     _refuse_other(store, file, hashlib.sha256(body).hexdigest())
-    store.put(file.key, body, content_type=PARQUET_TYPE)
+    store.put(file.key, body, content_type=PARQUET_MEDIA_TYPE)
 
 
 def _refuse_other(store: "ObjectStore", file: ReleaseFile, sha256: str) -> None:
@@ -83,7 +95,7 @@ def _refuse_other(store: "ObjectStore", file: ReleaseFile, sha256: str) -> None:
         )
 
 
-class _Nowhere:
+class _ByteCounter:
     """A sink that only counts."""
 
     def __init__(self) -> None:

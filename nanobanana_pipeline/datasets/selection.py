@@ -14,8 +14,8 @@ import pandas as pd
 from nanobanana_pipeline.datasets.filters import faults_of_filters, why_not
 from nanobanana_pipeline.datasets.perceptual import first_alike
 from nanobanana_pipeline.datasets.recipe import PerPrompt, Recipe
+from nanobanana_pipeline.datasets.recipe_inputs import ROW_COLUMNS, RecipeInputs, read_recipe_inputs
 from nanobanana_pipeline.datasets.release import MANIFEST, Release, read_release, read_table
-from nanobanana_pipeline.datasets.sources import ROW_COLUMNS, Sources, read_sources
 from nanobanana_pipeline.datasets.splits import COLUMNS, share_out
 from nanobanana_pipeline.errors import RecipeError
 from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest
@@ -37,9 +37,9 @@ class Selection:
     """What a recipe selects.
 
     Attributes:
-        rows: one a chosen picture: `sources.ROW_COLUMNS`, the attributes, ``group`` and ``split``
-            (str); ``row_id`` is unique. In the order of the recipe's prompt sets, then by
-            prompt_id, seed and sample.
+        rows: one a chosen picture: `ROW_COLUMNS`, the attributes, ``group`` and ``split`` (str);
+            ``row_id`` is unique. In the order of the recipe's prompt sets, then by prompt_id, seed
+            and sample.
         rejected: all else that was asked for: `REJECTED_COLUMNS`, of which ``step`` is that of
             `steps` which took it out; without ``image_sha256`` where there is no picture. One
             whose request another row shares bears that row's ``row_id``.
@@ -48,7 +48,7 @@ class Selection:
             (int64). Those of `excluded` are not among them.
         excluded: prompts that are none of the dataset's, since a filter refuses what the prompt
             table says of them: prompt_set, prompt_id (str).
-        tried: `Sources.tried`.
+        tried: `RecipeInputs.tried`.
         steps: how many rows were left after each step: step (str), rows (int64).
         manifests: what the rows were drawn from.
     """
@@ -77,17 +77,17 @@ def select(store: ObjectStore, recipe: Recipe, released: pd.DataFrame | None = N
         PromptTableError: a prompt set is damaged.
         StorageError: S3 refuses or holds damaged objects.
     """
-    sources = read_sources(store, recipe)
-    faults = faults_of_filters(recipe, sources.rows)
-    if sources.unmeasured:
+    inputs = read_recipe_inputs(store, recipe)
+    faults = faults_of_filters(recipe, inputs.rows)
+    if inputs.unmeasured:
         faults.append(
             "the features of some pictures are not measured yet; run nanobanana features, or "
             "materialize image_features for these partitions, and come again:\n"
-            + "\n".join(f"  - {each}" for each in sources.unmeasured)
+            + "\n".join(f"  - {each}" for each in inputs.unmeasured)
         )
     if faults:
         raise RecipeError("\n".join(faults), faults=faults)
-    sieve = _Sieve(_in_order(sources.rows, recipe))
+    sieve = _Sieve(_in_order(inputs.rows, recipe))
     error = sieve.rows["error"]
     sieve.drop("can be decoded", ("cannot be decoded: " + error).where(error.notna()))
     for column, rule in recipe.filters.items():
@@ -103,17 +103,17 @@ def select(store: ObjectStore, recipe: Recipe, released: pd.DataFrame | None = N
     sieve.drop("joins no two splits", sieve.rows["row_id"].map(left_out))
     if recipe.per_prompt:
         _drop_surplus(sieve, recipe.per_prompt, released)
-    theirs = _of_dataset(sources.prompts, recipe)
+    theirs = _of_dataset(inputs.prompts, recipe)
     places = shares.rows.set_index("row_id")[["group", "split"]]
-    rows = sieve.rows[[*ROW_COLUMNS, *sources.attributes]].join(places, on="row_id")
+    rows = sieve.rows[[*ROW_COLUMNS, *inputs.attributes]].join(places, on="row_id")
     return Selection(
         rows=rows.reset_index(drop=True),
-        rejected=pd.concat([_not_come(sources), sieve.rejected()], ignore_index=True),
-        shortfall=_shortfall(sources, rows, recipe.per_prompt, theirs),
-        excluded=sources.prompts.loc[~theirs, PROMPT].reset_index(drop=True),
-        tried=sources.tried,
+        rejected=pd.concat([_not_come(inputs), sieve.rejected()], ignore_index=True),
+        shortfall=_shortfall(inputs, rows, recipe.per_prompt, theirs),
+        excluded=inputs.prompts.loc[~theirs, PROMPT].reset_index(drop=True),
+        tried=inputs.tried,
         steps=pd.DataFrame(sieve.steps, columns=["step", "rows"]),
-        manifests=sources.manifests,
+        manifests=inputs.manifests,
     )
 
 
@@ -217,9 +217,9 @@ def _drop_surplus(sieve: _Sieve, wanted: PerPrompt, released: pd.DataFrame | Non
     sieve.drop("per prompt", reason.where(count >= wanted.images).reindex(sieve.rows.index))
 
 
-def _not_come(sources: Sources) -> pd.DataFrame:
+def _not_come(inputs: RecipeInputs) -> pd.DataFrame:
     """What was asked for and is not settled anywhere, as `REJECTED_COLUMNS` has it."""
-    tried = sources.tried[~sources.tried["row_id"].isin(sources.rows["row_id"])]
+    tried = inputs.tried[~inputs.tried["row_id"].isin(inputs.rows["row_id"])]
     tried = tried.drop_duplicates(["prompt_set", "prompt_id", "row_id"])
     state = tried["state"].str.replace("_", " ")
     reason = (state + ": " + tried["reason"]).fillna(state)
@@ -238,13 +238,13 @@ def _of_dataset(prompts: pd.DataFrame, recipe: Recipe) -> "pd.Series[bool]":
 
 
 def _shortfall(
-    sources: Sources, rows: pd.DataFrame, wanted: PerPrompt | None, theirs: "pd.Series[bool]"
+    inputs: RecipeInputs, rows: pd.DataFrame, wanted: PerPrompt | None, theirs: "pd.Series[bool]"
 ) -> pd.DataFrame:
-    found = sources.prompts.loc[theirs, [*PROMPT, "prompt"]]
+    found = inputs.prompts.loc[theirs, [*PROMPT, "prompt"]]
     if wanted is None:
         found = found.iloc[:0]
     accepted = rows.groupby(PROMPT).size().rename("accepted")
-    candidates = sources.tried.groupby(PROMPT)["row_id"].nunique().rename("candidates")
+    candidates = inputs.tried.groupby(PROMPT)["row_id"].nunique().rename("candidates")
     found = found.join(accepted, on=PROMPT).join(candidates, on=PROMPT)
     found = found.fillna({"accepted": 0, "candidates": 0})
     found = found.astype({"accepted": "int64", "candidates": "int64"})

@@ -1,4 +1,4 @@
-"""Which rows lie together in a shard, in a first release and in the next ones.
+"""Assigns the rows of a release to shards (`ShardAssignment`), and gives them their keys.
 
 A row that was released before keeps its key and its shard, so that a shard whose rows are all the
 same has the same digest, and with it the same file. New rows make new shards.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from nanobanana_pipeline.datasets.recipe import ShardSize
 
-__all__ = ["BUILD", "Layout", "Shard", "lay_out"]
+__all__ = ["BUILD", "Shard", "ShardAssignment", "assign_shards"]
 
 BUILD: Final = 2
 """Raised when the same rows shall give other bytes or paths: every shard is built anew then."""
@@ -47,8 +47,8 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where every row lies.
+class ShardAssignment:
+    """The shard of every row.
 
     Attributes:
         keys: each row's, in the table's order.
@@ -63,14 +63,14 @@ class Layout:
     next_key: int
 
 
-def lay_out(
+def assign_shards(
     table: "pa.Table",
     digests: Sequence[str],
     size: "ShardSize",
     earlier: "pd.DataFrame | None" = None,
     next_key: int = 0,
-) -> Layout:
-    """Put rows into shards.
+) -> ShardAssignment:
+    """Assign rows to shards.
 
     All pictures of a shard have one format, since every sample of a shard must have the same files.
 
@@ -112,7 +112,7 @@ def lay_out(
         made_of = [BUILD, schema, [[keys[place], digests[place]] for place in places]]
         digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
         shards.append(Shard(split, number, tuple(places), digest))
-    return Layout(tuple(keys), tuple(shards), tuple(numbers), next_key)
+    return ShardAssignment(tuple(keys), tuple(shards), tuple(numbers), next_key)
 
 
 def _known(earlier: "pd.DataFrame") -> dict[str, tuple[str, str, str, int]]:

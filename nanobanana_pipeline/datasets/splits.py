@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from nanobanana_pipeline.datasets.perceptual import Positions, components, hashes_of, near_pairs
+from nanobanana_pipeline.datasets.perceptual import Positions, components, near_pairs
 from nanobanana_pipeline.datasets.recipe import Splits
 from nanobanana_pipeline.errors import RecipeError
+from nanobanana_pipeline.features.judging import hashes_of
 
 __all__ = ["COLUMNS", "Shares", "find_leaks", "prompt_key", "share_out"]
 

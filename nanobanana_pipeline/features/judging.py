@@ -3,7 +3,7 @@
 Reads tables only: no picture is decoded again, and nothing is asked of the provider.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,9 +22,11 @@ __all__ = [
     "ALIKE_BITS",
     "ALIKE_SHARE",
     "OTHER_SEEDS",
+    "Hashes",
     "Twins",
     "find_twins",
     "find_wrong_sizes",
+    "hashes_of",
     "read_pictures",
 ]
 
@@ -40,6 +42,8 @@ OTHER_SEEDS: Final = 10
 CELLS: Final = ["prompt_id", "prompt", "seed", "seed_asked", "sample", "request_key"]
 LOOKS: Final = ["image_sha256", "width", "height", "blank", "phash", "error"]
 PROMPT: Final = ["prompt_id", "prompt"]
+
+Hashes = npt.NDArray[np.uint64]
 
 
 def read_pictures(store: ObjectStore, prompt_set: str, seed: int) -> pd.DataFrame | None:
@@ -98,6 +102,11 @@ def find_wrong_sizes(
     wrong = both[(both["width"] != both["width_asked"]) | (both["height"] != both["height_asked"])]
     sizes = [f"{w}×{h}" for w, h in zip(wrong["width_asked"], wrong["height_asked"], strict=True)]
     return wrong.assign(asked=sizes)
+
+
+def hashes_of(phashes: Iterable[str]) -> Hashes:
+    """Perceptual hashes as numbers, from 16 hexadecimal digits each."""
+    return np.array([int(text, 16) for text in phashes], dtype=np.uint64)
 
 
 @dataclass(frozen=True)
@@ -178,13 +187,9 @@ def _bits_apart(pairs: pd.DataFrame) -> pd.Series:
     """In how many bits two hashes differ (Int64): 0 for equal bytes, NA where one has no hash."""
     known = pairs["phash"].notna() & pairs["phash_other"].notna()
     bits = pd.Series(pd.NA, index=pairs.index, dtype="Int64")
-    one, other = (_numbers(pairs.loc[known, name]) for name in ("phash", "phash_other"))
+    one, other = (hashes_of(pairs.loc[known, name]) for name in ("phash", "phash_other"))
     bits[known] = np.bitwise_count(one ^ other)
     return bits.mask(pairs["image_sha256"] == pairs["image_sha256_other"], 0)
-
-
-def _numbers(phashes: pd.Series) -> npt.NDArray[np.uint64]:
-    return np.array([int(text, 16) for text in phashes], dtype=np.uint64)
 
 
 def _measured_seeds(store: ObjectStore, prompt_set: str) -> set[int]:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nanobanana_pipeline.bucket_keys import contact_sheet_key, features_prefix, image_key
 from nanobanana_pipeline.errors import PlanError
@@ -29,6 +30,7 @@ from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.storage.versioned import (
     Columns,
     as_frame,
+    open_stored,
     packed,
     read_pointer,
     read_table,
@@ -224,9 +226,8 @@ def _known_rows(store: ObjectStore, before: CurrentFeatures | None) -> dict[str,
     """The rows of a table that may be taken over, by SHA-256."""
     if before is None or before.schema < SCHEMA:
         return {}
-    frame = read_table(store, before.table, COLUMNS, list(COLUMNS))
-    good = frame[frame["error"].isna()]
-    rows = pa.Table.from_pandas(good, schema=SCHEMA_OF_TABLE, preserve_index=False).to_pylist()
+    rows = open_stored(store, before.table, COLUMNS, list(COLUMNS)).read_all()
+    rows = rows.filter(pc.is_null(rows["error"])).to_pylist()
     return {row["image_sha256"]: row for row in rows}
 
 

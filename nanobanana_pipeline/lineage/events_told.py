@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow.parquet as pq
 
 from nanobanana_pipeline.bucket_keys import features_prefix, manifest_prefix, prompt_set_key
-from nanobanana_pipeline.datasets.sources import ROW_COLUMNS
+from nanobanana_pipeline.datasets.recipe_inputs import ROW_COLUMNS
 from nanobanana_pipeline.features import table as features_table
 from nanobanana_pipeline.generation.manifest import manifest
 from nanobanana_pipeline.lineage.told import Check, Dataset, Figures, Origin, Told

@@ -25,7 +25,7 @@ from nanobanana_pipeline.errors import (
     StorageUnavailable,
 )
 from nanobanana_pipeline.images.inspect import CONTENT_TYPES, MAX_IMAGE_BYTES, inspect
-from nanobanana_pipeline.prompts.intake import shortened
+from nanobanana_pipeline.prompts.readers.base import shortened
 from nanobanana_pipeline.prompts.writes import create
 from nanobanana_pipeline.provider.downloads import public_url
 from nanobanana_pipeline.request import MAX_REFERENCES, SIDE_MAX, SIDE_MIN, SIDE_STEP

@@ -1,35 +1,23 @@
 """Reading a prompt table, local or on S3, whatever its format, into text cells."""
 
-import codecs
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, Final, TextIO
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
-from nanobanana_pipeline.errors import PromptTableError, StorageError, StorageUnavailable
-from nanobanana_pipeline.prompts.delimited import read_csv, read_tsv
-from nanobanana_pipeline.prompts.intake import TEXT, Chunk, Fault, Intake
-from nanobanana_pipeline.prompts.typed import read_jsonl, read_parquet
+from nanobanana_pipeline.errors import StorageError, StorageUnavailable
+from nanobanana_pipeline.prompts.readers import READERS, known_suffixes, match_reader
+from nanobanana_pipeline.prompts.readers.base import TEXT, Chunk, RowFault, TableScan
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["PromptTable", "read_table"]
-
-TEXT_FORMATS: Final[dict[str, tuple[Callable[[TextIO, Intake], Iterator[Chunk]], str]]] = {
-    ".csv": (read_csv, ""),
-    ".tsv": (read_tsv, ""),
-    ".jsonl": (read_jsonl, "\n"),
-    ".ndjson": (read_jsonl, "\n"),
-}
-"""Suffix to reader and to the `newline` its text is opened with."""
-PARQUET: Final = ".parquet"
-SCAN_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -49,7 +37,7 @@ class PromptTable:
     source: str
     rows: Any
     numbers: Any
-    broken: tuple[Fault, ...]
+    broken: tuple[RowFault, ...]
 
 
 def read_table(source: str | Path, store: "ObjectStore | None" = None) -> PromptTable:
@@ -64,83 +52,43 @@ def read_table(source: str | Path, store: "ObjectStore | None" = None) -> Prompt
         StorageUnavailable: S3 gave no answer.
     """
     name = str(source)
-    intake = Intake(name)
-    # Only the last suffix but .gz counts: `prompts.v2.csv` is CSV.
-    bare = name.lower().removesuffix(".gz")
-    suffix = PurePosixPath(bare).suffix
-    gzipped = bare != name.lower()
-    if suffix not in TEXT_FORMATS and (gzipped or suffix != PARQUET):
-        raise intake.refusal(
-            "is of no known format: name it .csv, .tsv, .jsonl, .ndjson or .parquet "
-            "(all but Parquet may end in .gz)"
+    scan = TableScan(name)
+    match = match_reader(name)
+    if match is None:
+        plain = " and ".join(reader.name for reader in READERS if not reader.may_be_gzipped)
+        raise scan.refusal(
+            f"is of no known format: name it {known_suffixes()} (all but {plain} may end in .gz)"
         )
-    with _opened(name, store, intake) as file:
+    with _opened(name, store, scan) as file:
         try:
-            with gzip.open(file) if gzipped else file as plain:
-                return _gathered(_chunks(plain, suffix, intake), intake)
+            with gzip.open(file) if match.gzipped else file as plain_file:
+                chunks = match.reader.read(cast("IO[bytes]", plain_file), scan)
+                return _collected(chunks, scan)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise intake.refusal(f"cannot be unpacked ({error}): compress it again") from error
+            raise scan.refusal(f"cannot be unpacked ({error}): compress it again") from error
         except OSError as error:
-            raise intake.refusal(f"cannot be read ({error.strerror or error})") from error
+            raise scan.refusal(f"cannot be read ({error.strerror or error})") from error
 
 
-def _opened(name: str, store: "ObjectStore | None", intake: Intake) -> IO[bytes]:
+def _opened(name: str, store: "ObjectStore | None", scan: TableScan) -> IO[bytes]:
     if name.startswith("s3://"):
         if store is None:
-            raise intake.refusal("lies on S3, and no bucket is configured: set NANOBANANA_BUCKET")
+            raise scan.refusal("lies on S3, and no bucket is configured: set NANOBANANA_BUCKET")
         try:
             return io.BytesIO(store.open_url(name))
         except StorageUnavailable:
             raise
         except StorageError as error:
-            raise intake.refusal(f"cannot be read: {error}") from error
+            raise scan.refusal(f"cannot be read: {error}") from error
     try:
         return Path(name).open("rb")
     except FileNotFoundError as error:
-        raise intake.refusal("does not exist: check the path") from error
+        raise scan.refusal("does not exist: check the path") from error
     except OSError as error:
-        raise intake.refusal(f"cannot be opened ({error.strerror})") from error
+        raise scan.refusal(f"cannot be opened ({error.strerror})") from error
 
 
-def _chunks(file: IO[bytes] | gzip.GzipFile, suffix: str, intake: Intake) -> Iterator[Chunk]:
-    if suffix == PARQUET:
-        yield from read_parquet(file, intake)
-        return
-    read, newline = TEXT_FORMATS[suffix]
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline)
-    try:
-        yield from read(text, intake)
-    except UnicodeDecodeError:
-        raise _not_utf8(file, intake) from None
-    finally:
-        text.detach()  # the file is its opener's to close
-
-
-def _not_utf8(file: IO[bytes] | gzip.GzipFile, intake: Intake) -> PromptTableError:
-    """Say where a file stops being UTF-8, which the error of a buffered reader does not know."""
-    file.seek(0)
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    offset, lines, kept = 0, 1, b""
-    while True:
-        block = file.read(SCAN_BYTES)
-        pending = kept + block
-        try:
-            decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            bad = pending[error.start]
-            line = lines + pending[: error.start].count(b"\n")
-            looks = "is UTF-16" if (offset, bad) in {(0, 0xFF), (0, 0xFE)} else "is not UTF-8"
-            return intake.refusal(
-                f"{looks} (byte 0x{bad:02X} at offset {offset + error.start:,}, line {line:,}): "
-                "save it as UTF-8"
-            )
-        kept = decoder.getstate()[0]
-        done = pending[: len(pending) - len(kept)]
-        offset += len(done)
-        lines += done.count(b"\n")
-
-
-def _gathered(chunks: Iterator[Chunk], intake: Intake) -> PromptTable:
+def _collected(chunks: Iterator[Chunk], scan: TableScan) -> PromptTable:
     numbers, tables = [], []
     for chunk in chunks:
         numbers.append(pa.array(chunk.numbers, pa.int64()))
@@ -148,9 +96,9 @@ def _gathered(chunks: Iterator[Chunk], intake: Intake) -> PromptTable:
         columns = chunk.columns or {"prompt": pa.nulls(len(chunk.numbers), TEXT)}
         tables.append(pa.table(columns))
     # The schema first: later rows of a JSONL file may bring new columns.
-    schema = pa.schema([(name, TEXT) for name in intake.columns])
+    schema = pa.schema([(name, TEXT) for name in scan.columns])
     rows = pa.concat_tables([schema.empty_table(), *tables], promote_options="default")
-    if rows.num_rows == 0 and not intake.faults:
-        raise intake.refusal("has no rows: put one prompt a line under its header")
+    if rows.num_rows == 0 and not scan.faults:
+        raise scan.refusal("has no rows: put one prompt a line under its header")
     all_numbers = pa.chunked_array(numbers, pa.int64())
-    return PromptTable(intake.source, rows, all_numbers, tuple(intake.faults))
+    return PromptTable(scan.source, rows, all_numbers, tuple(scan.faults))

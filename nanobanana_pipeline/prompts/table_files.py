@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from nanobanana_pipeline.errors import PromptTableError
 from nanobanana_pipeline.prompts.prompt_set import valid_name
-from nanobanana_pipeline.prompts.table import PARQUET, TEXT_FORMATS
+from nanobanana_pipeline.prompts.readers import known_suffixes, match_reader
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.storage import ObjectStore
@@ -92,14 +92,12 @@ def _in_bucket(store: "ObjectStore") -> Iterator[tuple[str, str, str]]:
 
 
 def _described(source: str, leaf: str, stamp: str) -> FoundTable:
-    bare = leaf.lower().removesuffix(".gz")
-    known = [*TEXT_FORMATS, *([PARQUET] if bare == leaf.lower() else [])]
-    suffix = next((each for each in known if bare.endswith(each)), None)
-    if suffix is None:
-        fault = "is of no known format: name it .csv, .tsv, .jsonl, .ndjson or .parquet"
+    match = match_reader(leaf)
+    if match is None:
+        fault = f"is of no known format: name it {known_suffixes()}"
         return FoundTable(source, "", stamp, f"{source} {fault}")
     try:
-        return FoundTable(source, valid_name(leaf[: len(bare) - len(suffix)]), stamp)
+        return FoundTable(source, valid_name(match.stem), stamp)
     except PromptTableError as error:
         return FoundTable(source, "", stamp, f"{source}: {error}")
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
-from nanobanana_pipeline.prompts.attributes import typed_attribute
+from nanobanana_pipeline.prompts.attribute_types import typed_attribute
 from nanobanana_pipeline.prompts.checked_prompts import (
     REFERENCE,
     REFERENCE_HASHES,
@@ -25,7 +25,7 @@ from nanobanana_pipeline.prompts.checked_prompts import (
     as_frame,
     canonical_json,
 )
-from nanobanana_pipeline.prompts.intake import CHUNK_ROWS, TEXT, Fault, shortened
+from nanobanana_pipeline.prompts.readers.base import CHUNK_ROWS, TEXT, RowFault, shortened
 from nanobanana_pipeline.prompts.references import References, fitted_size, without_secrets
 from nanobanana_pipeline.prompts.table import PromptTable
 from nanobanana_pipeline.request import TABLE_FIELDS, ImageRequest
@@ -93,8 +93,8 @@ def check_prompts(table: PromptTable, references: References | None = None) -> C
 class _Faults:
     """What is wrong with which rows; the first fault of a cell counts."""
 
-    def __init__(self, broken: Iterable[Fault]) -> None:
-        known = pd.DataFrame(list(broken), columns=list(Fault._fields))
+    def __init__(self, broken: Iterable[RowFault]) -> None:
+        known = pd.DataFrame(list(broken), columns=list(RowFault._fields))
         self._parts = [known.astype({"row": np.int64})]
 
     def add(self, column: str, rows: RowNumbers, values: Any, reasons: Iterable[str]) -> None:  # noqa: ANN401

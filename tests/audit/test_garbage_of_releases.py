@@ -6,7 +6,7 @@ import pytest
 
 from nanobanana_pipeline.audit import AuditReport, Finding, Kind, Waste, audit, find_garbage
 from nanobanana_pipeline.bucket_keys import latest_release_key, release_key
-from nanobanana_pipeline.datasets import packing
+from nanobanana_pipeline.datasets import row_images, shard_builder
 from nanobanana_pipeline.datasets.publish import build_release
 from nanobanana_pipeline.datasets.pull import verify
 from nanobanana_pipeline.datasets.release import Release, read_latest
@@ -31,7 +31,7 @@ def killed(
     store: ObjectStore, count: int, monkeypatch: pytest.MonkeyPatch, after: int = 3
 ) -> set[str]:
     """A build that ended after it had read so many pictures; gives what it has left."""
-    fetch, pictures = packing.picture, iter(range(after))
+    fetch, pictures = row_images.read_image, iter(range(after))
 
     def picture(store: ObjectStore, row: dict[str, object]) -> bytes:
         if next(pictures, None) is None:
@@ -40,8 +40,8 @@ def killed(
 
     before = set(store.keys("datasets/"))
     with monkeypatch.context() as patch:
-        patch.setattr(packing, "picture", picture)
-        patch.setattr(packing, "SHARDS_AT_ONCE", 1)
+        patch.setattr(row_images, "read_image", picture)
+        patch.setattr(shard_builder, "SHARDS_AT_ONCE", 1)
         with pytest.raises(KeyboardInterrupt):
             built(store, count)
     return set(store.keys("datasets/")) - before

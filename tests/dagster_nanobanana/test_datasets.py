@@ -8,7 +8,7 @@ import pytest
 
 from dagster_nanobanana.assets.datasets import dataset_assets, dataset_checks, recipes_here
 from dagster_nanobanana.assets.image_features import image_features
-from nanobanana_pipeline.datasets.release import MANIFEST, read_latest, read_table
+from nanobanana_pipeline.datasets.release import MANIFEST, Format, read_latest, read_table
 from nanobanana_pipeline.errors import RecipeError
 from tests.dagster_nanobanana.conftest import Project
 
@@ -89,7 +89,7 @@ def test_a_file_that_was_tampered_with_fails_the_check(project: Callable[..., Pr
     assert released(here).success
     release, _ = read_latest(here.store, "demo")
     assert release is not None
-    here.store.put(release.shards("webdataset", ".tar")[0].key, b"not a tar")
+    here.store.put(release.shards(Format.WEBDATASET, ".tar")[0].key, b"not a tar")
     result = released(here)
     found = {check.check_name: check for check in result.get_asset_check_evaluations()}
     assert found["readable"].passed is False

@@ -12,8 +12,8 @@ from dagster._core.snap.snap_to_yaml import default_values_yaml_from_type_snap
 from dagster_nanobanana.definitions import defs
 from dagster_nanobanana.partitions import read_cell_key
 from dagster_nanobanana.presentation.columns import PROMPTS, RELEASES
+from nanobanana_pipeline.datasets.recipe_inputs import ROW_COLUMNS
 from nanobanana_pipeline.datasets.release_rows import KINDS
-from nanobanana_pipeline.datasets.sources import ROW_COLUMNS
 from nanobanana_pipeline.errors import NanobananaError
 from nanobanana_pipeline.prompts.table import read_table
 from nanobanana_pipeline.prompts.validation import check_prompts

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from nanobanana_pipeline import local
+from nanobanana_pipeline.datasets.layouts import Layout
 from nanobanana_pipeline.datasets.publish import build_release
-from nanobanana_pipeline.datasets.pull import As, pull
+from nanobanana_pipeline.datasets.pull import pull
 from nanobanana_pipeline.datasets.release import MANIFEST, Release, read_table
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from tests.cli.conftest import emulator, nanobanana
@@ -44,6 +45,6 @@ def published(s3_url: str, tmp_path_factory: pytest.TempPathFactory) -> Publishe
     rows = rows_of(store, 40)
     release = build_release(store, wanted, rows, NOTHING_REJECTED, parent=None)
     folder = tmp_path_factory.mktemp("published")
-    for layout in (As.WEBDATASET, As.HUGGINGFACE):
+    for layout in (Layout.WEBDATASET, Layout.HUGGINGFACE):
         pull(store, release, folder / layout, layout)
     return Published(store, release, folder, read_table(store, release, MANIFEST))

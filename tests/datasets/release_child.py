@@ -13,20 +13,20 @@ from typing import Any
 import pandas as pd
 
 from nanobanana_pipeline import local
-from nanobanana_pipeline.datasets import packing
+from nanobanana_pipeline.datasets import row_images
 from nanobanana_pipeline.datasets.publish import build_release
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from tests.datasets.release_rows import NOTHING_REJECTED, recipe
 
 
 def main(prefix: str, rows: str, name: str, seconds: str, images: str, *formats: str) -> None:
-    fetch = packing.picture
+    fetch = row_images.read_image
 
     def slowly(store: ObjectStore, row: dict[str, Any]) -> bytes:
         time.sleep(float(seconds))
         return fetch(store, row)
 
-    packing.picture = slowly
+    row_images.read_image = slowly
     build_release(
         ObjectStore(s3_client(), local.BUCKET, prefix),
         recipe(*formats, images=int(images), name=name),

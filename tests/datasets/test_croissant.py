@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from nanobanana_pipeline.datasets.release import Format
 from tests.datasets.conftest import Published
 from tests.datasets.release_readers import croissant_rows
 
@@ -29,7 +30,7 @@ def test_it_is_croissant_1_1_with_what_the_recipe_says(
 def test_every_shard_is_named_with_its_hash(said: dict[str, Any], published: Published) -> None:
     folder = published.folder / "huggingface"
     objects = [each for each in said["distribution"] if each["@type"] == "cr:FileObject"]
-    assert len(objects) == len(published.release.shards("parquet", ".parquet"))
+    assert len(objects) == len(published.release.shards(Format.PARQUET))
     for each in objects:
         body = Path(folder, each["contentUrl"]).read_bytes()
         assert each["sha256"] == hashlib.sha256(body).hexdigest()

@@ -11,8 +11,9 @@ from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from nanobanana_pipeline.cli import app
-from nanobanana_pipeline.datasets.pull import As
-from nanobanana_pipeline.datasets.recipe import Filter, Format, PerPrompt, Recipe, read_recipe
+from nanobanana_pipeline.datasets.layouts import Layout
+from nanobanana_pipeline.datasets.recipe import Filter, PerPrompt, Recipe, read_recipe
+from nanobanana_pipeline.datasets.release import Format
 from tests.datasets.conftest import Published
 from tests.test_provider_page import ROOT, faults_of, read_tables
 
@@ -71,7 +72,7 @@ def test_every_key_is_there_with_its_default() -> None:
 
 def test_every_format_and_layout_is_named() -> None:
     layouts = next(table for table in TABLES if "`--as`" in table[0])
-    assert [code(row["`--as`"]) for row in layouts] == list(As)
+    assert [code(row["`--as`"]) for row in layouts] == list(Layout)
     (formats,) = (row["meaning"] for row in KEYS if code(row["key"]) == "formats")
     assert [name for name in Format if f"`{name}`" not in formats] == []
 
@@ -102,6 +103,6 @@ def test_every_program_runs_on_a_pulled_release(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    (tmp_path / "pets-wds").symlink_to(published.folder / As.WEBDATASET)
-    (tmp_path / "pets-hf").symlink_to(published.folder / As.HUGGINGFACE)
+    (tmp_path / "pets-wds").symlink_to(published.folder / Layout.WEBDATASET)
+    (tmp_path / "pets-hf").symlink_to(published.folder / Layout.HUGGINGFACE)
     exec(compile(program, "docs/datasets.md", "exec"), {})  # noqa: S102 - it is the page's

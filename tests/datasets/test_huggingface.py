@@ -8,8 +8,9 @@ import yaml
 from huggingface_hub import DatasetCard
 
 from nanobanana_pipeline.datasets.formats.huggingface import card, preview_places
+from nanobanana_pipeline.datasets.layouts import Layout
 from nanobanana_pipeline.datasets.publish import build_release
-from nanobanana_pipeline.datasets.pull import As, pull
+from nanobanana_pipeline.datasets.pull import pull
 from nanobanana_pipeline.datasets.release import find_release
 from nanobanana_pipeline.images.contact_sheet import caption, contact_sheet
 from nanobanana_pipeline.storage import ObjectStore
@@ -82,7 +83,7 @@ def test_one_split_can_be_pulled_alone_and_its_card_fits(
     published: Published, tmp_path: Path, *, streaming: bool
 ) -> None:
     folder = tmp_path / "test-only"
-    pull(published.store, published.release, folder, As.HUGGINGFACE, "test")
+    pull(published.store, published.release, folder, Layout.HUGGINGFACE, "test")
     assert not (folder / "croissant.json").exists()
     found = datasets.load_dataset(str(folder), streaming=streaming, cache_dir=str(tmp_path / "hf"))
     assert list(found) == ["test"]
@@ -95,7 +96,7 @@ def test_splits_are_listed_in_the_recipes_order(store: ObjectStore, tmp_path: Pa
     wanted = recipe("huggingface", "webdataset", splits={"ratios": ratios})
     release = build_release(store, wanted, rows, NOTHING_REJECTED, parent=None)
     release = find_release(store, release.name)
-    for layout in (As.HUGGINGFACE, As.WEBDATASET):
+    for layout in (Layout.HUGGINGFACE, Layout.WEBDATASET):
         pull(store, release, tmp_path / layout, layout)
         found = datasets.load_dataset(str(tmp_path / layout), cache_dir=str(tmp_path / "hf"))
         assert list(found) == ["train", "m", "a"]
@@ -118,7 +119,7 @@ def test_prompt_columns_of_every_kind_are_read_back(store: ObjectStore, tmp_path
         key=["a", "b", "c", "d"],
     )
     release = build_release(store, recipe("huggingface"), rows, NOTHING_REJECTED, parent=None)
-    pull(store, release, tmp_path / "pets", As.HUGGINGFACE)
+    pull(store, release, tmp_path / "pets", Layout.HUGGINGFACE)
     found = datasets.load_dataset(str(tmp_path / "pets"), cache_dir=str(tmp_path / "hf"))["train"]
     kinds = {name: found.features[name].dtype for name in ("legs", "weight", "tame", "prompt_key")}
     assert kinds == {"legs": "int64", "weight": "float64", "tame": "bool", "prompt_key": "string"}

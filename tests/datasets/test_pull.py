@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageChops
 
+from nanobanana_pipeline.datasets.layouts import Layout
 from nanobanana_pipeline.datasets.publish import build_release
-from nanobanana_pipeline.datasets.pull import As, Pulled, pull, verify
-from nanobanana_pipeline.datasets.release import MANIFEST, ReleaseFile, read_table
+from nanobanana_pipeline.datasets.pull import PullResult, pull, verify
+from nanobanana_pipeline.datasets.release import MANIFEST, Format, ReleaseFile, read_table
 from nanobanana_pipeline.errors import ReleaseError
 from nanobanana_pipeline.storage import ObjectStore
 from tests.datasets.conftest import Published
@@ -21,46 +22,46 @@ from tests.datasets.release_rows import NOTHING_REJECTED, read, recipe, row, row
 @pytest.mark.parametrize(
     ("layout", "files"),
     [
-        (As.WEBDATASET, r"(webdataset|index)/(train|test)/\d{5}-[0-9a-f]{12}\.(tar|parquet)"),
-        (As.PARQUET, r"parquet/(train|test)/\d{5}-[0-9a-f]{12}\.parquet"),
-        (As.HUGGINGFACE, r"README\.md|preview\.png|croissant\.json|parquet/.*\.parquet"),
+        (Layout.WEBDATASET, r"(webdataset|index)/(train|test)/\d{5}-[0-9a-f]{12}\.(tar|parquet)"),
+        (Layout.PARQUET, r"parquet/(train|test)/\d{5}-[0-9a-f]{12}\.parquet"),
+        (Layout.HUGGINGFACE, r"README\.md|preview\.png|croissant\.json|parquet/.*\.parquet"),
     ],
 )
 def test_a_layout_has_the_files_that_were_published(
-    published: Published, tmp_path: Path, layout: As, files: str
+    published: Published, tmp_path: Path, layout: Layout, files: str
 ) -> None:
     pulled = pull(published.store, published.release, tmp_path, layout)
     found = tree(tmp_path)
     size = sum(map(len, found.values()))
-    if layout is As.WEBDATASET:
+    if layout is Layout.WEBDATASET:
         # Made for this layout alone.
         assert b"webdataset/train/*.tar" in found.pop("README.md")
     wanted = rf"{files}|gallery\.html"
     expected = {f.path: f.sha256 for f in published.release.files if re.fullmatch(wanted, f.path)}
     assert {path: sha256(body) for path, body in found.items()} == expected
-    assert pulled == Pulled(len(tree(tmp_path)), 0, size)
+    assert pulled == PullResult(len(tree(tmp_path)), 0, size)
 
 
 def test_one_split_is_pulled_alone(published: Published, tmp_path: Path) -> None:
-    pull(published.store, published.release, tmp_path, As.WEBDATASET, "test")
+    pull(published.store, published.release, tmp_path, Layout.WEBDATASET, "test")
     shards = set(tree(tmp_path)) - {"README.md"}
     assert {path.split("/")[1] for path in shards} == {"test"}
     with pytest.raises(ReleaseError, match="no split 'val'; there are test, train"):
-        pull(published.store, published.release, tmp_path, As.WEBDATASET, "val")
+        pull(published.store, published.release, tmp_path, Layout.WEBDATASET, "val")
 
 
 def test_a_pull_goes_on_and_mends_what_is_not_whole(published: Published, tmp_path: Path) -> None:
     store, release = published.store, published.release
-    whole = pull(store, release, tmp_path, As.PARQUET)
+    whole = pull(store, release, tmp_path, Layout.PARQUET)
     before = tree(tmp_path)
-    assert pull(store, release, tmp_path, As.PARQUET) == replace(
+    assert pull(store, release, tmp_path, Layout.PARQUET) == replace(
         whole, written=0, kept=whole.written
     )
     cut, changed, gone = list(before)[:3]
     (tmp_path / cut).write_bytes(before[cut][:-1])
     (tmp_path / changed).write_bytes(before[changed][:-1] + b"!")
     (tmp_path / gone).rename(tmp_path / f"{gone}.part")
-    assert pull(store, release, tmp_path, As.PARQUET).written == 3
+    assert pull(store, release, tmp_path, Layout.PARQUET).written == 3
     assert tree(tmp_path) == before
 
 
@@ -70,10 +71,10 @@ def test_files_of_another_release_are_not_mixed_with_those_of_this(
     rows = rows_of(store, 9)
     first = build_release(store, recipe(), rows, NOTHING_REJECTED, parent=None)
     second = build_release(store, recipe(), rows.iloc[1:], NOTHING_REJECTED, parent=first)
-    pull(store, first, tmp_path, As.WEBDATASET)
+    pull(store, first, tmp_path, Layout.WEBDATASET)
     before = tree(tmp_path)
     with pytest.raises(ReleaseError, match="which is no part of this release"):
-        pull(store, second, tmp_path, As.WEBDATASET)
+        pull(store, second, tmp_path, Layout.WEBDATASET)
     assert tree(tmp_path) == before
 
 
@@ -83,10 +84,10 @@ def test_a_release_that_refers_to_its_parents_shards_is_pulled_whole(
     rows = rows_of(store, 12)
     first = build_release(store, recipe(), rows.iloc[:9], NOTHING_REJECTED, parent=None)
     second = build_release(store, recipe(), rows, NOTHING_REJECTED, parent=first)
-    pull(store, second, tmp_path, As.WEBDATASET)
+    pull(store, second, tmp_path, Layout.WEBDATASET)
     assert set(tree(tmp_path)) == {
         *("README.md", "gallery.html"),
-        *(file.path for file in second.shards("webdataset", "")),
+        *(file.path for file in second.shards(Format.WEBDATASET, "")),
     }
     assert list(verify(store, second)) == []
 
@@ -97,32 +98,32 @@ def test_what_is_not_there_or_leads_out_of_the_folder_is_refused(
     only = build_release(store, recipe(), rows_of(store, 4), NOTHING_REJECTED, parent=None)
     told = r"as huggingface: that .* huggingface, parquet, and it was built as webdataset\."
     with pytest.raises(ReleaseError, match=told):
-        pull(store, only, tmp_path, As.HUGGINGFACE)
-    astray = ReleaseFile("../x.tar", "x", 1, "0" * 64, "webdataset", "train", 0, 1, "d")
+        pull(store, only, tmp_path, Layout.HUGGINGFACE)
+    astray = ReleaseFile("../x.tar", "x", 1, "0" * 64, Format.WEBDATASET, "train", 0, 1, "d")
     with pytest.raises(ReleaseError, match="would lie outside"):
-        pull(published.store, replace(only, files=(astray,)), tmp_path, As.WEBDATASET)
+        pull(published.store, replace(only, files=(astray,)), tmp_path, Layout.WEBDATASET)
     assert tree(tmp_path) == {}
 
 
 def test_damage_on_the_way_leaves_no_file(store: ObjectStore, tmp_path: Path) -> None:
     release = build_release(store, recipe(), rows_of(store, 4), NOTHING_REJECTED, parent=None)
-    shard = release.shards("webdataset", ".tar")[0]
+    shard = release.shards(Format.WEBDATASET, ".tar")[0]
     store.put(shard.key, read(store, shard.key)[:-1] + b"!")
     remedy = "run nanobanana release verify pets --version v1 --mend"
     with pytest.raises(ReleaseError, match=f"is damaged.*{remedy}"):
-        pull(store, release, tmp_path, As.WEBDATASET)
+        pull(store, release, tmp_path, Layout.WEBDATASET)
     assert shard.path not in tree(tmp_path)
     assert f"{shard.path}.part" not in tree(tmp_path)
     store.put(shard.key, b"")
     with pytest.raises(ReleaseError, match=f"{shard.key}.*{remedy}"):
-        pull(store, release, tmp_path, As.WEBDATASET)
+        pull(store, release, tmp_path, Layout.WEBDATASET)
     store.delete(shard.key)
     with pytest.raises(ReleaseError, match=f"is missing: {remedy}"):
-        pull(store, release, tmp_path, As.WEBDATASET)
+        pull(store, release, tmp_path, Layout.WEBDATASET)
     image = read_table(store, release, MANIFEST)["image_key"][0]
     store.delete(image)
     with pytest.raises(ReleaseError, match=f"{image} is missing: run nanobanana audit"):
-        pull(store, release, tmp_path / "flat", As.PARTIPROMPTS)
+        pull(store, release, tmp_path / "flat", Layout.PARTIPROMPTS)
 
 
 @pytest.mark.parametrize("damage", ["damaged", "missing"])
@@ -138,14 +139,14 @@ def test_a_manifest_that_is_not_as_published_says_where_and_how_to_mend_it(
         store.delete(key)
     remedy = f"{store.uri(key)} is {damage}.*restore it .*nanobanana release verify pets --version"
     with pytest.raises(ReleaseError, match=remedy):
-        pull(store, release, tmp_path, As.PARTIPROMPTS)
+        pull(store, release, tmp_path, Layout.PARTIPROMPTS)
     assert tree(tmp_path) == {}
     assert [fault.path for fault in verify(store, release)] == [MANIFEST]
     # The other layouts do without it, and a restored one is good again.
-    pull(store, release, tmp_path / "tars", As.WEBDATASET)
+    pull(store, release, tmp_path / "tars", Layout.WEBDATASET)
     store.put(key, whole)
     assert list(verify(store, release)) == []
-    pull(store, release, tmp_path / "flat", As.PARTIPROMPTS)
+    pull(store, release, tmp_path / "flat", Layout.PARTIPROMPTS)
 
 
 def test_verify_names_what_is_missing_shorter_or_damaged(store: ObjectStore) -> None:
@@ -171,7 +172,7 @@ def test_geneval_gets_its_folders(store: ObjectStore, tmp_path: Path) -> None:
         include=json.dumps(asked), tag="single_object"
     )
     release = build_release(store, recipe(), rows, NOTHING_REJECTED, parent=None)
-    pull(store, release, tmp_path, As.GENEVAL)
+    pull(store, release, tmp_path, Layout.GENEVAL)
     found = tree(tmp_path)
     assert sorted(found) == sorted(
         f"{n:05d}/{leaf}"
@@ -193,14 +194,14 @@ def test_geneval_gets_its_folders(store: ObjectStore, tmp_path: Path) -> None:
             asked,
             "single_object",
         )
-    again = pull(store, release, tmp_path, As.GENEVAL)
+    again = pull(store, release, tmp_path, Layout.GENEVAL)
     assert again.written == 0
 
 
 def test_partiprompts_gets_flat_pictures_and_their_prompts(
     published: Published, tmp_path: Path
 ) -> None:
-    pull(published.store, published.release, tmp_path, As.PARTIPROMPTS, "train")
+    pull(published.store, published.release, tmp_path, Layout.PARTIPROMPTS, "train")
     found = tree(tmp_path)
     rows = published.rows[published.rows["split"] == "train"]
     said = pd.read_csv(tmp_path / "prompts.tsv", sep="\t")
@@ -219,7 +220,7 @@ def test_partiprompts_gets_flat_pictures_and_their_prompts(
 def test_columns_of_partiprompts_are_known_in_any_case(store: ObjectStore, tmp_path: Path) -> None:
     rows = rows_of(store, 2).assign(challenge="Basic", legs="4", NOTE="none")
     release = build_release(store, recipe(), rows, NOTHING_REJECTED, parent=None)
-    pull(store, release, tmp_path, As.PARTIPROMPTS)
+    pull(store, release, tmp_path, Layout.PARTIPROMPTS)
     said = pd.read_csv(tmp_path / "prompts.tsv", sep="\t", keep_default_na=False)
     assert list(said.columns) == [
         *("Prompt", "Category", "Challenge", "Note"),

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from nanobanana_pipeline.datasets.recipe import Filter, Format, Recipe, load_recipes, read_recipe
+from nanobanana_pipeline.datasets.recipe import Filter, Recipe, load_recipes, read_recipe
+from nanobanana_pipeline.datasets.release import Format
 from nanobanana_pipeline.errors import RecipeError
 
 SAMPLE = Path(__file__).parents[2] / "recipes" / "sample.yaml"

@@ -15,13 +15,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from nanobanana_pipeline.datasets import packing
+from nanobanana_pipeline.datasets import row_images
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY
 from nanobanana_pipeline.datasets.publish import build_release
 from nanobanana_pipeline.datasets.release import (
     CHANGELOG,
     MANIFEST,
     REJECTED,
+    Format,
     Release,
     all_releases,
     dataset_names,
@@ -81,8 +82,8 @@ def test_a_release_names_every_file_with_its_size_and_hash(store: ObjectStore) -
         body = read(store, file.key)
         assert (len(body), hashlib.sha256(body).hexdigest()) == (file.size, file.sha256)
         assert file.key == f"datasets/pets/v1/{file.path}"
-    assert sum(f.rows or 0 for f in release.shards("webdataset", ".tar")) == 21
-    assert sum(f.rows or 0 for f in release.shards("parquet", ".parquet")) == 21
+    assert sum(f.rows or 0 for f in release.shards(Format.WEBDATASET, ".tar")) == 21
+    assert sum(f.rows or 0 for f in release.shards(Format.PARQUET, ".parquet")) == 21
     assert read_latest(store, "pets")[0] == release
     assert (dataset_names(store), list(all_releases(store, "pets"))) == (["pets"], [release])
 
@@ -100,7 +101,7 @@ def test_the_manifest_has_every_row_with_its_shard_key_and_checksums(store: Obje
         ("train", 0): 4, ("train", 1): 4, ("train", 2): 4, ("train", 3): 4, ("train", 4): 1,
         ("test", 0): 4,
     }  # fmt: skip
-    for shard in release.shards("parquet", ".parquet"):
+    for shard in release.shards(Format.PARQUET, ".parquet"):
         keys = pq.read_table(io.BytesIO(read(store, shard.key)), columns=["key"])["key"]
         here = manifest[(manifest["split"] == shard.split) & (manifest["shard"] == shard.shard)]
         assert keys.to_pylist() == here["key"].tolist()
@@ -116,7 +117,7 @@ def test_a_shard_ends_at_its_bytes_too_and_holds_one_image_format(store: ObjectS
     for _, shard in manifest.groupby("shard"):
         assert len(set(shard["format"])) == 1
         assert shard["bytes"].sum() <= small["bytes"]
-    assert len(release.shards("webdataset", ".tar")) == manifest["shard"].nunique() >= 7
+    assert len(release.shards(Format.WEBDATASET, ".tar")) == manifest["shard"].nunique() >= 7
 
 
 def test_the_same_rows_give_the_same_bytes_wherever_they_are_built(store: ObjectStore) -> None:
@@ -184,7 +185,7 @@ def test_a_row_whose_metadata_change_keeps_its_key_and_its_shard(store: ObjectSt
     rows.loc[5, "entropy"] = 1.5
     second = built(store, rows, parent=first)
     assert dict(second.changes) == {"changed": 1}
-    tars = second.shards("webdataset", ".tar")
+    tars = second.shards(Format.WEBDATASET, ".tar")
     anew = [file for file in tars if file.key.startswith("datasets/pets/v2/")]
     assert [(file.split, file.shard) for file in anew] == [("train", 1)]
     for release in (first, second):
@@ -197,8 +198,8 @@ def test_a_format_that_is_asked_for_later_is_built_for_old_shards_too(store: Obj
     rows = rows_of(store, 9)
     first = built(store, rows, "webdataset")
     second = built(store, rows, *BOTH, parent=first)
-    assert all(f.key.startswith("datasets/pets/v1/") for f in second.shards("webdataset", ""))
-    assert sum(f.rows or 0 for f in second.shards("parquet", ".parquet")) == 9
+    assert all(f.key.startswith("datasets/pets/v1/") for f in second.shards(Format.WEBDATASET, ""))
+    assert sum(f.rows or 0 for f in second.shards(Format.PARQUET, ".parquet")) == 9
 
 
 @pytest.mark.parametrize(
@@ -227,7 +228,7 @@ def test_a_build_that_fails_does_not_pack_the_other_shards_first(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = rows_of(store, 60)
-    bad, fetch = rows["row_id"][0], packing.picture
+    bad, fetch = rows["row_id"][0], row_images.read_image
 
     def slowly_or_not_at_all(store: ObjectStore, row: dict[str, Any]) -> bytes:
         if row["row_id"] == bad:
@@ -235,7 +236,7 @@ def test_a_build_that_fails_does_not_pack_the_other_shards_first(
         time.sleep(0.3)
         return fetch(store, row)
 
-    monkeypatch.setattr(packing, "picture", slowly_or_not_at_all)
+    monkeypatch.setattr(row_images, "read_image", slowly_or_not_at_all)
     with pytest.raises(ReleaseError, match="gone"):
         built(store, rows, *BOTH)
     assert len(list(store.keys("datasets/pets/v1/build/"))) < 8
@@ -343,13 +344,16 @@ def test_a_shard_whose_file_is_not_whole_is_built_anew(store: ObjectStore) -> No
     first = built(store, rows)
     store.delete("datasets/pets/latest.json")
     store.delete("datasets/pets/v1/release.json")
-    cut, lost = first.shards("webdataset", ".tar")[0], first.shards("webdataset", ".tar")[1]
+    cut, lost = (
+        first.shards(Format.WEBDATASET, ".tar")[0],
+        first.shards(Format.WEBDATASET, ".tar")[1],
+    )
     store.put(cut.key, read(store, cut.key)[:-1])
     store.delete(lost.key)
     written = writes(store)
     assert built(store, rows) == first
     assert {cut.key, lost.key} <= set(written)
-    assert first.shards("webdataset", ".tar")[2].key not in written
+    assert first.shards(Format.WEBDATASET, ".tar")[2].key not in written
     assert len(read(store, cut.key)) == cut.size
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nanobanana_pipeline.datasets.release import MANIFEST, find_release, read_table
+from nanobanana_pipeline.datasets.release import MANIFEST, Format, find_release, read_table
 from nanobanana_pipeline.features.table import refresh_features
 from nanobanana_pipeline.storage import ObjectStore
 from tests.cli.conftest import Command
@@ -77,7 +77,7 @@ def test_a_release_is_built_listed_compared_verified_and_pulled(
     none = nanobanana("release", "pull", "animals", home, "--version", "v9")
     assert (none.exit_code, "there are v2, v1" in none.output) == (2, True)
 
-    shard = find_release(store, "animals").shards("webdataset", ".tar")[0]
+    shard = find_release(store, "animals").shards(Format.WEBDATASET, ".tar")[0]
     store.put(shard.key, read(store, shard.key)[:-1])
     damaged = nanobanana("release", "verify", "animals")
     assert (damaged.exit_code, "bytes instead of" in damaged.output) == (1, True)

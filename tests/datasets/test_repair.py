@@ -6,7 +6,7 @@ import pytest
 
 from nanobanana_pipeline.datasets.publish import build_release
 from nanobanana_pipeline.datasets.pull import verify
-from nanobanana_pipeline.datasets.release import MANIFEST, Release
+from nanobanana_pipeline.datasets.release import MANIFEST, Format, Release
 from nanobanana_pipeline.datasets.repair import repair
 from nanobanana_pipeline.errors import ReleaseError
 from nanobanana_pipeline.storage import ObjectStore, abort_uploads
@@ -65,7 +65,7 @@ def test_a_shard_whose_picture_is_gone_and_a_file_that_is_no_shard_say_so(
 
 def test_the_next_release_makes_anew_what_has_gone_from_its_parent(store: ObjectStore) -> None:
     first = built(store, 21)
-    gone = first.shards("webdataset", ".tar")[0]
+    gone = first.shards(Format.WEBDATASET, ".tar")[0]
     store.delete(gone.key)
     second = built(store, 30, parent=first)
     assert list(verify(store, second)) == []

@@ -17,9 +17,9 @@ from nanobanana_pipeline import local
 from nanobanana_pipeline.bucket_keys import features_prefix
 from nanobanana_pipeline.datasets.filters import why_not
 from nanobanana_pipeline.datasets.recipe import Filter, Recipe
+from nanobanana_pipeline.datasets.recipe_inputs import ROW_COLUMNS
 from nanobanana_pipeline.datasets.release_rows import as_table
 from nanobanana_pipeline.datasets.selection import REJECTED_COLUMNS, Selection, select
-from nanobanana_pipeline.datasets.sources import ROW_COLUMNS
 from nanobanana_pipeline.datasets.splits import find_leaks
 from nanobanana_pipeline.emulator import EmulatorConfig, EmulatorThread
 from nanobanana_pipeline.errors import RecipeError

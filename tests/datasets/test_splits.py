@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanobanana_pipeline.datasets.perceptual import first_alike, hashes_of, near_pairs
+from nanobanana_pipeline.datasets.perceptual import first_alike, near_pairs
 from nanobanana_pipeline.datasets.recipe import Splits
 from nanobanana_pipeline.datasets.splits import COLUMNS, find_leaks, prompt_key, share_out
 from nanobanana_pipeline.errors import RecipeError
+from nanobanana_pipeline.features.judging import hashes_of
 
 THIRDS = Splits(ratios={"train": 0.4, "validation": 0.3, "test": 0.3}, near=4)
 FAR = [f"{number:016x}" for number in (0x0, 0xFFFF, 0xFFFF0000, 0xFFFF00000000)]

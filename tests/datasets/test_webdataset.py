@@ -11,7 +11,7 @@ import pytest
 
 from nanobanana_pipeline.datasets.formats.webdataset import TarShard
 from nanobanana_pipeline.datasets.publish import build_release
-from nanobanana_pipeline.datasets.release import MANIFEST, read_table
+from nanobanana_pipeline.datasets.release import MANIFEST, Format, read_table
 from nanobanana_pipeline.storage import ObjectStore
 from tests.datasets.conftest import Published
 from tests.datasets.release_readers import TARS
@@ -44,7 +44,7 @@ def test_a_tar_says_nothing_of_when_or_by_whom_it_was_made(published: Published)
 def test_the_index_finds_each_picture_in_its_tar(published: Published) -> None:
     release, store = published.release, published.store
     found = []
-    for shard in release.shards("webdataset", ".tar"):
+    for shard in release.shards(Format.WEBDATASET, ".tar"):
         index = release.file(f"index/{shard.split}/{Path(shard.path).stem}.parquet")
         rows = pq.read_table(io.BytesIO(read(store, index.key))).to_pylist()
         assert len(rows) == shard.rows
@@ -79,7 +79,7 @@ def test_pictures_of_different_formats_lie_in_different_shards(store: ObjectStor
     rows = table([row(store, n, kind=["png", "jpg", "webp"][n % 3]) for n in range(9)])
     release = build_release(store, recipe(), rows, NOTHING_REJECTED, parent=None)
     kinds = read_table(store, release, MANIFEST).set_index("key")["format"]
-    for shard in release.shards("webdataset", ".tar"):
+    for shard in release.shards(Format.WEBDATASET, ".tar"):
         with tarfile.open(fileobj=io.BytesIO(read(store, shard.key)), mode="r:") as tar:
             names = tar.getnames()
         first = [name.split(".") for name in names[::3]]

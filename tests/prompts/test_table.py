@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_pipeline.errors import PromptTableError, StorageUnavailable
-from nanobanana_pipeline.prompts import delimited
-from nanobanana_pipeline.prompts.delimited import read_tsv
-from nanobanana_pipeline.prompts.intake import Intake
+from nanobanana_pipeline.prompts.readers import tsv
+from nanobanana_pipeline.prompts.readers.base import TableScan
+from nanobanana_pipeline.prompts.readers.tsv import TSV
 from nanobanana_pipeline.prompts.table import read_table
 from nanobanana_pipeline.storage import ObjectStore
 from tests.prompts.conftest import Check, jsonl
@@ -28,7 +28,7 @@ def _cells(path: Path) -> list[dict[str, str | None]]:
 
 
 def _read_tsv(text: str) -> list[list[str]]:
-    chunks = list(read_tsv(io.StringIO(text, newline=""), Intake("t.tsv")))
+    chunks = list(TSV.read(io.BytesIO(text.encode("utf-8-sig")), TableScan("t.tsv")))
     columns = [pa.chunked_array([c.columns[n] for c in chunks]) for n in chunks[0].columns]
     return [[cell or "" for cell in row] for row in zip(*map(_to_list, columns), strict=True)]
 
@@ -95,7 +95,7 @@ def test_what_excel_writes_as_tsv_comes_back(
     writer = csv.writer(text, "excel-tab", quoting=quoting)
     writer.writerows([("prompt", "note"), *rows])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(delimited, "BLOCK_CHARACTERS", block)
+        patch.setattr(tsv, "BLOCK_CHARACTERS", block)
         assert _read_tsv(text.getvalue()) == [list(row) for row in rows]
 
 
@@ -112,7 +112,7 @@ def test_what_iana_calls_tsv_comes_back(
 ) -> None:
     text = newline.join("\t".join(row) for row in [("prompt", "note"), *rows])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(delimited, "BLOCK_CHARACTERS", block)
+        patch.setattr(tsv, "BLOCK_CHARACTERS", block)
         assert _read_tsv(text) == [list(row) for row in rows]
 
 

@@ -5,13 +5,16 @@ file, so that it describes the folder it lies in.
 """
 
 import json
+from collections.abc import Iterator
 from typing import Any, Final
 
+from nanobanana_pipeline.bucket_keys import release_key
+from nanobanana_pipeline.datasets.formats.base import Page, ReleaseContents, ReleaseFormat
 from nanobanana_pipeline.datasets.formats.parquet import IMAGE
-from nanobanana_pipeline.datasets.release import Release
+from nanobanana_pipeline.datasets.release import Format, Release
 from nanobanana_pipeline.datasets.release_rows import KEY
 
-__all__ = ["CROISSANT", "croissant"]
+__all__ = ["CROISSANT", "CROISSANT_FORMAT", "croissant"]
 
 CROISSANT: Final = "croissant.json"
 SHARDS: Final = "parquet-shards"
@@ -58,7 +61,7 @@ def croissant(release: Release, url: str) -> bytes:
     Returns:
         JSON-LD.
     """
-    files = release.shards("parquet", ".parquet")
+    files = release.shards(Format.PARQUET)
     recipe = release.recipe
     said = {
         "@context": CONTEXT,
@@ -122,3 +125,12 @@ def _field(name: str, kind: str, **source: dict[str, str]) -> dict[str, Any]:
         "dataType": kind,
         "source": {"fileSet": {"@id": SHARDS}, "extract": {"column": name}, **source},
     }
+
+
+def _pages(contents: ReleaseContents) -> Iterator[Page]:
+    release = contents.release
+    url = contents.store.uri(release_key(release.name, release.version, ""))
+    yield Page(CROISSANT, croissant(release, url), "application/ld+json")
+
+
+CROISSANT_FORMAT: Final = ReleaseFormat(pages=_pages, shards_of=Format.PARQUET)

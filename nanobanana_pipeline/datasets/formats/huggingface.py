@@ -5,22 +5,25 @@ https://github.com/huggingface/hub-docs/blob/main/datasetcard.md
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, Final
 
 import pyarrow as pa
 import yaml
 
+from nanobanana_pipeline.datasets.formats.base import Page, ReleaseContents, ReleaseFormat
 from nanobanana_pipeline.datasets.formats.parquet import features, shard_schema
-from nanobanana_pipeline.datasets.release import Release, ReleaseFile
+from nanobanana_pipeline.datasets.release import Format, Release, ReleaseFile
+from nanobanana_pipeline.datasets.release_rows import taken
+from nanobanana_pipeline.datasets.row_images import read_image
+from nanobanana_pipeline.images.contact_sheet import caption, contact_sheet
 
-__all__ = ["CARD", "PREVIEW", "PREVIEW_PICTURES", "card", "card_of_tars", "preview_places"]
+__all__ = ["CARD", "HUGGINGFACE_FORMAT", "PREVIEW", "card", "card_of_tars", "preview_places"]
 
 CARD: Final = "README.md"
 PREVIEW: Final = "preview.png"
 PREVIEW_PICTURES: Final = 12
-FOLDERS: Final = {"parquet": "parquet", "tar": "webdataset"}
 SIZES: Final = (
     (10**3, "n<1K"),
     (10**4, "1K<n<10K"),
@@ -32,38 +35,38 @@ TAGS: Final = ("synthetic", "image-generation", "trainedAlgorithmicMedia")
 SPDX: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 
 
-def card(release: Release, splits: Sequence[str] | None = None) -> str:
+def card(release: Release, split: str | None = None) -> str:
     """Write the card of a folder with Parquet shards.
 
     Args:
         release: with its Parquet shards among its files.
-        splits: those that the folder has; None for all.
+        split: the only one that the folder has; None for all.
     """
-    shards = _shards(release, "parquet", splits)
+    shards = _shards(release, Format.PARQUET, ".parquet", split)
     front = {**_front_matter(release, shards), "dataset_info": _info(release, shards)}
-    shown = "huggingface" in release.recipe["formats"]
+    shown = Format.HUGGINGFACE in release.recipe["formats"]
     preview = f"![Some of the pictures]({PREVIEW})\n\n" if shown else ""
     return _written(front, _text(release, shards, preview, "| `image` | picture |"))
 
 
-def card_of_tars(release: Release, splits: Sequence[str] | None = None) -> str:
+def card_of_tars(release: Release, split: str | None = None) -> str:
     """Write the card of a folder with tars, so that readers take these and nothing beside them.
 
     Args:
         release: with its WebDataset shards among its files.
-        splits: those that the folder has; None for all.
+        split: the only one that the folder has; None for all.
     """
-    shards = _shards(release, "tar", splits)
+    shards = _shards(release, Format.WEBDATASET, ".tar", split)
     files = "| `png`, `jpg` or `webp` | picture |\n| `txt` | prompt |\n| `json` | all that follow |"
     return _written(_front_matter(release, shards), _text(release, shards, "", files))
 
 
-def _shards(release: Release, suffix: str, splits: Sequence[str] | None) -> list[ReleaseFile]:
+def _shards(release: Release, format_: Format, suffix: str, split: str | None) -> list[ReleaseFile]:
     """In the recipe's order of splits, which readers list them in; others come last."""
-    found = release.shards(FOLDERS[suffix], f".{suffix}")
+    found = release.shards(format_, suffix)
     order = {split: place for place, split in enumerate(release.recipe["splits"]["ratios"])}
     return sorted(
-        (file for file in found if splits is None or file.split in splits),
+        (file for file in found if split in {None, file.split}),
         key=lambda file: order.get(str(file.split), len(order)),
     )
 
@@ -190,3 +193,19 @@ This is {release.version}{parent}, made on {release.created} by nanobanana-pipel
 
 Licence: {release.recipe["licence"]}
 """
+
+
+def _pages(contents: ReleaseContents) -> Iterator[Page]:
+    yield Page(CARD, card(contents.release).encode(), "text/markdown; charset=utf-8")
+    rows = taken(contents.rows, preview_places(len(contents.rows))).to_pylist()
+    pictures = [
+        (
+            read_image(contents.store, row),
+            caption(row["prompt"], row["prompt_id"], row["seed"]),
+        )
+        for row in rows
+    ]
+    yield Page(PREVIEW, contact_sheet(pictures, columns=4), "image/png")
+
+
+HUGGINGFACE_FORMAT: Final = ReleaseFormat(pages=_pages, shards_of=Format.PARQUET)

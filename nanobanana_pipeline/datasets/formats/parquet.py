@@ -11,10 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nanobanana_pipeline.datasets.formats.webdataset import Sink
+from nanobanana_pipeline.datasets.formats.base import (
+    PARQUET_MEDIA_TYPE,
+    ReleaseFormat,
+    ShardFiles,
+    Sink,
+)
 from nanobanana_pipeline.datasets.release_rows import KEY
 
-__all__ = ["IMAGE", "ParquetShard", "features", "shard_schema"]
+__all__ = ["IMAGE", "PARQUET_FORMAT", "ParquetShard", "features", "shard_schema"]
 
 IMAGE: Final = "image"
 GROUP_ROWS: Final = 100
@@ -105,3 +110,12 @@ def _joined(images: list[bytes]) -> pa.Array:
     ends = np.cumsum([0, *map(len, images)], dtype=np.int32)
     buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(images))]
     return pa.BinaryArray.from_buffers(pa.binary(), len(images), buffers)
+
+
+PARQUET_FORMAT: Final = ReleaseFormat(
+    ShardFiles(
+        "parquet",
+        PARQUET_MEDIA_TYPE,
+        lambda sink, schema: ParquetShard(sink, shard_schema(schema)),
+    )
+)

@@ -10,14 +10,15 @@ An index of each tar lies in another folder: readers take every file beside a ta
 import hashlib
 import io
 import tarfile
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nanobanana_pipeline.datasets.formats.base import ReleaseFormat, ShardFiles, Sink
 from nanobanana_pipeline.datasets.release_rows import KEY, metadata_json
 
-__all__ = ["Sink", "TarShard"]
+__all__ = ["WEBDATASET_FORMAT", "TarShard"]
 
 MODE: Final = 0o444
 PADDING: Final = bytes(tarfile.RECORDSIZE)
@@ -32,16 +33,6 @@ INDEX_SCHEMA: Final = pa.schema(
     metadata={b"nanobanana.schema": b"1"},
 )
 """One row a picture: its bytes are the tar's ``[offset, offset + size)``."""
-
-
-class Sink(Protocol):
-    """What a shard is written into."""
-
-    def write(self, data: bytes, /) -> int:
-        """Append."""
-
-    def tell(self) -> int:
-        """How many bytes were written."""
 
 
 class TarShard:
@@ -76,13 +67,10 @@ class TarShard:
             }
         )
 
-    def finish(self) -> None:
-        """Write the end mark; nothing can be added any more."""
+    def finish(self) -> bytes:
+        """Write the end mark; gives the index, a row a picture, as `INDEX_SCHEMA` says."""
         self._sink.write(PADDING[: 2 * tarfile.BLOCKSIZE])
         self._sink.write(PADDING[: -self._sink.tell() % tarfile.RECORDSIZE])
-
-    def index(self) -> bytes:
-        """Where the pictures lie: a Parquet file with a row a picture, as `INDEX_SCHEMA` says."""
         body = io.BytesIO()
         pq.write_table(
             pa.Table.from_pylist(self._index, schema=INDEX_SCHEMA), body, compression="zstd"
@@ -97,3 +85,8 @@ class TarShard:
         self._sink.write(data)
         self._sink.write(PADDING[: -len(data) % tarfile.BLOCKSIZE])
         return offset
+
+
+WEBDATASET_FORMAT: Final = ReleaseFormat(
+    ShardFiles("tar", "application/x-tar", lambda sink, _: TarShard(sink))
+)

@@ -1,28 +1,28 @@
-"""What reading one table has found so far: its columns, and the rows and cells it cannot use."""
+"""What every reader of prompt tables works with: `Reader`, `TableScan`, `Chunk` and `RowFault`."""
 
 import re
-from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, Final, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from nanobanana_pipeline.errors import PromptTableError
+from nanobanana_pipeline.prompts.checked_prompts import REFERENCE_HASHES
 
-__all__ = ["CHUNK_ROWS", "TEXT", "Chunk", "Fault", "Intake", "empty_is_missing", "shortened"]
+__all__ = ["CHUNK_ROWS", "TEXT", "Chunk", "Reader", "RowFault", "TableScan", "shortened"]
 
 CHUNK_ROWS: Final = 65_536
 CHUNK_CELLS: Final = 1 << 20
 MAX_COLUMNS: Final = 1_000
 MAX_VALUE: Final = 200
-RESERVED: Final = "ref_sha256"
 TEXT: Final = pa.large_string()
 """64-bit offsets: a million long prompts do not fit the 2 GiB of a plain Arrow string column."""
 
 _SPACES_AND_HYPHENS = re.compile(r"[\s-]")
 
 
-class Fault(NamedTuple):
+class RowFault(NamedTuple):
     """One thing that is wrong with one row.
 
     Attributes:
@@ -56,13 +56,8 @@ def shortened(value: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def empty_is_missing(texts: Any) -> Any:  # noqa: ANN401 - pyarrow is untyped
-    """A `TEXT` array with null for every empty cell: CSV cannot tell the two apart."""
-    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, TEXT), texts)
-
-
-class Intake:
-    """The columns and faults of one table while it is read.
+class TableScan:
+    """The columns and faults of one table while a reader goes through it.
 
     Attributes:
         source: the file's path or URL, for messages.
@@ -73,23 +68,23 @@ class Intake:
     def __init__(self, source: str) -> None:
         self.source = source
         self.columns: dict[str, str] = {}
-        self.faults: list[Fault] = []
+        self.faults: list[RowFault] = []
 
     def refusal(self, problem: str) -> PromptTableError:
         """The error that says that this table cannot be used at all."""
         return PromptTableError(f"{self.source} {problem}")
 
-    def fault(self, row: int, column: str, value: str, reason: str) -> None:
-        """Note that something is wrong with a row."""
-        self.faults.append(Fault(row, column, shortened(value), reason))
+    def add_fault(self, row: int, column: str, value: str, reason: str) -> None:
+        """Record a fault of a row."""
+        self.faults.append(RowFault(row, column, shortened(value), reason))
 
     @property
     def chunk_rows(self) -> int:
         """How many rows to take at a time, so that wide tables need no more memory than others."""
         return min(CHUNK_ROWS, CHUNK_CELLS // max(1, len(self.columns)))
 
-    def column(self, raw: str) -> str:
-        """Take a column in; gives its normalised name, ``column_<n>`` if it has none.
+    def add_column(self, raw: str) -> str:
+        """Register a column; returns its normalised name, ``column_<n>`` if it has none.
 
         Raises:
             PromptTableError: another column means the same, the name is taken, or there are too
@@ -107,7 +102,7 @@ class Intake:
                 f"{shortened(self.columns[name])!r} and {shortened(raw)!r}: "
                 "rename or remove one of them"
             )
-        if name == RESERVED:
+        if name == REFERENCE_HASHES:
             raise self.refusal(
                 f"has a column {shortened(raw)!r}, which is where the hashes of its reference "
                 "pictures will stand: rename or remove it, and name the pictures in 'ref_image'"
@@ -124,9 +119,28 @@ class Intake:
         if "prompt" in self.columns:
             return
         names = ", ".join(repr(shortened(raw)) for raw in list(self.columns.values())[:10])
-        found = f"its columns are {names}" if names else "it has no columns"
+        described = f"its columns are {names}" if names else "it has no columns"
         if self.faults:
-            found += f"; row {self.faults[0].row}: {self.faults[0].reason}"
+            described += f"; row {self.faults[0].row}: {self.faults[0].reason}"
         raise self.refusal(
-            f"has no prompt column ({found}): name the column that holds the prompts 'prompt'"
+            f"has no prompt column ({described}): name the column that holds the prompts 'prompt'"
         )
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One format of prompt tables.
+
+    Attributes:
+        name: the format, for messages.
+        suffixes: of its files, in lower case, each with its dot.
+        read: takes an open file and a `TableScan`; yields the rows in `Chunk` s of at most
+            `TableScan.chunk_rows`, and records in the scan every column, and every row or cell that
+            it cannot use. It raises `TableScan.refusal` where the table as a whole is unusable.
+        may_be_gzipped: whether the files may end in ``.gz`` too; `read` gets plain bytes then.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    read: Callable[[IO[bytes], TableScan], Iterator[Chunk]]
+    may_be_gzipped: bool = True

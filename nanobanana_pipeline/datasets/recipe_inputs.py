@@ -1,4 +1,4 @@
-"""What a recipe draws from: manifests, features and prompt tables, joined."""
+"""The inputs of a recipe (`RecipeInputs`): its manifests, features and prompt tables, joined."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.storage.versioned import as_frame
 from nanobanana_pipeline.wording import counted
 
-__all__ = ["ROW_COLUMNS", "Sources", "read_sources"]
+__all__ = ["ROW_COLUMNS", "RecipeInputs", "read_recipe_inputs"]
 
 MADE_BY_A_MODEL: Final = "trainedAlgorithmicMedia"
 """The digital source type of IPTC's NewsCodes for what a trained model has drawn."""
@@ -81,7 +81,7 @@ NOT_TRIED: Final = frozenset({CellState.NOT_REQUESTED, CellState.OVER_BUDGET, Ce
 
 
 @dataclass(frozen=True)
-class Sources:
+class RecipeInputs:
     """What there is to choose from.
 
     Attributes:
@@ -107,7 +107,7 @@ class Sources:
     prompts: pd.DataFrame
 
 
-def read_sources(store: ObjectStore, recipe: Recipe) -> Sources:
+def read_recipe_inputs(store: ObjectStore, recipe: Recipe) -> RecipeInputs:
     """Read everything that a recipe draws from.
 
     Raises:
@@ -148,7 +148,7 @@ def read_sources(store: ObjectStore, recipe: Recipe) -> Sources:
             into.append(joined.assign(negative_prompt=own))
     attributes = sorted({str(name) for frame in described.values() for name in frame} - RESERVED)
     asked = pd.concat(cells, ignore_index=True)
-    return Sources(
+    return RecipeInputs(
         manifests=manifests,
         rows=_as_rows(_together(parts, attributes)),
         attributes=attributes,
@@ -245,7 +245,7 @@ def _together(parts: list[pd.DataFrame], attributes: list[str]) -> pd.DataFrame:
 
 
 def _as_rows(found: pd.DataFrame) -> pd.DataFrame:
-    """What was settled, as `Sources.rows` has it."""
+    """What was settled, as `RecipeInputs.rows` has it."""
     # A cell that was drawn for a derived set may have been drawn for its origin since, or before.
     rows = found[~(found.pop("further") & found.duplicated(CELL))].reset_index(drop=True)
     rows["image_key"] = [

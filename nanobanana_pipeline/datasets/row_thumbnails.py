@@ -1,9 +1,9 @@
-"""Small pictures of a release's rows: those that were measured, and the rest drawn anew."""
+"""Thumbnails of a release's rows: read from the tables of features, drawn anew where missing."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
-from nanobanana_pipeline.datasets.packing import picture
+from nanobanana_pipeline.datasets.row_images import read_image
 from nanobanana_pipeline.errors import ImageBroken, ReleaseError
 from nanobanana_pipeline.features.measure import thumbnail
 from nanobanana_pipeline.features.table import COLUMNS, read_current_features
@@ -54,6 +54,6 @@ def read_thumbnails(store: "ObjectStore", rows: "pa.Table") -> dict[str, bytes]:
 
 def _drawn(store: "ObjectStore", row: dict[Any, Any]) -> bytes:
     try:
-        return thumbnail(picture(store, row))
+        return thumbnail(read_image(store, row))
     except ImageBroken as error:
         raise ReleaseError(f"{store.uri(row['image_key'])} cannot be shown: {error}") from error

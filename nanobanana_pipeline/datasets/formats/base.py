@@ -1,0 +1,106 @@
+"""What a format of releases is (`ReleaseFormat`): its shards (`ShardFiles`) and pages (`Page`)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from nanobanana_pipeline.datasets.release import Format, Release
+    from nanobanana_pipeline.storage import ObjectStore
+
+__all__ = [
+    "PARQUET_MEDIA_TYPE",
+    "Page",
+    "ReleaseContents",
+    "ReleaseFormat",
+    "ShardFiles",
+    "ShardWriter",
+    "Sink",
+]
+
+PARQUET_MEDIA_TYPE: Final = "application/vnd.apache.parquet"
+
+
+class Sink(Protocol):
+    """What a shard is written into."""
+
+    def write(self, data: bytes, /) -> int:
+        """Append."""
+
+    def tell(self) -> int:
+        """The number of bytes written."""
+
+
+class ShardWriter(Protocol):
+    """One shard while it is being written. The same rows must give the same bytes."""
+
+    def add(self, row: dict[str, Any], image: bytes) -> None:
+        """Append a row with its image.
+
+        Args:
+            row: the release's columns by name; ``key`` is its name in every format.
+            image: the original's bytes.
+        """
+
+    def finish(self) -> bytes | None:
+        """Write what comes last; gives the shard's index, a Parquet file, if the format has one."""
+
+
+@dataclass(frozen=True)
+class ShardFiles:
+    """The shards of a format.
+
+    Attributes:
+        suffix: of a file, without its dot.
+        media_type: of a file.
+        open: begins a shard; takes the schema of the release's rows.
+    """
+
+    suffix: str
+    media_type: str
+    open: "Callable[[Sink, pa.Schema], ShardWriter]"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A small file of a release.
+
+    Attributes:
+        path: in the release.
+        media_type: of the body.
+    """
+
+    path: str
+    body: bytes
+    media_type: str
+
+
+@dataclass(frozen=True)
+class ReleaseContents:
+    """What pages are made of.
+
+    Attributes:
+        release: with its shards among its files.
+        rows: the release's rows with their keys.
+    """
+
+    store: "ObjectStore"
+    release: "Release"
+    rows: "pa.Table"
+
+
+@dataclass(frozen=True)
+class ReleaseFormat:
+    """One format in which releases are stored.
+
+    Attributes:
+        shards: its own; None where its pages describe those of `shards_of`.
+        pages: writes its small files, after the shards; None if it has none.
+        shards_of: the format whose shards it uses; None where it has its own.
+    """
+
+    shards: ShardFiles | None = None
+    pages: Callable[[ReleaseContents], Iterator[Page]] | None = None
+    shards_of: "Format | None" = None
