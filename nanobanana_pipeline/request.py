@@ -72,7 +72,7 @@ class ImageRequest(BaseModel):
 
     def picture_fields(self) -> dict[str, Any]:
         """The fields that decide the picture, as JSON has them."""
-        return self.model_dump(mode="json", exclude=set(self.delivery_fields))
+        return self.model_dump(mode="json", include=set(self.key_fields()))
 
     @classmethod
     def fitted_size(cls, width: int, height: int) -> tuple[int | None, int | None]:
@@ -84,6 +84,11 @@ class ImageRequest(BaseModel):
     def table_fields(cls) -> tuple[str, ...]:
         """Fields that a prompt table gives directly; references come by its column `ref_image`."""
         return tuple(name for name in cls.model_fields if name != "ref_sha256")
+
+    @classmethod
+    def key_fields(cls) -> tuple[str, ...]:
+        """Fields that the request key is made of; a model may leave some out of some requests."""
+        return tuple(name for name in cls.model_fields if name not in cls.delivery_fields)
 
     @classmethod
     def default_parameters(cls) -> dict[str, Any]:

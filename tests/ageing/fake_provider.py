@@ -31,10 +31,9 @@ from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore
 from tests.ageing.scheduler import Scheduler
 
-__all__ = ["KEPT_SECONDS", "SUBMIT_SECONDS", "FakeDownloader", "FakeProvider", "Order"]
+__all__ = ["SUBMIT_SECONDS", "FakeDownloader", "FakeProvider", "Order"]
 
 SUBMIT_SECONDS: Final = 90.0
-KEPT_SECONDS: Final = 24 * 3600.0
 SEND_SECONDS: Final = 28.0
 """What may pass between the last look at the lease and the POST: DESIGN.md has 30 s, and S3 tells
 whole seconds. A process that is frozen for longer just there cannot be fenced, as is written."""
@@ -103,7 +102,7 @@ class Order:
         )
 
     def is_kept(self, now: float) -> bool:
-        return not self.forgotten and now < self.sold + KEPT_SECONDS
+        return not self.forgotten and now < self.sold + FakeProvider.kept_seconds
 
     def webhook(self, *, shape: int) -> bytes:
         """What is told of it: with or without `track_id`, under one or the other name."""

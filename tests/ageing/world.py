@@ -42,7 +42,7 @@ from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.provider.slots import Slots
 from nanobanana_pipeline.request import request_key
-from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage import ObjectStore, cas
 from nanobanana_pipeline.webhooks.inbox import Inbox, Webhooks, attempt_id
 from tests.ageing.fake_provider import FakeDownloader, FakeProvider, Order
 from tests.ageing.fake_s3 import FakeS3
@@ -434,7 +434,7 @@ class World:
         threads = SimpleNamespace(Condition=lambda: SimCondition(scheduler))
         with contextlib.ExitStack() as stack:
             for module, name, fake in (
-                (ledger, "time", time),
+                (cas, "time", time),
                 (ledger, "ThreadPoolExecutor", InTurn),
                 (tenacity, "time", time),
                 (tenacity.nap, "time", time),

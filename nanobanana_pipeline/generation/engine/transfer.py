@@ -31,6 +31,7 @@ from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.provider.outcomes import Done, Failed, Missing
 from nanobanana_pipeline.provider.protocol import Delivered, Original, Provider
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import time_text
 
 __all__ = ["Transfer", "Transferred"]
 
@@ -338,5 +339,4 @@ def _explain_gone(error: ImageGone, accepted: str | None, kept_seconds: int) -> 
             f"expired: the provider deletes pictures after {kept_seconds // 3600} hours; "
             f"accepted at {accepted} ({error})"
         )
-    minutes = int(age // 60)
-    return ImageGone(f"{error}, {minutes // 60} h {minutes % 60} min after it was accepted")
+    return ImageGone(f"{error}, {time_text(age)} after it was accepted")

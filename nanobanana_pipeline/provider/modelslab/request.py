@@ -81,7 +81,7 @@ def _https_or_loopback(value: str) -> str:
     return value
 
 
-Text = Annotated[str, AfterValidator(_encodable)]
+EncodableText = Annotated[str, AfterValidator(_encodable)]
 Whole = Annotated[int, BeforeValidator(_number)]
 Side = Annotated[Whole, AfterValidator(_side)]
 Noise = Annotated[
@@ -89,7 +89,7 @@ Noise = Annotated[
 ]
 YesNo = Annotated[Literal["yes", "no"], BeforeValidator(_yes_no)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-WebhookUrl = Annotated[Text, AfterValidator(_https_or_loopback)]
+WebhookUrl = Annotated[EncodableText, AfterValidator(_https_or_loopback)]
 
 
 class ModelsLabRequest(ImageRequest):
@@ -104,8 +104,8 @@ class ModelsLabRequest(ImageRequest):
 
     delivery_fields: ClassVar = frozenset({"webhook", "track_id", "base64", "temp"})
 
-    prompt: Annotated[Text, AfterValidator(_not_blank)]
-    negative_prompt: Annotated[Text, BeforeValidator(_null_is_empty)] = ""
+    prompt: Annotated[EncodableText, AfterValidator(_not_blank)]
+    negative_prompt: Annotated[EncodableText, BeforeValidator(_null_is_empty)] = ""
     width: Side = 2048
     height: Side = 2048
     seed: Annotated[Whole, Field(ge=0, le=MAX_SEED)]
@@ -119,7 +119,7 @@ class ModelsLabRequest(ImageRequest):
     temp: YesNo = "no"
     base64: YesNo = "no"
     webhook: WebhookUrl | None = None
-    track_id: Text | None = None
+    track_id: EncodableText | None = None
 
     @property
     def endpoint(self) -> Literal["text2img", "img2img", "multi_ref"]:
