@@ -103,7 +103,11 @@ def fields_of(schema: Mapping[str, Any], names: Mapping[str, Any]) -> Any:
 
 def model_fields(model: Any) -> Any:
     schema = TypeAdapter(model).json_schema(mode="serialization")
-    return fields_of(schema, schema.get("$defs", {}))
+    fields = fields_of(schema, schema.get("$defs", {}))
+    if model is Entry:
+        # An entry keeps the fields of the provider's own model, and is read without it.
+        fields["request"] = model_fields(ModelsLabRequest)
+    return fields
 
 
 def columns_of(schema: pa.Schema) -> dict[str, str]:
