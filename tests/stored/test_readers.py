@@ -42,7 +42,8 @@ from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.checked_prompts import fingerprint
 from nanobanana_pipeline.prompts.prompt_set import PromptSet
 from nanobanana_pipeline.provider.modelslab.own_bucket import read_places
-from nanobanana_pipeline.request import ImageRequest, request_key
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
+from nanobanana_pipeline.request import request_key
 from nanobanana_pipeline.storage import ObjectStore
 from tests.stored.conftest import Command
 from tests.stored.frozen import KINDS, FrozenBucket, archives, kind_of
@@ -99,7 +100,7 @@ def test_a_model_writes_what_it_has_read_to_the_byte(kind: str) -> None:
 def test_a_run_file_holds_requests_as_they_are_written_today(frozen: FrozenBucket) -> None:
     for _, body in frozen.objects("run file"):
         for row in pq.read_table(io.BytesIO(body)).to_pylist():
-            request = ImageRequest.model_validate_json(row["request"])
+            request = ModelsLabRequest.model_validate_json(row["request"])
             assert request.model_dump_json() == row["request"]
             assert request_key(request, realm="emulator") == row["request_key"]
 
