@@ -1,4 +1,4 @@
-"""Releases: what was published of a dataset, and in which files.
+"""Releases as they are stored (`Release`, `ReleaseFile`), and how they are found and read.
 
 ``datasets/<name>/<version>/release.json`` names every file with its size and hash; a release
 counts once ``datasets/<name>/latest.json`` leads to it, directly or through the parents of the one
@@ -95,7 +95,7 @@ class ReleaseFile:
 
 @dataclass(frozen=True)
 class Release:
-    """What ``release.json`` says.
+    """The content of ``release.json``.
 
     Attributes:
         name: the dataset's.

@@ -1,6 +1,6 @@
-"""What is wrong with the pictures of a partition, told from its manifest and its features.
+"""Finds faulty images of a partition from its tables: wrong sizes, and look-alikes (`Twins`).
 
-Reads tables only: no picture is decoded again, and nothing is asked of the provider.
+No image is decoded again, and no request is sent to the provider.
 """
 
 from collections.abc import Iterable, Iterator

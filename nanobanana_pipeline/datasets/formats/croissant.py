@@ -1,4 +1,4 @@
-"""Croissant 1.1: what a release holds, as JSON-LD beside its Parquet shards.
+"""Croissant 1.1: JSON-LD that describes a release's Parquet shards.
 
 Format: https://docs.mlcommons.org/croissant/docs/croissant-spec-1.1.html. Paths are relative to the
 file, so that it describes the folder it lies in.

@@ -83,7 +83,10 @@ def preview_places(count: int) -> list[int]:
 
 
 def _front_matter(release: Release, shards: Iterable[ReleaseFile]) -> dict[str, Any]:
-    paths = {str(file.split): _pattern(file) for file in shards}
+    paths = {}
+    for file in shards:
+        path = PurePosixPath(file.path)
+        paths[str(file.split)] = str(path.with_name(f"*{path.suffix}"))
     recipe = release.recipe
     return {
         "pretty_name": release.name,
@@ -98,11 +101,6 @@ def _front_matter(release: Release, shards: Iterable[ReleaseFile]) -> dict[str, 
             }
         ],
     }
-
-
-def _pattern(file: ReleaseFile) -> str:
-    path = PurePosixPath(file.path)
-    return str(path.with_name(f"*{path.suffix}"))
 
 
 def _info(release: Release, shards: Iterable[ReleaseFile]) -> dict[str, Any]:
