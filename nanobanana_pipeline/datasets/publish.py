@@ -23,7 +23,6 @@ from nanobanana_pipeline.datasets.formats import FORMATS, shards_of
 from nanobanana_pipeline.datasets.formats.base import (
     PARQUET_MEDIA_TYPE,
     Page,
-    ReleaseContents,
     ShardFiles,
 )
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY, gallery, shown_places
@@ -184,8 +183,7 @@ def _build(
     pages: list[tuple[Format | EveryRelease, Page]] = []
     for name, each in FORMATS.items():
         if name in recipe.formats and each.pages is not None:
-            contents = ReleaseContents(store, release, keyed)
-            pages += [(name, page) for page in each.pages(contents)]
+            pages += [(name, page) for page in each.pages(store, release, keyed)]
     pages += [
         (EveryRelease.MANIFEST, page)
         for page in (

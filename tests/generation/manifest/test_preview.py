@@ -94,7 +94,7 @@ def test_of_many_rows_some_pictures_from_everywhere_and_all_gaps_are_read(
     read = read_sample_rows(store, made.current, columns)
     assert read["prompt"].to_list() == made.rows["prompt"][sorted([*pictured, *refused])].to_list()
 
-    monkeypatch.setattr(preview, "TELLING", 5)
+    monkeypatch.setattr(preview, "SAMPLED_ROWS", 5)
     read = read_sample_rows(store, made.current, columns)
     expected = sorted([*pictured[::3], *refused])
     assert read["prompt"].to_list() == made.rows["prompt"][expected].to_list()
