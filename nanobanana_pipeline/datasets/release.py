@@ -201,7 +201,12 @@ def read_release(
     try:
         _refuse_newer(store.uri(key), int(json.loads(found.body)["schema"]))
         return _RELEASE.validate_json(found.body)
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, ValidationError) and {e["type"] for e in error.errors()} == {"enum"}:
+            raise ReleaseError(
+                f"{store.uri(key)} names a format that this version does not know: "
+                "upgrade nanobanana-pipeline"
+            ) from error
         reason = str(error).splitlines()[0]
         raise ReleaseError(f"{store.uri(key)} is damaged ({reason}): {RESTORE}") from error
 
