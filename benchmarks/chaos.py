@@ -91,7 +91,16 @@ def main() -> None:
         sys.exit("\n".join(found["problems"]))
 
 
-def run(data: Path, requests: int, *, s3_restarts: int, kills: int, seed: int) -> dict[str, Any]:
+def run(
+    data: Path,
+    requests: int,
+    *,
+    s3_restarts: int,
+    kills: int,
+    seed: int,
+    site_type: type[Site] = Site,
+    options: Sequence[str] = EMULATOR,
+) -> dict[str, Any]:
     """Launch one table while servers and workers are killed, then to the end.
 
     Args:
@@ -100,6 +109,8 @@ def run(data: Path, requests: int, *, s3_restarts: int, kills: int, seed: int) -
         s3_restarts: how often the S3 server is killed and started again.
         kills: how often the worker is.
         seed: of the instants and of the provider's moods.
+        site_type: whose provider.
+        options: of its server.
 
     Returns:
         ``totals`` (what: count), ``cells`` (state, reason, whether it was sold, how many) and
@@ -114,7 +125,7 @@ def run(data: Path, requests: int, *, s3_restarts: int, kills: int, seed: int) -
     moments = sorted(rng.uniform(0.02, LAST_EVENT) for _ in events)
     with (
         contextlib.closing(_S3(data / "s3")) as s3,
-        servers(data, s3.url, [*EMULATOR, "--seed", str(seed)]) as place,
+        servers(data, s3.url, [*options, "--seed", str(seed)], site_type) as place,
     ):
         store = place.store()
         keep_prompts(store, data, NAME, [f"picture {number}" for number in range(requests)])
@@ -129,7 +140,7 @@ def run(data: Path, requests: int, *, s3_restarts: int, kills: int, seed: int) -
             else:
                 workers.kill()
         workers.run_to_the_end()
-        found = _account(place, request_keys(store, NAME))
+        found = _account(place, request_keys(place, NAME))
     problems = found["problems"]
     if happened.total() < len(events):
         problems.append(f"all was bought after {happened.total()} of {len(events)} kills")

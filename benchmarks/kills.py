@@ -73,7 +73,14 @@ def main() -> None:
 
 
 def run(
-    data: Path, kills: int, *, seconds: float, seed: int, plain: bool = False
+    data: Path,
+    kills: int,
+    *,
+    seconds: float,
+    seed: int,
+    plain: bool = False,
+    site_type: type[Site] = Site,
+    options: Sequence[str] = EMULATOR,
 ) -> dict[str, Any]:
     """Kill launches, and judge what came of it.
 
@@ -83,6 +90,8 @@ def run(
         seconds: none is killed after so long.
         seed: of the instants.
         plain: kill the plain script instead.
+        site_type: whose provider.
+        options: of its server.
 
     Returns:
         ``totals`` (what: count), ``problems`` (a sentence for each way in which the promise was
@@ -91,7 +100,7 @@ def run(
     Raises:
         RuntimeError: a launch that was let live failed.
     """
-    with site(data, EMULATOR) as place:
+    with site(data, options, site_type) as place:
         subject: Subject = _Plain(place) if plain else _Pipeline(place, data)
         partitions = kill_launches(place, subject, kills, seconds, seed)
         found = subject.judge(partitions)
@@ -124,7 +133,7 @@ class _Pipeline:
 
     def prepare(self, partition: Partition) -> None:
         keep_prompts(self._store, self._data, partition.name, partition.prompts)
-        self._keys[partition.name] = request_keys(self._store, partition.name)
+        self._keys[partition.name] = request_keys(self._place, partition.name)
 
     def note(self, partition: Partition) -> None:
         """What is being sent now is what the dead were sending: its lease has run out."""

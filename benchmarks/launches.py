@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import requests
 from pydantic import SecretStr
@@ -43,7 +43,6 @@ from nanobanana_pipeline.webhooks.inbox import Webhooks
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-REALM: Final = "emulator"
 SEED: Final = 1
 SLOTS: Final = 10
 SMALL: Final = PictureParameters(width=1024, height=1024)
@@ -60,12 +59,20 @@ _FORKS: Final = multiprocessing.get_context("forkserver")
 class Site:
     """Where launches happen; fit to be handed to another process.
 
+    A subclass may buy from another provider than the emulator.
+
     Attributes:
         s3_url: the S3 server.
         base_url: the emulator's API.
         webhooks_url: the receiver.
         webhooks_secret: what its addresses are signed with.
+        server, api: the module of the provider's server, and the path of its API.
+        realm: of the bucket.
     """
+
+    server: ClassVar = "nanobanana_pipeline.emulator"
+    api: ClassVar = "/api/v1/enterprise/nano_banana/"
+    realm: ClassVar = "emulator"
 
     s3_url: str
     base_url: str
@@ -89,7 +96,7 @@ class Site:
     def account(self) -> Account:
         """Who buys; its POSTs have a short deadline, so that a dead claim is soon in doubt."""
         return Account(
-            REALM,
+            self.realm,
             ModelsLab(
                 self.base_url,
                 SecretStr(local.API_KEY),
@@ -102,28 +109,31 @@ class Site:
         )
 
     def admin(self, name: str) -> Any:  # noqa: ANN401 - the emulator's own dict
-        """What the emulator's admin says."""
+        """What the provider's server says of its books."""
         root = self.base_url.partition("/api/")[0]
         return requests.get(f"{root}/admin/{name}", timeout=60).json()
 
 
 @contextlib.contextmanager
-def site(data: Path, emulator: Sequence[str]) -> Iterator[Site]:
-    """Run the S3 server, the emulator and the receiver of webhooks until the block ends.
+def site(data: Path, options: Sequence[str], site_type: type[Site] = Site) -> Iterator[Site]:
+    """Run the S3 server, the provider's server and the receiver of webhooks until the block ends.
 
     Args:
         data: an empty folder.
-        emulator: its command-line options.
+        options: command-line options of the provider's server.
+        site_type: whose provider.
 
     Raises:
         LocalServerError: a server did not come up.
     """
-    with local.s3_server(data / "s3") as s3_url, servers(data, s3_url, emulator) as made:
+    with local.s3_server(data / "s3") as s3_url, servers(data, s3_url, options, site_type) as made:
         yield made
 
 
 @contextlib.contextmanager
-def servers(data: Path, s3_url: str, emulator: Sequence[str]) -> Iterator[Site]:
+def servers(
+    data: Path, s3_url: str, options: Sequence[str], site_type: type[Site] = Site
+) -> Iterator[Site]:
     """The same for an S3 server that runs already.
 
     Raises:
@@ -131,15 +141,15 @@ def servers(data: Path, s3_url: str, emulator: Sequence[str]) -> Iterator[Site]:
     """
     port, mail_port = local.free_port(), local.free_port()
     root, mail = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{mail_port}"
-    api = f"{root}/api/v1/enterprise/nano_banana/"
-    made = Site(s3_url, api, mail, secrets.token_hex(32))
-    claim_bucket(made.store(), REALM)
+    api = f"{root}{site_type.api}"
+    made = site_type(s3_url, api, mail, secrets.token_hex(32))
+    claim_bucket(made.store(), made.realm)
     with (
         local.child(
-            "the emulator",
+            "the provider",
             [
-                *(sys.executable, "-m", "nanobanana_pipeline.emulator", "--port", str(port)),
-                *("--data", str(data / "emulator"), *emulator),
+                *(sys.executable, "-m", made.server, "--port", str(port)),
+                *("--data", str(data / "emulator"), *options),
             ],
             log=data / "emulator.log",
             ready=lambda: _answers(root),
@@ -155,6 +165,7 @@ def servers(data: Path, s3_url: str, emulator: Sequence[str]) -> Iterator[Site]:
             environment={
                 **local.s3_environment(s3_url),
                 "NANOBANANA_BASE_URL": api,
+                "NANOBANANA_REALM": made.realm,
                 "NANOBANANA_BUCKET": local.BUCKET,
                 "NANOBANANA_WEBHOOK_URL": mail,
                 "NANOBANANA_WEBHOOK_SECRET": made.webhooks_secret,
@@ -201,11 +212,11 @@ def launch(place: Site, name: str, run_id: str) -> None:
     """One launch of a partition, from its plan to its manifest, with leases of 8 s for 150 s."""
     timing = Timing(lease_margin_seconds=LEASE_MARGIN_SECONDS)
     store, account = place.store(), place.account()
-    made = plan(store, REALM, Launch(name, SEED, run_id=run_id, parameters=SMALL))
+    made = plan(store, place.realm, Launch(name, SEED, run_id=run_id, parameters=SMALL))
     report = Report()
     for shard in made.shards:
         report += settle_shard(store, account, run_id, shard, timing=timing)
-    collect(store, REALM, made, report)
+    collect(store, place.realm, made, report)
 
 
 def keep_prompts(store: ObjectStore, data: Path, name: str, prompts: Iterable[str]) -> None:
@@ -223,8 +234,9 @@ def manifest_of(store: ObjectStore, name: str) -> CurrentManifest:
     return current
 
 
-def request_keys(store: ObjectStore, name: str) -> list[str]:
+def request_keys(place: Site, name: str) -> list[str]:
     """The request keys of a partition, as every launch of it will find them."""
+    store = place.store()
     snapshot = prompt_set.current(store, name)
     if snapshot is None:
         raise RuntimeError(f"{name} has no prompts")
@@ -232,7 +244,7 @@ def request_keys(store: ObjectStore, name: str) -> list[str]:
         prompt_set.load(store, name, snapshot.fingerprint),
         seed=SEED,
         parameters={**PictureParameters.defaults(), **SMALL.given()},
-        realm=REALM,
+        realm=place.realm,
         limit=None,
     )
     return list(cells.frame["request_key"])

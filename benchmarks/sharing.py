@@ -20,7 +20,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.launches import REALM, SEED, SMALL, Site, keep_prompts, site
+from benchmarks.launches import SEED, SMALL, Site, keep_prompts, site
 from nanobanana_pipeline.generation.launch import plan, settle_shard
 from nanobanana_pipeline.generation.planning.planner import Launch
 
@@ -64,7 +64,7 @@ def main() -> None:
 def _work(place: Site, name: str, slots: int) -> None:
     logging.disable(logging.WARNING)
     store, account = place.store(), replace(place.account(), webhooks=None, slots=slots)
-    made = plan(store, REALM, Launch(name, SEED, run_id=name, parameters=SMALL))
+    made = plan(store, place.realm, Launch(name, SEED, run_id=name, parameters=SMALL))
     settle_shard(store, account, made.run_id, made.shards[0])
 
 
