@@ -31,7 +31,6 @@ from pydantic import SecretStr
 from rich.console import Console
 
 from nanobanana_pipeline.cli.show import table_of
-from nanobanana_pipeline.cli.status import open_bucket
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.emulator.moods import MOODS
 from nanobanana_pipeline.generation.engine.engine import Report
@@ -42,7 +41,7 @@ from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.ledger import new_nonce, now_iso
 from nanobanana_pipeline.local import child, free_port, local_profile
 from nanobanana_pipeline.prompts import prompt_set
-from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.modelslab.operations import Operations, S3Details
@@ -50,6 +49,7 @@ from nanobanana_pipeline.provider.modelslab.own_bucket import Place, change_plac
 from nanobanana_pipeline.request import PictureParameters
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
+from nanobanana_pipeline.storage.bucket import open_bucket
 
 RATE: Final = 0.05
 REQUESTS: Final = 500
@@ -180,7 +180,7 @@ def _keep_prompts(store: ObjectStore, name: str, count: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "prompts.jsonl")
         path.write_text("\n".join(map(json.dumps, rows)))
-        prompt_set.snapshot(store, name, check_prompts(read_table(path)))
+        prompt_set.snapshot(store, name, check_prompts(read_prompt_table(path)))
 
 
 def _deliver_into(store: ObjectStore, operations: Operations) -> None:

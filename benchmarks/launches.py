@@ -31,7 +31,7 @@ from nanobanana_pipeline.generation.planning.cells import build_cells
 from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.ledger import Entry, Ledger
 from nanobanana_pipeline.prompts import prompt_set
-from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.downloads import Downloader
@@ -223,7 +223,7 @@ def keep_prompts(store: ObjectStore, data: Path, name: str, prompts: Iterable[st
     """Make a prompt set, by way of a table in `data`."""
     table = data / f"{name}.jsonl"
     table.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-    prompt_set.snapshot(store, name, check_prompts(read_table(table)))
+    prompt_set.snapshot(store, name, check_prompts(read_prompt_table(table)))
 
 
 def manifest_of(store: ObjectStore, name: str) -> CurrentManifest:

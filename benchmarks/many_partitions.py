@@ -22,7 +22,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from rich.console import Console
 
 from benchmarks.measured import save
-from dagster_nanobanana.partitions import cell_key, prompt_sets, seeds
+from dagster_nanobanana.partitions import partition_key_of, prompt_sets, seeds
 from nanobanana_pipeline.cli.profile import dagster_home
 from nanobanana_pipeline.cli.show import table_of
 from nanobanana_pipeline.local import child, free_port
@@ -75,7 +75,7 @@ def _fill(data: Path, sets: int, numbers: int, materialized: int) -> None:
             )
         cells = ((name, key) for key in keys for name in names)
         for (name, key), _ in zip(cells, range(materialized), strict=False):
-            made = dg.AssetMaterialization(ASSET, partition=cell_key(name, int(key)))
+            made = dg.AssetMaterialization(ASSET, partition=partition_key_of(name, int(key)))
             instance.report_runless_asset_event(made)
 
 

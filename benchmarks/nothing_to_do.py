@@ -29,10 +29,9 @@ from benchmarks.watched import Watched, run_watched
 from nanobanana_pipeline import local
 from nanobanana_pipeline.bucket_keys import claim_bucket, image_key
 from nanobanana_pipeline.cli.show import table_of
-from nanobanana_pipeline.cli.status import open_bucket
 from nanobanana_pipeline.generation.launch import plan
 from nanobanana_pipeline.generation.manifest.manifest import (
-    COLUMNS,
+    MANIFEST_COLUMNS,
     CurrentManifest,
     manifest_key,
     publish,
@@ -42,10 +41,11 @@ from nanobanana_pipeline.generation.planning.cells import build_cells
 from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.ledger import now_iso
 from nanobanana_pipeline.prompts import prompt_set
-from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.request import PictureParameters
 from nanobanana_pipeline.settings import Settings
+from nanobanana_pipeline.storage.bucket import open_bucket
 from nanobanana_pipeline.storage.versioned import packed
 
 REALM, SEED, FRESH_SEED, NAME, RUN_ID = "emulator", 1, 2, "million", "made-up"
@@ -111,7 +111,7 @@ def settle_all() -> None:
     """Keep a table's prompts, and a manifest that says that all of them are settled."""
     store = open_bucket(Settings.load())
     claim_bucket(store, REALM)
-    kept = prompt_set.snapshot(store, NAME, check_prompts(read_table(sys.argv[1])))
+    kept = prompt_set.snapshot(store, NAME, check_prompts(read_prompt_table(sys.argv[1])))
     parameters = {**PictureParameters.defaults(), "width": 1024, "height": 1024}
     prompts = prompt_set.load(store, NAME, kept.fingerprint)
     cells = build_cells(prompts, seed=SEED, parameters=parameters, realm=REALM, limit=None).frame
@@ -138,7 +138,7 @@ def settle_all() -> None:
     table = pa.table(
         {
             column: pa.array(said[column], kind) if column in said else pa.nulls(count, kind)
-            for column, (kind, _) in COLUMNS.items()
+            for column, (kind, _) in MANIFEST_COLUMNS.items()
         }
     )
     current = CurrentManifest(

@@ -49,7 +49,7 @@ def _ours(rows: pd.DataFrame, formats: tuple[str, ...], shard_bytes: int = SHARD
 
     from nanobanana_pipeline.datasets.formats import FORMATS
     from nanobanana_pipeline.datasets.recipe import ShardSize
-    from nanobanana_pipeline.datasets.release_rows import KEY, as_table, row_digests
+    from nanobanana_pipeline.datasets.release_rows import KEY_COLUMN, as_table, row_digests
     from nanobanana_pipeline.datasets.shard_builder import build_shards
     from nanobanana_pipeline.datasets.shard_layout import assign_shards
 
@@ -58,7 +58,7 @@ def _ours(rows: pd.DataFrame, formats: tuple[str, ...], shard_bytes: int = SHARD
         table, row_digests(table), ShardSize(bytes=shard_bytes, images=1_000_000)
     )
     kinds = {name: each.shards for name, each in FORMATS.items() if name in formats and each.shards}
-    keyed = table.add_column(0, KEY, pa.array(layout.keys))
+    keyed = table.add_column(0, KEY_COLUMN, pa.array(layout.keys))
     store = ObjectStore(s3_client(), local.BUCKET)
     build_shards(store, ("bench", "v1"), keyed, layout.shards, kinds)
 

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from nanobanana_pipeline.cli.show import table_of
 from nanobanana_pipeline.prompts.checked_prompts import fingerprint
-from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 
 WORDS = "red fox river glass mountain lantern paper city winter garden quiet bright ocean stone"
@@ -79,7 +79,7 @@ def _in_its_own_process(path: Path) -> dict[str, Any]:
 
 def _measure(path: Path) -> dict[str, Any]:
     moments = [time.monotonic()]
-    table = read_table(path)
+    table = read_prompt_table(path)
     moments.append(time.monotonic())
     checked = check_prompts(table)
     moments.append(time.monotonic())

@@ -20,10 +20,10 @@ from rich.console import Console
 
 from benchmarks.measured import Cost, run, save
 from nanobanana_pipeline.cli.show import table_of
-from nanobanana_pipeline.cli.status import open_bucket
 from nanobanana_pipeline.datasets.release import Format, Release, find_release
 from nanobanana_pipeline.local import local_profile
 from nanobanana_pipeline.settings import Settings
+from nanobanana_pipeline.storage.bucket import open_bucket
 
 NAME: Final = "table"
 CAP: Final = 64

@@ -11,7 +11,7 @@ from typing import Final
 
 from rich.console import Console
 
-from nanobanana_pipeline.ledger.ledger import READERS
+from nanobanana_pipeline.ledger.ledger import ENTRY_READERS
 
 __all__ = ["COUNTED", "Counted", "S3Cost", "tables"]
 
@@ -119,7 +119,10 @@ def _by_volume() -> str:
         ("pictures, TB a month", lambda n: _figure(n * PICTURE_MB / 1e6)),
         ("their first month, $", lambda n: _figure(cost.storage(n * PICTURE_MB / 1e6))),
         ("ledger, GB a month", lambda n: _figure(n * COUNTED.entry_bytes / 1e9)),
-        ("reading that ledger whole, h", lambda n: _figure(n * S3_READ_SECONDS / READERS / 3_600)),
+        (
+            "reading that ledger whole, h",
+            lambda n: _figure(n * S3_READ_SECONDS / ENTRY_READERS / 3_600),
+        ),
         ("manifests, GB a month", lambda n: _figure(n * COUNTED.row_bytes / 1e9)),
         ("cores busy", lambda n: _figure(n / MONTH_SECONDS * CPU_SECONDS_AN_IMAGE)),
         ("Mbit/s, in and out each", lambda n: _figure(n / MONTH_SECONDS * PICTURE_MB * 8)),
@@ -150,7 +153,7 @@ def _by_partition() -> str:
             ["months to 100,000 of them", *(_figure(DAGSTER_PARTITIONS / c) for c in partitions)],
             [
                 "plan's reads of the ledger, s, where it does not list it",
-                *(_figure(rows * S3_READ_SECONDS / READERS) for rows in ROWS),
+                *(_figure(rows * S3_READ_SECONDS / ENTRY_READERS) for rows in ROWS),
             ],
             ["manifest, MB", *(_figure(rows * COUNTED.row_bytes / 1e6) for rows in ROWS)],
             ["events a month", *(_figure(count * COUNTED.events) for count in partitions)],

@@ -45,7 +45,7 @@ from nanobanana_pipeline.datasets.release import (
     table_bytes,
 )
 from nanobanana_pipeline.generation.manifest.manifest import (
-    COLUMNS,
+    MANIFEST_COLUMNS,
     CurrentManifest,
     manifest_key,
     publish,
@@ -53,10 +53,10 @@ from nanobanana_pipeline.generation.manifest.manifest import (
 )
 from nanobanana_pipeline.generation.planning.run_files import RunPlan, write_plan
 from nanobanana_pipeline.ledger import Entry, StoredImage, new_nonce, now_iso
-from nanobanana_pipeline.lineage.indexing import refresh
-from nanobanana_pipeline.lineage.trace import trace
+from nanobanana_pipeline.lineage.trace.index_writer import refresh_index
+from nanobanana_pipeline.lineage.trace.trace import trace
 from nanobanana_pipeline.prompts import prompt_set
-from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore, s3_client
@@ -185,7 +185,7 @@ def _child(*arguments: str) -> dict[str, Any]:
 
 def _refresh(store: ObjectStore) -> dict[str, Any]:
     start = time.perf_counter()
-    done = refresh(store)
+    done = refresh_index(store)
     return {
         "seconds": round(time.perf_counter() - start, 1),
         "rows read": done.read,
@@ -205,8 +205,8 @@ def _lookup(store: ObjectStore, asked: str) -> dict[str, float]:
     start, used = time.perf_counter(), time.process_time()
     found = trace(store, asked)
     told = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - used}
-    if not found.found or (found.notes and "first" not in found.notes[0]):
-        raise RuntimeError(f"{asked}: {found.found} {found.notes}")
+    if not found.matches or (found.notes and "first" not in found.notes[0]):
+        raise RuntimeError(f"{asked}: {found.matches} {found.notes}")
     return told
 
 
@@ -222,7 +222,7 @@ def _put_set(store: ObjectStore, folder: Path, number: int) -> list[bytes]:
         for row in range(PROMPTS)
     )
     path.write_text("\n".join(map(json.dumps, rows)))
-    prompt_set.snapshot(store, _name(number), check_prompts(read_table(path)))
+    prompt_set.snapshot(store, _name(number), check_prompts(read_prompt_table(path)))
     return [sha for seed in range(1, SEEDS + 1) for sha in _put_partition(store, number, seed)]
 
 
@@ -257,7 +257,7 @@ def _put_partition(
     }
     columns = {
         column: pa.array(said[column], kind) if column in said else pa.nulls(PROMPTS, kind)
-        for column, (kind, _) in COLUMNS.items()
+        for column, (kind, _) in MANIFEST_COLUMNS.items()
     }
     current = CurrentManifest(
         prompt_set=name,

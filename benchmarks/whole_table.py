@@ -24,12 +24,12 @@ import requests
 from rich.console import Console
 
 from nanobanana_pipeline.cli.profile import dagster_home
-from nanobanana_pipeline.cli.status import open_bucket
 from nanobanana_pipeline.generation.manifest.manifest import read_all_current, read_manifest
 from nanobanana_pipeline.ledger import Entry
 from nanobanana_pipeline.local import LocalProfile, local_profile
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.bucket import open_bucket
 
 PROMPT_SET = "table"
 SHORTEST, LONGEST, CAP = 1.0, 3.0, 10

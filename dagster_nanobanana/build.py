@@ -15,7 +15,7 @@ from dagster_nanobanana.automation.purchases import buy_new_prompt_sets, nightly
 from dagster_nanobanana.automation.schedules import automation, releases, weekly_audit
 from dagster_nanobanana.automation.sensors import (
     new_prompt_tables,
-    rescue,
+    rescue_sensor,
     run_summary,
     webhook_inbox,
 )
@@ -51,7 +51,7 @@ def build_definitions() -> dg.Definitions:
         sensors=[
             new_prompt_tables,
             webhook_inbox,
-            rescue,
+            rescue_sensor,
             run_summary,
             buy_new_prompt_sets,
             *automation(recipes),

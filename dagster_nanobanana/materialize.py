@@ -17,13 +17,13 @@ import dagster as dg
 
 from dagster_nanobanana.assets.datasets import recipes_here
 from dagster_nanobanana.definitions import defs
-from dagster_nanobanana.partitions import prompt_sets, read_cell_key, seeds
+from dagster_nanobanana.partitions import prompt_sets, read_partition_key, seeds
 from nanobanana_pipeline.datasets.recipe import Recipe
 from nanobanana_pipeline.errors import NanobananaError
 
 __all__ = ["main"]
 
-NOT_SETTLED, WRONG_USE = 1, 2
+_NOT_DONE, _WRONG_USE = 1, 2
 
 
 def main() -> int:
@@ -38,7 +38,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         for seed in args.seed:
-            read_cell_key(f"{args.prompt_set}|{seed}")
+            read_partition_key(f"{args.prompt_set}|{seed}")
     except NanobananaError as error:
         parser.error(str(error))
     with dg.DagsterInstance.get() as instance:
@@ -46,7 +46,7 @@ def main() -> int:
         instance.add_dynamic_partitions(str(seeds.name), [str(seed) for seed in args.seed])
         table = {"ops": {"prompt_set": {"config": {"table": args.table}}}}
         if not _materialize(instance, "prompt_set", args.prompt_set, table):
-            return WRONG_USE
+            return _WRONG_USE
         pictures = {"ops": {"generated_images": {"config": args.config}}}
         cells = [f"{args.prompt_set}|{seed}" for seed in args.seed]
         done = [_materialize(instance, "generated_images", cell, pictures) for cell in cells]
@@ -57,7 +57,7 @@ def main() -> int:
                 for recipe in recipes_here()
                 if all(done) and _is_ready(recipe, args.prompt_set, args.seed)
             ]
-    return 0 if all(done) else NOT_SETTLED
+    return 0 if all(done) else _NOT_DONE
 
 
 def _is_ready(recipe: Recipe, prompt_set: str, made: Sequence[int]) -> bool:

@@ -1,4 +1,4 @@
-"""The two dimensions of a dataset: which prompts, and under which seed. Never one per image."""
+"""The partitioned assets and their two dimensions, prompt set and seed. Never one per image."""
 
 import dagster as dg
 
@@ -6,19 +6,33 @@ from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.planning.cells import check_seed
 from nanobanana_pipeline.prompts.prompt_set import valid_name
 
-__all__ = ["cell_key", "grid", "prompt_sets", "read_cell_key", "seeds"]
+__all__ = [
+    "FEATURES",
+    "IMAGES",
+    "PROMPTS",
+    "grid",
+    "partition_key_of",
+    "prompt_sets",
+    "read_partition_key",
+    "seeds",
+]
+
+PROMPTS = dg.AssetKey("prompt_set")
+IMAGES = dg.AssetKey("generated_images")
+FEATURES = dg.AssetKey("image_features")
+"""The assets that are partitioned so."""
 
 prompt_sets = dg.DynamicPartitionsDefinition(name="prompt_set")
 seeds = dg.DynamicPartitionsDefinition(name="seed")
 grid = dg.MultiPartitionsDefinition({"prompt_set": prompt_sets, "seed": seeds})
 
 
-def cell_key(prompt_set: str, seed: int) -> dg.MultiPartitionKey:
+def partition_key_of(prompt_set: str, seed: int) -> dg.MultiPartitionKey:
     """The key of a partition of `grid`."""
     return dg.MultiPartitionKey({"prompt_set": prompt_set, "seed": str(seed)})
 
 
-def read_cell_key(partition_key: str) -> tuple[str, int]:
+def read_partition_key(partition_key: str) -> tuple[str, int]:
     """The prompt set and seed of a partition of `grid`.
 
     Dagster gives a `MultiPartitionKey`, or a plain string where only the run's tag was set; and

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
-from nanobanana_pipeline.bucket_keys import claim_bucket, run_value_key
+from nanobanana_pipeline.bucket_keys import run_value_key
 from nanobanana_pipeline.errors import StorageError
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
+from nanobanana_pipeline.storage.bucket import open_bucket
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -116,10 +117,7 @@ class NanobananaResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             SettingsError: it holds another realm's pictures.
             StorageError: it cannot be used.
         """
-        settings = self.settings()
-        store = ObjectStore(self.s3.get_client(), str(settings.bucket), settings.prefix)
-        claim_bucket(store, str(settings.realm))
-        return store
+        return open_bucket(self.settings(), client=self.s3.get_client())
 
     def account(self) -> Account:
         """The provider's account."""

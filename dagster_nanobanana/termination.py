@@ -17,7 +17,7 @@ __all__ = ["RunOver", "RunWatch"]
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 2.0
-PATIENCE_SECONDS: Final = 5.0
+LOOK_PATIENCE_SECONDS: Final = 5.0
 """Dagster's own interrupt comes first where it comes at all: a second one would cut the grace."""
 OVER: Final = {dg.DagsterRunStatus.CANCELING, *FINISHED_STATUSES}
 
@@ -64,7 +64,7 @@ class RunWatch:
             self._over_since = None
         elif self._over_since is None:
             self._over_since = now
-        elif now >= self._over_since + PATIENCE_SECONDS:
+        elif now >= self._over_since + LOOK_PATIENCE_SECONDS:
             raise self._interruption()
 
     def _is_over(self) -> bool:

@@ -1,17 +1,24 @@
 """What lies where in the bucket, and whose bucket it is."""
 
 import json
-from typing import Any, Final
+import uuid
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
 
 from nanobanana_pipeline.errors import SettingsError
-from nanobanana_pipeline.storage import ObjectStore
+
+if TYPE_CHECKING:
+    from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = [
+    "FILES",
     "LAYOUT_VERSION",
+    "Folder",
     "check_bucket",
     "claim_bucket",
     "contact_sheet_key",
     "day_budget_key",
+    "day_budget_prefix",
     "delivery_key",
     "features_folder",
     "features_prefix",
@@ -24,15 +31,20 @@ __all__ = [
     "manifest_prefix",
     "partition_budget_key",
     "preview_key",
+    "probe_key",
     "prompt_set_key",
     "reference_key",
     "release_key",
+    "release_prefix",
     "run_alive_key",
     "run_budget_key",
     "run_done_key",
     "run_plan_key",
+    "run_prefix",
+    "run_settled_key",
     "run_shard_key",
     "run_value_key",
+    "run_values_prefix",
     "unfinished_key",
     "webhook_key",
     "webhook_prefix",
@@ -42,39 +54,80 @@ LAYOUT_VERSION: Final = 1
 MARKER: Final = "nanobanana.json"
 
 
+class Folder(StrEnum):
+    """The top-level folders below the bucket's prefix: each key begins with one of them.
+
+    The last three hold nothing yet. Their names are reserved, so that no delivery goes there.
+    """
+
+    BUDGET = "budget"
+    DATASETS = "datasets"
+    FEATURES = "features"
+    IMAGES = "images"
+    INDEX = "index"
+    LEDGER = "ledger"
+    LINEAGE = "lineage"
+    MANIFESTS = "manifests"
+    PROBE = "probe"
+    PROMPTS = "prompts"
+    PROMPT_SETS = "prompt_sets"
+    REFERENCES = "references"
+    RUNS = "runs"
+    UNFINISHED = "unfinished"
+    WEBHOOKS = "webhooks"
+    OUTAGE = "outage"
+    REJECTED = "rejected"
+    SCORES = "scores"
+
+    @property
+    def prefix(self) -> str:
+        """The folder as the beginning of a key, with its slash."""
+        return f"{self.value}/"
+
+
+DELIVERY: Final = "delivery.json"
+FILES: Final = (MARKER, DELIVERY)
+"""The objects that lie beside the folders."""
+
+
 def prompt_set_key(name: str, leaf: str) -> str:
     """A file of a prompt set: ``current.json``, or a snapshot under its fingerprint."""
-    return f"prompt_sets/{name}/{leaf}"
+    return f"{Folder.PROMPT_SETS}/{name}/{leaf}"
 
 
 def ledger_key(request_key: str) -> str:
     """Where a request's ledger entry lies."""
-    return f"ledger/{request_key[:2]}/{request_key}.json"
+    return f"{Folder.LEDGER}/{request_key[:2]}/{request_key}.json"
 
 
 def image_key(sha256: str, extension: str) -> str:
     """Where an image lies; `extension` is that of its real format, without a dot."""
-    return f"images/{sha256[:2]}/{sha256}.{extension}"
+    return f"{Folder.IMAGES}/{sha256[:2]}/{sha256}.{extension}"
 
 
 def image_owner_key(sha256: str, request_key: str) -> str:
     """The empty object that says that another request made the very same bytes."""
-    return f"images/{sha256[:2]}/{sha256}.refs/{request_key}"
+    return f"{Folder.IMAGES}/{sha256[:2]}/{sha256}.refs/{request_key}"
 
 
 def index_key(leaf: str) -> str:
     """A file of the index that traces pictures: ``current.json``, or a table that it names."""
-    return f"index/{leaf}"
+    return f"{Folder.INDEX}/{leaf}"
+
+
+def probe_key() -> str:
+    """An object that is written and deleted to try the bucket; each call gives another."""
+    return f"{Folder.PROBE}/{uuid.uuid4().hex}"
 
 
 def reference_key(sha256: str) -> str:
     """Where a reference picture of a prompt table lies, byte for byte as it was read."""
-    return f"references/{sha256[:2]}/{sha256}"
+    return f"{Folder.REFERENCES}/{sha256[:2]}/{sha256}"
 
 
 def manifest_prefix(prompt_set: str, seed: int) -> str:
     """The folder of one partition's manifests."""
-    return f"manifests/{prompt_set}/seed={seed}/"
+    return f"{Folder.MANIFESTS}/{prompt_set}/seed={seed}/"
 
 
 def preview_key(prompt_set: str, seed: int, content: str) -> str:
@@ -84,7 +137,7 @@ def preview_key(prompt_set: str, seed: int, content: str) -> str:
 
 def features_folder(prompt_set: str) -> str:
     """The folder of all that was measured of one prompt set."""
-    return f"features/{prompt_set}/"
+    return f"{Folder.FEATURES}/{prompt_set}/"
 
 
 def features_prefix(prompt_set: str, seed: int) -> str:
@@ -97,64 +150,79 @@ def contact_sheet_key(prompt_set: str, seed: int) -> str:
     return f"{features_prefix(prompt_set, seed)}contact_sheet.webp"
 
 
+def run_prefix(run_id: str) -> str:
+    """The folder of one run."""
+    return f"{Folder.RUNS}/{run_id}/"
+
+
 def run_shard_key(run_id: str, shard: str) -> str:
     """The list of requests that a shard of a run set out to settle."""
-    return f"runs/{run_id}/{shard}.parquet"
+    return f"{run_prefix(run_id)}{shard}.parquet"
 
 
 def run_plan_key(run_id: str) -> str:
     """What a run set out to do, written before it buys."""
-    return f"runs/{run_id}/plan.json"
+    return f"{run_prefix(run_id)}plan.json"
+
+
+def run_values_prefix(run_id: str) -> str:
+    """The folder of what the steps of a run hand to each other."""
+    return f"{run_prefix(run_id)}values/"
 
 
 def run_value_key(run_id: str, *parts: str) -> str:
     """A small value that one step of a run hands to another."""
-    return f"runs/{run_id}/values/{'/'.join(parts)}.json"
+    return f"{run_values_prefix(run_id)}{'/'.join(parts)}.json"
 
 
 def run_settled_key(run_id: str, shard: str) -> str:
     """What a shard has settled, for the step that makes the manifest."""
-    return f"runs/{run_id}/values/settled/{shard}.jsonl.gz"
+    return f"{run_values_prefix(run_id)}settled/{shard}.jsonl.gz"
 
 
 def run_alive_key(run_id: str, shard: str) -> str:
     """Written anew now and then while a shard buys: its age says whether the shard lives."""
-    return f"runs/{run_id}/{shard}.alive"
+    return f"{run_prefix(run_id)}{shard}.alive"
 
 
 def run_budget_key(run_id: str) -> str:
     """The counter of what a run with a cap of its own has spent."""
-    return f"runs/{run_id}/budget.json"
+    return f"{run_prefix(run_id)}budget.json"
 
 
 def day_budget_key(day: str) -> str:
     """The counter of what was spent on a UTC day (ISO date)."""
-    return f"budget/days/{day}.json"
+    return f"{day_budget_prefix()}{day}.json"
+
+
+def day_budget_prefix() -> str:
+    """The folder of the counters of days."""
+    return f"{Folder.BUDGET}/days/"
 
 
 def partition_budget_key(prompt_set: str, seed: int) -> str:
     """The counter of what was ever spent on a partition."""
-    return f"budget/partitions/{prompt_set}/seed={seed}.json"
+    return f"{Folder.BUDGET}/partitions/{prompt_set}/seed={seed}.json"
 
 
 def run_done_key(run_id: str) -> str:
     """Its presence says that a run came to its end and left nothing to rescue."""
-    return f"runs/{run_id}/done.json"
+    return f"{run_prefix(run_id)}done.json"
 
 
 def unfinished_key(run_id: str) -> str:
-    """The empty object that names a run that has not come to its end; with "" their folder."""
-    return f"unfinished/{run_id}"
+    """The empty object that names a run that has not come to its end."""
+    return f"{Folder.UNFINISHED}/{run_id}"
 
 
 def lineage_key(day: str, run_id: str) -> str:
     """Where the lineage events of a run that began on a UTC day (ISO date) lie."""
-    return f"lineage/{day}/{run_id}.ndjson"
+    return f"{Folder.LINEAGE}/{day}/{run_id}.ndjson"
 
 
 def webhook_prefix(attempt_id: str) -> str:
     """The folder of the webhooks that came for one attempt."""
-    return f"webhooks/{attempt_id}/"
+    return f"{Folder.WEBHOOKS}/{attempt_id}/"
 
 
 def webhook_key(attempt_id: str, sha256: str) -> str:
@@ -164,20 +232,25 @@ def webhook_key(attempt_id: str, sha256: str) -> str:
 
 def delivery_key() -> str:
     """Where it is written down which buckets of its customer the provider writes into."""
-    return "delivery.json"
+    return DELIVERY
+
+
+def release_prefix(dataset: str) -> str:
+    """The folder of all releases of one dataset."""
+    return f"{Folder.DATASETS}/{dataset}/"
 
 
 def release_key(dataset: str, version: str, leaf: str) -> str:
     """A file of a release, by its path in it."""
-    return f"datasets/{dataset}/{version}/{leaf}"
+    return f"{release_prefix(dataset)}{version}/{leaf}"
 
 
 def latest_release_key(dataset: str) -> str:
     """Which release of a dataset counts; written last."""
-    return f"datasets/{dataset}/latest.json"
+    return f"{release_prefix(dataset)}latest.json"
 
 
-def claim_bucket(store: ObjectStore, realm: str) -> None:
+def claim_bucket(store: "ObjectStore", realm: str) -> None:
     """Check that the bucket honours conditional writes and belongs to `realm`; claim a new one.
 
     Raises:
@@ -186,13 +259,13 @@ def claim_bucket(store: ObjectStore, realm: str) -> None:
     """
     if check_bucket(store, realm):
         return
-    store.probe()
+    store.probe(probe_key())
     body = json.dumps({"layout": LAYOUT_VERSION, "realm": realm}).encode()
     if store.create(MARKER, body, content_type="application/json") is None:
         check_bucket(store, realm)
 
 
-def check_bucket(store: ObjectStore, realm: str) -> bool:
+def check_bucket(store: "ObjectStore", realm: str) -> bool:
     """Whether the prefix belongs to `realm` already; False if to nobody. Writes nothing.
 
     Raises:
@@ -217,7 +290,7 @@ def check_bucket(store: ObjectStore, realm: str) -> bool:
     return True
 
 
-def _marker(store: ObjectStore, body: bytes) -> dict[str, Any]:
+def _marker(store: "ObjectStore", body: bytes) -> dict[str, Any]:
     try:
         marker = json.loads(body)
     except ValueError:

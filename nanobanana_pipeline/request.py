@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 __all__ = [
+    "KEY_FIELDS",
     "KEY_VERSION",
     "MAX_SEED",
     "NOT_IN_THE_PICTURE",
@@ -115,7 +116,7 @@ def _https_or_loopback(value: str) -> str:
     return value
 
 
-Text = Annotated[str, AfterValidator(_encodable)]
+EncodableText = Annotated[str, AfterValidator(_encodable)]
 Whole = Annotated[int, BeforeValidator(_number)]
 Side = Annotated[Whole, AfterValidator(_side)]
 Noise = Annotated[
@@ -123,7 +124,7 @@ Noise = Annotated[
 ]
 YesNo = Annotated[Literal["yes", "no"], BeforeValidator(_yes_no)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-WebhookUrl = Annotated[Text, AfterValidator(_https_or_loopback)]
+WebhookUrl = Annotated[EncodableText, AfterValidator(_https_or_loopback)]
 
 
 class ImageRequest(BaseModel):
@@ -139,8 +140,8 @@ class ImageRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompt: Annotated[Text, AfterValidator(_not_blank)]
-    negative_prompt: Annotated[Text, BeforeValidator(_null_is_empty)] = ""
+    prompt: Annotated[EncodableText, AfterValidator(_not_blank)]
+    negative_prompt: Annotated[EncodableText, BeforeValidator(_null_is_empty)] = ""
     width: Side = 2048
     height: Side = 2048
     seed: Annotated[Whole, Field(ge=0, le=MAX_SEED)]
@@ -154,7 +155,7 @@ class ImageRequest(BaseModel):
     temp: YesNo = "no"
     base64: YesNo = "no"
     webhook: WebhookUrl | None = None
-    track_id: Text | None = None
+    track_id: EncodableText | None = None
 
     @property
     def endpoint(self) -> Literal["text2img", "img2img", "multi_ref"]:
@@ -175,6 +176,8 @@ class ImageRequest(BaseModel):
 
 
 REQUEST_FIELDS: Final = tuple(ImageRequest.model_fields)
+KEY_FIELDS: Final = tuple(name for name in REQUEST_FIELDS if name not in NOT_IN_THE_PICTURE)
+"""The fields that the request key is made of; without references `ONLY_WITH_REFERENCES` are not."""
 TABLE_FIELDS: Final = tuple(name for name in REQUEST_FIELDS if name != "ref_sha256")
 """The fields that a prompt table gives directly; references come by its column ``ref_image``."""
 
@@ -188,7 +191,7 @@ class PictureParameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    negative_prompt: Text | None = None
+    negative_prompt: EncodableText | None = None
     width: Side | None = None
     height: Side | None = None
     samples: Annotated[Whole, Field(ge=1, le=4)] | None = None
@@ -228,7 +231,7 @@ class DeliveryParameters(BaseModel):
     base64: YesNo | None = None
     temp: YesNo | None = None
     webhook: WebhookUrl | None = None
-    track_id: Text | None = None
+    track_id: EncodableText | None = None
 
     def given(self) -> dict[str, Any]:
         """The parameters that were named."""
@@ -268,8 +271,8 @@ def canonical_json(
         endpoint: the provider's path; the request's own if None.
         variant: another value draws the same request again on purpose.
     """
-    left_out = NOT_IN_THE_PICTURE | (frozenset() if request.ref_sha256 else ONLY_WITH_REFERENCES)
-    fields: dict[str, Any] = request.model_dump(mode="json", exclude=set(left_out))
+    left_out = frozenset() if request.ref_sha256 else ONLY_WITH_REFERENCES
+    fields: dict[str, Any] = request.model_dump(mode="json", include={*KEY_FIELDS} - left_out)
     return rfc8785.dumps(
         {
             **fields,

@@ -41,7 +41,7 @@ def split_hosts(value: object) -> object:
 
 
 Money = Annotated[Decimal, Field(gt=0, allow_inf_nan=False)]
-Images = Annotated[int, Field(ge=0)]
+ImageCount = Annotated[int, Field(ge=0)]
 
 
 class Settings(BaseSettings):
@@ -75,15 +75,15 @@ class Settings(BaseSettings):
     price_per_image: Money | None = Field(
         None, description="what an image costs, in your currency; unknown if not set"
     )
-    max_images_per_day: Images | None = Field(
+    max_images_per_day: ImageCount | None = Field(
         None, description="cap on the images of a UTC day, over all runs and machines"
     )
     max_cost_per_day: Money | None = Field(None, description="the same in money")
-    max_images_per_partition: Images | None = Field(
+    max_images_per_partition: ImageCount | None = Field(
         None, description="cap on the images ever bought for one prompt set under one seed"
     )
     max_cost_per_partition: Money | None = Field(None, description="the same in money")
-    max_images_per_run: Images | None = Field(None, description="cap on the images of one run")
+    max_images_per_run: ImageCount | None = Field(None, description="cap on the images of one run")
     max_cost_per_run: Money | None = Field(None, description="the same in money")
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-__all__ = ["counted", "shortened"]
+__all__ = ["counted", "shortened", "size_text", "time_text"]
 
 
 PLURAL: Final = {"is": "are", "was": "were", "has": "have"}
@@ -30,3 +30,18 @@ def shortened(text: str, most: int = 60) -> str:
     """
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def size_text(size: float) -> str:
+    """Bytes for people: "1,234.5 MB"."""
+    return f"{size / 1e6:,.1f} MB"
+
+
+def time_text(seconds: float) -> str:
+    """A duration for people: "45 s", "90 min", "5 h 12 min", "72 h"."""
+    hours, minutes = divmod(int(seconds // 60), 60)
+    if seconds < 2 * 60:
+        return f"{seconds:.0f} s"
+    if hours < 2:  # noqa: PLR2004 - two of each unit are told in the smaller one
+        return f"{60 * hours + minutes} min"
+    return f"{hours} h {minutes} min" if hours < 2 * 24 else f"{hours:,} h"

@@ -2,17 +2,19 @@
 
 import os
 import signal
+import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 import pytest
-from _pytest.nodeid import coerce_node_id
 from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 from nanobanana_pipeline import local
 from nanobanana_pipeline.emulator import EmulatorConfig, EmulatorThread
@@ -27,6 +29,8 @@ settings.load_profile("patient")
 
 API_KEY = "test-key-9f1c-must-stay-secret"
 """Tests look for this everywhere it must not be."""
+
+ROOT = Path(__file__).parents[1]
 
 SLOW = (
     "tests/browser/test_ui.py",
@@ -54,36 +58,91 @@ TOGETHER = {
 }
 """Files whose tests share what takes long to make: one worker gets them all."""
 
+NOT_FAST = (
+    *SLOW,
+    *TOGETHER,
+    "tests/ageing",
+    "tests/browser",
+    "tests/dagster_nanobanana",
+    "tests/deploy",
+    "tests/faults",
+    "tests/rehearsal",
+    "tests/stored",
+    "tests/witness",
+    "tests/datasets/test_croissant.py",
+    "tests/features/test_judging.py",
+    "tests/features/test_workers.py",
+    "tests/generation/engine/test_answers.py",
+    "tests/generation/engine/test_engine.py",
+    "tests/generation/test_fields.py",
+    "tests/generation/test_launch.py",
+    "tests/generation/manifest/test_manifest.py",
+    "tests/generation/engine/test_moods.py",
+    "tests/lineage/openlineage/test_recorder_dagster.py",
+    "tests/test_fast.py",
+    "tests/webhooks/test_fuzz.py",
+)
+"""Files and folders without the mark `fast`: they need Dagster or a browser, or take long.
+
+With `pytest -m fast` they are not even imported."""
+
 Emulators = Callable[..., EmulatorThread]
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """Hands a test, or all of a file, to whoever is free next, in the order of the collection.
+def is_fast(path: Path) -> bool:
+    """Whether the tests of this file, or of this folder, have the mark `fast`."""
+    within = f"{path.relative_to(ROOT).as_posix()}/"
+    return not within.startswith(tuple(f"{name}/" for name in NOT_FAST))
 
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return (config.getoption("-m") == "fast" and not is_fast(collection_path)) or None
+
+
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """Hands out single tests, or all of a file of `TOGETHER`, in the order of the collection.
+
+    xdist takes what precedes the last `::` of an id for the tests' common scope.
     Marks of groups would do, but xdist 3.8 does not see them under pytest 9.
     """
 
-    def unit_of(nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return file if file in TOGETHER else nodeid
+    def add_node_collection(self, node: WorkerController, collection: Sequence[str]) -> None:
+        together = [nodeid.partition("::")[0] in TOGETHER for nodeid in collection]
+        super().add_node_collection(
+            node,
+            [
+                nodeid if shared else f"{nodeid}::"
+                for nodeid, shared in zip(collection, together, strict=True)
+            ],
+        )
 
-    scheduler = LoadScopeScheduling(config, log)
-    scheduler._split_scope = unit_of
-    return scheduler
+    def remove_node(self, node: WorkerController) -> str | None:
+        crashed: str | None = super().remove_node(node)
+        return crashed and crashed.removesuffix("::")
 
 
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    return Scheduling(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest, so that no worker is left alone with it at the end.
-
-    Every item gets an id of its own: schemathesis gives all operations of a document the same one,
-    and the scheduler, which goes by ids, would run one of them and leave the others out.
-    """
+    """Begin with what takes longest, so that no worker is left alone with it at the end."""
+    # The scheduler goes by ids: of two tests with the same one it would run only one.
+    assert len({item.nodeid for item in items}) == len(items), "see the fixture `own_id`"
     for item in items:
-        if not item.nodeid.endswith(item.name):
-            item._id = coerce_node_id(f"{item.nodeid.rpartition('::')[0]}::{item.name}")
-    assert len({item.nodeid for item in items}) == len(items)
+        if is_fast(item.path):
+            item.add_marker("fast")
     rank = {name: number for number, name in enumerate(SLOW)}
     items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
+
+
+@pytest.fixture(params=[pytest.param(None, id=pytest.HIDDEN_PARAM)])
+def own_id() -> None:
+    """Gives each of schemathesis' tests an id of its own.
+
+    Under pytest 9 all operations of a document have the same one, unless the test is parametrised.
+    """
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -98,6 +157,13 @@ def _clean_environment() -> Iterator[None]:
         # A shell has what it starts in the background ignore it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fast_tests_leave_dagster_alone(pytestconfig: pytest.Config) -> Iterator[None]:
+    yield
+    if pytestconfig.getoption("-m") == "fast":
+        assert "dagster" not in sys.modules
 
 
 @pytest.fixture(scope="session", autouse=True)

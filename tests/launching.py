@@ -25,7 +25,7 @@ from nanobanana_pipeline.generation.planning.run_files import RunPlan
 from nanobanana_pipeline.ledger import Entry, State
 from nanobanana_pipeline.money import Budget
 from nanobanana_pipeline.prompts import prompt_set
-from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.modelslab.client import ModelsLab
@@ -65,7 +65,7 @@ def keep_prompts(store: ObjectStore, name: str, rows: Sequence[str | Mapping[str
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "prompts.jsonl")
         path.write_text("\n".join(lines))
-        prompt_set.snapshot(store, name, check_prompts(read_table(path)))
+        prompt_set.snapshot(store, name, check_prompts(read_prompt_table(path)))
 
 
 def prompts(count: int, word: str = "animal") -> list[str]:

@@ -1,15 +1,21 @@
 """Where things lie, and whose bucket it is."""
 
+import ast
+import inspect
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+import nanobanana_pipeline
 from nanobanana_pipeline import bucket_keys
 from nanobanana_pipeline.bucket_keys import claim_bucket
 from nanobanana_pipeline.errors import SettingsError, StorageError
 from nanobanana_pipeline.storage import ObjectStore
 
+DOMAIN = Path(nanobanana_pipeline.__file__).parent
 KEY = "ab" + "0" * 62
 
 
@@ -28,6 +34,45 @@ def test_everything_lies_where_the_design_says() -> None:
     assert bucket_keys.run_shard_key("r1", "0003") == "runs/r1/0003.parquet"
     assert bucket_keys.run_plan_key("r1") == "runs/r1/plan.json"
     assert bucket_keys.run_done_key("r1") == "runs/r1/done.json"
+
+
+KEY_FUNCTIONS = [
+    name for name in bucket_keys.__all__ if name.endswith(("_key", "_prefix", "_folder"))
+]
+
+
+@pytest.mark.parametrize("name", KEY_FUNCTIONS)
+def test_every_key_begins_with_a_listed_folder_or_is_a_listed_file(name: str) -> None:
+    function = getattr(bucket_keys, name)
+    given = {str: "x", int: 7}
+    types = (p.annotation for p in inspect.signature(function).parameters.values())
+    key = function(*(given[each] for each in types))
+    assert key.partition("/")[0] in {*bucket_keys.Folder, *bucket_keys.FILES}
+
+
+def test_no_other_module_spells_out_a_folder_of_the_bucket() -> None:
+    """Literals of the domain, but for docstrings: at their beginning, or behind a quote."""
+    spelt = re.compile(rf"(?:^|['\"(])(?:{'|'.join(bucket_keys.Folder)})/")
+    found = []
+    for path in sorted(DOMAIN.rglob("*.py")):
+        if path == Path(bucket_keys.__file__) or "emulator" in path.relative_to(DOMAIN).parts:
+            continue
+        tree = ast.parse(path.read_text())
+        prose = {
+            id(node.value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        }
+        found += [
+            (path.relative_to(DOMAIN).as_posix(), node.value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and id(node) not in prose
+            and spelt.search(node.value)
+        ]
+    # Of the wheel, not of the bucket.
+    assert found == [("cli/profile.py", "prompts/sample.csv")]
 
 
 def test_a_new_bucket_is_claimed_once_and_nothing_else_is_left_in_it(store: ObjectStore) -> None:

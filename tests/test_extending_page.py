@@ -17,14 +17,14 @@ from nanobanana_pipeline.datasets.layouts import LAYOUTS, Layout
 from nanobanana_pipeline.datasets.publish import build_release
 from nanobanana_pipeline.datasets.pull import pull
 from nanobanana_pipeline.datasets.recipe import ShardSize
-from nanobanana_pipeline.datasets.release import MANIFEST, Format, read_table
-from nanobanana_pipeline.datasets.release_rows import KEY, as_table, row_digests
+from nanobanana_pipeline.datasets.release import MANIFEST, Format, read_release_table
+from nanobanana_pipeline.datasets.release_rows import KEY_COLUMN, as_table, row_digests
 from nanobanana_pipeline.datasets.shard_builder import build_shards
 from nanobanana_pipeline.datasets.shard_layout import assign_shards
 from nanobanana_pipeline.features.measure import Features
-from nanobanana_pipeline.features.table import COLUMNS
+from nanobanana_pipeline.features.table import FEATURE_COLUMNS
 from nanobanana_pipeline.prompts import readers
-from nanobanana_pipeline.prompts.table import read_table as read_prompts
+from nanobanana_pipeline.prompts.table import read_prompt_table as read_prompts
 from nanobanana_pipeline.prompts.table_files import fault_of_name
 from nanobanana_pipeline.storage import ObjectStore
 from tests.datasets.release_rows import NOTHING_REJECTED, read, recipe, rows_of
@@ -61,7 +61,7 @@ def test_a_format(store: ObjectStore) -> None:
     rows = rows_of(store, 6)
     table = as_table(rows)
     shards = assign_shards(table, row_digests(table), ShardSize(images=4))
-    keyed = table.add_column(0, KEY, [shards.keys])
+    keyed = table.add_column(0, KEY_COLUMN, [shards.keys])
     files = build_shards(store, ("pets", "v1"), keyed, shards.shards, formats)
     assert {Path(file.path).suffix for file in files} == {".jsonl"}
     lines = [json.loads(line) for file in files for line in read(store, file.key).splitlines()]
@@ -75,7 +75,7 @@ def test_a_layout(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(LAYOUTS, Layout.GENEVAL, lay_out)
     release = build_release(store, recipe(), rows_of(store, 4), NOTHING_REJECTED, parent=None)
     pull(store, release, tmp_path, Layout.GENEVAL)
-    rows = read_table(store, release, MANIFEST).set_index("key")
+    rows = read_release_table(store, release, MANIFEST).set_index("key")
     assert {path.stem: path.read_text() for path in tmp_path.glob("*.txt")} == dict(rows["prompt"])
     for key, row in rows.iterrows():
         body = (tmp_path / f"{key}.{row['format']}").read_bytes()
@@ -98,4 +98,4 @@ def test_every_entry_stands_in_its_table() -> None:
         modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "base", "gallery"}
         assert modules == {str(name) for name in entries}
     measured = [field.name.replace("size", "bytes") for field in fields(Features)]
-    assert sorted(measured) == sorted(COLUMNS)
+    assert sorted(measured) == sorted(FEATURE_COLUMNS)

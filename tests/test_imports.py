@@ -1,71 +1,144 @@
-"""Imports run one way: the domain does not know Dagster, the emulator knows nobody."""
+"""Imports run one way: floor by floor from one table, and without a circle among modules."""
 
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
-import nanobanana_pipeline
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("nanobanana_pipeline", "dagster_nanobanana", "dagster_project")
 
-PACKAGE = Path(nanobanana_pipeline.__file__).parent
+FLOORS = """
+    errors  wording  request  emulator
+    money
+    settings
+    storage  images
+    bucket_keys  local
+    ledger  webhooks
+    provider
+    provider.modelslab
+    provider.account  prompts
+    generation.manifest
+    generation.planning
+    generation.budget
+    generation.engine
+    generation
+    generation.recovery
+    features
+    datasets
+    datasets.formats
+    datasets.packing  datasets.pull  datasets.repair
+    datasets.publish  datasets.top_up
+    audit
+    lineage.openlineage  lineage.trace
+    cli
+    dagster_nanobanana.termination
+    dagster_nanobanana.failures  dagster_nanobanana.partitions  dagster_nanobanana.resources
+    dagster_nanobanana.executor  dagster_nanobanana.launch_config  dagster_nanobanana.lineage
+    dagster_nanobanana.presentation  dagster_nanobanana.celery_worker
+    dagster_nanobanana.checks
+    dagster_nanobanana.assets
+    dagster_nanobanana.jobs
+    dagster_nanobanana.automation
+    dagster_nanobanana.build
+    dagster_nanobanana.definitions  dagster_project
+    dagster_nanobanana.materialize
+"""
+"""From the ground up. A room (a package or a module of `nanobanana_pipeline` where no other package
+is named) may import what is in itself and on lower floors, and nothing beside or above it."""
+
+FLOOR_OF = {
+    room: floor for floor, line in enumerate(FLOORS.strip().splitlines()) for room in line.split()
+}
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module by its name; a package by its ``__init__``."""
+    found = {}
+    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts).removesuffix(".__init__")] = path
+    return found
 
 
 def imports_of(path: Path) -> set[str]:
+    """What a module imports of these packages: also within functions, and for types alone."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
+            assert not node.level, f"{path} imports relatively"
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in modules() else node.module for name in full}
+    return names & modules().keys()
 
 
-def imported_by(folder: Path) -> set[str]:
-    return {name for path in folder.rglob("*.py") for name in imports_of(path)}
+def room_of(module: str) -> str | None:
+    """The room in the table that a module is in: the longest name that fits."""
+    name = module.removeprefix("nanobanana_pipeline.")
+    while name and name not in FLOOR_OF:
+        name = name.rpartition(".")[0]
+    return name or None
 
 
-def test_the_domain_imports_without_dagster() -> None:
-    modules = [
-        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
-        for path in sorted(PACKAGE.rglob("*.py"))
-        if path.name != "__main__.py"
-    ]
-    blocked = (
-        "sys.modules.update(dict.fromkeys(['dagster', 'dagster_nanobanana', 'dagster_project']))"
-    )
-    program = (
-        f"import sys, importlib; {blocked}\nfor name in {modules}: importlib.import_module(name)"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
+def test_every_module_is_on_a_floor() -> None:
+    faces = {"nanobanana_pipeline", "nanobanana_pipeline.lineage", "dagster_nanobanana"}
+    assert {name for name in modules() if room_of(name) is None} == faces
+    assert FLOOR_OF.keys() - {room_of(name) for name in modules()} == set(), "rooms that are gone"
+
+
+def test_every_import_runs_downward() -> None:
+    upward = []
+    for module, path in modules().items():
+        room = room_of(module)
+        for imported in imports_of(path):
+            other = room_of(imported)
+            if room and other and room != other and FLOOR_OF[other] >= FLOOR_OF[room]:
+                upward.append(f"{module} imports {imported}")
+    assert sorted(upward) == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    below = {module: imports_of(path) - {module} for module, path in modules().items()}
+    while leaves := {module for module, others in below.items() if not others & below.keys()}:
+        for module in leaves:
+            del below[module]
+    assert sorted(below) == [], "each of these is in a circle, or imports one that is"
 
 
 def test_the_emulator_shares_no_code_with_the_client() -> None:
-    ours = {name for name in imported_by(PACKAGE / "emulator") if "nanobanana_pipeline" in name}
-    assert {name for name in ours if not name.startswith("nanobanana_pipeline.emulator")} == set()
+    emulator = {name: path for name, path in modules().items() if room_of(name) == "emulator"}
+    assert {name for path in emulator.values() for name in imports_of(path)} <= emulator.keys()
+
+
+def test_only_the_account_and_the_commands_for_it_know_the_vendor() -> None:
+    knowing = {
+        name
+        for name, path in modules().items()
+        if any(room_of(imported) == "provider.modelslab" for imported in imports_of(path))
+        and room_of(name) != "provider.modelslab"
+    }
+    assert knowing == {"nanobanana_pipeline.provider.account", "nanobanana_pipeline.cli.provider"}
 
 
 def test_nothing_below_the_commands_asks_where_pictures_come_from() -> None:
     asking = {
-        str(path.relative_to(PACKAGE))
-        for path in PACKAGE.rglob("*.py")
-        if path.parts[len(PACKAGE.parts)] not in {"cli", "lineage"}
-        and any("lineage.trace" in name or "lineage.ind" in name for name in imports_of(path))
+        room_of(name)
+        for name, path in modules().items()
+        if any(room_of(imported) == "lineage.trace" for imported in imports_of(path))
     }
-    assert asking == set()
+    assert asking == {"cli", "lineage.trace"}
 
 
-def test_only_the_account_and_the_commands_for_it_know_the_vendor() -> None:
-    vendor = "nanobanana_pipeline.provider.modelslab"
-    root = PACKAGE.parent
-    importers = {
-        str(path.relative_to(root))
-        for package in (PACKAGE, root / "dagster_nanobanana", root / "dagster_project")
-        for path in package.rglob("*.py")
-        if any(name.startswith(vendor) for name in imports_of(path))
-    }
-    inside = {name for name in importers if name.startswith(vendor.replace(".", "/"))}
-    assert inside, "the vendor's own modules import each other"
-    assert importers - inside == {
-        "nanobanana_pipeline/provider/account.py",
-        "nanobanana_pipeline/cli/provider.py",
-    }
+def test_the_domain_imports_without_dagster() -> None:
+    domain = [name for name in modules() if name.startswith("nanobanana_pipeline")]
+    domain.remove("nanobanana_pipeline.emulator.__main__")
+    above = ["dagster", "dagster_nanobanana", "dagster_project"]
+    program = (
+        f"import sys, importlib; sys.modules.update(dict.fromkeys({above}))\n"
+        f"for name in {domain}: importlib.import_module(name)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

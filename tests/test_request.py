@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from nanobanana_pipeline.request import (
+    KEY_FIELDS,
     MAX_SEED,
     NOT_IN_THE_PICTURE,
     ONLY_WITH_REFERENCES,
@@ -94,6 +95,7 @@ def test_every_field_is_sorted_into_the_picture_or_out_of_it() -> None:
     assert decided == set(REQUEST_FIELDS) - NOT_IN_THE_PICTURE - ONLY_WITH_REFERENCES == set(OTHER)
     referring = json.loads(canonical_json(made(ref_sha256=[A]), realm="emulator"))
     assert set(referring) == set(canonical) | ONLY_WITH_REFERENCES
+    assert set(referring) == {*KEY_FIELDS, "key_version", "realm", "endpoint", "variant"}
 
 
 # --- what the key ignores ------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nanobanana_pipeline.wording import counted, shortened
+from nanobanana_pipeline.wording import counted, shortened, size_text, time_text
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,3 +43,25 @@ def test_a_long_text_is_shown_by_its_beginning_in_one_line() -> None:
     assert shortened("x" * 60) == "x" * 60
     assert shortened("x" * 61) == f"{'x' * 59}…"
     assert shortened("一" * 9, 5) == "一一一一…"
+
+
+def test_a_size_is_told_in_megabytes() -> None:
+    assert [size_text(n) for n in (0, 49_999, 1_234_567_890)] == ["0.0 MB", "0.0 MB", "1,234.6 MB"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (119.4, "119 s"),
+        (120, "2 min"),
+        (7199, "119 min"),
+        (7200, "2 h 0 min"),
+        (83_400, "23 h 10 min"),
+        (48 * 3600 - 1, "47 h 59 min"),
+        (48 * 3600, "48 h"),
+        (3_600_000, "1,000 h"),
+    ],
+)
+def test_a_time_is_told_in_the_units_that_fit(seconds: float, text: str) -> None:
+    assert time_text(seconds) == text

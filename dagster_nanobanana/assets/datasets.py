@@ -9,13 +9,13 @@ import dagster as dg
 import pandas as pd
 import pyarrow as pa
 
-from dagster_nanobanana.automation.conditions import on_changed_inputs
+from dagster_nanobanana.assets.conditions import on_changed_inputs
 from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.lineage import recorded_step
-from dagster_nanobanana.partitions import cell_key
-from dagster_nanobanana.presentation.columns import RELEASES
+from dagster_nanobanana.partitions import partition_key_of
+from dagster_nanobanana.presentation.columns import RELEASES_METADATA
 from dagster_nanobanana.presentation.metadata import sample_table
-from dagster_nanobanana.presentation.pictures import picture, plot
+from dagster_nanobanana.presentation.pictures import STRIP_PICTURES, plot, shown_picture
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.bucket_keys import release_key
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY
@@ -26,7 +26,7 @@ from nanobanana_pipeline.datasets.release import (
     MANIFEST,
     Release,
     read_latest,
-    read_table,
+    read_release_table,
 )
 from nanobanana_pipeline.datasets.row_thumbnails import read_thumbnails
 from nanobanana_pipeline.datasets.selection import (
@@ -36,15 +36,14 @@ from nanobanana_pipeline.datasets.selection import (
     select,
 )
 from nanobanana_pipeline.datasets.splits import find_leaks
-from nanobanana_pipeline.lineage.events_told import release_begins, release_built
+from nanobanana_pipeline.lineage.openlineage.run_facts import release_complete, release_start
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import counted
 
 __all__ = ["dataset_assets", "dataset_checks", "recipes_here"]
 
-FOLDER = Path("recipes")
-STRIP_PICTURES = 4
+RECIPES_FOLDER = Path("recipes")
 NO_LEAKS, READABLE = "no_leaks", "readable"
 NO_LEAKS_SAYS = (
     "No prompt, reference or look of the latest release is in two of its splits. Buys nothing."
@@ -53,7 +52,16 @@ READABLE_SAYS = (
     "Every file of the latest release is there, and is what was published. Buys nothing, and reads "
     "all of it from S3."
 )
-SHOWN = ["row_id", "split", "prompt", "seed", "sample", "width", "height", "image_sha256"]
+RELEASE_COLUMNS_SHOWN = [
+    "row_id",
+    "split",
+    "prompt",
+    "seed",
+    "sample",
+    "width",
+    "height",
+    "image_sha256",
+]
 
 
 def recipes_here() -> list[Recipe]:
@@ -62,7 +70,7 @@ def recipes_here() -> list[Recipe]:
     Raises:
         RecipeError: one of them is faulty: its file, line and field are named.
     """
-    return load_recipes(FOLDER) if FOLDER.is_dir() else []
+    return load_recipes(RECIPES_FOLDER) if RECIPES_FOLDER.is_dir() else []
 
 
 def dataset_assets(recipes: list[Recipe]) -> list[dg.AssetsDefinition]:
@@ -83,7 +91,7 @@ def _asset(recipe: Recipe) -> dg.AssetsDefinition:
         kinds={"s3", str(recipe.formats[0])},
         owners=["team:data"],
         tags={"cost": "free"},
-        metadata=RELEASES,
+        metadata=RELEASES_METADATA,
         code_version=recipe.fingerprint[:16],
         automation_condition=on_changed_inputs,
         description=(
@@ -97,7 +105,7 @@ def _asset(recipe: Recipe) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult[None]:
         with plain_failures():
             store = nanobanana.store()
-            begin = partial(release_begins, recipe)
+            begin = partial(release_start, recipe)
             with recorded_step(context, store, f"datasets.{recipe.name}", begin) as recording:
                 latest, _ = read_latest(store, recipe.name)
                 chosen = select(store, recipe, released_rows(store, latest))
@@ -109,7 +117,9 @@ def _asset(recipe: Recipe) -> dg.AssetsDefinition:
                     parent=latest,
                     manifests=chosen.manifests,
                 )
-                recording.tell(partial(release_built, store, recipe, chosen.manifests, release))
+                recording.set_facts(
+                    partial(release_complete, store, recipe, chosen.manifests, release)
+                )
             metadata = _metadata(store, nanobanana.settings(), release, chosen)
         if latest is not None and release.version == latest.version:
             context.log.info(f"nothing has changed since {release.version}: no release was made")
@@ -154,7 +164,9 @@ def _metadata(
         "changes": dg.MetadataValue.json(dict(release.changes))
         if release.parent
         else "none: the first version",
-        "rows": sample_table(chosen.rows[[name for name in SHOWN if name in chosen.rows]]),
+        "rows": sample_table(
+            chosen.rows[[name for name in RELEASE_COLUMNS_SHOWN if name in chosen.rows]]
+        ),
     }
 
 
@@ -185,7 +197,7 @@ def _samples(
 ) -> dg.MetadataValue:
     key = _key_of(release, samples_path(split))
     first = rows.head(STRIP_PICTURES)
-    return picture(
+    return shown_picture(
         f"some pictures of {split}",
         settings.preview_of(key) if key else None,
         lambda: list(read_thumbnails(store, pa.Table.from_pandas(first)).values()),
@@ -234,7 +246,9 @@ def _checks(recipe: Recipe) -> dg.AssetChecksDefinition:
                 if release is None:
                     passed, found = True, {}
                 elif key.name == NO_LEAKS:
-                    leaks = find_leaks(read_table(store, release, MANIFEST), recipe.splits.near)
+                    leaks = find_leaks(
+                        read_release_table(store, release, MANIFEST), recipe.splits.near
+                    )
                     passed, found = leaks.empty, _shown("leaks", leaks)
                 else:
                     faults = pd.DataFrame([vars(fault) for fault in verify(store, release)])
@@ -272,5 +286,5 @@ def _partitions(recipe: Recipe) -> dg.PartitionMapping:
     # With per_prompt it reads derived ones too, whose names nobody knows beforehand.
     if recipe.seeds == "all" or recipe.per_prompt:
         return dg.AllPartitionMapping()
-    keys = [cell_key(name, seed) for name in recipe.prompt_sets for seed in recipe.seeds]
+    keys = [partition_key_of(name, seed) for name in recipe.prompt_sets for seed in recipe.seeds]
     return dg.SpecificPartitionsPartitionMapping(keys)

@@ -18,15 +18,15 @@ from dagster_nanobanana.checks.evaluate import evaluate_planned
 from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.launch_config import GenerationConfig, launch_of
 from dagster_nanobanana.lineage import recorded_step
-from dagster_nanobanana.partitions import grid, read_cell_key
-from dagster_nanobanana.presentation.columns import IMAGES
+from dagster_nanobanana.partitions import grid, read_partition_key
+from dagster_nanobanana.presentation.columns import IMAGES_METADATA
 from dagster_nanobanana.presentation.metadata import (
     SAMPLE_ROWS,
     column_schema,
     named_pictures,
     sample_table,
 )
-from dagster_nanobanana.presentation.pictures import picture
+from dagster_nanobanana.presentation.pictures import STRIP_PICTURES, shown_picture
 from dagster_nanobanana.presentation.run_summary import failure_summary, termination_summary
 from dagster_nanobanana.resources import NanobananaResource
 from dagster_nanobanana.termination import RunOver, RunWatch
@@ -34,7 +34,11 @@ from nanobanana_pipeline.errors import NanobananaError, StorageError
 from nanobanana_pipeline.generation import launch
 from nanobanana_pipeline.generation.engine.engine import Progress, Report
 from nanobanana_pipeline.generation.engine.timing import Timing
-from nanobanana_pipeline.generation.manifest.manifest import COLUMNS, CellState, CurrentManifest
+from nanobanana_pipeline.generation.manifest.manifest import (
+    MANIFEST_COLUMNS,
+    CellState,
+    CurrentManifest,
+)
 from nanobanana_pipeline.generation.manifest.preview import (
     read_sample_rows,
     sample_pictures,
@@ -42,10 +46,10 @@ from nanobanana_pipeline.generation.manifest.preview import (
 )
 from nanobanana_pipeline.generation.planning.run_files import RunPlan
 from nanobanana_pipeline.generation.quote import Estimate, estimate
-from nanobanana_pipeline.lineage.events_told import (
-    launch_begins,
-    launch_collected,
-    launch_planned,
+from nanobanana_pipeline.lineage.openlineage.run_facts import (
+    launch_complete,
+    launch_running,
+    launch_start,
 )
 from nanobanana_pipeline.money import cost_of, cost_text
 from nanobanana_pipeline.settings import Settings
@@ -57,9 +61,8 @@ __all__ = ["generated_images"]
 CODE_VERSION = "1"
 PROGRESS_SECONDS = 2.0
 PROGRESS_GROWTH = 1.5
-STRIP_PICTURES = 4
-ROW_COLUMNS = ["prompt", "state", "reason", "image_uri", "bytes", "seed_reported"]
-PAGE_COLUMNS = ["prompt_id", "image_sha256", "format", *ROW_COLUMNS]
+SHOWN_COLUMNS = ["prompt", "state", "reason", "image_uri", "bytes", "seed_reported"]
+PAGE_COLUMNS = ["prompt_id", "image_sha256", "format", *SHOWN_COLUMNS]
 """Of the manifest: what the partition's page shows, or is made from."""
 
 _PLAN = TypeAdapter(RunPlan)
@@ -67,22 +70,23 @@ _REPORT = TypeAdapter(Report)
 
 
 @dg.op(
+    name="plan",
     ins={"prompts": dg.In(dg.Nothing)},
     out={"shards": dg.DynamicOut(dict), "made": dg.Out(dict)},
     description="Finds the cells that are missing and says what they will cost. Buys nothing.",
 )
-def plan(
+def plan_op(
     context: dg.OpExecutionContext, config: GenerationConfig, nanobanana: NanobananaResource
 ) -> Iterator[Any]:
     """Write run files for what is missing."""
     with plain_failures():
-        name, seed = read_cell_key(context.partition_key)
+        name, seed = read_partition_key(context.partition_key)
         account, store = nanobanana.account(), nanobanana.store()
-        begin = partial(launch_begins, store, name, seed)
+        begin = partial(launch_start, store, name, seed)
         with recorded_step(context, store, "generated_images", begin, ends=False) as recording:
             asked = launch_of(config, name, seed, context.run_id)
             made = launch.plan(store, account.realm, asked, account.budget)
-            recording.running(partial(launch_planned, store, made))
+            recording.emit_running(partial(launch_running, store, made))
     context.log.info(f"{made}; {counted(made.cells, 'cell')}: {made.states}")
     for shard in made.shards:
         key = shard.replace("-", "_")
@@ -97,6 +101,7 @@ def plan(
 
 
 @dg.op(
+    name="generate",
     description=(
         "Buys and stores the pictures of one shard, each request at most once. What cannot be "
         "settled is left in the ledger with its reason."
@@ -104,7 +109,7 @@ def plan(
     # No retry policy: Dagster takes Terminate for a failure to be retried where there is one, and
     # buys on.
 )
-def generate(
+def generate_op(
     context: dg.OpExecutionContext,
     config: GenerationConfig,
     nanobanana: NanobananaResource,
@@ -114,7 +119,7 @@ def generate(
     try:
         watch = RunWatch(context)
         store = nanobanana.store()
-        begin = partial(launch_begins, store, *read_cell_key(context.partition_key))
+        begin = partial(launch_start, store, *read_partition_key(context.partition_key))
         with recorded_step(
             context,
             store,
@@ -153,13 +158,14 @@ def generate(
 
 
 @dg.op(
+    name="collect",
     out={
         "result": dg.Out(dg.Nothing, is_required=False),
         "cells": dg.Out(dg.Nothing),
     },
     description="Publishes the manifest: every cell with its state. Fails where cells are missing.",
 )
-def collect(
+def collect_op(
     context: dg.OpExecutionContext,
     nanobanana: NanobananaResource,
     made: dict[str, Any],
@@ -172,12 +178,12 @@ def collect(
     with plain_failures():
         store = nanobanana.store()
         plan_made = _PLAN.validate_python(made)
-        begin = partial(launch_begins, store, plan_made.prompt_set, plan_made.seed)
+        begin = partial(launch_start, store, plan_made.prompt_set, plan_made.seed)
         with recorded_step(
             context, store, "generated_images", begin, run_id=plan_made.run_id, starts=False
         ) as recording:
             current = launch.collect(store, nanobanana.account().realm, plan_made, report)
-            recording.tell(partial(launch_collected, store, plan_made, current, report))
+            recording.set_facts(partial(launch_complete, store, plan_made, current, report))
         rows = read_sample_rows(store, current, PAGE_COLUMNS)
         metadata = _metadata(store, nanobanana.settings(), current, rows, report, plan_made.price)
     refused = current.cells.get(CellState.REFUSED, 0)
@@ -229,7 +235,7 @@ def generation_config(config: GenerationConfig) -> dict[str, Any]:
     kinds={"requests", "s3", "parquet"},
     owners=["team:data"],
     tags={"cost": "paid"},
-    metadata=IMAGES,
+    metadata=IMAGES_METADATA,
     code_version=CODE_VERSION,
     description=(
         "Every prompt of a set drawn under one seed. Missing pictures are bought from the "
@@ -239,9 +245,9 @@ def generation_config(config: GenerationConfig) -> dict[str, Any]:
     ),
 )
 def generated_images(prompts: Any) -> dict[str, Any]:  # noqa: ANN401 - a graph passes handles
-    """RunPlan, fan out over shards, account."""
-    shards, made = plan(prompts)
-    finished = collect(made, shards.map(generate).collect())
+    """Plan, fan out over shards, account."""
+    shards, made = plan_op(prompts)
+    finished = collect_op(made, shards.map(generate_op).collect())
     return {"result": finished.result, "generated_images_cells": finished.cells}
 
 
@@ -284,7 +290,7 @@ def _metadata(
     report: Report,
     price: Decimal | None,
 ) -> dict[str, Any]:
-    asked = rows.loc[rows["state"] != CellState.NOT_REQUESTED, ROW_COLUMNS]
+    asked = rows.loc[rows["state"] != CellState.NOT_REQUESTED, SHOWN_COLUMNS]
     settled = asked["state"] == CellState.SETTLED
     first = pd.concat([asked[~settled].head(SAMPLE_ROWS), asked[settled].head(SAMPLE_ROWS)])
     rows_shown, addresses = named_pictures(first.head(SAMPLE_ROWS))
@@ -303,7 +309,7 @@ def _metadata(
         "dagster/uri": store.uri(current.manifest),
         "dagster/row_count": current.rows,
         "dagster/column_schema": column_schema(
-            {name: (str(kind), text) for name, (kind, text) in COLUMNS.items()}
+            {name: (str(kind), text) for name, (kind, text) in MANIFEST_COLUMNS.items()}
         ),
         "rows": sample_table(rows_shown),
         "addresses": addresses,
@@ -317,7 +323,7 @@ def _contact_sheet(
 ) -> dg.MetadataValue | str:
     try:
         key = write_preview(store, current, rows)
-        return picture(
+        return shown_picture(
             "some of the pictures",
             settings.preview_of(key) if key else None,
             lambda: [small for small, _ in sample_pictures(store, rows, STRIP_PICTURES)],

@@ -7,27 +7,25 @@ from typing import Any
 
 import dagster as dg
 
-from dagster_nanobanana.automation.conditions import on_changed_inputs
+from dagster_nanobanana.assets.conditions import on_changed_inputs
+from dagster_nanobanana.assets.generated_images import PROGRESS_GROWTH, PROGRESS_SECONDS
 from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.lineage import recorded_step
-from dagster_nanobanana.partitions import grid, read_cell_key
-from dagster_nanobanana.presentation.columns import FEATURES
+from dagster_nanobanana.partitions import grid, read_partition_key
+from dagster_nanobanana.presentation.columns import FEATURES_METADATA
 from dagster_nanobanana.presentation.metadata import column_schema, sample_table
-from dagster_nanobanana.presentation.pictures import picture
+from dagster_nanobanana.presentation.pictures import STRIP_PICTURES, shown_picture
 from dagster_nanobanana.resources import NanobananaResource
-from nanobanana_pipeline.features.table import COLUMNS, Refreshed, refresh_features
-from nanobanana_pipeline.lineage.events_told import features_begin, features_refreshed
+from nanobanana_pipeline.features.table import FEATURE_COLUMNS, RefreshedFeatures, refresh_features
+from nanobanana_pipeline.lineage.openlineage.run_facts import features_complete, features_start
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import counted
 
 __all__ = ["image_features"]
 
-PROGRESS_SECONDS = 2.0
-PROGRESS_GROWTH = 1.5
-STRIP_PICTURES = 4
 FIGURES = ["mean", "entropy", "sharpness"]
-SHOWN = ["prompt", *FIGURES, "blank", "phash", "error"]
+FEATURE_COLUMNS_SHOWN = ["prompt", *FIGURES, "blank", "phash", "error"]
 
 
 @dg.asset(
@@ -37,7 +35,7 @@ SHOWN = ["prompt", *FIGURES, "blank", "phash", "error"]
     kinds={"pillow", "s3", "parquet"},
     owners=["team:data"],
     tags={"cost": "free"},
-    metadata=FEATURES,
+    metadata=FEATURES_METADATA,
     code_version="1",
     automation_condition=on_changed_inputs,
     description=(
@@ -52,12 +50,12 @@ def image_features(
     """Measure what is new, and publish the table."""
     start = time.monotonic()
     with plain_failures():
-        name, seed = read_cell_key(context.partition_key)
+        name, seed = read_partition_key(context.partition_key)
         store = nanobanana.store()
-        begin = partial(features_begin, store, name, seed)
+        begin = partial(features_start, store, name, seed)
         with recorded_step(context, store, "image_features", begin) as recording:
             done = refresh_features(store, name, seed, _progress_log(context, start))
-            recording.tell(partial(features_refreshed, store, done))
+            recording.set_facts(partial(features_complete, store, done))
     if done.gaps:
         context.log.warning(
             f"{counted(done.gaps, 'cell', 'has')} no picture yet: launch "
@@ -90,16 +88,18 @@ def _progress_log(context: dg.AssetExecutionContext, start: float) -> Callable[[
     return write
 
 
-def _metadata(store: ObjectStore, settings: Settings, done: Refreshed) -> dict[str, Any]:
+def _metadata(store: ObjectStore, settings: Settings, done: RefreshedFeatures) -> dict[str, Any]:
     current, rows = done.current, done.rows
     # The sheet is drawn anew under the same key where the features change.
     sheet = settings.preview_of(current.sheet, current.content[:12]) if current.sheet else None
     thumbnails = rows["thumbnail"].dropna().head(STRIP_PICTURES)
     # Those that want looking at come first.
-    first = rows.sort_values(["error", "blank"], ascending=[True, False], kind="stable")[SHOWN]
+    first = rows.sort_values(["error", "blank"], ascending=[True, False], kind="stable")[
+        FEATURE_COLUMNS_SHOWN
+    ]
     first[FIGURES] = first[FIGURES].astype("float64").round(2)
     return {
-        "contact sheet": picture("the first pictures", sheet, lambda: list(thumbnails)),
+        "contact sheet": shown_picture("the first pictures", sheet, lambda: list(thumbnails)),
         "measured now": done.measured,
         "taken over": current.rows - done.measured,
         "blank": current.blank,
@@ -109,7 +109,7 @@ def _metadata(store: ObjectStore, settings: Settings, done: Refreshed) -> dict[s
         "dagster/uri": store.uri(current.table),
         "dagster/row_count": current.rows,
         "dagster/column_schema": column_schema(
-            {name: (str(kind), text) for name, (kind, text) in COLUMNS.items()}
+            {name: (str(kind), text) for name, (kind, text) in FEATURE_COLUMNS.items()}
         ),
         "rows": sample_table(first),
     }

@@ -9,23 +9,25 @@ from pydantic import Field
 from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.lineage import recorded_step
 from dagster_nanobanana.partitions import prompt_sets
-from dagster_nanobanana.presentation.columns import PROMPTS
+from dagster_nanobanana.presentation.columns import PROMPTS_METADATA
 from dagster_nanobanana.presentation.metadata import sample_table
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.bucket_keys import prompt_set_key
 from nanobanana_pipeline.errors import PromptTableError
-from nanobanana_pipeline.lineage.events_told import table_begins, table_snapshotted
+from nanobanana_pipeline.lineage.openlineage.run_facts import prompt_set_complete, prompt_set_start
 from nanobanana_pipeline.prompts.checked_prompts import attributes_of, long_prompts_warning
 from nanobanana_pipeline.prompts.prompt_set import snapshot, valid_name
 from nanobanana_pipeline.prompts.references import References
-from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.wording import counted
 
 __all__ = ["PromptTableConfig", "prompt_set"]
 
-FOLDER = "prompts"
-DESCRIBED = {column.name: column.description for column in PROMPTS["dagster/column_schema"].columns}
+TABLES_FOLDER = "prompts"
+DESCRIBED = {
+    column.name: column.description for column in PROMPTS_METADATA["dagster/column_schema"].columns
+}
 CARRIED = "carried along: not sent to the provider"
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
@@ -48,7 +50,7 @@ class PromptTableConfig(dg.Config):
     kinds={"pandas", "parquet", "s3"},
     owners=["team:data"],
     tags={"cost": "free"},
-    metadata=PROMPTS,
+    metadata=PROMPTS_METADATA,
     code_version="1",
     description=(
         "A prompt table, checked and frozen. Good rows become a snapshot under their fingerprint; "
@@ -66,11 +68,11 @@ def prompt_set(
         store = nanobanana.store()
         references = References(nanobanana.account().downloader, store, keep=True)
         table = config.table or find_table(name)
-        begin = partial(table_begins, name, str(table))
+        begin = partial(prompt_set_start, name, str(table))
         with recorded_step(context, store, "prompt_set", begin) as recording:
-            checked = check_prompts(read_table(table, store), references)
+            checked = check_prompts(read_prompt_table(table, store), references)
             made = snapshot(store, name, checked)
-            recording.tell(partial(table_snapshotted, store, checked, made))
+            recording.set_facts(partial(prompt_set_complete, store, checked, made))
     carried = attributes_of(checked.prompts.columns)
     if carried:
         context.log.info(f"carried along, not sent to the provider: {', '.join(carried)}")
@@ -109,7 +111,7 @@ def prompt_set(
     )
 
 
-def find_table(name: str, folder: Path = Path(FOLDER)) -> Path:
+def find_table(name: str, folder: Path = Path(TABLES_FOLDER)) -> Path:
     """The table of a prompt set in the prompts folder.
 
     Raises:

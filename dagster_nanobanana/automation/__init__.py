@@ -1,1 +1,1 @@
-"""Sensors, schedules and conditions: what launches runs without a person."""
+"""Sensors and schedules: what launches runs without a person."""

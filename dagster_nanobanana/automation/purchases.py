@@ -13,11 +13,11 @@ import dagster as dg
 from dagster_nanobanana.assets.datasets import recipes_here
 from dagster_nanobanana.assets.generated_images import generated_images
 from dagster_nanobanana.automation.sensors import unset
-from dagster_nanobanana.partitions import cell_key, prompt_sets, seeds
+from dagster_nanobanana.partitions import PROMPTS, partition_key_of, prompt_sets, seeds
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.datasets.topup_sets import is_topup_set
 from nanobanana_pipeline.errors import PlanError
-from nanobanana_pipeline.generation.backlog import Share, find_backlog, share_out
+from nanobanana_pipeline.generation.backlog import Share, find_backlog, share_budget
 from nanobanana_pipeline.generation.manifest.manifest import list_partitions, read_current
 from nanobanana_pipeline.generation.planning.cells import check_seed
 from nanobanana_pipeline.generation.quote import room_today
@@ -29,8 +29,6 @@ __all__ = ["buy_new_prompt_sets", "nightly"]
 LAUNCHES_A_NIGHT: Final = 100
 SETS_A_TICK: Final = 5
 SEEDS_A_SET: Final = 20
-IMAGES: Final = dg.AssetKey("generated_images")
-PROMPTS: Final = dg.AssetKey("prompt_set")
 NO_CAP: Final = (
     "this buys by itself, and there is no cap on a day: set NANOBANANA_MAX_IMAGES_PER_DAY, or "
     "NANOBANANA_MAX_COST_PER_DAY and NANOBANANA_PRICE_PER_IMAGE"
@@ -73,7 +71,7 @@ def nightly(
         for seed in (() if recipe.seeds == "all" else recipe.seeds)
     ]
     wanted = find_backlog(store, named)
-    dealt = share_out(store, str(settings.realm), wanted, budget, room)
+    dealt = share_budget(store, str(settings.realm), wanted, budget, room)
     shares = list(itertools.islice(dealt, LAUNCHES_A_NIGHT))
     if not shares:
         return dg.SkipReason("nothing is missing that a launch could bring")
@@ -146,7 +144,7 @@ def buy_new_prompt_sets(
 
 def _request(share: Share, place: int, day: str) -> dg.RunRequest:
     wanted = share.wanted
-    key = cell_key(wanted.prompt_set, wanted.seed)
+    key = partition_key_of(wanted.prompt_set, wanted.seed)
     # Of runs that wait in Dagster's queue the one with the highest priority goes first.
     tags = {"dagster/priority": str(-place), "nanobanana/automation": "nightly"}
     config: dict[str, Any] = {"max_images": share.max_images, "limit": wanted.limit}
@@ -163,7 +161,7 @@ def _launches(
         current, _ = read_current(store, name, seed)
         if current is not None and current.fingerprint == version:
             continue
-        key = cell_key(name, seed)
+        key = partition_key_of(name, seed)
         limit = current.limit if current else None
         requests.append(
             dg.RunRequest(

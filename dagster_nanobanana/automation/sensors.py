@@ -12,7 +12,7 @@ from typing import Final
 import dagster as dg
 from dagster._core.storage.tags import RUN_KEY_TAG, SENSOR_NAME_TAG
 
-from dagster_nanobanana.assets.prompt_set import FOLDER, prompt_set
+from dagster_nanobanana.assets.prompt_set import TABLES_FOLDER, prompt_set
 from dagster_nanobanana.partitions import prompt_sets
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.errors import SettingsError
@@ -23,9 +23,9 @@ from nanobanana_pipeline.generation.recovery.run_outcome import run_outcome
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.money import cost_text
 from nanobanana_pipeline.prompts.table_files import ListedTable, list_tables
-from nanobanana_pipeline.wording import counted
+from nanobanana_pipeline.wording import counted, time_text
 
-__all__ = ["new_prompt_tables", "rescue", "run_summary", "unset", "webhook_inbox"]
+__all__ = ["new_prompt_tables", "rescue_sensor", "run_summary", "unset", "webhook_inbox"]
 
 MAX_TABLES = 10_000
 TABLES_A_TICK = 50
@@ -67,7 +67,7 @@ def new_prompt_tables(
     reason = unset(nanobanana)
     if reason is not None:
         return reason
-    found = list_tables(Path(FOLDER), nanobanana.store())
+    found = list_tables(Path(TABLES_FOLDER), nanobanana.store())
     if len(found) > MAX_TABLES:
         left = len(found) - MAX_TABLES
         context.log.warning(
@@ -140,6 +140,7 @@ def webhook_inbox(
 
 
 @dg.sensor(
+    name="rescue",
     job_name="rescue_run",
     minimum_interval_seconds=300,
     default_status=dg.DefaultSensorStatus.RUNNING,
@@ -151,7 +152,7 @@ def webhook_inbox(
         "most, of those silent longest. Ships running, since it buys nothing."
     ),
 )
-def rescue(
+def rescue_sensor(
     context: dg.SensorEvaluationContext, nanobanana: NanobananaResource
 ) -> dg.SkipReason | dg.SensorResult:
     """Launch each try of each rescue once."""
@@ -170,7 +171,7 @@ def rescue(
         after = turn[-1] if len(turn) == RUNS_A_TICK else ""
     for run in due:
         context.log.info(
-            f"run {run.run_id} has not been heard of for {run.quiet_seconds / 60:.0f} min: what "
+            f"run {run.run_id} has not been heard of for {time_text(run.quiet_seconds)}: what "
             f"it bought is brought (try {run.round + 1} of 7)"
         )
     # Runs that came to their end are forgotten, so that this stays small.

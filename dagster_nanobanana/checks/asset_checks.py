@@ -12,8 +12,20 @@ import dagster as dg
 import pandas as pd
 
 from dagster_nanobanana.failures import plain_failures
-from dagster_nanobanana.partitions import grid, prompt_sets, read_cell_key
-from dagster_nanobanana.presentation.metadata import named_pictures, sample_table
+from dagster_nanobanana.partitions import (
+    FEATURES,
+    IMAGES,
+    PROMPTS,
+    grid,
+    prompt_sets,
+    read_partition_key,
+)
+from dagster_nanobanana.presentation.metadata import (
+    TABLE_CHARACTERS,
+    TABLE_ROWS,
+    named_pictures,
+    sample_table,
+)
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.audit import audit as audit_bucket
 from nanobanana_pipeline.features.judging import (
@@ -31,11 +43,6 @@ from nanobanana_pipeline.prompts import prompt_set as snapshots
 
 __all__ = ["CHECKS_OF_PARTITIONS", "NO_PARTITION", "checks"]
 
-PROMPTS = dg.AssetKey("prompt_set")
-IMAGES = dg.AssetKey("generated_images")
-FEATURES = dg.AssetKey("image_features")
-SHOWN = 100
-LONGEST = 1000
 AUDITED: Final = 1_000
 """Requests of a partition whose ledger entries each run reads again: two seconds of S3's time."""
 COSTS = "Buys nothing."
@@ -65,7 +72,7 @@ def _verdict(
         severity=severity,
         description=words,
         metadata={
-            **({} if bad.empty else {table: sample_table(bad, SHOWN, LONGEST)}),
+            **({} if bad.empty else {table: sample_table(bad, TABLE_ROWS, TABLE_CHARACTERS)}),
             **metadata,
         },
     )
@@ -105,14 +112,17 @@ def quarantine_empty(
 
 
 def _of_partition(
-    asset: dg.AssetKey, description: str
+    asset: dg.AssetKey, description: str, name: str | None = None
 ) -> Callable[[Look], dg.AssetChecksDefinition]:
-    """Make a check of each partition of `grid` of what looks at one, given by name and seed."""
+    """Make a check of each partition of `grid` of what looks at one, given by name and seed.
+
+    Its name is that of the function, or `name`.
+    """
 
     def made(look: Look) -> dg.AssetChecksDefinition:
         @dg.asset_check(
             asset=asset,
-            name=look.__name__,
+            name=name or look.__name__,
             partitions_def=grid,
             description=f"{description} {COSTS}",
         )
@@ -122,9 +132,9 @@ def _of_partition(
             if not context.has_partition_key:
                 raise dg.Failure(NO_PARTITION, allow_retries=False)
             with plain_failures():
-                return look(nanobanana, *read_cell_key(context.partition_key))
+                return look(nanobanana, *read_partition_key(context.partition_key))
 
-        CHECKS_OF_PARTITIONS[dg.AssetCheckKey(asset, look.__name__)] = look
+        CHECKS_OF_PARTITIONS[dg.AssetCheckKey(asset, name or look.__name__)] = look
         return check
 
     return made
@@ -135,8 +145,9 @@ def _of_partition(
     f"The partition's manifest is as the ledger says, of {AUDITED:,} requests at most, and a "
     "sample of its pictures is stored under its own SHA-256. `nanobanana audit` looks at the whole "
     "bucket.",
+    name="audit",
 )
-def audit(nanobanana: NanobananaResource, name: str, seed: int) -> dg.AssetCheckResult:
+def audit_partition(nanobanana: NanobananaResource, name: str, seed: int) -> dg.AssetCheckResult:
     """Audit one partition."""
     report = audit_bucket(nanobanana.store(), partition=(name, seed), requests=AUDITED)
     if not report.manifests and report.agrees:
@@ -264,7 +275,7 @@ def seed_honesty(nanobanana: NanobananaResource, name: str, seed: int) -> dg.Ass
     twins = find_twins(store, name, seed, pictures)
     if not twins.prompts:
         return _nothing_yet("no prompt has two pictures, under two seeds or of one request.")
-    alike, addresses = named_pictures(twins.rows.head(SHOWN))
+    alike, addresses = named_pictures(twins.rows.head(TABLE_ROWS))
     return _verdict(
         alike,
         "twins",
@@ -282,13 +293,13 @@ def seed_honesty(nanobanana: NanobananaResource, name: str, seed: int) -> dg.Ass
 
 def _pictures(bad: pd.DataFrame, looked_at: pd.DataFrame) -> dg.AssetCheckResult:
     """Fail where there are bad pictures among those that were looked at."""
-    named, addresses = named_pictures(bad.head(SHOWN))
+    named, addresses = named_pictures(bad.head(TABLE_ROWS))
     return _verdict(named, "pictures", {"looked at": len(looked_at), "addresses": addresses})
 
 
 checks = [
     quarantine_empty,
-    audit,
+    audit_partition,
     none_in_doubt,
     within_budget,
     sizes_as_asked,

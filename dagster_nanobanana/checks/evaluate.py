@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import dagster as dg
 
 from dagster_nanobanana.checks.asset_checks import CHECKS_OF_PARTITIONS
-from dagster_nanobanana.partitions import read_cell_key
+from dagster_nanobanana.partitions import read_partition_key
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.errors import NanobananaError
 
@@ -40,7 +40,7 @@ def evaluate(
     keys: Iterable[dg.AssetCheckKey],
 ) -> Iterator[dg.AssetCheckEvaluation]:
     """Evaluate checks of the step's partition."""
-    name, seed = read_cell_key(context.partition_key)
+    name, seed = read_partition_key(context.partition_key)
     for key in sorted(keys):
         found = CHECKS_OF_PARTITIONS[key](nanobanana, name, seed)
         yield dg.AssetCheckEvaluation(

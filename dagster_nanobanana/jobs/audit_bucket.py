@@ -7,17 +7,12 @@ import pandas as pd
 from pydantic import Field
 
 from dagster_nanobanana.failures import plain_failures
-from dagster_nanobanana.presentation.metadata import sample_table
+from dagster_nanobanana.presentation.metadata import TABLE_CHARACTERS, TABLE_ROWS, sample_table
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.audit import audit as audit_bucket
 from nanobanana_pipeline.wording import counted
 
 __all__ = ["audit_bucket_job"]
-
-SHOWN = 100
-
-
-LONGEST = 1000
 
 
 class AuditConfig(dg.Config):
@@ -45,7 +40,7 @@ def audit_whole_bucket(
         columns=["kind", "key", "what is wrong, and what to do"],
     )
     metadata: dict[str, Any] = {
-        "findings": sample_table(found, SHOWN, LONGEST),
+        "findings": sample_table(found, TABLE_ROWS, TABLE_CHARACTERS),
         "ledger entries": report.states.total(),
         "images": report.images,
         "images read": report.images_read,

@@ -9,7 +9,7 @@ from typing import Any
 
 import dagster as dg
 
-from dagster_nanobanana.partitions import cell_key
+from dagster_nanobanana.partitions import IMAGES, partition_key_of
 from nanobanana_pipeline.generation.manifest.manifest import CellState
 from nanobanana_pipeline.generation.recovery.relaunch import Settled
 from nanobanana_pipeline.money import cost_of, cost_text
@@ -17,15 +17,13 @@ from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["run_ids", "show_settled"]
 
-IMAGES = dg.AssetKey("generated_images")
-
 
 def show_settled(
     context: dg.OpExecutionContext, store: ObjectStore, settled: Settled, price: Decimal | None
 ) -> None:
     """Put what became of a partition on its asset's page, and its check `cells` with it."""
     current, report = settled.current, settled.report
-    partition = cell_key(current.prompt_set, current.seed)
+    partition = partition_key_of(current.prompt_set, current.seed)
     metadata: dict[str, Any] = {
         "cells": dg.MetadataValue.json(dict(current.cells)),
         "bought in this run": report.bought,

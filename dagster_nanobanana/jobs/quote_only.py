@@ -8,20 +8,18 @@ from pydantic import Field
 
 from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.launch_config import GenerationConfig, launch_of
-from dagster_nanobanana.presentation.metadata import sample_table
+from dagster_nanobanana.presentation.metadata import TABLE_ROWS, sample_table
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.planning.cells import read_seeds
 from nanobanana_pipeline.generation.quote import quote, room_today
 from nanobanana_pipeline.money import cost_of, cost_text
 from nanobanana_pipeline.prompts import prompt_set
-from nanobanana_pipeline.wording import counted
+from nanobanana_pipeline.wording import counted, size_text, time_text
 
 __all__ = ["quote_only"]
 
-SHOWN: Final = 100
 UNKNOWN: Final = "unknown"
-MINUTE, HOUR = 60.0, 3600.0
 
 
 class QuoteConfig(GenerationConfig):
@@ -89,7 +87,7 @@ def quote_launches(
             "seconds": seconds,
             "time": _time_text(seconds),
             "room today, in images": "no cap" if room is None else room,
-            "seeds": sample_table(pd.DataFrame(rows), SHOWN),
+            "seeds": sample_table(pd.DataFrame(rows), TABLE_ROWS),
         }
     )
 
@@ -117,14 +115,8 @@ def _sum_of(rows: list[dict[str, Any]], name: str) -> float | str:
 
 
 def _size_text(size: float | str) -> str:
-    return "size unknown" if isinstance(size, str) else f"{size / 1e6:,.1f} MB"
+    return "size unknown" if isinstance(size, str) else size_text(size)
 
 
 def _time_text(seconds: float | str) -> str:
-    if isinstance(seconds, str):
-        return "time unknown"
-    if seconds < 2 * MINUTE:
-        return f"about {seconds:.0f} s"
-    if seconds < 2 * HOUR:
-        return f"about {seconds / MINUTE:.0f} min"
-    return f"about {seconds / HOUR:.1f} h"
+    return "time unknown" if isinstance(seconds, str) else f"about {time_text(seconds)}"

@@ -10,9 +10,9 @@ from dagster_nanobanana.jobs.partition_events import run_ids, show_settled
 from dagster_nanobanana.lineage import recorded_step
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.generation.recovery.rescue import rescue
-from nanobanana_pipeline.lineage.events import declare_dead
-from nanobanana_pipeline.lineage.events_told import launched_again
-from nanobanana_pipeline.lineage.told import Told
+from nanobanana_pipeline.lineage.openlineage.facts import RunFacts
+from nanobanana_pipeline.lineage.openlineage.recorder import record_dead_run
+from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
 from nanobanana_pipeline.wording import counted
 
 __all__ = ["rescue_run"]
@@ -40,11 +40,13 @@ def rescue_one_run(
         store, account = nanobanana.store(), nanobanana.account()
         names = run_ids(context.run_id, "rescue")
         price = account.budget.price
-        declare_dead(store, "generated_images", config.run_id)
-        with recorded_step(context, store, "rescue_run", Told) as recording:
+        record_dead_run(store, "generated_images", config.run_id)
+        with recorded_step(context, store, "rescue_run", RunFacts) as recording:
             settled = rescue(store, account, config.run_id, new_run_id=names)
             show_settled(context, store, settled, price)
-            recording.tell(partial(launched_again, store, [settled], price, action="rescue"))
+            recording.set_facts(
+                partial(relaunch_complete, store, [settled], price, reason=RelaunchReason.RESCUE)
+            )
     current, report = settled.current, settled.report
     context.log.info(
         f"run {config.run_id} over {current.prompt_set}, seed {current.seed}: "

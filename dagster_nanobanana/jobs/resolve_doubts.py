@@ -18,12 +18,12 @@ from dagster_nanobanana.resources import NanobananaResource
 from dagster_nanobanana.termination import RunWatch
 from nanobanana_pipeline.generation.recovery.doubts import (
     Action,
-    Filter,
+    DoubtFilter,
     find_doubts,
     settle_doubts,
 )
-from nanobanana_pipeline.lineage.events_told import launched_again
-from nanobanana_pipeline.lineage.told import Told
+from nanobanana_pipeline.lineage.openlineage.facts import RunFacts
+from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
 
 __all__ = ["resolve_doubts"]
 
@@ -63,7 +63,7 @@ def settle_all_doubts(
     """Do what the config says about every doubt it names."""
     with plain_failures():
         store, account = nanobanana.store(), nanobanana.account()
-        wanted = Filter(
+        wanted = DoubtFilter(
             keys=tuple(config.keys),
             cause=config.cause,
             run_id=config.run_id,
@@ -74,7 +74,7 @@ def settle_all_doubts(
         chosen = [doubt for doubt in find_doubts(store, price) if wanted.allows(doubt)]
         names = run_ids(context.run_id, "doubts")
         done = []
-        with recorded_step(context, store, "resolve_doubts", Told) as recording:
+        with recorded_step(context, store, "resolve_doubts", RunFacts) as recording:
             watch = RunWatch(context).look
             for settled in settle_doubts(
                 store, account, chosen, config.action, run_id=names, on_progress=watch
@@ -85,8 +85,15 @@ def settle_all_doubts(
             keys = {doubt.request_key for doubt in chosen}
             left = [doubt for doubt in find_doubts(store, price) if doubt.request_key in keys]
             counts = {"chosen": len(chosen), "left": len(left)}
-            recording.tell(
-                partial(launched_again, store, done, price, action=config.action, **counts)
+            recording.set_facts(
+                partial(
+                    relaunch_complete,
+                    store,
+                    done,
+                    price,
+                    reason=RelaunchReason(config.action),
+                    **counts,
+                )
             )
     rows = pd.DataFrame([vars(doubt) for doubt in left]).astype("str")
     yield dg.Output(

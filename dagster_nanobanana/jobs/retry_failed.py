@@ -12,21 +12,19 @@ from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.jobs.partition_events import run_ids, show_settled
 from dagster_nanobanana.launch_config import amount_of
 from dagster_nanobanana.lineage import recorded_step
-from dagster_nanobanana.partitions import read_cell_key
-from dagster_nanobanana.presentation.metadata import sample_table
+from dagster_nanobanana.partitions import read_partition_key
+from dagster_nanobanana.presentation.metadata import TABLE_ROWS, sample_table
 from dagster_nanobanana.resources import NanobananaResource
 from dagster_nanobanana.termination import RunWatch
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.backlog import find_backlog
 from nanobanana_pipeline.generation.recovery.relaunch import Settled, retry
-from nanobanana_pipeline.lineage.events_told import launched_again
-from nanobanana_pipeline.lineage.told import Told
+from nanobanana_pipeline.lineage.openlineage.facts import RunFacts
+from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
 from nanobanana_pipeline.money import Cap, cost_of, cost_text
 from nanobanana_pipeline.wording import counted
 
 __all__ = ["retry_failed"]
-
-SHOWN = 100
 
 
 class RetryConfig(dg.Config):
@@ -59,14 +57,14 @@ def retry_partitions(
     with plain_failures():
         cap = _budget_of(config)
         store, account = nanobanana.store(), nanobanana.account()
-        only = {read_cell_key(key) for key in config.partitions}
+        only = {read_partition_key(key) for key in config.partitions}
         wanted = [(each.prompt_set, each.seed) for each in find_backlog(store)]
         chosen = [partition for partition in wanted if not only or partition in only]
         done = []
         names = run_ids(context.run_id, "retry")
         price = account.budget.price
         again: list[Settled] = []
-        with recorded_step(context, store, "retry_failed", Told) as recording:
+        with recorded_step(context, store, "retry_failed", RunFacts) as recording:
             watch = RunWatch(context).look
             for settled in retry(store, account, chosen, cap, run_id=names, on_progress=watch):
                 current, report = settled.current, settled.report
@@ -82,7 +80,9 @@ def retry_partitions(
                     context.log.warning(f"stopped early: {report.halted}")
                 done.append(row)
                 again.append(settled)
-            recording.tell(partial(launched_again, store, again, price, action="retry"))
+            recording.set_facts(
+                partial(relaunch_complete, store, again, price, reason=RelaunchReason.RETRY)
+            )
     columns = ["prompt set", "seed", "requests bought", "images bought", "still missing"]
     rows = pd.DataFrame(done, columns=columns)
     images = int(rows["images bought"].sum())
@@ -93,7 +93,7 @@ def retry_partitions(
             "launched": len(done),
             "images bought": images,
             "cost": cost_text(cost_of(images, account.budget.price)),
-            "partitions": sample_table(rows, SHOWN) if done else "none",
+            "partitions": sample_table(rows, TABLE_ROWS) if done else "none",
         },
     )
 

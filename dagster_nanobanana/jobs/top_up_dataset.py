@@ -13,26 +13,24 @@ from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.jobs.partition_events import run_ids, show_settled
 from dagster_nanobanana.launch_config import amount_of
 from dagster_nanobanana.lineage import recorded_step
-from dagster_nanobanana.partitions import cell_key, prompt_sets, seeds
-from dagster_nanobanana.presentation.metadata import sample_table
+from dagster_nanobanana.partitions import partition_key_of, prompt_sets, seeds
+from dagster_nanobanana.presentation.metadata import TABLE_ROWS, sample_table
 from dagster_nanobanana.resources import NanobananaResource
 from dagster_nanobanana.termination import RunWatch
 from nanobanana_pipeline.datasets.recipe import Recipe, near_matches
 from nanobanana_pipeline.datasets.top_up import Drawn, Standing, stand, top_up
 from nanobanana_pipeline.errors import PlanError, RecipeError
-from nanobanana_pipeline.features.table import Refreshed, refresh_features
+from nanobanana_pipeline.features.table import RefreshedFeatures, refresh_features
 from nanobanana_pipeline.generation.manifest.manifest import list_partitions
 from nanobanana_pipeline.generation.recovery.relaunch import Settled
-from nanobanana_pipeline.lineage.events_told import launched_again
-from nanobanana_pipeline.lineage.told import Told
+from nanobanana_pipeline.lineage.openlineage.facts import RunFacts
+from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
 from nanobanana_pipeline.money import Cap, cost_of, cost_text
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import counted
 
 __all__ = ["top_up_dataset"]
-
-SHOWN = 100
 
 
 class TopUpConfig(dg.Config):
@@ -81,7 +79,7 @@ def buy_further_candidates(
 
         names = run_ids(context.run_id, "top-up")
         done = []
-        with recorded_step(context, store, "top_up_dataset", Told) as recording:
+        with recorded_step(context, store, "top_up_dataset", RunFacts) as recording:
             watch = RunWatch(context).look
             for drawn in top_up(
                 store, account, recipe, cap, run_id=names, on_round=tell, on_progress=watch
@@ -92,7 +90,9 @@ def buy_further_candidates(
                 yield from context.consume_events()
                 spent += drawn.report.spent
                 halted = halted or drawn.report.halted
-            recording.tell(partial(launched_again, store, done, price, action="top-up"))
+            recording.set_facts(
+                partial(relaunch_complete, store, done, price, reason=RelaunchReason.TOP_UP)
+            )
         standing = stand(store, recipe)
     metadata = _metadata(standing) | {
         "images bought": spent,
@@ -159,11 +159,13 @@ def _measure(context: dg.OpExecutionContext, store: ObjectStore, recipe: Recipe)
                 _show_measured(context, store, done)
 
 
-def _show_measured(context: dg.OpExecutionContext, store: ObjectStore, features: Refreshed) -> None:
+def _show_measured(
+    context: dg.OpExecutionContext, store: ObjectStore, features: RefreshedFeatures
+) -> None:
     context.log_event(
         dg.AssetMaterialization(
             "image_features",
-            partition=cell_key(features.current.prompt_set, features.current.seed),
+            partition=partition_key_of(features.current.prompt_set, features.current.seed),
             metadata={
                 "measured now": features.measured,
                 "blank": features.current.blank,
@@ -188,9 +190,9 @@ def _metadata(standing: Standing) -> dict[str, Any]:
         "prompts complete": standing.complete,
         "prompts short": len(standing.short),
         "pictures missing": int(standing.short["missing"].sum()),
-        "short": sample_table(standing.short, SHOWN),
-        "rejected": sample_table(rejected[shown], SHOWN),
-        "reasons": sample_table(counted, SHOWN),
+        "short": sample_table(standing.short, TABLE_ROWS),
+        "rejected": sample_table(rejected[shown], TABLE_ROWS),
+        "reasons": sample_table(counted, TABLE_ROWS),
     }
 
 

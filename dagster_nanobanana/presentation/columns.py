@@ -12,14 +12,13 @@ import dagster as dg
 
 from dagster_nanobanana.presentation.metadata import column_schema
 from nanobanana_pipeline.datasets.recipe_inputs import ROW_COLUMNS
-from nanobanana_pipeline.features.table import COLUMNS as FEATURE_COLUMNS
-from nanobanana_pipeline.generation.manifest.manifest import COLUMNS as MANIFEST_COLUMNS
-from nanobanana_pipeline.generation.manifest.manifest import OUTCOME_COLUMNS
-from nanobanana_pipeline.request import NOT_IN_THE_PICTURE, TABLE_FIELDS, ImageRequest
+from nanobanana_pipeline.features.table import FEATURE_COLUMNS
+from nanobanana_pipeline.generation.manifest.manifest import MANIFEST_COLUMNS, OUTCOME_COLUMNS
+from nanobanana_pipeline.request import KEY_FIELDS, TABLE_FIELDS, ImageRequest
 
-__all__ = ["FEATURES", "IMAGES", "PROMPTS", "RELEASES"]
+__all__ = ["FEATURES_METADATA", "IMAGES_METADATA", "PROMPTS_METADATA", "RELEASES_METADATA"]
 
-Columns = Mapping[str, tuple[str, str]]
+ColumnTexts = Mapping[str, tuple[str, str]]
 Origins = Mapping[str, Iterable[tuple[str, str]]]
 """What a column is made of: assets and their columns."""
 
@@ -40,7 +39,7 @@ def _plain(columns: Mapping[str, tuple[Any, str]]) -> dict[str, tuple[str, str]]
     return {name: (str(kind), text) for name, (kind, text) in columns.items()}
 
 
-def _metadata(columns: Columns, origins: Origins) -> dict[str, Any]:
+def _metadata(columns: ColumnTexts, origins: Origins) -> dict[str, Any]:
     deps = {
         name: [dg.TableColumnDep(dg.AssetKey(asset), column) for asset, column in made_of]
         for name, made_of in origins.items()
@@ -60,8 +59,7 @@ def _prompts() -> dict[str, tuple[str, str]]:
 
 
 def _of_images() -> Origins:
-    asked = [name for name in TABLE_FIELDS if name not in NOT_IN_THE_PICTURE]
-    request = [("prompt_set", name) for name in (*asked, "ref_sha256")]
+    request = [("prompt_set", name) for name in KEY_FIELDS]
     return {
         "prompt_id": [("prompt_set", "prompt_id")],
         "prompt": [("prompt_set", "prompt")],
@@ -92,10 +90,10 @@ def _of_releases() -> Origins:
     return origins
 
 
-PROMPTS: Final = _metadata(_prompts(), {})
-IMAGES: Final = _metadata(_plain(MANIFEST_COLUMNS), _of_images())
-FEATURES: Final = _metadata(
+PROMPTS_METADATA: Final = _metadata(_prompts(), {})
+IMAGES_METADATA: Final = _metadata(_plain(MANIFEST_COLUMNS), _of_images())
+FEATURES_METADATA: Final = _metadata(
     _plain(FEATURE_COLUMNS),
     dict.fromkeys(FEATURE_COLUMNS, (("generated_images", "image_sha256"),)),
 )
-RELEASES: Final = _metadata(_released(), _of_releases())
+RELEASES_METADATA: Final = _metadata(_released(), _of_releases())

@@ -8,9 +8,11 @@ import pandas as pd
 
 from nanobanana_pipeline.wording import shortened
 
-__all__ = ["column_schema", "named_pictures", "sample_table"]
+__all__ = ["TABLE_CHARACTERS", "TABLE_ROWS", "column_schema", "named_pictures", "sample_table"]
 
 SAMPLE_ROWS = 10
+TABLE_ROWS, TABLE_CHARACTERS = 100, 1000
+"""Of a table that somebody opened to read it all."""
 MAX_CELL_CHARACTERS = 120
 NAME_DIGITS = 12
 

@@ -13,19 +13,21 @@ from typing import Final
 import dagster as dg
 
 from nanobanana_pipeline.images.contact_sheet import strip
+from nanobanana_pipeline.wording import shortened
 
-__all__ = ["picture", "plot"]
+__all__ = ["STRIP_PICTURES", "plot", "shown_picture"]
 
-LONGEST: Final = 999
+STRIP_PICTURES: Final = 4
+MARKDOWN_CHARACTERS: Final = 999
 STRIP_BYTES: Final = 700
 """As base64 in markdown it stays under 1,000 characters."""
 WIDTH: Final = 420
 BARS_FROM: Final = 190
 STEP: Final = 18
-LABEL: Final = 22
+LABEL_CHARACTERS: Final = 22
 
 
-def picture(
+def shown_picture(
     words: str, address: str | None, small: Callable[[], Sequence[bytes]]
 ) -> dg.MetadataValue:
     """Show a stored picture, or where browsers cannot reach it, some small ones in the event.
@@ -57,7 +59,7 @@ def plot(words: str, counts: Mapping[str, int]) -> dg.MetadataValue:
             bars = [*bars, (f"{len(rest)} others", sum(count for _, count in rest))]
         drawn = base64.b64encode(_bars(bars).encode()).decode()
         shown = _image(words, f"data:image/svg+xml;base64,{drawn}")
-        if len(str(shown.value)) <= LONGEST:
+        if len(str(shown.value)) <= MARKDOWN_CHARACTERS:
             return shown
     return dg.MetadataValue.text("none")
 
@@ -88,5 +90,4 @@ def _bars(bars: Sequence[tuple[str, int]]) -> str:
 
 
 def _label(text: str) -> str:
-    short = text if len(text) <= LABEL else f"{text[: LABEL - 1]}…"
-    return html.escape(short, quote=False)
+    return html.escape(shortened(text, LABEL_CHARACTERS), quote=False)

@@ -18,7 +18,7 @@ from nanobanana_pipeline.wording import counted, shortened
 __all__ = ["failure_summary", "termination_summary"]
 
 REASONS = 3
-LONGEST = 200
+REASON_CHARACTERS = 200
 HELD = (
     "What to do about cells in doubt or lost: the job resolve_doubts (nanobanana doubts resolve) "
     "looks for evidence once more, and buys nothing. Its action REBUY, or rebuy in the launchpad "
@@ -28,7 +28,7 @@ WHERE = (
     "The pictures that are here, and a table of cells, stand in this failure's metadata (the run's "
     "page) and under Events of the asset, as an observation; a failed partition's own page is empty"
 )
-AGAIN = (
+LAUNCH_AGAIN = (
     "What was bought is brought by the sensor rescue, or by the next launch. Launch again to go on"
 )
 
@@ -53,7 +53,7 @@ def termination_summary(store: ObjectStore, run_id: str) -> str:
     try:
         left = run_outcome(store, run_id)
     except NanobananaError as error:
-        return f"Stopped as asked; where it stands could not be read: {error}. {AGAIN}"
+        return f"Stopped as asked; where it stands could not be read: {error}. {LAUNCH_AGAIN}"
     if left is None:
         return "Stopped as asked, before anything was bought"
     unsure = left.states.get(State.IN_DOUBT, 0) + left.states.get(State.SUBMITTING, 0)
@@ -62,7 +62,7 @@ def termination_summary(store: ObjectStore, run_id: str) -> str:
         f"{left.states.get(State.ACCEPTED, 0):,} bought and at the provider still",
         f"{unsure:,} in doubt",
     ]
-    return f"Stopped as asked: {', '.join(parts)}. {AGAIN}"
+    return f"Stopped as asked: {', '.join(parts)}. {LAUNCH_AGAIN}"
 
 
 def _reasons(rows: pd.DataFrame) -> list[str]:
@@ -74,4 +74,6 @@ def _reasons(rows: pd.DataFrame) -> list[str]:
 
 
 def _shown(found: "pd.Series[int]") -> list[tuple[str, int]]:
-    return [(shortened(str(why), LONGEST), int(n)) for why, n in found.head(REASONS).items()]
+    return [
+        (shortened(str(why), REASON_CHARACTERS), int(n)) for why, n in found.head(REASONS).items()
+    ]

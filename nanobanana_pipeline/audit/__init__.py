@@ -2,13 +2,13 @@
 
 from nanobanana_pipeline.audit.audit import audit
 from nanobanana_pipeline.audit.garbage import Garbage, Waste, find_garbage
-from nanobanana_pipeline.audit.report import AuditReport, Finding, Kind, Unsettled
+from nanobanana_pipeline.audit.report import AuditReport, Finding, FindingKind, Unsettled
 
 __all__ = [
     "AuditReport",
     "Finding",
+    "FindingKind",
     "Garbage",
-    "Kind",
     "Unsettled",
     "Waste",
     "audit",

@@ -13,17 +13,16 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nanobanana_pipeline.audit.cross_reference import Index, Mismatch
+from nanobanana_pipeline.audit.cross_reference import AuditIndex, Mismatch
 from nanobanana_pipeline.audit.features import check_features
 from nanobanana_pipeline.audit.pictures import list_images, read_images
-from nanobanana_pipeline.audit.read_ahead import Progress, list_entries, read_entries
+from nanobanana_pipeline.audit.read_ahead import AuditProgress, list_entries, read_entries
 from nanobanana_pipeline.audit.releases import check_builds
-from nanobanana_pipeline.audit.report import ENDED, RESTORE, AuditReport, Kind, Unsettled
+from nanobanana_pipeline.audit.report import UNSETTLED_STATES, AuditReport, FindingKind, Unsettled
 from nanobanana_pipeline.audit.runs import check_reservations, check_runs
-from nanobanana_pipeline.bucket_keys import ledger_key, manifest_prefix
+from nanobanana_pipeline.bucket_keys import Folder, ledger_key, manifest_prefix
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
 from nanobanana_pipeline.generation.budget.reservations import EXPIRED_SECONDS
-from nanobanana_pipeline.generation.engine.reconcile import KEPT_BY_PROVIDER
 from nanobanana_pipeline.generation.manifest.manifest import (
     CellState,
     CurrentManifest,
@@ -32,7 +31,10 @@ from nanobanana_pipeline.generation.manifest.manifest import (
 )
 from nanobanana_pipeline.generation.manifest.rows import CELL_OF
 from nanobanana_pipeline.ledger import Attempt, Held, State
+from nanobanana_pipeline.provider.protocol import KEPT_SECONDS
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.cas import RESTORE
+from nanobanana_pipeline.wording import time_text
 
 __all__ = ["audit"]
 
@@ -47,7 +49,7 @@ def audit(
     partition: tuple[str, int] | None = None,
     requests: int | None = None,
     sample: int | None = 100,
-    on_progress: Progress = lambda _what, _count: None,
+    on_progress: AuditProgress = lambda _what, _count: None,
 ) -> AuditReport:
     """Look whether everything in the bucket agrees.
 
@@ -64,7 +66,7 @@ def audit(
     Raises:
         StorageUnavailable: S3 stays silent.
     """
-    with Index() as index:
+    with AuditIndex() as index:
         work = _Audit(store, index, on_progress)
         manifests = list(work.find_manifests(partition))
         if partition is None:
@@ -97,7 +99,7 @@ class _Manifest:
 
 
 class _Audit:
-    def __init__(self, store: ObjectStore, index: Index, on_progress: Progress) -> None:
+    def __init__(self, store: ObjectStore, index: AuditIndex, on_progress: AuditProgress) -> None:
         self.report = AuditReport()
         self._store = store
         self._index = index
@@ -106,7 +108,7 @@ class _Audit:
         self._compared = 0
 
     def find_manifests(self, partition: tuple[str, int] | None) -> Iterator[_Manifest]:
-        prefix = "manifests/" if partition is None else manifest_prefix(*partition)
+        prefix = Folder.MANIFESTS.prefix if partition is None else manifest_prefix(*partition)
         for found in self._store.listing(prefix):
             folder, _, leaf = found.key.rpartition("/")
             if leaf != "current.json":
@@ -117,14 +119,14 @@ class _Audit:
             except StorageUnavailable:
                 raise
             except (StorageError, ValueError) as error:
-                self.report.add(Kind.UNREADABLE, found.key, f"{error}; {RESTORE}")
+                self.report.add(FindingKind.UNREADABLE, found.key, f"{error}; {RESTORE}")
                 continue
             if current is not None:
                 yield _Manifest(current, found.last_modified)
 
     def note_stranger(self, key: str) -> None:
         text = "this is no name of a ledger entry: move it out of ledger/"
-        self.report.add(Kind.UNREADABLE, key, text)
+        self.report.add(FindingKind.UNREADABLE, key, text)
 
     def read_ledger(self, request_keys: Iterable[str]) -> None:
         for count, (request_key, found) in enumerate(read_entries(self._store, request_keys), 1):
@@ -134,7 +136,7 @@ class _Audit:
             elif found is not None:
                 self._index.add_unreadable(request_key)
                 text = f"{found}; {RESTORE}. Until then its request is neither bought nor brought"
-                self.report.add(Kind.UNREADABLE, ledger_key(request_key), text)
+                self.report.add(FindingKind.UNREADABLE, ledger_key(request_key), text)
             self._on_progress("ledger entries", count)
 
     def _look_at(self, held: Held) -> None:
@@ -143,7 +145,7 @@ class _Audit:
         if attempt is None:
             return
         key = ledger_key(entry.request_key)
-        if entry.state in ENDED:
+        if entry.state in UNSETTLED_STATES:
             self.report.add_unsettled(
                 Unsettled(
                     entry.state, entry.request_key, attempt.run_id, entry.reason, held.age_seconds
@@ -152,14 +154,14 @@ class _Audit:
         elif entry.state is State.ACCEPTED:
             left = _time_left(attempt)
             if left < EXPIRING:
-                self.report.add(Kind.ACCEPTANCE_EXPIRING, key, _expiring_text(attempt, left))
+                self.report.add(FindingKind.ACCEPTANCE_EXPIRING, key, _expiring_text(attempt, left))
         elif entry.state is State.SUBMITTING and held.lease_left < -EXPIRED_SECONDS:
             text = (
                 f"run {attempt.run_id} claimed it, and its lease ran out "
-                f"{_hours(-held.lease_left)} ago: launch its partition again, which looks for "
+                f"{time_text(-held.lease_left)} ago: launch its partition again, which looks for "
                 "evidence and holds it in doubt where there is none"
             )
-            self.report.add(Kind.CLAIM_ABANDONED, key, text)
+            self.report.add(FindingKind.CLAIM_ABANDONED, key, text)
 
     def choose(self, current: CurrentManifest, requests: int | None) -> list[str]:
         """Keep to so many requests of a manifest: those of the least keys, which are hashes."""
@@ -191,7 +193,7 @@ class _Audit:
             for found in self._index.compare(self._rows(current)):
                 kind = _judge(found)
                 if kind is not None:
-                    (wrong if kind is Kind.MANIFEST_WRONG else behind).add(found)
+                    (wrong if kind is FindingKind.MANIFEST_WRONG else behind).add(found)
         except StorageUnavailable:
             raise
         except StorageError:
@@ -200,7 +202,7 @@ class _Audit:
                 "current.json away and launch the partition with the parameters named there, "
                 "which buys nothing that the ledger knows"
             )
-            self.report.add(Kind.UNREADABLE, current.manifest, text)
+            self.report.add(FindingKind.UNREADABLE, current.manifest, text)
             return
         if wrong.count:
             text = (
@@ -208,14 +210,14 @@ class _Audit:
                 "lost (a request without an entry may be bought again); where it is right, move "
                 "current.json away and launch the partition with the parameters named there"
             )
-            self.report.add(Kind.MANIFEST_WRONG, current.manifest, text)
+            self.report.add(FindingKind.MANIFEST_WRONG, current.manifest, text)
         if behind.count and not is_busy and self._is_current(current):
             text = (
                 f"{behind} of {self._compared:,}: the ledger has moved on, as when another "
                 "partition has bought the same requests. No disagreement: launch the partition "
                 "again to account for it; with max_images 0 that buys nothing"
             )
-            self.report.add(Kind.MANIFEST_BEHIND, current.manifest, text)
+            self.report.add(FindingKind.MANIFEST_BEHIND, current.manifest, text)
 
     def _is_current(self, before: CurrentManifest) -> bool:
         now, _ = read_current(self._store, before.prompt_set, before.seed)
@@ -243,7 +245,7 @@ class _Examples:
         return f"{'; '.join(self._first)}; rows in all: {self.count:,}"
 
 
-def _judge(found: Mismatch) -> Kind | None:
+def _judge(found: Mismatch) -> FindingKind | None:
     """Whether a row of a manifest says what was never so, or what is so no more, or nothing."""
     cell = CellState(found.cell_state)
     if cell is CellState.NOT_REQUESTED:
@@ -251,26 +253,23 @@ def _judge(found: Mismatch) -> Kind | None:
     if found.state in {None, State.OPEN} and cell in {CellState.PENDING, CellState.OVER_BUDGET}:
         return None
     if found.state is None or cell is CellState.SETTLED:
-        return Kind.MANIFEST_WRONG
+        return FindingKind.MANIFEST_WRONG
     is_same = CELL_OF.get(State(found.state)) is cell and found.cell_sha256 == found.sha256
-    return None if is_same else Kind.MANIFEST_BEHIND
+    return None if is_same else FindingKind.MANIFEST_BEHIND
 
 
 def _time_left(attempt: Attempt) -> timedelta:
     since = datetime.fromisoformat(attempt.accepted or attempt.started)
-    return since + KEPT_BY_PROVIDER - datetime.now(UTC)
+    return since + timedelta(seconds=KEPT_SECONDS) - datetime.now(UTC)
 
 
 def _expiring_text(attempt: Attempt, left: timedelta) -> str:
     seconds = left.total_seconds()
-    when = f"in {_hours(seconds)}" if seconds > 0 else f"{_hours(-seconds)} ago"
+    if seconds > 0:
+        end, then = f"end in {time_text(seconds)}", "now, which brings it"
+    else:
+        end, then = f"ended {time_text(-seconds)} ago", "to see what can still be had"
     return (
         f"run {attempt.run_id} bought it (provider id {attempt.provider_id or 'unknown'}), and the "
-        f"provider's 24 hours {'end' if seconds > 0 else 'ended'} {when}: launch its partition "
-        f"again {'now, which brings it' if seconds > 0 else 'to see what can still be had'}"
+        f"provider's {KEPT_SECONDS // 3600} hours {end}: launch its partition again {then}"
     )
-
-
-def _hours(seconds: float) -> str:
-    minutes = int(seconds // 60)
-    return f"{minutes // 60} h {minutes % 60} min"

@@ -11,12 +11,15 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
+from nanobanana_pipeline.bucket_keys import Folder
 from nanobanana_pipeline.ledger import Entry, State
 from nanobanana_pipeline.storage import ListedObject
 
-__all__ = ["Index", "Mismatch", "Picture", "Stored"]
+__all__ = ["AuditIndex", "Mismatch", "NamedPicture", "Stored"]
 
-_OWNER: Final = re.compile(r"images/[0-9a-f]{2}/([0-9a-f]{64})\.refs/([0-9a-f]{64})")
+_OWNER: Final = re.compile(
+    rf"{Folder.IMAGES}/[0-9a-f]{{2}}/([0-9a-f]{{64}})\.refs/([0-9a-f]{{64}})"
+)
 
 _TABLES: Final = """
 PRAGMA journal_mode = OFF;
@@ -46,7 +49,7 @@ class Stored(NamedTuple):
     age: float
 
 
-class Picture(NamedTuple):
+class NamedPicture(NamedTuple):
     """A picture as the ledger has it; `owners` are the request keys of entries that name it."""
 
     key: str
@@ -69,7 +72,7 @@ class Mismatch(NamedTuple):
     sha256: str | None
 
 
-class Index:
+class AuditIndex:
     """The temporary database. To be used in one thread, within `with`."""
 
     def __init__(self) -> None:
@@ -159,22 +162,22 @@ class Index:
         rows = self._db.execute("SELECT request_key FROM owner WHERE sha256 = ?", (sha256,))
         return {str(row[0]) for row in rows}
 
-    def missing(self) -> Iterator[Picture]:
+    def missing(self) -> Iterator[NamedPicture]:
         """Pictures that entries name, and that are not stored."""
         return self._pictures("LEFT JOIN stored s USING (key) WHERE s.key IS NULL")
 
-    def of_other_size(self) -> Iterator[Picture]:
+    def of_other_size(self) -> Iterator[NamedPicture]:
         """Stored pictures whose size is not what an entry says."""
         return self._pictures("JOIN stored s USING (key) WHERE s.size <> p.size")
 
-    def wrongly_named(self) -> Iterator[Picture]:
+    def wrongly_named(self) -> Iterator[NamedPicture]:
         """Pictures whose key is not that of their SHA-256 and format."""
         return self._pictures(
-            "WHERE p.key <> 'images/' || substr(p.sha256, 1, 2) || '/' || p.sha256 || '.'"
+            f"WHERE p.key <> '{Folder.IMAGES}/' || substr(p.sha256, 1, 2) || '/' || p.sha256 || '.'"
             " || p.format"
         )
 
-    def sample(self, count: int | None, *, listed: bool) -> Iterator[Picture]:
+    def sample(self, count: int | None, *, listed: bool) -> Iterator[NamedPicture]:
         """So many of the pictures that entries name, always the same ones; all if None.
 
         Args:
@@ -228,7 +231,7 @@ class Index:
 
     def _pictures(
         self, where: str, *values: object, limit: int = -1, order: str = "p.key"
-    ) -> Iterator[Picture]:
+    ) -> Iterator[NamedPicture]:
         rows = self._db.execute(
             "SELECT p.key, p.sha256, p.size, p.format, p.width, p.height,"  # noqa: S608 - our own
             f" group_concat(DISTINCT p.request_key) FROM picture p {where}"
@@ -237,4 +240,4 @@ class Index:
             (*values, limit),
         )
         for key, sha256, size, kind, width, height, owners in rows:
-            yield Picture(key, sha256, size, kind, width, height, tuple(owners.split(",")))
+            yield NamedPicture(key, sha256, size, kind, width, height, tuple(owners.split(",")))

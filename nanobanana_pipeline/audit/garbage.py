@@ -10,11 +10,22 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from nanobanana_pipeline.audit.cross_reference import Index
+from nanobanana_pipeline.audit.cross_reference import AuditIndex
 from nanobanana_pipeline.audit.features import list_features
-from nanobanana_pipeline.audit.read_ahead import Progress, find_orphans, list_entries, read_entries
+from nanobanana_pipeline.audit.read_ahead import (
+    AuditProgress,
+    find_orphans,
+    list_entries,
+    read_entries,
+)
 from nanobanana_pipeline.audit.releases import find_builds
-from nanobanana_pipeline.bucket_keys import preview_key, run_done_key, run_plan_key, unfinished_key
+from nanobanana_pipeline.bucket_keys import (
+    Folder,
+    preview_key,
+    run_done_key,
+    run_plan_key,
+    run_values_prefix,
+)
 from nanobanana_pipeline.errors import ReleaseError, StorageError
 from nanobanana_pipeline.features.table import read_current_features
 from nanobanana_pipeline.generation.manifest.manifest import read_all_current
@@ -28,8 +39,10 @@ __all__ = ["WEEK_SECONDS", "Garbage", "Waste", "find_garbage"]
 
 WEEK_SECONDS: Final = 7 * 24 * 3600.0
 
-_SNAPSHOT: Final = re.compile(r"prompt_sets/([^/]+)/([0-9a-f]{64})(\.quarantine)?\.parquet")
-_REFERENCE: Final = re.compile(r"references/[0-9a-f]{2}/([0-9a-f]{64})")
+_SNAPSHOT: Final = re.compile(
+    rf"{Folder.PROMPT_SETS}/([^/]+)/([0-9a-f]{{64}})(\.quarantine)?\.parquet"
+)
+_REFERENCE: Final = re.compile(rf"{Folder.REFERENCES}/[0-9a-f]{{2}}/([0-9a-f]{{64}})")
 
 
 class Waste(StrEnum):
@@ -64,7 +77,7 @@ class Garbage:
 
 
 def find_garbage(
-    store: ObjectStore, on_progress: Progress = lambda _what, _count: None
+    store: ObjectStore, on_progress: AuditProgress = lambda _what, _count: None
 ) -> Iterator[Garbage]:
     """List what nothing refers to: by kind, and by key within each.
 
@@ -72,9 +85,9 @@ def find_garbage(
         NanobananaError: something cannot be read, so that nobody knows what it refers to.
     """
     named = _fingerprints(store)
-    with Index() as index:
+    with AuditIndex() as index:
         _read_ledger(store, index, on_progress)
-        for found in store.listing("images/"):
+        for found in store.listing(Folder.IMAGES.prefix):
             index.add_object(found)
         for orphan in find_orphans(store, index):
             if orphan.age > WEEK_SECONDS:
@@ -109,7 +122,7 @@ def _fingerprints(store: ObjectStore) -> dict[str, set[str]]:
     return named
 
 
-def _read_ledger(store: ObjectStore, index: Index, on_progress: Progress) -> None:
+def _read_ledger(store: ObjectStore, index: AuditIndex, on_progress: AuditProgress) -> None:
     def refuse(key: str) -> None:
         raise StorageError(
             f"{store.uri(key)} is no ledger entry: run `nanobanana audit`, and mend what it finds"
@@ -139,10 +152,12 @@ def _superseded(store: ObjectStore, kind: Waste, in_force: str) -> Iterator[Garb
     yield from sorted(old, key=lambda each: each.key)
 
 
-def _prompt_sets(store: ObjectStore, index: Index, named: dict[str, set[str]]) -> Iterator[Garbage]:
+def _prompt_sets(
+    store: ObjectStore, index: AuditIndex, named: dict[str, set[str]]
+) -> Iterator[Garbage]:
     """Snapshots that nothing names; what the others start from goes into the index."""
     looked_up: set[str] = set()
-    for found in store.listing("prompt_sets/"):
+    for found in store.listing(Folder.PROMPT_SETS.prefix):
         snapshot = _SNAPSHOT.fullmatch(found.key)
         if snapshot is None:
             continue
@@ -161,17 +176,17 @@ def _prompt_sets(store: ObjectStore, index: Index, named: dict[str, set[str]]) -
                 index.add_references(hashes.unique())
 
 
-def _references(store: ObjectStore, index: Index) -> Iterator[Garbage]:
-    for found in store.listing("references/"):
+def _references(store: ObjectStore, index: AuditIndex) -> Iterator[Garbage]:
+    for found in store.listing(Folder.REFERENCES.prefix):
         sha256 = _REFERENCE.fullmatch(found.key)
         is_named = sha256 is not None and index.has_reference(sha256[1])
         if not is_named and found.age_seconds > WEEK_SECONDS:
             yield _garbage(Waste.REFERENCE, found)
 
 
-def _webhooks(store: ObjectStore, index: Index) -> Iterator[Garbage]:
+def _webhooks(store: ObjectStore, index: AuditIndex) -> Iterator[Garbage]:
     """What came for requests that have been settled for a week: nobody looks there any more."""
-    for found in store.listing("webhooks/"):
+    for found in store.listing(Folder.WEBHOOKS.prefix):
         request_key = found.key.split("/")[1].partition(".")[0]
         settled = index.settled_seconds(request_key)
         if settled is not None and min(settled, found.age_seconds) > WEEK_SECONDS:
@@ -183,14 +198,14 @@ def _run_values(store: ObjectStore) -> Iterator[Garbage]:
     for run in list_runs(store):
         if run.done_seconds is None or run.done_seconds <= WEEK_SECONDS:
             continue
-        for found in store.listing(f"runs/{run.run_id}/values/"):
+        for found in store.listing(run_values_prefix(run.run_id)):
             if found.age_seconds > WEEK_SECONDS:
                 yield _garbage(Waste.RUN_VALUE, found)
 
 
 def _run_names(store: ObjectStore) -> Iterator[Garbage]:
     """Runs that are named as unfinished, and are done or have no plan: nobody can rescue them."""
-    folder = unfinished_key("")
+    folder = Folder.UNFINISHED.prefix
     for found in store.listing(folder):
         run_id = found.key.removeprefix(folder)
         if found.age_seconds <= WEEK_SECONDS:

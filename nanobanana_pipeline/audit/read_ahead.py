@@ -6,31 +6,34 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, TypeVar
 
-from nanobanana_pipeline.audit.cross_reference import Index, Stored
+from nanobanana_pipeline.audit.cross_reference import AuditIndex, Stored
+from nanobanana_pipeline.bucket_keys import Folder
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
 from nanobanana_pipeline.ledger import Held, Ledger, Outcome
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["Progress", "find_orphans", "list_entries", "read_ahead", "read_entries"]
+__all__ = ["AuditProgress", "find_orphans", "list_entries", "read_ahead", "read_entries"]
 
-READERS: Final = 16
+OBJECT_READERS: Final = 16
 
-_ENTRY: Final = re.compile(r"ledger/([0-9a-f]{2})/(\1[0-9a-f]{62})\.json")
+_ENTRY: Final = re.compile(rf"{Folder.LEDGER}/([0-9a-f]{{2}})/(\1[0-9a-f]{{62}})\.json")
 _REQUEST_KEY: Final = re.compile(r"[0-9a-f]{64}")
-_IMAGE: Final = re.compile(r"images/([0-9a-f]{2})/(\1[0-9a-f]{62})\.\w+(?:/[0-9a-f]{64})?")
+_IMAGE: Final = re.compile(
+    rf"{Folder.IMAGES}/([0-9a-f]{{2}})/(\1[0-9a-f]{{62}})\.\w+(?:/[0-9a-f]{{64}})?"
+)
 
 Asked = TypeVar("Asked")
-Answer = TypeVar("Answer")
-Progress = Callable[[str, int], None]
+Reading = TypeVar("Reading")
+AuditProgress = Callable[[str, int], None]
 """Called with what is being looked at and how much of it there was so far."""
 
 
 def read_ahead(
-    read: Callable[[Asked], Answer], asked: Iterable[Asked], readers: int = READERS
-) -> Iterator[Answer]:
+    read: Callable[[Asked], Reading], asked: Iterable[Asked], readers: int = OBJECT_READERS
+) -> Iterator[Reading]:
     """Answers in order, from a few threads that never run far ahead of who takes them."""
     pool = ThreadPoolExecutor(readers)
-    waiting: deque[Future[Answer]] = deque()
+    waiting: deque[Future[Reading]] = deque()
     try:
         for each in asked:
             waiting.append(pool.submit(read, each))
@@ -44,7 +47,7 @@ def read_ahead(
 
 def list_entries(store: ObjectStore, strange: Callable[[str], None]) -> Iterator[str]:
     """Request keys of the whole ledger, in order; `strange` is told of keys of nothing we know."""
-    for key in store.keys("ledger/"):
+    for key in store.keys(Folder.LEDGER.prefix):
         found = _ENTRY.fullmatch(key)
         if found:
             yield found[2]
@@ -73,7 +76,7 @@ def read_entries(
     return read_ahead(read, request_keys)
 
 
-def find_orphans(store: ObjectStore, index: Index) -> Iterator[Stored]:
+def find_orphans(store: ObjectStore, index: AuditIndex) -> Iterator[Stored]:
     """Objects under ``images/`` that no entry names, once ledger and listing are in the index.
 
     A picture is stored before its entry says so. So whoever brought it is asked again, and what is

@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
-from nanobanana_pipeline.audit.report import AuditReport, Kind
-from nanobanana_pipeline.bucket_keys import latest_release_key, release_key
-from nanobanana_pipeline.datasets.release import read_latest, read_release
+from nanobanana_pipeline.audit.report import AuditReport, FindingKind
+from nanobanana_pipeline.bucket_keys import Folder, latest_release_key, release_key
+from nanobanana_pipeline.datasets.release import BUILD_QUIET_SECONDS, read_latest, read_release
 from nanobanana_pipeline.errors import ReleaseError
 from nanobanana_pipeline.storage import ListedObject, ObjectStore
-from nanobanana_pipeline.wording import counted
+from nanobanana_pipeline.wording import counted, size_text, time_text
 
 __all__ = ["Build", "check_builds", "find_builds"]
 
-QUIET_SECONDS: Final = 24 * 3600.0
-"""A build writes a shard now and then: whoever has not for a day was killed, or given up."""
 
 DEPTH: Final = 4
 """Parts of ``datasets/<name>/<version>/<path>``."""
@@ -55,7 +53,7 @@ def find_builds(
     Raises:
         StorageError: S3 refuses or stays silent.
     """
-    listed = ((each.key.split("/", 3), each) for each in store.listing("datasets/"))
+    listed = ((each.key.split("/", 3), each) for each in store.listing(Folder.DATASETS.prefix))
     placed = ((parts, each) for parts, each in listed if len(parts) == DEPTH)
     for dataset, found in groupby(placed, key=lambda each: each[0][1]):
         folders: dict[str, list[ListedObject]] = defaultdict(list)
@@ -86,12 +84,12 @@ def check_builds(store: ObjectStore, report: AuditReport) -> None:
     """
 
     def tell(dataset: str, error: ReleaseError) -> None:
-        report.add(Kind.UNREADABLE, latest_release_key(dataset), str(error))
+        report.add(FindingKind.UNREADABLE, latest_release_key(dataset), str(error))
 
     for build in find_builds(store, tell):
-        if build.quiet_seconds > QUIET_SECONDS:
+        if build.quiet_seconds > BUILD_QUIET_SECONDS:
             key = release_key(build.dataset, build.version, "build.json")
-            report.add(Kind.BUILD_ABANDONED, key, _text(build))
+            report.add(FindingKind.BUILD_ABANDONED, key, _text(build))
 
 
 def _named(store: ObjectStore, dataset: str, finished: set[str]) -> frozenset[str]:
@@ -107,8 +105,8 @@ def _named(store: ObjectStore, dataset: str, finished: set[str]) -> frozenset[st
 def _text(build: Build) -> str:
     size = sum(each.size for each in build.objects)
     return (
-        f"the build of {build.dataset} {build.version} stopped {build.quiet_seconds / 3600:,.0f} h "
-        f"ago and left {counted(len(build.objects), 'object')} ({size / 1e6:,.1f} MB) that no "
+        f"the build of {build.dataset} {build.version} stopped {time_text(build.quiet_seconds)} "
+        f"ago and left {counted(len(build.objects), 'object')} ({size_text(size)}) that no "
         "release names. Building the same again goes on from there; `nanobanana gc --dry-run` "
         "lists them once they are 7 days old"
     )

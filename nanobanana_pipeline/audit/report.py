@@ -7,14 +7,21 @@ from typing import Final
 
 from nanobanana_pipeline.ledger import State
 
-__all__ = ["ENDED", "LISTED", "NOTES", "RESTORE", "AuditReport", "Finding", "Kind", "Unsettled"]
+__all__ = [
+    "LISTED",
+    "NOTES",
+    "UNSETTLED_STATES",
+    "AuditReport",
+    "Finding",
+    "FindingKind",
+    "Unsettled",
+]
 
 LISTED: Final = 1000
 """So many findings of each kind are listed; all are counted."""
-RESTORE: Final = "restore it from a backup or from the bucket's versions"
 
 
-class Kind(StrEnum):
+class FindingKind(StrEnum):
     """What can disagree."""
 
     UNREADABLE = "unreadable"
@@ -33,11 +40,11 @@ class Kind(StrEnum):
     BUILD_ABANDONED = "build_abandoned"
 
 
-NOTES: Final = frozenset({Kind.MANIFEST_BEHIND, Kind.BUILD_ABANDONED})
+NOTES: Final = frozenset({FindingKind.MANIFEST_BEHIND, FindingKind.BUILD_ABANDONED})
 """No disagreements: a manifest that does not know the latest yet; what a build that was killed has
 left, which no release names."""
 
-ENDED: Final = frozenset({State.IN_DOUBT, State.LOST, State.REFUSED, State.FAILED})
+UNSETTLED_STATES: Final = frozenset({State.IN_DOUBT, State.LOST, State.REFUSED, State.FAILED})
 """States without pictures that are as they should be, and are told of apart."""
 
 
@@ -50,7 +57,7 @@ class Finding:
         text: what is wrong, and what to do.
     """
 
-    kind: Kind
+    kind: FindingKind
     key: str
     text: str
 
@@ -88,7 +95,7 @@ class AuditReport:
     """
 
     findings: list[Finding] = field(default_factory=list)
-    counts: Counter[Kind] = field(default_factory=Counter)
+    counts: Counter[FindingKind] = field(default_factory=Counter)
     unsettled: list[Unsettled] = field(default_factory=list)
     states: Counter[State] = field(default_factory=Counter)
     images: int = 0
@@ -101,7 +108,7 @@ class AuditReport:
         """Whether nothing was found but notes."""
         return not set(self.counts) - NOTES
 
-    def add(self, kind: Kind, key: str, text: str) -> None:
+    def add(self, kind: FindingKind, key: str, text: str) -> None:
         """Count a finding, and list it unless there are too many of its kind."""
         self.counts[kind] += 1
         if self.counts[kind] <= LISTED:

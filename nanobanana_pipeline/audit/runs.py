@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 
-from nanobanana_pipeline.audit.cross_reference import Index
-from nanobanana_pipeline.audit.report import AuditReport, Kind
-from nanobanana_pipeline.bucket_keys import run_done_key, run_plan_key
+from nanobanana_pipeline.audit.cross_reference import AuditIndex
+from nanobanana_pipeline.audit.report import AuditReport, FindingKind
+from nanobanana_pipeline.bucket_keys import Folder, run_done_key, run_plan_key
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
 from nanobanana_pipeline.generation.budget.counters import Scope
 from nanobanana_pipeline.generation.budget.reservations import EXPIRED_SECONDS, is_expired
@@ -19,15 +19,15 @@ from nanobanana_pipeline.wording import counted
 
 __all__ = ["check_reservations", "check_runs"]
 
-Partition = tuple[str, int]
+PartitionId = tuple[str, int]
 
 
 def check_runs(
     store: ObjectStore,
-    index: Index,
+    index: AuditIndex,
     report: AuditReport,
-    changed: Mapping[Partition, datetime],
-) -> frozenset[Partition]:
+    changed: Mapping[PartitionId, datetime],
+) -> frozenset[PartitionId]:
     """Report what dead runs still owe, once the ledger is in the index.
 
     Args:
@@ -40,7 +40,7 @@ def check_runs(
         Partitions that a run is busy with now.
     """
     dead: list[tuple[Run, RunPlan, bool]] = []
-    busy: set[Partition] = set()
+    busy: set[PartitionId] = set()
     for run in list_runs(store):
         report.runs += 1
         if run.done_seconds is not None:
@@ -50,7 +50,7 @@ def check_runs(
         except StorageUnavailable:
             raise
         except StorageError as error:
-            report.add(Kind.UNREADABLE, run_plan_key(run.run_id), str(error))
+            report.add(FindingKind.UNREADABLE, run_plan_key(run.run_id), str(error))
             continue
         partition = (made.prompt_set, made.seed)
         # Whoever publishes after a plan accounts for all that it set out to do.
@@ -67,15 +67,15 @@ def check_runs(
 
 def check_reservations(store: ObjectStore, report: AuditReport) -> None:
     """Report what dead shards hold back in the counters of spending."""
-    for prefix in ("budget/", "runs/"):
-        for key in store.keys(prefix):
-            if prefix == "budget/" or key.endswith("/budget.json"):
+    for folder in (Folder.BUDGET, Folder.RUNS):
+        for key in store.keys(folder.prefix):
+            if folder is Folder.BUDGET or key.endswith("/budget.json"):
                 _check_counter(store, report, key)
 
 
 def _check_dead(
     store: ObjectStore,
-    index: Index,
+    index: AuditIndex,
     report: AuditReport,
     run: Run,
     made: RunPlan,
@@ -89,7 +89,7 @@ def _check_dead(
     except StorageUnavailable:
         raise
     except (StorageError, ValueError) as error:
-        report.add(Kind.UNREADABLE, key, f"a run file of it cannot be read: {error}")
+        report.add(FindingKind.UNREADABLE, key, f"a run file of it cannot be read: {error}")
         return
     if accounted:
         del owed[State.OPEN]
@@ -100,7 +100,7 @@ def _check_dead(
         f"run {run.run_id} over {made.prompt_set}, seed {made.seed} ended before its end and owes "
         f"{owes}: launch the partition again, which goes on from there"
     )
-    report.add(Kind.RUN_UNFINISHED, key, text)
+    report.add(FindingKind.RUN_UNFINISHED, key, text)
 
 
 def _owes(owed: Counter[State], *, accounted: bool) -> str:
@@ -123,7 +123,7 @@ def _check_counter(store: ObjectStore, report: AuditReport, key: str) -> None:
     except StorageUnavailable:
         raise
     except StorageError as error:
-        report.add(Kind.UNREADABLE, key, str(error))
+        report.add(FindingKind.UNREADABLE, key, str(error))
         return
     for name in dead:
         if name in still:
@@ -132,4 +132,4 @@ def _check_counter(store: ObjectStore, report: AuditReport, key: str) -> None:
                 f"{still[name].since}: launch its partition again (with max_images 0 it buys "
                 "nothing), which counts what it spent and frees the rest"
             )
-            report.add(Kind.RESERVATION_DEAD, key, text)
+            report.add(FindingKind.RESERVATION_DEAD, key, text)

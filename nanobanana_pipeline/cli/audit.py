@@ -15,27 +15,26 @@ from rich.console import Console
 
 from nanobanana_pipeline.audit import AuditReport, Unsettled, find_garbage
 from nanobanana_pipeline.audit import audit as audit_bucket
-from nanobanana_pipeline.audit.read_ahead import Progress
-from nanobanana_pipeline.audit.report import ENDED, NOTES
-from nanobanana_pipeline.bucket_keys import check_bucket
-from nanobanana_pipeline.cli.show import size_text, table_of
+from nanobanana_pipeline.audit.read_ahead import AuditProgress
+from nanobanana_pipeline.audit.report import NOTES, UNSETTLED_STATES
+from nanobanana_pipeline.cli.show import table_of
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.settings import Settings
-from nanobanana_pipeline.storage import ObjectStore, s3_client
-from nanobanana_pipeline.wording import counted
+from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.bucket import open_bucket
+from nanobanana_pipeline.wording import counted, size_text, time_text
 
-__all__ = ["audit", "gc"]
+__all__ = ["audit_command", "gc"]
 
 DISAGREES = 1
-PROGRESS_SECONDS = 0.2
-HOUR = 3600
-DAY = 24 * HOUR
+REFRESH_SECONDS = 0.2
+DAY_SECONDS = 24 * 3600
 
 _REPORT = TypeAdapter(AuditReport)
 
 
-class Images(StrEnum):
+class ImagesRead(StrEnum):
     """Which pictures are read whole and hashed."""
 
     ALL = "all"
@@ -43,7 +42,7 @@ class Images(StrEnum):
     NONE = "none"
 
 
-def audit(
+def audit_command(
     prompt_set: Annotated[
         str | None, typer.Argument(help="Only this one's, under --seed.", show_default="all of it")
     ] = None,
@@ -52,8 +51,8 @@ def audit(
         int | None, typer.Option(help="Of the one partition that is looked at.")
     ] = None,
     images: Annotated[
-        Images, typer.Option(help="Which pictures are read whole and hashed.")
-    ] = Images.SAMPLE,
+        ImagesRead, typer.Option(help="Which pictures are read whole and hashed.")
+    ] = ImagesRead.SAMPLE,
     sample: Annotated[
         int, typer.Option(min=1, help="How many of them; always the same ones.")
     ] = 100,
@@ -71,8 +70,8 @@ def audit(
     if (prompt_set is None) != (seed is None):
         raise typer.BadParameter("a partition is a prompt set and a --seed: name both, or neither")
     partition = None if prompt_set is None or seed is None else (prompt_set, seed)
-    store = _bucket()
-    count = {Images.ALL: None, Images.SAMPLE: sample, Images.NONE: 0}[images]
+    store = open_bucket(Settings.load(), claim=False)
+    count = {ImagesRead.ALL: None, ImagesRead.SAMPLE: sample, ImagesRead.NONE: 0}[images]
     with _progress() as on_progress:
         report = audit_bucket(store, partition=partition, sample=count, on_progress=on_progress)
     if partition is not None and not report.manifests and report.agrees:
@@ -93,14 +92,14 @@ def gc(
     ] = False,
 ) -> None:
     """List what nothing in the bucket has referred to for 7 days. Deletes nothing."""
-    store = _bucket()
+    store = open_bucket(Settings.load(), claim=False)
     objects: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     with _progress() as on_progress:
         for found in find_garbage(store, on_progress):
             objects[found.kind] += 1
             sizes[found.kind] += found.size
-            days = f"{found.age_seconds / DAY:,.0f} days"
+            days = f"{found.age_seconds / DAY_SECONDS:,.0f} days"
             typer.echo(f"{found.kind}\t{found.size:,} bytes\t{days}\t{store.uri(found.key)}")
     console = make_console()
     if not objects:
@@ -123,23 +122,15 @@ def gc(
     )
 
 
-def _bucket() -> ObjectStore:
-    """The bucket of the settings, looked at and not claimed."""
-    settings = Settings.load()
-    store = ObjectStore(s3_client(), str(settings.bucket), settings.prefix)
-    check_bucket(store, str(settings.realm))
-    return store
-
-
 @contextlib.contextmanager
-def _progress() -> Iterator[Progress]:
+def _progress() -> Iterator[AuditProgress]:
     """Says on a terminal what is being looked at, a few times a second."""
     console, shown = Console(stderr=True), 0.0
     with console.status("listing") if console.is_terminal else contextlib.nullcontext() as status:
 
         def tell(what: str, count: int) -> None:
             nonlocal shown
-            if status is not None and time.monotonic() - shown > PROGRESS_SECONDS:
+            if status is not None and time.monotonic() - shown > REFRESH_SECONDS:
                 shown = time.monotonic()
                 status.update(f"{what}: {count:,}")
 
@@ -159,7 +150,7 @@ def _show(console: Console, store: ObjectStore, report: AuditReport) -> None:
     if report.unsettled:
         rows = pd.DataFrame([_row(found) for found in report.unsettled])
         console.print(table_of(rows, "ended without all pictures (no disagreement)"))
-        _say_rest(console, sum(report.states[state] for state in ENDED), len(rows))
+        _say_rest(console, sum(report.states[state] for state in UNSETTLED_STATES), len(rows))
     for found in report.findings:
         style = "yellow" if found.kind in NOTES else "red"
         console.print(f"{found.kind}  {store.uri(found.key)}", style=style, soft_wrap=True)
@@ -178,7 +169,7 @@ def _row(found: Unsettled) -> dict[str, str]:
         "state": found.state,
         "request": found.request_key,
         "run": found.run_id,
-        "for": f"{found.age_seconds // HOUR:,.0f} h",
+        "for": time_text(found.age_seconds),
         "cause": found.reason or "",
     }
 

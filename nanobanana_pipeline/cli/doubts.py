@@ -13,33 +13,32 @@ from rich.console import Console
 
 from nanobanana_pipeline.cli.generate import read_money
 from nanobanana_pipeline.cli.show import partitions_table, table_of
-from nanobanana_pipeline.cli.status import open_bucket
 from nanobanana_pipeline.cli.terminal import confirm, make_console
 from nanobanana_pipeline.generation.engine.engine import Report
 from nanobanana_pipeline.generation.recovery.doubts import (
     Action,
     Doubt,
-    Filter,
+    DoubtFilter,
     find_doubts,
     hints,
     name_id,
     settle_doubts,
 )
 from nanobanana_pipeline.ledger import State
-from nanobanana_pipeline.lineage.events import recorded
-from nanobanana_pipeline.lineage.events_told import launched_again
-from nanobanana_pipeline.lineage.told import Told
+from nanobanana_pipeline.lineage.openlineage.facts import RunFacts
+from nanobanana_pipeline.lineage.openlineage.recorder import record_run
+from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
 from nanobanana_pipeline.money import cost_text
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
-from nanobanana_pipeline.wording import counted
+from nanobanana_pipeline.storage.bucket import open_bucket
+from nanobanana_pipeline.wording import counted, shortened, time_text
 
 __all__ = ["doubt_commands"]
 
 DOUBTS_LEFT = 1
 KEY_SHOWN = 12
-TEXT_SHOWN = 60
 UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 doubt_commands = typer.Typer(
@@ -52,7 +51,7 @@ Keys = Annotated[
 ]
 StateOf = Annotated[str | None, typer.Option("--state", help="Only these: in_doubt or lost.")]
 Cause = Annotated[str | None, typer.Option(help="Only those whose cause contains this text.")]
-Run = Annotated[str | None, typer.Option(help="Only those whose attempt this run made.")]
+RunOption = Annotated[str | None, typer.Option(help="Only those whose attempt this run made.")]
 Older = Annotated[
     str | None, typer.Option(metavar="AGE", help="Only those at least so old: 30m, 2h, 3d.")
 ]
@@ -71,7 +70,7 @@ def list_doubts(
     *,
     state: StateOf = None,
     cause: Cause = None,
-    run: Run = None,
+    run: RunOption = None,
     older: Older = None,
     min_cost: MinCost = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
@@ -110,7 +109,7 @@ def resolve(
     ] = False,
     state: StateOf = None,
     cause: Cause = None,
-    run: Run = None,
+    run: RunOption = None,
     older: Older = None,
     min_cost: MinCost = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
@@ -136,19 +135,19 @@ def resolve(
         raise typer.BadParameter(
             f"--provider-id names one request, and {len(chosen):,} are chosen: give its key"
         )
-    with recorded(store, "resolve_doubts", uuid.uuid4().hex, Told) as recording:
+    with record_run(store, "resolve_doubts", uuid.uuid4().hex, RunFacts) as recording:
         if provider_id is not None:
             name_id(store, account, chosen[0], provider_id)
         settled = list(settle_doubts(store, account, chosen, action))
         keys_chosen = {doubt.request_key for doubt in chosen}
         found = find_doubts(store, settings.price_per_image)
         left = [doubt for doubt in found if doubt.request_key in keys_chosen]
-        recording.tell(
-            lambda: launched_again(
+        recording.set_facts(
+            lambda: relaunch_complete(
                 store,
                 settled,
                 settings.price_per_image,
-                action=action,
+                reason=RelaunchReason(action),
                 chosen=len(chosen),
                 left=len(left),
             )
@@ -186,9 +185,9 @@ def _show(console: Console, store: ObjectStore, account: Account, found: list[Do
             "request": doubt.request_key[:KEY_SHOWN],
             "state": doubt.state.value,
             "partition": f"{doubt.prompt_set}, seed {doubt.seed}",
-            "prompt": _cut(doubt.prompt),
-            "cause": _cut(doubt.cause),
-            "age": _age(doubt.age),
+            "prompt": shortened(doubt.prompt),
+            "cause": shortened(doubt.cause),
+            "age": time_text(doubt.age.total_seconds()),
             "images": doubt.images,
             "cost": cost_text(doubt.cost),
             "provider id": doubt.provider_id,
@@ -214,13 +213,13 @@ def _filter(
     run: str | None,
     older: str | None,
     min_cost: str | None,
-) -> Filter:
+) -> DoubtFilter:
     if state not in {None, State.IN_DOUBT, State.LOST}:
         raise typer.BadParameter(f"--state wants in_doubt or lost, not {state!r}")
     found = re.fullmatch(r"(\d{1,6})([mhd])", older) if older else None
     if older and not found:
         raise typer.BadParameter(f"--older wants 30m, 2h or 3d, not {older!r}")
-    return Filter(
+    return DoubtFilter(
         keys=tuple(keys or ()),
         state=State(state) if state else None,
         cause=cause,
@@ -228,12 +227,3 @@ def _filter(
         older=timedelta(**{UNITS[found[2]]: int(found[1])}) if found else None,
         cost=read_money("--min-cost", min_cost),
     )
-
-
-def _age(age: timedelta) -> str:
-    minutes = int(age.total_seconds() // 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h"  # noqa: PLR2004 - two hours
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= TEXT_SHOWN else f"{text[:TEXT_SHOWN]}…"

@@ -8,21 +8,23 @@ import pandas as pd
 import typer
 from rich.console import Console
 
+from nanobanana_pipeline.bucket_keys import Folder
 from nanobanana_pipeline.cli.generate import parse_seeds
 from nanobanana_pipeline.cli.show import table_of
 from nanobanana_pipeline.cli.terminal import make_console
-from nanobanana_pipeline.cli.trace import bucket_to_read
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.features.table import refresh_features
 from nanobanana_pipeline.generation.manifest.manifest import read_all_current
-from nanobanana_pipeline.lineage.events import recorded
-from nanobanana_pipeline.lineage.events_told import features_begin, features_refreshed
+from nanobanana_pipeline.lineage.openlineage.recorder import record_run
+from nanobanana_pipeline.lineage.openlineage.run_facts import features_complete, features_start
+from nanobanana_pipeline.settings import Settings
+from nanobanana_pipeline.storage.bucket import open_bucket
 from nanobanana_pipeline.wording import counted
 
-__all__ = ["features"]
+__all__ = ["features_command"]
 
 
-def features(
+def features_command(
     name: Annotated[
         str | None, typer.Argument(help="The prompt set.", show_default="all of them")
     ] = None,
@@ -33,7 +35,7 @@ def features(
 ) -> None:
     """Measure the pictures that are new: what recipes filter and split by. Costs nothing."""
     chosen = None if seeds is None else set(parse_seeds(seeds))
-    store = bucket_to_read()
+    store = open_bucket(Settings.load_without_key(), claim=False)
     wanted = [
         (current.prompt_set, current.seed)
         for current in read_all_current(store)
@@ -51,10 +53,10 @@ def features(
             def tell(pictures: int, measured: int, of: str = f"{prompt_set}, seed {seed}") -> None:
                 status.update(f"{of}: {measured:,} of {counted(pictures, 'picture')}")
 
-            begin = partial(features_begin, store, prompt_set, seed)
-            with recorded(store, "image_features", uuid.uuid4().hex, begin) as recording:
+            begin = partial(features_start, store, prompt_set, seed)
+            with record_run(store, "image_features", uuid.uuid4().hex, begin) as recording:
                 done = refresh_features(store, prompt_set, seed, tell)
-                recording.tell(partial(features_refreshed, store, done))
+                recording.set_facts(partial(features_complete, store, done))
             rows.append(
                 {
                     "prompt set": prompt_set,
@@ -66,4 +68,4 @@ def features(
                     "missing cells": done.gaps,
                 }
             )
-    make_console().print(table_of(pd.DataFrame(rows), f"in {store.uri('features/')}"))
+    make_console().print(table_of(pd.DataFrame(rows), f"in {store.uri(Folder.FEATURES.prefix)}"))

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nanobanana_pipeline.cli.show import partitions_table, print_carried, print_long
-from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled, open_bucket
+from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.generation.engine import engine
 from nanobanana_pipeline.generation.engine.timing import Timing
@@ -27,18 +27,18 @@ from nanobanana_pipeline.generation.planning.cells import read_seeds
 from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.generation.planning.run_files import RunPlan, list_unfinished
 from nanobanana_pipeline.generation.recovery.rescue import expired_runs
-from nanobanana_pipeline.lineage.events import declare_dead, recorded
-from nanobanana_pipeline.lineage.events_told import (
-    launch_begins,
-    launch_collected,
-    launch_planned,
-    table_begins,
-    table_snapshotted,
+from nanobanana_pipeline.lineage.openlineage.recorder import record_dead_run, record_run
+from nanobanana_pipeline.lineage.openlineage.run_facts import (
+    launch_complete,
+    launch_running,
+    launch_start,
+    prompt_set_complete,
+    prompt_set_start,
 )
 from nanobanana_pipeline.money import Cap
 from nanobanana_pipeline.prompts.prompt_set import snapshot, valid_name
 from nanobanana_pipeline.prompts.references import References
-from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.request import (
@@ -49,15 +49,16 @@ from nanobanana_pipeline.request import (
 )
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.bucket import open_bucket
 from nanobanana_pipeline.wording import counted
 
 __all__ = [
     "Limit",
-    "Name",
     "Param",
     "Seeds",
+    "SetNameOption",
     "TableFile",
-    "generate",
+    "generate_command",
     "parse_seeds",
     "read_launch_parameters",
     "read_money",
@@ -71,7 +72,7 @@ TableFile = Annotated[
     str, typer.Argument(help="The prompt table: CSV, TSV, JSONL or Parquet; a path or s3:// URL.")
 ]
 Seeds = Annotated[str, typer.Option(help="Seeds: 1-4, or 1,7,9-12.")]
-Name = Annotated[
+SetNameOption = Annotated[
     str | None, typer.Option(help="The prompt set's name; the file's name if left out.")
 ]
 Limit = Annotated[
@@ -86,11 +87,11 @@ Param = Annotated[
 ]
 
 
-def generate(
+def generate_command(
     file: TableFile,
     seeds: Seeds,
     *,
-    name: Name = None,
+    name: SetNameOption = None,
     limit: Limit = None,
     param: Param = None,
     change_parameters: Annotated[
@@ -130,15 +131,15 @@ def generate(
     settings = Settings.load()
     account, store = Account.open(settings), open_bucket(settings)
     for dead in expired_runs(store, list_unfinished(store)):
-        declare_dead(store, "generated_images", dead.run_id)
+        record_dead_run(store, "generated_images", dead.run_id)
     console = make_console()
     set_name = valid_name(name or PurePosixPath(file).name.partition(".")[0])
     references = References(account.downloader, store, keep=True)
-    begin = partial(table_begins, set_name, file)
-    with recorded(store, "prompt_set", uuid.uuid4().hex, begin) as recording:
-        checked = check_prompts(read_table(file, store), references)
+    begin = partial(prompt_set_start, set_name, file)
+    with record_run(store, "prompt_set", uuid.uuid4().hex, begin) as recording:
+        checked = check_prompts(read_prompt_table(file, store), references)
         prompts = snapshot(store, set_name, checked)
-        recording.tell(lambda: table_snapshotted(store, checked, prompts))
+        recording.set_facts(lambda: prompt_set_complete(store, checked, prompts))
     console.print(
         f"prompt set {prompts.name}: {counted(prompts.rows, 'row')}, "
         f"{prompts.quarantined:,} in quarantine"
@@ -212,11 +213,11 @@ def read_launch_parameters(given: list[str]) -> tuple[PictureParameters, Deliver
 def _launch(
     console: Console, store: ObjectStore, account: Account, launch: Launch
 ) -> tuple[CurrentManifest, engine.Report]:
-    begin = partial(launch_begins, store, launch.prompt_set, launch.seed)
-    with recorded(store, "generated_images", launch.run_id, begin) as recording:
+    begin = partial(launch_start, store, launch.prompt_set, launch.seed)
+    with record_run(store, "generated_images", launch.run_id, begin) as recording:
         made = plan(store, account.realm, launch, account.budget)
         console.print(f"{launch.prompt_set}, seed {launch.seed}: {made}")
-        recording.running(lambda: launch_planned(store, made))
+        recording.emit_running(lambda: launch_running(store, made))
         report = engine.Report()
         try:
             report = _settle(console, store, account, made)
@@ -225,11 +226,11 @@ def _launch(
                 console.print("stopped; the same command goes on from here", style="yellow")
                 current = collect(store, account.realm, made, report)
                 _summary(console, current, report)
-                recording.tell(lambda: launch_collected(store, made, current, report))
+                recording.set_facts(lambda: launch_complete(store, made, current, report))
             raise
         current = collect(store, account.realm, made, report)
         _summary(console, current, report)
-        recording.tell(lambda: launch_collected(store, made, current, report))
+        recording.set_facts(lambda: launch_complete(store, made, current, report))
     return current, report
 
 

@@ -6,8 +6,9 @@ import typer
 from rich.console import Console
 
 from nanobanana_pipeline.cli.terminal import make_console
-from nanobanana_pipeline.cli.trace import bucket_to_read
-from nanobanana_pipeline.lineage.indexing import refresh
+from nanobanana_pipeline.lineage.trace.index_writer import refresh_index
+from nanobanana_pipeline.settings import Settings
+from nanobanana_pipeline.storage.bucket import open_bucket
 from nanobanana_pipeline.wording import counted
 
 __all__ = ["index_commands"]
@@ -24,10 +25,10 @@ def refresh_(
     ] = False,
 ) -> None:
     """Bring the index up to date with the manifests in force and the releases."""
-    store = bucket_to_read()
+    store = open_bucket(Settings.load_without_key(), claim=False)
     console = Console(stderr=True)
     with console.status("reading") as status:
-        done = refresh(
+        done = refresh_index(
             store,
             rebuild=rebuild,
             on_progress=lambda what, count: status.update(f"{what}: {count:,}"),

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 
 from nanobanana_pipeline.cli.show import partitions_table
-from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled, open_bucket
+from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.errors import LocalServerError
 from nanobanana_pipeline.generation.manifest.manifest import (
@@ -37,6 +37,7 @@ from nanobanana_pipeline.local import (
 )
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.bucket import open_bucket
 
 __all__ = ["dagster_home", "demo", "dev", "environment"]
 
@@ -44,9 +45,9 @@ __all__ = ["dagster_home", "demo", "dev", "environment"]
 MATERIALIZE = "from dagster_nanobanana.materialize import main; raise SystemExit(main())"
 SEEDS = (1, 2)
 DEMO_SET = "sample"
-SHEET_PICTURES = 24
+DEMO_PICTURES = 24
 DAGSTER_GRACE_SECONDS = 25
-PATIENCE, PATIENCE_SECONDS = "DAGSTER_GRPC_TIMEOUT_SECONDS", "300"
+GRPC_TIMEOUT, GRPC_TIMEOUT_SECONDS = "DAGSTER_GRPC_TIMEOUT_SECONDS", "300"
 """A busy laptop's code server answers late; after Dagster's own 60 s the run would be failed."""
 
 Data = Annotated[
@@ -115,7 +116,7 @@ def dev(
             log=data / "dagster.log",
             ready=lambda: _is_up(f"{url}/server_info"),
             environment={
-                PATIENCE: os.environ.get(PATIENCE, PATIENCE_SECONDS),
+                GRPC_TIMEOUT: os.environ.get(GRPC_TIMEOUT, GRPC_TIMEOUT_SECONDS),
                 **profile.environment,
                 "DAGSTER_HOME": str(home),
             },
@@ -189,7 +190,7 @@ def _sheet(store: ObjectStore, manifests: list[CurrentManifest]) -> bytes:
     for current in manifests:
         rows = read_manifest(store, current.manifest)
         for row in (
-            rows[rows["image_uri"].notna()].head(SHEET_PICTURES // len(manifests)).itertuples()
+            rows[rows["image_uri"].notna()].head(DEMO_PICTURES // len(manifests)).itertuples()
         ):
             data = store.open_url(str(row.image_uri))
             said = caption(str(row.prompt), str(row.prompt_id), current.seed)

@@ -9,7 +9,7 @@ from nanobanana_pipeline.cli.show import print_carried, print_long, table_of
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.prompts.checked_prompts import REFERENCE, fingerprint
 from nanobanana_pipeline.prompts.references import References
-from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.table_files import fault_of_name
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.downloads import Downloader
@@ -19,7 +19,7 @@ from nanobanana_pipeline.wording import counted
 
 __all__ = ["prompt_commands"]
 
-SHOWN = 50
+FAULTS_SHOWN = 50
 NOT_ALL_GOOD = 1
 
 prompt_commands = typer.Typer(
@@ -28,7 +28,7 @@ prompt_commands = typer.Typer(
 
 
 @prompt_commands.command("check")
-def check(
+def check_table(
     file: Annotated[
         str,
         typer.Argument(help="The prompt table: CSV, TSV, JSONL or Parquet; a path or s3:// URL."),
@@ -42,7 +42,7 @@ def check(
     and s3:// URLs with AWS's own variables. No other setting is needed.
     """
     store = ObjectStore(s3_client(), "") if file.startswith("s3://") else None
-    table = read_table(file, store)
+    table = read_prompt_table(file, store)
     if REFERENCE in table.rows.column_names:
         hosts = cast("tuple[str, ...]", split_hosts(os.environ.get("NANOBANANA_ALLOWED_HOSTS", "")))
         store = store or ObjectStore(s3_client(), "")
@@ -53,10 +53,10 @@ def check(
     if len(checked.quarantine):
         bad = checked.quarantine["row"].nunique()
         console.print(
-            table_of(checked.quarantine.head(SHOWN), f"{counted(bad, 'row')} in quarantine")
+            table_of(checked.quarantine.head(FAULTS_SHOWN), f"{counted(bad, 'row')} in quarantine")
         )
-        if len(checked.quarantine) > SHOWN:
-            console.print(f"… and {counted(len(checked.quarantine) - SHOWN, 'more fault')}")
+        if len(checked.quarantine) > FAULTS_SHOWN:
+            console.print(f"… and {counted(len(checked.quarantine) - FAULTS_SHOWN, 'more fault')}")
     console.print(f"{counted(len(checked.prompts), 'good row')} in {file}")
     print_carried(console, checked)
     print_long(console, checked)

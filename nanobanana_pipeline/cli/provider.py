@@ -8,7 +8,6 @@ import typer
 from pydantic import SecretStr, ValidationError
 
 from nanobanana_pipeline.cli.show import table_of
-from nanobanana_pipeline.cli.status import open_bucket
 from nanobanana_pipeline.cli.terminal import confirm, make_console
 from nanobanana_pipeline.errors import OperationFailed, OperationInDoubt, SettingsError
 from nanobanana_pipeline.ledger import now_iso
@@ -22,6 +21,7 @@ from nanobanana_pipeline.provider.modelslab.own_bucket import (
 )
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
+from nanobanana_pipeline.storage.bucket import open_bucket
 
 __all__ = ["provider_commands"]
 
@@ -123,13 +123,15 @@ def set_s3(
     operations, key_id, secret = _operations(settings), *_key_pair()
     store = open_bucket(settings)
     place = _place(public_url, bucket_uri or f"s3://{store.bucket}/{directory.strip('/')}")
-    check_apart(store, place)
+    bucket, folder = place.bucket_and_folder
+    for each in (folder, directory.strip("/")):
+        check_apart(store, bucket, each)
     check_copies(store)
     own = s3_client().meta
     told = S3Details(
         public_url=public_url,
         region=region or own.region_name,
-        endpoint_url=endpoint_url or f"{own.endpoint_url}/{place.bucket_and_folder[0]}",
+        endpoint_url=endpoint_url or f"{own.endpoint_url}/{bucket}",
         directory=directory.strip("/"),
         access_key_id=key_id,
         secret_access_key=secret,

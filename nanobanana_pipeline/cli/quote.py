@@ -7,17 +7,16 @@ import pandas as pd
 import typer
 from rich.console import Console
 
-from nanobanana_pipeline.bucket_keys import check_bucket
 from nanobanana_pipeline.cli.generate import (
     Limit,
-    Name,
     Param,
     Seeds,
+    SetNameOption,
     TableFile,
     parse_seeds,
     read_launch_parameters,
 )
-from nanobanana_pipeline.cli.show import size_text, table_of, time_text
+from nanobanana_pipeline.cli.show import table_of
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.generation.budget.counters import Counter
 from nanobanana_pipeline.generation.planning.planner import Launch
@@ -25,12 +24,13 @@ from nanobanana_pipeline.generation.quote import Quote, quote, room_today
 from nanobanana_pipeline.money import Budget, cost_of, cost_text
 from nanobanana_pipeline.prompts.prompt_set import valid_name
 from nanobanana_pipeline.prompts.references import References
-from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.settings import Settings
-from nanobanana_pipeline.storage import ObjectStore, s3_client
-from nanobanana_pipeline.wording import counted
+from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.bucket import open_bucket
+from nanobanana_pipeline.wording import counted, size_text, time_text
 
 __all__ = ["quote_command"]
 
@@ -39,7 +39,7 @@ def quote_command(
     file: TableFile,
     seeds: Seeds,
     *,
-    name: Name = None,
+    name: SetNameOption = None,
     limit: Limit = None,
     param: Param = None,
     rebuy: Annotated[
@@ -51,11 +51,10 @@ def quote_command(
     parameters, delivery = read_launch_parameters(param or [])
     settings = Settings.load()
     account = Account.open(settings)
-    store = ObjectStore(s3_client(), str(settings.bucket), settings.prefix)
-    check_bucket(store, account.realm)
+    store = open_bucket(settings, claim=False)
     set_name = valid_name(name or PurePosixPath(file).name.partition(".")[0])
     references = References(account.downloader, store, keep=False)
-    checked = check_prompts(read_table(file, store), references)
+    checked = check_prompts(read_prompt_table(file, store), references)
     console = make_console()
     quotes = [
         quote(

@@ -9,10 +9,9 @@ import pandas as pd
 import typer
 from rich.console import Console
 
-from nanobanana_pipeline.bucket_keys import check_bucket
 from nanobanana_pipeline.cli.generate import read_money
 from nanobanana_pipeline.cli.show import table_of
-from nanobanana_pipeline.cli.status import NOT_SETTLED, open_bucket
+from nanobanana_pipeline.cli.status import NOT_SETTLED
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.datasets.recipe import Recipe, load_recipes, read_recipe
 from nanobanana_pipeline.datasets.release import read_latest
@@ -26,18 +25,18 @@ from nanobanana_pipeline.datasets.top_up import Drawn, Standing, stand, top_up
 from nanobanana_pipeline.errors import RecipeError
 from nanobanana_pipeline.generation.manifest.manifest import advice
 from nanobanana_pipeline.generation.recovery.relaunch import Settled
-from nanobanana_pipeline.lineage.events import recorded
-from nanobanana_pipeline.lineage.events_told import launched_again
-from nanobanana_pipeline.lineage.told import Told
+from nanobanana_pipeline.lineage.openlineage.facts import RunFacts
+from nanobanana_pipeline.lineage.openlineage.recorder import record_run
+from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
 from nanobanana_pipeline.money import Cap, cost_text
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.settings import Settings
-from nanobanana_pipeline.storage import ObjectStore, s3_client
+from nanobanana_pipeline.storage.bucket import open_bucket
 from nanobanana_pipeline.wording import counted, shortened
 
 __all__ = ["recipe_commands"]
 
-SHOWN = 10
+ROWS_SHOWN = 10
 
 recipe_commands = typer.Typer(
     no_args_is_help=True,
@@ -46,7 +45,7 @@ recipe_commands = typer.Typer(
 
 
 @recipe_commands.command("check")
-def check(
+def check_recipe(
     path: Annotated[Path, typer.Argument(help="The recipe's file, or a folder of recipes.")],
 ) -> None:
     """Say whether recipes are sound; names every fault with file, line and field.
@@ -70,16 +69,14 @@ def preview(
 ) -> None:
     """Say what a recipe would select now, and what it would leave out and why. Writes nothing."""
     recipe = read_recipe(file)
-    settings = Settings.load_without_key()
-    store = ObjectStore(s3_client(), str(settings.bucket), settings.prefix)
-    check_bucket(store, str(settings.realm))
+    store = open_bucket(Settings.load_without_key(), claim=False)
     latest, _ = read_latest(store, recipe.name)
     selection = select(store, recipe, released_rows(store, latest))
     console = make_console()
     for title, frame in _summary(recipe, selection):
         console.print(table_of(_first(frame), title))
-        if len(frame) > SHOWN:
-            console.print(f"… and {len(frame) - SHOWN:,} more")
+        if len(frame) > ROWS_SHOWN:
+            console.print(f"… and {len(frame) - ROWS_SHOWN:,} more")
     after = f"; the latest is {latest.version}" if latest else ""
     prompts = len(selection.rows.drop_duplicates(["prompt_set", "prompt_id"]))
     console.print(
@@ -131,8 +128,7 @@ def top_up_(
         console.print(told, markup=False, highlight=False, soft_wrap=True)
 
     if dry_run:
-        store = ObjectStore(s3_client(), str(settings.bucket), settings.prefix)
-        check_bucket(store, account.realm)
+        store = open_bucket(settings, claim=False)
         standing = stand(store, recipe)
         tell(standing)
     else:
@@ -144,11 +140,13 @@ def top_up_(
             on_progress=lambda progress: console.print(str(progress), highlight=False),
         )
         try:
-            with recorded(store, "top_up_dataset", uuid.uuid4().hex, Told) as recording:
+            with record_run(store, "top_up_dataset", uuid.uuid4().hex, RunFacts) as recording:
                 for drawn in steps:
                     _print_drawn(console, drawn)
                     done.append(Settled(drawn.current, drawn.report))
-                recording.tell(lambda: launched_again(store, done, price, action="top-up"))
+                recording.set_facts(
+                    lambda: relaunch_complete(store, done, price, reason=RelaunchReason.TOP_UP)
+                )
         except KeyboardInterrupt:
             console.print("stopped; the same command goes on from here", style="yellow")
             raise
@@ -201,8 +199,8 @@ def _print_standing(console: Console, recipe: Recipe, standing: Standing) -> Non
     ):
         if len(frame):
             console.print(table_of(_first(frame), title))
-        if len(frame) > SHOWN:
-            console.print(f"… and {len(frame) - SHOWN:,} more")
+        if len(frame) > ROWS_SHOWN:
+            console.print(f"… and {len(frame) - ROWS_SHOWN:,} more")
     if excluded:
         console.print(
             f"{counted(excluded, 'prompt')} left out by what the prompt table says",
@@ -219,7 +217,7 @@ def _print_standing(console: Console, recipe: Recipe, standing: Standing) -> Non
 
 def _first(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows that are shown, with prompts in one line each."""
-    shown = frame.head(SHOWN)
+    shown = frame.head(ROWS_SHOWN)
     return shown.assign(prompt=shown["prompt"].map(shortened)) if "prompt" in shown else shown
 
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from nanobanana_pipeline.bucket_keys import check_bucket
-from nanobanana_pipeline.cli.show import size_text, table_of
+from nanobanana_pipeline.bucket_keys import Folder
+from nanobanana_pipeline.cli.show import table_of
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.datasets.changelog import changes
 from nanobanana_pipeline.datasets.layouts import Layout
@@ -24,20 +24,21 @@ from nanobanana_pipeline.datasets.release import (
     dataset_names,
     find_release,
     read_latest,
-    read_table,
+    read_release_table,
 )
 from nanobanana_pipeline.datasets.repair import repair
 from nanobanana_pipeline.datasets.selection import empty_splits, released_rows, select
 from nanobanana_pipeline.errors import ReleaseError
-from nanobanana_pipeline.lineage.events import recorded
-from nanobanana_pipeline.lineage.events_told import release_begins, release_built
+from nanobanana_pipeline.lineage.openlineage.recorder import record_run
+from nanobanana_pipeline.lineage.openlineage.run_facts import release_complete, release_start
 from nanobanana_pipeline.settings import Settings
-from nanobanana_pipeline.storage import ObjectStore, s3_client
-from nanobanana_pipeline.wording import counted, shortened
+from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.bucket import open_bucket
+from nanobanana_pipeline.wording import counted, shortened, size_text
 
 __all__ = ["release_commands"]
 
-SHOWN = 20
+CHANGES_SHOWN = 20
 SHOWN_OF_ROWS = ["prompt_id", "seed", "split", "prompt"]
 DAMAGED = 1
 
@@ -45,7 +46,7 @@ release_commands = typer.Typer(
     no_args_is_help=True, help="Publish datasets, and look at, check and fetch what was published."
 )
 
-Dataset = Annotated[str, typer.Argument(help="The dataset's name, as its recipe says.")]
+DatasetName = Annotated[str, typer.Argument(help="The dataset's name, as its recipe says.")]
 Version = Annotated[
     str | None, typer.Option(help="Of the release: v1, v2, …", show_default="the latest")
 ]
@@ -57,10 +58,10 @@ def build(
 ) -> None:
     """Publish what a recipe selects now. Goes on where an earlier try was ended; buys nothing."""
     wanted = read_recipe(file)
-    store = _store()
+    store = open_bucket(Settings.load_without_key(), claim=False)
     console = make_console()
-    begin = partial(release_begins, wanted)
-    with recorded(store, f"datasets.{wanted.name}", uuid.uuid4().hex, begin) as recording:
+    begin = partial(release_start, wanted)
+    with record_run(store, f"datasets.{wanted.name}", uuid.uuid4().hex, begin) as recording:
         latest, _ = read_latest(store, wanted.name)
         chosen = select(store, wanted, released_rows(store, latest))
         if len(chosen.shortfall):
@@ -75,7 +76,7 @@ def build(
         release = build_release(
             store, wanted, chosen.rows, chosen.rejected, parent=latest, manifests=chosen.manifests
         )
-        recording.tell(partial(release_built, store, wanted, chosen.manifests, release))
+        recording.set_facts(partial(release_complete, store, wanted, chosen.manifests, release))
     if latest is not None and release.version == latest.version:
         console.print(f"nothing has changed since {release.version}: no release was made")
     console.print(_table([release], store))
@@ -86,7 +87,7 @@ def list_(
     dataset: Annotated[str | None, typer.Argument(help="Only this dataset's.")] = None,
 ) -> None:
     """Show every release, the latest of each dataset first."""
-    store = _store()
+    store = open_bucket(Settings.load_without_key(), claim=False)
     names = [dataset] if dataset else dataset_names(store)
     found = [release for name in names for release in all_releases(store, name)]
     console = make_console()
@@ -98,7 +99,7 @@ def list_(
 
 @release_commands.command("diff")
 def diff(
-    dataset: Dataset,
+    dataset: DatasetName,
     old: Annotated[
         str | None, typer.Argument(help="An earlier version.", show_default="its parent")
     ] = None,
@@ -107,23 +108,23 @@ def diff(
     ] = None,
 ) -> None:
     """Say which rows came, went or changed between two releases, and why."""
-    store = _store()
+    store = open_bucket(Settings.load_without_key(), claim=False)
     later = find_release(store, dataset, new)
     if old is None and later.parent is None:
         raise ReleaseError(f"{dataset} {later.version} continues no other: name an OLD version")
     earlier = find_release(store, dataset, old or later.parent)
     now, before = (
-        read_table(store, each, MANIFEST, ["row_id", "row_sha256", *SHOWN_OF_ROWS])
+        read_release_table(store, each, MANIFEST, ["row_id", "row_sha256", *SHOWN_OF_ROWS])
         for each in (later, earlier)
     )
-    found = changes(now, before, read_table(store, later, REJECTED, ["row_id", "reason"]))
+    found = changes(now, before, read_release_table(store, later, REJECTED, ["row_id", "reason"]))
     console = make_console()
     title = f"{dataset}: from {earlier.version} to {later.version}"
     counted = found.groupby(["change", "reason"], sort=True).size().rename("rows").reset_index()
     console.print(table_of(counted, title) if len(found) else f"{title}: the same rows")
     if len(found):
         rows = pd.concat([now, before]).drop_duplicates("row_id").set_index("row_id")
-        some = found.head(SHOWN).join(rows[SHOWN_OF_ROWS], on="row_id")
+        some = found.head(CHANGES_SHOWN).join(rows[SHOWN_OF_ROWS], on="row_id")
         some["prompt"] = some["prompt"].map(shortened)
         some["row_id"] = some["row_id"].str[:12]
         console.print(table_of(some, "some of them"))
@@ -131,7 +132,7 @@ def diff(
 
 @release_commands.command("verify")
 def verify_(
-    dataset: Dataset,
+    dataset: DatasetName,
     *,
     version: Version = None,
     mend_: Annotated[
@@ -142,7 +143,7 @@ def verify_(
 
     Exits with 1 if one is damaged or missing, and was not mended.
     """
-    store = _store()
+    store = open_bucket(Settings.load_without_key(), claim=False)
     release = find_release(store, dataset, version)
     console = make_console()
     faults = list(verify(store, release))
@@ -173,7 +174,7 @@ def verify_(
 
 @release_commands.command("pull")
 def pull_(
-    dataset: Dataset,
+    dataset: DatasetName,
     folder: Annotated[Path, typer.Argument(help="Where to; made if needed.")],
     *,
     version: Version = None,
@@ -188,7 +189,7 @@ def pull_(
     ] = None,
 ) -> None:
     """Bring a release into a folder, every byte checked; goes on where an earlier pull ended."""
-    store = _store()
+    store = open_bucket(Settings.load_without_key(), claim=False)
     release = find_release(store, dataset, version)
     pulled = pull(store, release, folder, layout, split)
     make_console().print(
@@ -199,13 +200,6 @@ def pull_(
         markup=False,
         soft_wrap=True,
     )
-
-
-def _store() -> ObjectStore:
-    settings = Settings.load_without_key()
-    store = ObjectStore(s3_client(), str(settings.bucket), settings.prefix)
-    check_bucket(store, str(settings.realm))
-    return store
 
 
 def _table(releases: list[Release], store: ObjectStore) -> object:
@@ -226,4 +220,4 @@ def _table(releases: list[Release], store: ObjectStore) -> object:
         }
         for release in releases
     ]
-    return table_of(pd.DataFrame(rows), f"in {store.uri('datasets/')}")
+    return table_of(pd.DataFrame(rows), f"in {store.uri(Folder.DATASETS.prefix)}")

@@ -20,14 +20,13 @@ from nanobanana_pipeline.prompts.checked_prompts import (
 )
 from nanobanana_pipeline.request import TABLE_FIELDS
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import size_text
 
 __all__ = [
     "partitions_table",
     "print_carried",
     "print_long",
-    "size_text",
     "table_of",
-    "time_text",
 ]
 
 
@@ -73,14 +72,3 @@ def partitions_table(manifests: Iterable[CurrentManifest], store: ObjectStore) -
             spent.cost_text,
         )
     return table
-
-
-def size_text(size: int) -> str:
-    """Bytes for people."""
-    return f"{size / 1e6:,.1f} MB"
-
-
-def time_text(seconds: float) -> str:
-    """A duration for people."""
-    hours = seconds / 3600
-    return f"{hours:,.1f} h" if hours >= 1 else f"{seconds / 60:,.1f} min"

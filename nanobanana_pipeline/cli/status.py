@@ -7,8 +7,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from nanobanana_pipeline.bucket_keys import check_bucket, claim_bucket
-from nanobanana_pipeline.cli.show import partitions_table, table_of, time_text
+from nanobanana_pipeline.cli.show import partitions_table, table_of
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.generation.manifest.manifest import (
     CellState,
@@ -16,11 +15,13 @@ from nanobanana_pipeline.generation.manifest.manifest import (
     read_all_current,
 )
 from nanobanana_pipeline.generation.recovery.rescue import UnfinishedRun, unfinished_runs
-from nanobanana_pipeline.lineage.events import was_stopped
+from nanobanana_pipeline.lineage.openlineage.recorder import was_stopped
 from nanobanana_pipeline.settings import Settings
-from nanobanana_pipeline.storage import ObjectStore, s3_client
+from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.bucket import open_bucket
+from nanobanana_pipeline.wording import time_text
 
-__all__ = ["all_settled", "open_bucket", "status"]
+__all__ = ["all_settled", "status"]
 
 NOT_SETTLED = 1
 
@@ -33,9 +34,7 @@ def status(
 
     A partition is a prompt set under one seed. Exits with 1 if cells are not settled.
     """
-    settings = Settings.load()
-    store = ObjectStore(s3_client(), str(settings.bucket), settings.prefix)
-    check_bucket(store, str(settings.realm))
+    store = open_bucket(Settings.load(), claim=False)
     manifests = list(read_all_current(store))
     unfinished = unfinished_runs(store, manifests)
     if as_json:
@@ -79,13 +78,6 @@ def _how_it_stands(store: ObjectStore, run: UnfinishedRun) -> str:
     if run.is_dead:
         return "died: launch it again, which goes on from there"
     return "under way, or died in the last 15 minutes"
-
-
-def open_bucket(settings: Settings) -> ObjectStore:
-    """The bucket of these settings, once it is sure that it is fit and of the right realm."""
-    store = ObjectStore(s3_client(), str(settings.bucket), settings.prefix)
-    claim_bucket(store, str(settings.realm))
-    return store
 
 
 def all_settled(manifests: list[CurrentManifest]) -> bool:

@@ -11,24 +11,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
-from nanobanana_pipeline.bucket_keys import check_bucket
 from nanobanana_pipeline.cli.terminal import make_console
-from nanobanana_pipeline.lineage.graphs import (
-    Kind,
-    Lineage,
+from nanobanana_pipeline.lineage.trace.graph import (
+    LineageGraph,
     Link,
     Node,
+    NodeKind,
     as_dot,
     as_json,
     as_mermaid,
 )
-from nanobanana_pipeline.lineage.trace import trace
+from nanobanana_pipeline.lineage.trace.trace import trace
 from nanobanana_pipeline.settings import Settings
-from nanobanana_pipeline.storage import ObjectStore, s3_client
+from nanobanana_pipeline.storage.bucket import open_bucket
 
-__all__ = ["bucket_to_read", "trace_command"]
+__all__ = ["trace_command"]
 
-SHOWN = 20
+LINKS_SHOWN = 20
 """So many of a kind below one thing; machines get them all."""
 UNCUT = sys.maxsize
 """Columns of a page that is no screen."""
@@ -57,7 +56,7 @@ def trace_command(
     ] = None,
 ) -> None:
     """Show where a picture comes from, and what became of a prompt or a run. Writes nothing."""
-    lineage = trace(bucket_to_read(), what)
+    lineage = trace(open_bucket(Settings.load_without_key(), claim=False), what)
     if as_json_:
         typer.echo(as_json(lineage))
     elif graph is not None:
@@ -66,46 +65,40 @@ def trace_command(
         console = make_console()
         if not console.is_terminal:
             console.width = UNCUT  # a tree has no soft wrap: whatever is wider is cut off
-        for found in lineage.found[:SHOWN]:
+        for found in lineage.matches[:LINKS_SHOWN]:
             console.print(_tree(lineage, lineage.nodes[found]), highlight=False)
     for note in lineage.notes:
         Console(stderr=True).print(note, markup=False, highlight=False, soft_wrap=True)
 
 
-def bucket_to_read() -> ObjectStore:
-    """The bucket of the settings, which need no API key for it; looked at and not claimed."""
-    settings = Settings.load_without_key()
-    store = ObjectStore(s3_client(), str(settings.bucket), settings.prefix)
-    check_bucket(store, str(settings.realm))
-    return store
-
-
-def _tree(lineage: Lineage, root: Node) -> Tree:
+def _tree(lineage: LineageGraph, root: Node) -> Tree:
     """What was asked for, with what it was made of above what was made of it."""
     tree = Tree(f"[bold]{_title(root)}")
     _add_facts(tree, root.facts)
-    if list(lineage.above(root.id)):
+    if list(lineage.upstream(root.id)):
         _grow(tree.add("[bold]made of"), lineage, root, up=True)
-    if list(lineage.below(root.id)):
+    if list(lineage.downstream(root.id)):
         _grow(tree.add("[bold]went into"), lineage, root, up=False)
     return tree
 
 
-def _grow(branch: Tree, lineage: Lineage, node: Node, *, up: bool) -> None:
+def _grow(branch: Tree, lineage: LineageGraph, node: Node, *, up: bool) -> None:
     for _, alike in groupby(_neighbours(lineage, node, up=up), key=lambda each: each[0].kind):
         found = list(alike)
-        for other, link in found[:SHOWN]:
+        for other, link in found[:LINKS_SHOWN]:
             told = ", ".join(f"{k} {v}" for k, v in link.facts.items() if v is not None)
             twig = branch.add(f"{_title(other)}{escape(f' ({told})') if told else ''}")
             _add_facts(twig, other.facts)
             _grow(twig, lineage, other, up=up)
-        if len(found) > SHOWN:
-            branch.add(f"and {len(found) - SHOWN:,} more: --json has them all")
+        if len(found) > LINKS_SHOWN:
+            branch.add(f"and {len(found) - LINKS_SHOWN:,} more: --json has them all")
 
 
-def _neighbours(lineage: Lineage, node: Node, *, up: bool) -> list[tuple[Node, Link]]:
-    order = list(Kind)
-    found: Iterator[tuple[Node, Link]] = lineage.above(node.id) if up else lineage.below(node.id)
+def _neighbours(lineage: LineageGraph, node: Node, *, up: bool) -> list[tuple[Node, Link]]:
+    order = list(NodeKind)
+    found: Iterator[tuple[Node, Link]] = (
+        lineage.upstream(node.id) if up else lineage.downstream(node.id)
+    )
     return sorted(found, key=lambda each: order.index(each[0].kind))
 
 

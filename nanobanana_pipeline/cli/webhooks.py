@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from nanobanana_pipeline.cli.status import open_bucket
+from nanobanana_pipeline.bucket_keys import Folder
 from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.errors import LocalServerError, SettingsError
 from nanobanana_pipeline.settings import Settings
+from nanobanana_pipeline.storage.bucket import open_bucket
 from nanobanana_pipeline.webhooks.inbox import Webhooks
 from nanobanana_pipeline.webhooks.receiver import receiver_app, receiver_server
 
@@ -44,7 +45,7 @@ def serve(
         url = f"http://[{host}]:{taken}" if ":" in host else f"http://{host}:{taken}"
         said = (
             f"listening on  {url}\n"
-            f"keeping in    {store.uri('webhooks/')}\n"
+            f"keeping in    {store.uri(Folder.WEBHOOKS.prefix)}\n"
             f"The provider calls {webhooks.url.rstrip('/')}/webhooks/…: see to it that this leads "
             f"to {url}/webhooks/…"
         )

@@ -11,13 +11,13 @@ from nanobanana_pipeline.datasets.recipe import Filter, Recipe, near_matches
 
 __all__ = ["faults_of_filters", "why_not"]
 
-Kind = tuple[str, Callable[[object], bool]]
-TRUTHS: Final[Kind] = ("true or false", lambda value: isinstance(value, bool))
-NUMBERS: Final[Kind] = (
+ValueKind = tuple[str, Callable[[object], bool]]
+TRUTHS: Final[ValueKind] = ("true or false", lambda value: isinstance(value, bool))
+NUMBERS: Final[ValueKind] = (
     "numbers",
     lambda value: isinstance(value, int | float) and not isinstance(value, bool),
 )
-TEXTS: Final[Kind] = ("text", lambda value: isinstance(value, str))
+TEXTS: Final[ValueKind] = ("text", lambda value: isinstance(value, str))
 
 
 def faults_of_filters(recipe: Recipe, rows: pd.DataFrame) -> list[str]:
@@ -104,7 +104,7 @@ def _misfits(values: pd.Series, rule: Filter) -> Iterator[tuple[str, str]]:
         yield "contains", f"the column holds {what}, not text"
 
 
-def _kind(values: pd.Series) -> Kind:
+def _kind(values: pd.Series) -> ValueKind:
     if is_bool_dtype(values.dtype):
         return TRUTHS
     return NUMBERS if is_numeric_dtype(values.dtype) else TEXTS

@@ -17,7 +17,7 @@ from nanobanana_pipeline.features.judging import Hashes, hashes_of
 __all__ = ["Positions", "components", "first_alike", "near_pairs"]
 
 BITS: Final = 64
-BATCH: Final = 1 << 20
+PAIRS_AT_ONCE: Final = 1 << 20
 """Pairs that are handed over at once, about."""
 
 Positions = npt.NDArray[np.int64]
@@ -26,8 +26,8 @@ Positions = npt.NDArray[np.int64]
 def near_pairs(hashes: Hashes, distance: int) -> Iterator[tuple[Positions, Positions]]:
     """All pairs that differ in at most `distance` bits, in batches; a pair may come repeatedly.
 
-    Memory stays bounded by `BATCH` and the number of hashes; the time grows with the pairs that
-    share a block, so hashes should be distinct.
+    Memory stays bounded by `PAIRS_AT_ONCE` and the number of hashes; the time grows with the pairs
+    that share a block, so hashes should be distinct.
     """
     waiting: list[tuple[Positions, Positions]] = []
     found = 0
@@ -47,7 +47,7 @@ def near_pairs(hashes: Hashes, distance: int) -> Iterator[tuple[Positions, Posit
             near = np.bitwise_count(hashes[one] ^ hashes[other]) <= distance
             waiting.append((one[near], other[near]))
             found += int(near.sum())
-            if found >= BATCH:
+            if found >= PAIRS_AT_ONCE:
                 yield _together(waiting)
                 waiting, found = [], 0
     if found:

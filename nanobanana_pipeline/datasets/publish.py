@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nanobanana_pipeline.bucket_keys import latest_release_key, release_key
+from nanobanana_pipeline.bucket_keys import latest_release_key, release_key, release_prefix
 from nanobanana_pipeline.datasets.changelog import changes
 from nanobanana_pipeline.datasets.formats import FORMATS, shards_of
 from nanobanana_pipeline.datasets.formats.base import (
@@ -27,6 +28,7 @@ from nanobanana_pipeline.datasets.formats.base import (
 )
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY, gallery, shown_places
 from nanobanana_pipeline.datasets.release import (
+    BUILD_QUIET_SECONDS,
     CHANGELOG,
     MANIFEST,
     REJECTED,
@@ -34,21 +36,28 @@ from nanobanana_pipeline.datasets.release import (
     Format,
     Release,
     ReleaseFile,
+    parse_latest,
     read_latest,
     read_release,
-    read_table,
+    read_release_table,
     table_bytes,
 )
-from nanobanana_pipeline.datasets.release_rows import KEY, as_table, row_digests, schema_text, taken
+from nanobanana_pipeline.datasets.release_rows import (
+    KEY_COLUMN,
+    as_table,
+    row_digests,
+    schema_text,
+    taken,
+)
 from nanobanana_pipeline.datasets.row_thumbnails import read_thumbnails
 from nanobanana_pipeline.datasets.shard_builder import build_shards
 from nanobanana_pipeline.datasets.shard_layout import BUILD, ShardAssignment, assign_shards
-from nanobanana_pipeline.errors import ReleaseError, StorageUnavailable
+from nanobanana_pipeline.errors import ReleaseError
 from nanobanana_pipeline.features.measure import THUMBNAIL_SIDE
 from nanobanana_pipeline.generation.manifest.rows import count_images
 from nanobanana_pipeline.images.contact_sheet import caption, contact_sheet
-from nanobanana_pipeline.prompts.writes import create, patient
 from nanobanana_pipeline.storage import abort_uploads
+from nanobanana_pipeline.storage.cas import parse_json, put_if_absent, swap
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.datasets.recipe import Recipe
@@ -58,8 +67,6 @@ if TYPE_CHECKING:
 __all__ = ["build_release", "samples_path"]
 
 SCHEMA: Final = 1
-GIVEN_UP_SECONDS: Final = 86_400
-"""An upload of that age belongs to a build that was killed."""
 SAMPLES: Final = 12
 SAMPLES_A_ROW: Final = 4
 
@@ -121,11 +128,11 @@ def build_release(
         return latest
     _refuse_overtaken(store, recipe.name, parent, latest)
     version, claim = _claim(store, recipe.name, parent, fingerprint, rejected, manifests)
-    abort_uploads(store, f"datasets/{recipe.name}/", GIVEN_UP_SECONDS)
+    abort_uploads(store, release_prefix(recipe.name), BUILD_QUIET_SECONDS)
     key = release_key(recipe.name, version, "release.json")
     if store.get(key) is None:
         release = _build(store, recipe, table, digests, rejected, parent, version, claim)
-        create(store, key, release.to_json(), content_type="application/json")
+        put_if_absent(store, key, release.to_json(), content_type="application/json")
     # Of two builders of the same, the first one's counts.
     found = store.get(key)
     if found is None:
@@ -143,10 +150,10 @@ def _build(
     version: str,
     claim: _Claim,
 ) -> Release:
-    earlier = read_table(store, parent, MANIFEST) if parent else None
+    earlier = read_release_table(store, parent, MANIFEST) if parent else None
     next_key = parent.next_key if parent else 0
     shards = assign_shards(table, digests, recipe.shard_size, earlier, next_key)
-    keyed = table.add_column(0, KEY, pa.array(shards.keys))
+    keyed = table.add_column(0, KEY_COLUMN, pa.array(shards.keys))
     manifest = _manifest(keyed, shards, digests)
     tables = {MANIFEST: manifest, REJECTED: _plain(rejected)}
     if earlier is not None:
@@ -274,7 +281,6 @@ def _refuse_overtaken(
         )
 
 
-@patient
 def _claim(
     store: "ObjectStore",
     dataset: str,
@@ -303,45 +309,47 @@ def _claim(
             for each in manifests
         ],
     )
+    body = json.dumps(mine.__dict__).encode()
     number = int(parent.version.removeprefix("v")) if parent else 0
     while True:
         number += 1
         key = release_key(dataset, f"v{number}", "build.json")
-        body = json.dumps(mine.__dict__).encode()
-        if store.create(key, body, content_type="application/json") is not None:
-            return f"v{number}", mine
+        put_if_absent(store, key, body, content_type="application/json")
         found = store.get(key)
         if found is None:
-            raise StorageUnavailable(f"{store.uri(key)} vanished while it was read: try again")
-        other = _Claim(**json.loads(found.body))
-        if mine.same_build(other):
-            return f"v{number}", other
+            raise ReleaseError(f"{store.uri(key)} vanished while it was read: build again")
+        standing = parse_json(found.body, store.uri(key), _to_claim, SCHEMA, error=ReleaseError)
+        if mine.same_build(standing):
+            return f"v{number}", standing
 
 
-@patient
+def _to_claim(body: bytes) -> _Claim:
+    return _Claim(**json.loads(body))
+
+
 def _publish(
     store: "ObjectStore", dataset: str, version: str, sha256: str, parent: Release | None
 ) -> Release:
     release = read_release(store, dataset, version, sha256)
-    latest, etag = read_latest(store, release.name)
-    if latest is not None and latest.fingerprint == release.fingerprint:
-        return latest
-    _refuse_overtaken(store, release.name, parent, latest)
-    key = latest_release_key(release.name)
     pointer = {
         "schema": SCHEMA,
-        "version": release.version,
+        "version": version,
         "fingerprint": release.fingerprint,
-        "release": release_key(release.name, release.version, "release.json"),
+        "release": release_key(dataset, version, "release.json"),
         "sha256": sha256,
     }
-    body = json.dumps(pointer, indent=1).encode()
-    if etag is None:
-        done = store.create(key, body, content_type="application/json")
-    else:
-        done = store.update(key, body, etag, content_type="application/json")
-    if done is None:
-        raise StorageUnavailable(
-            f"{store.uri(key)} was changed by someone else at the same time: try again"
-        )
-    return release
+
+    def follow(latest: Release | None) -> Release:
+        if latest is not None and latest.fingerprint == release.fingerprint:
+            return latest
+        _refuse_overtaken(store, dataset, parent, latest)
+        return release
+
+    _, published = swap(
+        store,
+        latest_release_key(dataset),
+        partial(parse_latest, store, dataset),
+        follow,
+        lambda _: json.dumps(pointer, indent=1).encode(),
+    )
+    return published

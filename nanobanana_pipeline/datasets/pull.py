@@ -14,7 +14,7 @@ from PIL import Image
 from nanobanana_pipeline.datasets.layouts import LAYOUTS, Layout
 from nanobanana_pipeline.datasets.layouts.base import ImageFile, PulledRelease, TextFile
 from nanobanana_pipeline.datasets.object_streams import pieces
-from nanobanana_pipeline.datasets.release import MANIFEST, Release, ReleaseFile, read_arrow
+from nanobanana_pipeline.datasets.release import MANIFEST, Release, ReleaseFile, read_release_arrow
 from nanobanana_pipeline.datasets.release_rows import attributes
 from nanobanana_pipeline.datasets.row_images import read_image
 from nanobanana_pipeline.errors import ReleaseError, StorageError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FileFault", "PullResult", "pull", "verify"]
 
-AT_ONCE: Final = 8
+DOWNLOADS_AT_ONCE: Final = 8
 PART: Final = ".part"
 ROWS_AT_ONCE: Final = 1_000
 
@@ -60,7 +60,7 @@ def verify(store: "ObjectStore", release: Release) -> Iterator[FileFault]:
     Raises:
         StorageUnavailable: S3 stayed silent: nothing is known then.
     """
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
         for fault in pool.map(lambda file: _fault(store, file), release.files):
             if fault is not None:
                 yield fault
@@ -96,7 +96,7 @@ def pull(
     folder = folder.resolve()
     writers = dict(_plan(store, release, layout, split))
     _refuse_strangers(folder, writers)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
         written = list(pool.map(lambda path: writers[path](folder / path), writers))
     size = sum((folder / path).stat().st_size for path in writers)
     return PullResult(sum(written), len(written) - sum(written), size)
@@ -131,7 +131,7 @@ def _plan(
 
 
 def _rows(store: "ObjectStore", release: Release, split: str | None) -> Iterator[dict[str, Any]]:
-    manifest = read_arrow(store, release, MANIFEST)
+    manifest = read_release_arrow(store, release, MANIFEST)
     if split is not None:
         manifest = manifest.filter(pc.equal(manifest["split"], split))
     for batch in manifest.to_batches(max_chunksize=ROWS_AT_ONCE):

@@ -116,8 +116,8 @@ def _scalar(value: object) -> object:
     return value
 
 
-Text = Annotated[str, AfterValidator(_not_blank)]
-Name = Annotated[str, AfterValidator(_plain_name)]
+NonBlank = Annotated[str, AfterValidator(_not_blank)]
+PlainName = Annotated[str, AfterValidator(_plain_name)]
 SplitName = Annotated[str, AfterValidator(_split_name)]
 SetName = Annotated[str, AfterValidator(_prompt_set)]
 Scalar = Annotated[bool | int | float | str | None, PlainValidator(_scalar)]
@@ -241,10 +241,10 @@ class Recipe(_Part):
         allow_gaps: cells that may be missing, over all partitions together.
     """
 
-    name: Name
-    description: Text
-    licence: Text
-    tags: Annotated[tuple[Text, ...], AfterValidator(_distinct)] = ()
+    name: PlainName
+    description: NonBlank
+    licence: NonBlank
+    tags: Annotated[tuple[NonBlank, ...], AfterValidator(_distinct)] = ()
     prompt_sets: Annotated[tuple[SetName, ...], Field(min_length=1), AfterValidator(_distinct)]
     seeds: Annotated[tuple[int, ...] | Literal["all"], BeforeValidator(_seeds)] = "all"
     filters: dict[str, Filter] = {}

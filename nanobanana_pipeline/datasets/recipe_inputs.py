@@ -8,14 +8,13 @@ import pandas as pd
 import pyarrow as pa
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from nanobanana_pipeline.bucket_keys import image_key
+from nanobanana_pipeline.bucket_keys import Folder, image_key
 from nanobanana_pipeline.datasets.recipe import ALL_SEEDS, Recipe, near_matches
 from nanobanana_pipeline.datasets.topup_sets import origin_of, topup_prefix
 from nanobanana_pipeline.errors import RecipeError
-from nanobanana_pipeline.features.table import COLUMNS as FEATURE_COLUMNS
-from nanobanana_pipeline.features.table import read_features
-from nanobanana_pipeline.generation.manifest.manifest import COLUMNS as MANIFEST_COLUMNS
+from nanobanana_pipeline.features.table import FEATURE_COLUMNS, read_features
 from nanobanana_pipeline.generation.manifest.manifest import (
+    MANIFEST_COLUMNS,
     CellState,
     CurrentManifest,
     advice,
@@ -68,11 +67,13 @@ ROW_COLUMNS: Final = {
 NO_FEATURES: Final = pa.schema(
     [pa.field(name, kind) for name, (kind, _) in FEATURE_COLUMNS.items()]
 ).empty_table()
-LOOKS: Final = [
+LOOK_COLUMNS: Final = [
     name for name in FEATURE_COLUMNS if name not in MANIFEST_COLUMNS and name != "thumbnail"
 ]
-RESERVED: Final = frozenset({*ROW_COLUMNS, *MANIFEST_COLUMNS, *FEATURE_COLUMNS, "group", "split"})
-CELL: Final = ["prompt_set", "prompt_id", "row_id"]
+RESERVED_COLUMNS: Final = frozenset(
+    {*ROW_COLUMNS, *MANIFEST_COLUMNS, *FEATURE_COLUMNS, "group", "split"}
+)
+CELL_COLUMNS: Final = ["prompt_set", "prompt_id", "row_id"]
 OF_PROMPTS: Final = {
     name: ROW_COLUMNS[name]
     for name in ("prompt_set", "prompt_id", "prompt", "negative_prompt", "ref_sha256")
@@ -130,7 +131,7 @@ def read_recipe_inputs(store: ObjectStore, recipe: Recipe) -> RecipeInputs:
         manifest = read_manifest(store, current.manifest)
         manifest["prompt_set"] = origins.get(current.prompt_set, current.prompt_set)
         manifest["row_id"] = manifest["request_key"] + "-" + manifest["sample"].astype("str")
-        cells.append(manifest[[*CELL, "prompt", "seed", "state", "reason"]])
+        cells.append(manifest[[*CELL_COLUMNS, "prompt", "seed", "state", "reason"]])
         rows = manifest[manifest["state"] == CellState.SETTLED]
         rows = rows.assign(further=current.prompt_set in origins)
         features = read_features(store, current.prompt_set, current.seed)
@@ -140,13 +141,15 @@ def read_recipe_inputs(store: ObjectStore, recipe: Recipe) -> RecipeInputs:
         if len(without):
             name = _name(current.prompt_set, current.seed)
             unmeasured.append(f"{name}: {counted(without.nunique(), 'picture')}")
-        rows = rows.merge(features[["image_sha256", *LOOKS]], on="image_sha256", how="left")
+        rows = rows.merge(features[["image_sha256", *LOOK_COLUMNS]], on="image_sha256", how="left")
         told = manifest[["prompt_set", "prompt_id", "prompt"]].drop_duplicates("prompt_id")
         for found, into in ((rows, parts), (told, prompts)):
             joined = found.merge(described[table], on="prompt_id", how="left")
             own = joined["negative_prompt"].fillna(current.parameters.get("negative_prompt") or "")
             into.append(joined.assign(negative_prompt=own))
-    attributes = sorted({str(name) for frame in described.values() for name in frame} - RESERVED)
+    attributes = sorted(
+        {str(name) for frame in described.values() for name in frame} - RESERVED_COLUMNS
+    )
     asked = pd.concat(cells, ignore_index=True)
     return RecipeInputs(
         manifests=manifests,
@@ -179,7 +182,7 @@ def _partitions(store: ObjectStore, recipe: Recipe) -> list[CurrentManifest]:
     for position, name in enumerate(recipe.prompt_sets):
         kept = prompt_set.current(store, name)
         if kept is None:
-            known = [key.split("/")[1] for key in store.keys("prompt_sets/")]
+            known = [key.split("/")[1] for key in store.keys(Folder.PROMPT_SETS.prefix)]
             hint = near_matches(name, set(known)) if known else "there is none yet"
             place = recipe.where("prompt_sets", position)
             raise RecipeError(f"{place}: there is no prompt set {name!r}; {hint}")
@@ -221,7 +224,7 @@ def _described(prompts: pd.DataFrame) -> pd.DataFrame:
     names = {**own}
     for attribute in attributes_of(prompts.columns):
         name = attribute
-        while name in RESERVED or name in names.values():
+        while name in RESERVED_COLUMNS or name in names.values():
             name = f"prompt_{name}"
         names[attribute] = name
     missing = [name for name in own if name not in prompts.columns]
@@ -247,7 +250,7 @@ def _together(parts: list[pd.DataFrame], attributes: list[str]) -> pd.DataFrame:
 def _as_rows(found: pd.DataFrame) -> pd.DataFrame:
     """What was settled, as `RecipeInputs.rows` has it."""
     # A cell that was drawn for a derived set may have been drawn for its origin since, or before.
-    rows = found[~(found.pop("further") & found.duplicated(CELL))].reset_index(drop=True)
+    rows = found[~(found.pop("further") & found.duplicated(CELL_COLUMNS))].reset_index(drop=True)
     rows["image_key"] = [
         image_key(sha256, kind)
         for sha256, kind in zip(rows["image_sha256"], rows["format"], strict=True)

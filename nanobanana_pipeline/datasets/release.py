@@ -11,20 +11,24 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
-from nanobanana_pipeline.bucket_keys import latest_release_key, release_key
+from nanobanana_pipeline.bucket_keys import Folder, latest_release_key, release_key
 from nanobanana_pipeline.errors import ReleaseError
-from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage import ObjectStore, StoredObject
+from nanobanana_pipeline.storage.cas import RESTORE, parse_json
+from nanobanana_pipeline.storage.versioned import SCHEMA_KEY
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "BUILD_QUIET_SECONDS",
     "CHANGELOG",
     "MANIFEST",
     "REJECTED",
@@ -35,19 +39,20 @@ __all__ = [
     "all_releases",
     "dataset_names",
     "find_release",
-    "read_arrow",
+    "parse_latest",
     "read_latest",
     "read_release",
-    "read_table",
+    "read_release_arrow",
+    "read_release_table",
     "table_bytes",
 ]
 
 SCHEMA: Final = 1
-SCHEMA_KEY: Final = b"nanobanana.schema"
 MANIFEST: Final = "manifest.parquet"
 CHANGELOG: Final = "changelog.parquet"
 REJECTED: Final = "rejected.parquet"
-RESTORE: Final = "restore it from a backup or from the bucket's versions"
+BUILD_QUIET_SECONDS: Final = 24 * 3600
+"""A build writes a shard now and then: one that wrote nothing for so long was killed."""
 
 
 class Format(StrEnum):
@@ -163,17 +168,22 @@ def read_latest(store: ObjectStore, dataset: str) -> tuple[Release | None, str |
     Raises:
         ReleaseError: it is damaged or was written by a newer version.
     """
-    key = latest_release_key(dataset)
-    found = store.get(key)
+    found = store.get(latest_release_key(dataset))
+    return parse_latest(store, dataset, found), found.etag if found else None
+
+
+def parse_latest(store: ObjectStore, dataset: str, found: StoredObject | None) -> Release | None:
+    """The release that a dataset's ``latest.json``, as it was read, leads to; None if none."""
     if found is None:
-        return None, None
-    try:
-        said = dict(json.loads(found.body))
-        _refuse_newer(store.uri(key), int(said["schema"]))
-        version, sha256 = str(said["version"]), str(said["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ReleaseError(f"{store.uri(key)} is damaged ({error}): {RESTORE}") from error
-    return read_release(store, dataset, version, sha256), found.etag
+        return None
+    where = store.uri(latest_release_key(dataset))
+    version, sha256 = parse_json(found.body, where, _pointer, SCHEMA, error=ReleaseError)
+    return read_release(store, dataset, version, sha256)
+
+
+def _pointer(body: bytes) -> tuple[str, str]:
+    said = json.loads(body)
+    return str(said["version"]), str(said["sha256"])
 
 
 def read_release(
@@ -198,17 +208,21 @@ def read_release(
         raise ReleaseError(
             f"{store.uri(key)} is not what was published, its SHA-256 differs: {RESTORE}"
         )
+    where = store.uri(key)
+    parse = partial(_parsed, where)
+    return parse_json(found.body, where, parse, SCHEMA, error=ReleaseError)
+
+
+def _parsed(where: str, body: bytes) -> Release:
     try:
-        _refuse_newer(store.uri(key), int(json.loads(found.body)["schema"]))
-        return _RELEASE.validate_json(found.body)
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, ValidationError) and {e["type"] for e in error.errors()} == {"enum"}:
+        return _RELEASE.validate_json(body)
+    except ValidationError as error:
+        if {fault["type"] for fault in error.errors()} == {"enum"}:
             raise ReleaseError(
-                f"{store.uri(key)} names a format that this version does not know: "
+                f"{where} names a format that this version does not know: "
                 "upgrade nanobanana-pipeline"
             ) from error
-        reason = str(error).splitlines()[0]
-        raise ReleaseError(f"{store.uri(key)} is damaged ({reason}): {RESTORE}") from error
+        raise
 
 
 def all_releases(store: ObjectStore, dataset: str) -> Iterator[Release]:
@@ -244,11 +258,11 @@ def find_release(store: ObjectStore, dataset: str, version: str | None = None) -
 
 def dataset_names(store: ObjectStore) -> list[str]:
     """Every dataset that has a release, by name."""
-    keys = (key.split("/") for key in store.keys("datasets/"))
+    keys = (key.split("/") for key in store.keys(Folder.DATASETS.prefix))
     return [parts[1] for parts in keys if parts[2:] == ["latest.json"]]
 
 
-def read_table(
+def read_release_table(
     store: ObjectStore, release: Release, path: str, columns: list[str] | None = None
 ) -> "pd.DataFrame":
     """A table of a release: its manifest, changelog or rejected rows.
@@ -260,13 +274,13 @@ def read_table(
     import pandas as pd  # noqa: PLC0415
 
     nullable = {pa.int64(): pd.Int64Dtype(), pa.int32(): pd.Int32Dtype()}
-    frame: pd.DataFrame = read_arrow(store, release, path, columns).to_pandas(
+    frame: pd.DataFrame = read_release_arrow(store, release, path, columns).to_pandas(
         types_mapper=nullable.get
     )
     return frame
 
 
-def read_arrow(
+def read_release_arrow(
     store: ObjectStore, release: Release, path: str, columns: list[str] | None = None
 ) -> pa.Table:
     """The same, as it is stored.
@@ -289,17 +303,9 @@ def read_arrow(
 
 
 def table_bytes(table: pa.Table) -> bytes:
-    """A table as `read_table` reads it."""
+    """A table as `read_release_table` reads it."""
     body = io.BytesIO()
     pq.write_table(
         table.replace_schema_metadata({SCHEMA_KEY: str(SCHEMA).encode()}), body, compression="zstd"
     )
     return body.getvalue()
-
-
-def _refuse_newer(where: str, schema: int) -> None:
-    if schema > SCHEMA:
-        raise ReleaseError(
-            f"{where} has schema {schema}, and this version knows {SCHEMA}: "
-            "upgrade nanobanana-pipeline"
-        )

@@ -16,9 +16,17 @@ from nanobanana_pipeline.errors import ReleaseError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["KEY", "as_table", "attributes", "metadata_json", "row_digests", "schema_text", "taken"]
+__all__ = [
+    "KEY_COLUMN",
+    "as_table",
+    "attributes",
+    "metadata_json",
+    "row_digests",
+    "schema_text",
+    "taken",
+]
 
-KEY: Final = "key"
+KEY_COLUMN: Final = "key"
 """The column with a sample's name in the release: nine digits, the same in every format."""
 
 ARROW: Final = {
@@ -34,7 +42,7 @@ KINDS: Final = {
     "split": pa.string(),
 }
 NEEDED: Final = ("row_id", "prompt", "image_sha256", "image_key", "format", "bytes", "split")
-RESERVED: Final = (KEY, "image", "shard", "row_sha256")
+SHARD_COLUMNS: Final = (KEY_COLUMN, "image", "shard", "row_sha256")
 """Columns that the formats add."""
 
 
@@ -63,7 +71,7 @@ def as_table(rows: "pd.DataFrame") -> pa.Table:
 
 def _own(name: str) -> str:
     # As with other columns of a prompt table that are called like one of ours.
-    return f"prompt_{name}" if name in RESERVED else name
+    return f"prompt_{name}" if name in SHARD_COLUMNS else name
 
 
 def _column(name: str, values: "pd.Series[Any]") -> pa.Array:
@@ -83,7 +91,7 @@ def _column(name: str, values: "pd.Series[Any]") -> pa.Array:
 
 def attributes(columns: Iterable[str]) -> list[str]:
     """Those of a release's columns that come from the prompt tables."""
-    return [name for name in columns if name not in KINDS and name not in RESERVED]
+    return [name for name in columns if name not in KINDS and name not in SHARD_COLUMNS]
 
 
 def schema_text(schema: pa.Schema) -> str:

@@ -18,9 +18,9 @@ from nanobanana_pipeline.datasets.release import (
     EveryRelease,
     Release,
     ReleaseFile,
-    read_arrow,
+    read_release_arrow,
 )
-from nanobanana_pipeline.datasets.release_rows import KEY
+from nanobanana_pipeline.datasets.release_rows import KEY_COLUMN
 from nanobanana_pipeline.datasets.row_images import read_images
 from nanobanana_pipeline.datasets.shard_builder import HELPERS, INDEX
 from nanobanana_pipeline.errors import ReleaseError
@@ -51,7 +51,7 @@ def repair(store: "ObjectStore", release: Release, path: str) -> None:
             f"{path} is no shard and cannot be made again: restore it from a backup or from the "
             "bucket's versions; some layouts have it in a folder that was pulled earlier"
         )
-    rows = _rows_of(read_arrow(store, release, MANIFEST), file)
+    rows = _rows_of(read_release_arrow(store, release, MANIFEST), file)
     with ThreadPoolExecutor(HELPERS, "repair-io") as helpers:
         if path.startswith(f"{INDEX}/"):
             _repair_index(store, file, kind, rows, helpers)
@@ -61,7 +61,7 @@ def repair(store: "ObjectStore", release: Release, path: str) -> None:
 
 def _rows_of(manifest: pa.Table, file: ReleaseFile) -> pa.Table:
     here = pc.and_(pc.equal(manifest["split"], file.split), pc.equal(manifest["shard"], file.shard))
-    return manifest.filter(here).drop_columns(["shard", "row_sha256"]).sort_by(KEY)
+    return manifest.filter(here).drop_columns(["shard", "row_sha256"]).sort_by(KEY_COLUMN)
 
 
 def _repair_shard(

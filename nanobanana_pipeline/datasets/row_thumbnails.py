@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nanobanana_pipeline.datasets.row_images import read_image
 from nanobanana_pipeline.errors import ImageBroken, ReleaseError
 from nanobanana_pipeline.features.measure import thumbnail
-from nanobanana_pipeline.features.table import COLUMNS, read_current_features
+from nanobanana_pipeline.features.table import FEATURE_COLUMNS, read_current_features
 from nanobanana_pipeline.storage.versioned import read_table
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["read_thumbnails"]
 
-AT_ONCE: Final = 4
+THUMBNAILS_AT_ONCE: Final = 4
 
 
 def read_thumbnails(store: "ObjectStore", rows: "pa.Table") -> dict[str, bytes]:
@@ -42,11 +42,11 @@ def read_thumbnails(store: "ObjectStore", rows: "pa.Table") -> dict[str, bytes]:
         current, _ = read_current_features(store, str(name), int(seed))
         if current is None:
             continue
-        table = read_table(store, current.table, COLUMNS, ["image_sha256", "thumbnail"])
+        table = read_table(store, current.table, FEATURE_COLUMNS, ["image_sha256", "thumbnail"])
         table = table[table["image_sha256"].isin(wanted["image_sha256"])].dropna()
         found.update(zip(table["image_sha256"], table["thumbnail"], strict=True))
     missing = frame[~frame["image_sha256"].isin(found)].to_dict("records")
-    with ThreadPoolExecutor(AT_ONCE, "thumbnails") as helpers:
+    with ThreadPoolExecutor(THUMBNAILS_AT_ONCE, "thumbnails") as helpers:
         drawn = helpers.map(lambda row: _drawn(store, row), missing)
         found.update(zip((row["image_sha256"] for row in missing), drawn, strict=True))
     return {sha256: found[sha256] for sha256 in frame["image_sha256"]}

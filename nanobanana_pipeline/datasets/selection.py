@@ -15,8 +15,8 @@ from nanobanana_pipeline.datasets.filters import faults_of_filters, why_not
 from nanobanana_pipeline.datasets.perceptual import first_alike
 from nanobanana_pipeline.datasets.recipe import PerPrompt, Recipe
 from nanobanana_pipeline.datasets.recipe_inputs import ROW_COLUMNS, RecipeInputs, read_recipe_inputs
-from nanobanana_pipeline.datasets.release import MANIFEST, Release, read_release, read_table
-from nanobanana_pipeline.datasets.splits import COLUMNS, share_out
+from nanobanana_pipeline.datasets.release import MANIFEST, Release, read_release, read_release_table
+from nanobanana_pipeline.datasets.splits import SPLIT_COLUMNS, assign_splits
 from nanobanana_pipeline.errors import RecipeError
 from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest
 from nanobanana_pipeline.storage import ObjectStore
@@ -24,7 +24,7 @@ from nanobanana_pipeline.wording import counted
 
 __all__ = ["REJECTED_COLUMNS", "Selection", "empty_splits", "released_rows", "select"]
 
-PROMPT: Final = ["prompt_set", "prompt_id"]
+PROMPT_KEY_COLUMNS: Final = ["prompt_set", "prompt_id"]
 """A prompt is a row of a prompt table, whatever its text."""
 REJECTED_COLUMNS: Final = [
     *("row_id", "image_sha256", "prompt", "reason"),
@@ -98,7 +98,7 @@ def select(store: ObjectStore, recipe: Recipe, released: pd.DataFrame | None = N
         _drop_equal(sieve, known)
     if recipe.deduplicate.perceptual is not None:
         _drop_alike(sieve, known, recipe.deduplicate.perceptual)
-    shares = share_out(sieve.rows, recipe.splits, released)
+    shares = assign_splits(sieve.rows, recipe.splits, released)
     left_out = shares.left_out.set_index("row_id")["reason"]
     sieve.drop("joins no two splits", sieve.rows["row_id"].map(left_out))
     if recipe.per_prompt:
@@ -110,7 +110,7 @@ def select(store: ObjectStore, recipe: Recipe, released: pd.DataFrame | None = N
         rows=rows.reset_index(drop=True),
         rejected=pd.concat([_not_come(inputs), sieve.rejected()], ignore_index=True),
         shortfall=_shortfall(inputs, rows, recipe.per_prompt, theirs),
-        excluded=inputs.prompts.loc[~theirs, PROMPT].reset_index(drop=True),
+        excluded=inputs.prompts.loc[~theirs, PROMPT_KEY_COLUMNS].reset_index(drop=True),
         tried=inputs.tried,
         steps=pd.DataFrame(sieve.steps, columns=["step", "rows"]),
         manifests=inputs.manifests,
@@ -148,7 +148,9 @@ def released_rows(store: ObjectStore, parent: Release | None) -> pd.DataFrame | 
     """
     tables = []
     while parent is not None:
-        tables.append(read_table(store, parent, MANIFEST, [*COLUMNS, "group", "split"]))
+        tables.append(
+            read_release_table(store, parent, MANIFEST, [*SPLIT_COLUMNS, "group", "split"])
+        )
         parent = read_release(store, parent.name, parent.parent) if parent.parent else None
     return pd.concat(tables).drop_duplicates("row_id", ignore_index=True) if tables else None
 
@@ -240,12 +242,12 @@ def _of_dataset(prompts: pd.DataFrame, recipe: Recipe) -> "pd.Series[bool]":
 def _shortfall(
     inputs: RecipeInputs, rows: pd.DataFrame, wanted: PerPrompt | None, theirs: "pd.Series[bool]"
 ) -> pd.DataFrame:
-    found = inputs.prompts.loc[theirs, [*PROMPT, "prompt"]]
+    found = inputs.prompts.loc[theirs, [*PROMPT_KEY_COLUMNS, "prompt"]]
     if wanted is None:
         found = found.iloc[:0]
-    accepted = rows.groupby(PROMPT).size().rename("accepted")
-    candidates = inputs.tried.groupby(PROMPT)["row_id"].nunique().rename("candidates")
-    found = found.join(accepted, on=PROMPT).join(candidates, on=PROMPT)
+    accepted = rows.groupby(PROMPT_KEY_COLUMNS).size().rename("accepted")
+    candidates = inputs.tried.groupby(PROMPT_KEY_COLUMNS)["row_id"].nunique().rename("candidates")
+    found = found.join(accepted, on=PROMPT_KEY_COLUMNS).join(candidates, on=PROMPT_KEY_COLUMNS)
     found = found.fillna({"accepted": 0, "candidates": 0})
     found = found.astype({"accepted": "int64", "candidates": "int64"})
     images, budget = (wanted.images, wanted.candidates) if wanted else (0, 0)
@@ -254,5 +256,13 @@ def _shortfall(
         missing=images - found["accepted"],
         candidates_left=(budget - found["candidates"]).clip(lower=0),
     )
-    order = [*PROMPT, "prompt", "wanted", "accepted", "missing", "candidates", "candidates_left"]
+    order = [
+        *PROMPT_KEY_COLUMNS,
+        "prompt",
+        "wanted",
+        "accepted",
+        "missing",
+        "candidates",
+        "candidates_left",
+    ]
     return found.loc[found["missing"] > 0, order].reset_index(drop=True)

@@ -27,7 +27,7 @@ from nanobanana_pipeline.datasets.object_streams import Upload
 from nanobanana_pipeline.datasets.release import Format, ReleaseFile
 from nanobanana_pipeline.datasets.release_rows import taken
 from nanobanana_pipeline.datasets.row_images import read_images
-from nanobanana_pipeline.prompts.writes import create
+from nanobanana_pipeline.storage.cas import put_if_absent
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -122,7 +122,7 @@ class _ShardJob:
         if files is None:
             files = self._build()
             body = json.dumps([asdict(file) for file in files]).encode()
-            create(self.store, receipt, body, content_type="application/json")
+            put_if_absent(self.store, receipt, body, content_type="application/json")
         return [file for file in files if file.format in self.formats]
 
     def _stored_files(self, receipt: str) -> list[ReleaseFile] | None:

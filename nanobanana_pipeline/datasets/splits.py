@@ -20,9 +20,9 @@ from nanobanana_pipeline.datasets.recipe import Splits
 from nanobanana_pipeline.errors import RecipeError
 from nanobanana_pipeline.features.judging import hashes_of
 
-__all__ = ["COLUMNS", "Shares", "find_leaks", "prompt_key", "share_out"]
+__all__ = ["SPLIT_COLUMNS", "Shares", "assign_splits", "find_leaks", "prompt_key"]
 
-COLUMNS: Final = ["row_id", "prompt", "image_sha256", "ref_sha256", "phash"]
+SPLIT_COLUMNS: Final = ["row_id", "prompt", "image_sha256", "ref_sha256", "phash"]
 """What of a row decides with which others it belongs."""
 GROUP_DIGITS: Final = 16
 LEAK_COLUMNS: Final = ["shared", "split", "row_id", "other_split", "other_row_id"]
@@ -47,7 +47,9 @@ def prompt_key(prompt: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
-def share_out(rows: pd.DataFrame, splits: Splits, released: pd.DataFrame | None = None) -> Shares:
+def assign_splits(
+    rows: pd.DataFrame, splits: Splits, released: pd.DataFrame | None = None
+) -> Shares:
     """Give every row a group and a split; the order of the rows changes neither.
 
     Rows that were released keep their group and split, and others that belong with them join them.
@@ -55,8 +57,8 @@ def share_out(rows: pd.DataFrame, splits: Splits, released: pd.DataFrame | None 
     newcomers make the bridge together, the last of them by ``row_id``.
 
     Args:
-        rows: with `COLUMNS`: ``row_id`` unique; ``ref_sha256`` hashes joined by a space, or null;
-            ``phash`` 16 hexadecimal digits, or null.
+        rows: with `SPLIT_COLUMNS`: ``row_id`` unique; ``ref_sha256`` hashes joined by a space, or
+            null; ``phash`` 16 hexadecimal digits, or null.
         splits: the recipe's.
         released: all rows of the parent release, with ``group`` and ``split`` too.
 
@@ -65,11 +67,13 @@ def share_out(rows: pd.DataFrame, splits: Splits, released: pd.DataFrame | None 
             know a split that was released.
     """
     if released is None:
-        released = pd.DataFrame(columns=[*COLUMNS, "group", "split"], dtype="str")
+        released = pd.DataFrame(columns=[*SPLIT_COLUMNS, "group", "split"], dtype="str")
     _check_names(released, splits)
     before = released.set_index("row_id")[["group", "split"]].astype("str")
-    gone = released.loc[~released["row_id"].isin(rows["row_id"]), COLUMNS]
-    everything = pd.concat([rows[COLUMNS].astype("str"), gone.astype("str")], ignore_index=True)
+    gone = released.loc[~released["row_id"].isin(rows["row_id"]), SPLIT_COLUMNS]
+    everything = pd.concat(
+        [rows[SPLIT_COLUMNS].astype("str"), gone.astype("str")], ignore_index=True
+    )
     everything = everything.join(before, on="row_id")
 
     bridges: dict[int, set[str]] = {}
@@ -107,7 +111,7 @@ def find_leaks(rows: pd.DataFrame, near: int = Splits().near) -> pd.DataFrame:
     """What a table's splits share and should not; no row where nothing leaks.
 
     Args:
-        rows: with `COLUMNS` and ``split``.
+        rows: with `SPLIT_COLUMNS` and ``split``.
         near: bits of 64 that perceptual hashes of pictures that look alike may differ in.
 
     Returns:

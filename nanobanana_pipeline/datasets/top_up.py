@@ -21,11 +21,15 @@ from nanobanana_pipeline.datasets.release import read_latest
 from nanobanana_pipeline.datasets.selection import Selection, released_rows, select
 from nanobanana_pipeline.datasets.topup_sets import topup_prefix, write_topup_set
 from nanobanana_pipeline.errors import RecipeError
-from nanobanana_pipeline.features.table import Refreshed, read_current_features, refresh_features
+from nanobanana_pipeline.features.table import (
+    RefreshedFeatures,
+    read_current_features,
+    refresh_features,
+)
 from nanobanana_pipeline.generation.engine.engine import Progress, Report
 from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, read_all_current
 from nanobanana_pipeline.generation.planning.planner import Launch, plan_cells
-from nanobanana_pipeline.generation.planning.run_files import RunPlan, unfinished_runs
+from nanobanana_pipeline.generation.planning.run_files import RunPlan, unfinished_plans
 from nanobanana_pipeline.generation.recovery.relaunch import relaunch, settle_launch
 from nanobanana_pipeline.money import Cap, cost_of
 from nanobanana_pipeline.prompts import prompt_set
@@ -75,7 +79,7 @@ class Drawn:
 
     current: CurrentManifest
     report: Report
-    features: Refreshed
+    features: RefreshedFeatures
 
 
 @dataclass(frozen=True)
@@ -259,7 +263,7 @@ def _bring_home(
     left: dict[tuple[str, int], RunPlan | None] = {
         (current.prompt_set, current.seed): None for current in launched if current.gaps
     }
-    for made in unfinished_runs(store):
+    for made in unfinished_plans(store):
         if made.prompt_set.startswith(begins) and (made.prompt_set, made.seed) not in known:
             left[made.prompt_set, made.seed] = made
     for (name, seed), last in left.items():

@@ -40,8 +40,8 @@ OTHER_SEEDS: Final = 10
 """With so many seeds a partition is compared, the nearest by number: it bounds what is read."""
 
 CELLS: Final = ["prompt_id", "prompt", "seed", "seed_asked", "sample", "request_key"]
-LOOKS: Final = ["image_sha256", "width", "height", "blank", "phash", "error"]
-PROMPT: Final = ["prompt_id", "prompt"]
+JUDGED_COLUMNS: Final = ["image_sha256", "width", "height", "blank", "phash", "error"]
+PROMPT_COLUMNS: Final = ["prompt_id", "prompt"]
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -62,7 +62,7 @@ def read_pictures(store: ObjectStore, prompt_set: str, seed: int) -> pd.DataFram
     if current is None or features is None:
         return None
     rows = read_manifest(store, current.manifest, [*CELLS, "image_sha256", "image_uri"])
-    return rows.merge(features[LOOKS], on="image_sha256")
+    return rows.merge(features[JUDGED_COLUMNS], on="image_sha256")
 
 
 def find_wrong_sizes(
@@ -169,13 +169,13 @@ def _pairs(
 ) -> Iterator[pd.DataFrame]:
     """Pairs of pictures that ought to differ, seed by seed: the other's columns end in _other."""
     own = _not_blank(pictures)
-    within = own.merge(own, on=PROMPT, suffixes=("", "_other"))
+    within = own.merge(own, on=PROMPT_COLUMNS, suffixes=("", "_other"))
     is_sample = within["request_key"] == within["request_key_other"]
     yield within[is_sample & (within["sample"] < within["sample_other"])]
     for other in seeds:
         theirs = read_pictures(store, prompt_set, other)
         if theirs is not None:
-            across = own.merge(_not_blank(theirs), on=PROMPT, suffixes=("", "_other"))
+            across = own.merge(_not_blank(theirs), on=PROMPT_COLUMNS, suffixes=("", "_other"))
             yield across[across["seed_asked"] != across["seed_asked_other"]]
 
 

@@ -26,8 +26,10 @@ from nanobanana_pipeline.generation.manifest.manifest import (
 from nanobanana_pipeline.images.contact_sheet import caption, contact_sheet
 from nanobanana_pipeline.ledger import new_nonce, now_iso
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.cas import contention
 from nanobanana_pipeline.storage.versioned import (
-    Columns,
+    SCHEMA_KEY,
+    TableColumns,
     as_frame,
     open_stored,
     packed,
@@ -38,9 +40,9 @@ from nanobanana_pipeline.storage.versioned import (
 )
 
 __all__ = [
-    "COLUMNS",
+    "FEATURE_COLUMNS",
     "CurrentFeatures",
-    "Refreshed",
+    "RefreshedFeatures",
     "read_current_features",
     "read_features",
     "refresh_features",
@@ -48,15 +50,14 @@ __all__ = [
 
 SCHEMA: Final = 1
 """Also raised when a figure is measured otherwise: rows of an older table are not taken over."""
-SCHEMA_KEY: Final = b"nanobanana.schema"
 SHEET_PICTURES: Final = 24
 SHEET_COLUMNS: Final = 4
 SHEET_SIDE: Final = 112
 """Four of them beside each other fit the column of a partition's page."""
 
-Row = dict[str, Any]
+FeatureRow = dict[str, Any]
 
-COLUMNS: Final[Columns] = {
+FEATURE_COLUMNS: Final[TableColumns] = {
     "image_sha256": (pa.string(), "of the bytes, 64 hexadecimal digits"),
     "format": (pa.string(), "png, jpg or webp, as the bytes say"),
     "mode": (pa.string(), "of the pixels, as Pillow calls it: RGB, RGBA, L, P, …"),
@@ -72,8 +73,8 @@ COLUMNS: Final[Columns] = {
     "error": (pa.string(), "why it could not be measured; null if it was"),
     "thumbnail": (pa.binary(), "WebP, longest side 128 pixels"),
 }
-SCHEMA_OF_TABLE: Final = pa.schema(
-    [pa.field(name, kind) for name, (kind, _) in COLUMNS.items()],
+FEATURE_TABLE_SCHEMA: Final = pa.schema(
+    [pa.field(name, kind) for name, (kind, _) in FEATURE_COLUMNS.items()],
     metadata={SCHEMA_KEY: str(SCHEMA).encode()},
 )
 
@@ -108,7 +109,7 @@ class CurrentFeatures:
 
 
 @dataclass(frozen=True)
-class Refreshed:
+class RefreshedFeatures:
     """What a refresh has done.
 
     Attributes:
@@ -136,13 +137,13 @@ def read_current_features(
 
 
 def read_features(store: ObjectStore, prompt_set: str, seed: int) -> pd.DataFrame | None:
-    """A partition's table of features, by SHA-256, as `COLUMNS` says; None if there is none.
+    """A partition's table of features, by SHA-256: `FEATURE_COLUMNS`; None if there is none.
 
     Raises:
         StorageError: it is damaged or was written by a newer version.
     """
     current, _ = read_current_features(store, prompt_set, seed)
-    return None if current is None else read_table(store, current.table, COLUMNS)
+    return None if current is None else read_table(store, current.table, FEATURE_COLUMNS)
 
 
 def refresh_features(
@@ -150,7 +151,7 @@ def refresh_features(
     prompt_set: str,
     seed: int,
     on_progress: Callable[[int, int], None] = lambda _all, _done: None,
-) -> Refreshed:
+) -> RefreshedFeatures:
     """Measure the pictures of a partition that its table does not know, and publish the new table.
 
     Where nothing has changed nothing is written. A launch that is killed leaves the old table in
@@ -166,7 +167,9 @@ def refresh_features(
         PlanError: the partition has no manifest.
         StorageError: S3 refuses or holds damaged objects.
     """
-    measured: dict[str, Row] = {}
+    measured: dict[str, FeatureRow] = {}
+    pointer = f"{features_prefix(prompt_set, seed)}current.json"
+    back_off = contention(store.uri(pointer))
     while True:
         manifest, pictures = _pictures(store, prompt_set, seed)
         before, etag = read_current_features(store, prompt_set, seed)
@@ -179,13 +182,13 @@ def refresh_features(
             measured[row.image_sha256] = {**values, "bytes": values.pop("size")}
         rows |= measured
         table = pa.Table.from_pylist(
-            [rows[sha256] for sha256 in sorted(pictures.index)], schema=SCHEMA_OF_TABLE
+            [rows[sha256] for sha256 in sorted(pictures.index)], schema=FEATURE_TABLE_SCHEMA
         )
         content = _content_hash(table)
         new = len(measured.keys() & set(pictures.index))
         shown = pictures.join(as_frame(table).set_index("image_sha256")).reset_index()
         if before is not None and (before.content, before.schema) == (content, SCHEMA):
-            return Refreshed(before, shown, new, manifest.gaps)
+            return RefreshedFeatures(before, shown, new, manifest.gaps)
         current = CurrentFeatures(
             prompt_set=prompt_set,
             seed=seed,
@@ -199,9 +202,9 @@ def refresh_features(
             created=now_iso(),
         )
         write_table(store, current.table, packed(table))
-        pointer = f"{features_prefix(prompt_set, seed)}current.json"
         if swap_pointer(store, pointer, asdict(current), etag):
-            return Refreshed(current, shown, new, manifest.gaps)
+            return RefreshedFeatures(current, shown, new, manifest.gaps)
+        back_off()
 
 
 def _pictures(
@@ -222,11 +225,11 @@ def _pictures(
     return manifest, rows.set_index("image_sha256")
 
 
-def _known_rows(store: ObjectStore, before: CurrentFeatures | None) -> dict[str, Row]:
+def _known_rows(store: ObjectStore, before: CurrentFeatures | None) -> dict[str, FeatureRow]:
     """The rows of a table that may be taken over, by SHA-256."""
     if before is None or before.schema < SCHEMA:
         return {}
-    rows = open_stored(store, before.table, COLUMNS, list(COLUMNS)).read_all()
+    rows = open_stored(store, before.table, FEATURE_COLUMNS, list(FEATURE_COLUMNS)).read_all()
     rows = rows.filter(pc.is_null(rows["error"])).to_pylist()
     return {row["image_sha256"]: row for row in rows}
 

@@ -20,7 +20,7 @@ from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.prompt_set import PromptSet
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["Backlog", "Share", "find_backlog", "share_out"]
+__all__ = ["Backlog", "Share", "find_backlog", "share_budget"]
 
 BUYABLE: Final = frozenset({CellState.PENDING, CellState.OVER_BUDGET, CellState.FAILED})
 """Cells that another launch may buy; what is in doubt or lost is held, and no matter of budget."""
@@ -94,7 +94,7 @@ def find_backlog(store: ObjectStore, first: Iterable[tuple[str, int]] = ()) -> l
     )
 
 
-def share_out(
+def share_budget(
     store: ObjectStore, realm: str, wanted: Iterable[Backlog], budget: Budget, room: int
 ) -> Iterator[Share]:
     """Deal out the room of a budget, the first ones first.

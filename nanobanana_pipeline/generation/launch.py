@@ -55,6 +55,7 @@ from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.slots import Slots
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.cas import contention
 from nanobanana_pipeline.storage.versioned import packed
 from nanobanana_pipeline.wording import counted
 
@@ -170,6 +171,7 @@ def collect(store: ObjectStore, realm: str, run_plan: RunPlan, report: Report) -
         limit=run_plan.limit,
     )
     missing = _state_of_missing(run_plan, report)
+    back_off = contention(f"the manifest of {run_plan.prompt_set}, seed {run_plan.seed}")
     while True:
         before, etag = read_current(store, run_plan.prompt_set, run_plan.seed)
         scan = _LedgerScan(run_plan.run_id)
@@ -198,6 +200,7 @@ def collect(store: ObjectStore, realm: str, run_plan: RunPlan, report: Report) -
         )
         if publish(store, file, current, etag):
             break
+        back_off()
     if not scan.needs_rescue:
         mark_done(store, run_plan.run_id, report.bought)
     reclaim_reservations(store, run_plan.prompt_set, run_plan.seed, is_complete=not current.gaps)

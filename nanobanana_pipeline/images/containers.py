@@ -11,7 +11,7 @@ from typing import Final
 __all__ = ["JPEG_END", "jpeg_segments", "png_chunks", "webp_chunks"]
 
 PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-PNG_END: Final = b"IEND"
+PNG_END_KIND: Final = b"IEND"
 PNG_CHUNK_FRAME: Final = 8
 PNG_CHUNK_CHECKSUM: Final = 4
 JPEG_MARKER: Final = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
@@ -32,7 +32,7 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
         start = at + PNG_CHUNK_FRAME
         kind = data[at + 4 : start]
         yield kind, view[start : start + length]
-        if kind == PNG_END:
+        if kind == PNG_END_KIND:
             return
         at = start + length + PNG_CHUNK_CHECKSUM
 

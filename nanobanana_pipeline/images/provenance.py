@@ -43,7 +43,7 @@ IPTC_RESOURCE: Final = 0x0404
 APP1, APP11, APP13 = 0xE1, 0xEB, 0xED
 JUMBF: Final = b"JP"
 C2PA_TYPE: Final = bytes.fromhex("63327061 0011 0010 8000 00aa00389b71")
-LABEL: Final = b"c2pa\0"
+C2PA_LABEL: Final = b"c2pa\0"
 JUMBF_SEGMENT_HEADER: Final = 8
 BOX_HEADER: Final = 8
 LONG_BOX_HEADER: Final = 16
@@ -64,7 +64,7 @@ def provenance_marks(image_format: str, data: bytes) -> tuple[str, ...]:
         data: the whole file.
     """
     marks = set()
-    for mark, packet in READERS[image_format](data):
+    for mark, packet in FORMAT_READERS[image_format](data):
         marks.add(mark)
         if SOURCE_TYPE.search(packet):
             marks.add(TRAINED)
@@ -144,7 +144,9 @@ def _is_c2pa(box: bytes) -> bool:
     """
     inside = box[_header_bytes(box) :]
     description = inside[_header_bytes(inside) :]
-    ours = description.startswith(C2PA_TYPE) or description[LABEL_IN_DESCRIPTION:].startswith(LABEL)
+    ours = description.startswith(C2PA_TYPE) or description[LABEL_IN_DESCRIPTION:].startswith(
+        C2PA_LABEL
+    )
     return ours and (box[4:8], inside[4:8]) == (b"jumb", b"jumd")
 
 
@@ -166,7 +168,7 @@ def _in_webp(data: bytes) -> Found:
             yield WEBP_MARKS[kind], bytes(content)
 
 
-READERS: Final[Mapping[str, Callable[[bytes], Found]]] = {
+FORMAT_READERS: Final[Mapping[str, Callable[[bytes], Found]]] = {
     "png": _in_png,
     "jpg": _in_jpeg,
     "webp": _in_webp,

@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
-from nanobanana_pipeline.errors import ForbiddenTransition, StorageError
+from nanobanana_pipeline.errors import ForbiddenTransition
 from nanobanana_pipeline.ledger.attempt import (
     Attempt,
     Outcome,
@@ -27,6 +27,7 @@ from nanobanana_pipeline.ledger.attempt import (
     now_iso,
 )
 from nanobanana_pipeline.request import ImageRequest
+from nanobanana_pipeline.storage.cas import parse_json
 
 __all__ = [
     "COSTING",
@@ -120,17 +121,7 @@ class Entry(BaseModel):
         Raises:
             StorageError: it is damaged, or was written by a newer version.
         """
-        try:
-            # Before all else: what a newer version means by the other fields is not ours to judge.
-            schema = _SchemaOnly.model_validate_json(body).schema_version
-            if schema > SCHEMA:
-                raise StorageError(
-                    f"{where} has schema {schema}, and this version knows {SCHEMA}: "
-                    "upgrade nanobanana-pipeline"
-                )
-            return cls.model_validate_json(body)
-        except ValueError as error:
-            raise StorageError(f"{where} is not a ledger entry: {error}") from error
+        return parse_json(body, where, cls.model_validate_json, SCHEMA)
 
     def to_json(self) -> bytes:
         """The bytes that are stored."""
@@ -339,10 +330,6 @@ class Entry(BaseModel):
 
     def _changed(self, **changes: Any) -> "Entry":  # noqa: ANN401
         return self.model_copy(update={**changes, "revision": new_nonce()})
-
-
-class _SchemaOnly(BaseModel):
-    schema_version: int = Field(alias="schema")
 
 
 def _encodable(value: Any) -> Any:  # noqa: ANN401 - fields of an attempt

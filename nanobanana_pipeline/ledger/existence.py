@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Final
 
-from nanobanana_pipeline.bucket_keys import ledger_key
+from nanobanana_pipeline.bucket_keys import Folder, ledger_key
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["MANY", "leave_out_absent"]
@@ -59,7 +59,11 @@ def leave_out_absent(
     try:
         parts = pool.map(
             lambda first: _filter(
-                store.keys(f"ledger/{first}"), slices[first], stop, page_size, min_requests_a_page
+                store.keys(Folder.LEDGER.prefix + first),
+                slices[first],
+                stop,
+                page_size,
+                min_requests_a_page,
             ),
             list(slices),
         )

@@ -1,42 +1,29 @@
-"""The ledger on S3: lock, journal, cache and metadata of every request, by compare-and-swap.
-
-A conditional write whose answer is lost looks like a defeat when it is sent again: its own first
-copy stands in the way. So after a defeat or silence the entry is read again, and whoever finds the
-revision that it wrote itself has won.
-"""
+"""The ledger on S3: lock, journal, cache and metadata of every request, by compare-and-swap."""
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-import tenacity
-
 from nanobanana_pipeline.bucket_keys import ledger_key
-from nanobanana_pipeline.errors import ForbiddenTransition, StorageError, StorageUnavailable
+from nanobanana_pipeline.errors import ForbiddenTransition, StorageError
 from nanobanana_pipeline.ledger.attempt import Outcome
 from nanobanana_pipeline.ledger.entry import Entry
 from nanobanana_pipeline.ledger.existence import leave_out_absent
-from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage import ObjectStore, StoredObject, cas
+from nanobanana_pipeline.storage.cas import boot_clock
+from nanobanana_pipeline.storage.faults import PATIENCE_SECONDS
 
-__all__ = ["PAID_PATIENCE_SECONDS", "PATIENCE_SECONDS", "Held", "Ledger", "boot_clock"]
+__all__ = ["PAID_PATIENCE_SECONDS", "Held", "Ledger"]
 
 log = logging.getLogger(__name__)
 
-READERS: Final = 16
+ENTRY_READERS: Final = 16
 READ_AHEAD: Final = 1_000
-PATIENCE_SECONDS: Final = 60.0
 PAID_PATIENCE_SECONDS: Final = 3600.0
 """What was paid for is written down however long S3 takes to come back, within reason."""
-_BOOT_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def boot_clock() -> float:
-    """Seconds since the machine started, counting the time it slept where the system tells."""
-    return time.clock_gettime(_BOOT_CLOCK)
 
 
 @dataclass(frozen=True)
@@ -67,7 +54,8 @@ class Held:
 class Ledger:
     """Entries by request key. Safe to share between threads, and S3 between machines.
 
-    Every method raises `StorageUnavailable` when S3 stays silent for `patience_seconds`.
+    Every method raises `StorageUnavailable` when S3 stays silent, or refuses every write, for
+    `patience_seconds`.
 
     Args:
         store: the bucket.
@@ -88,23 +76,19 @@ class Ledger:
 
     def read(self, request_key: str) -> Held | None:
         """The entry as it is now; None if the request was never tried."""
-        key = ledger_key(request_key)
-        found = self._store.get(key)
+        found = self._store.get(ledger_key(request_key))
         # Not before the GET: its duration must not count towards the entry's age.
         read_at = boot_clock()
         if found is None:
             return None
-        entry = Entry.from_json(found.body, self._store.uri(key))
-        if entry.request_key != request_key:
-            raise StorageError(f"{self._store.uri(key)} is the entry of {entry.request_key}")
-        return Held(entry, found.etag, found.age_seconds, read_at)
+        return Held(self._parsed(request_key, found), found.etag, found.age_seconds, read_at)
 
     def read_many(
         self, request_keys: Iterable[str], *, read_ahead: int = READ_AHEAD
     ) -> Iterator[Held]:
         """The entries of requests that have one, in order; at most `read_ahead` in memory."""
         keys = iter(leave_out_absent(self._store, list(request_keys)))
-        readers = ThreadPoolExecutor(READERS)
+        readers = ThreadPoolExecutor(ENTRY_READERS)
         try:
             while some := list(islice(keys, read_ahead)):
                 yield from (held for held in readers.map(self.read, some) if held is not None)
@@ -154,7 +138,8 @@ class Ledger:
         Args:
             held: the entry as last seen.
             change: one of `Entry`'s steps; called again on the newer entry after a lost race.
-            patience_seconds: how long to go on while S3 is silent; the ledger's own if None.
+            patience_seconds: how long to go on while S3 is silent, or others are quicker; the
+                ledger's own if None.
 
         Returns:
             The entry with the step taken.
@@ -163,10 +148,13 @@ class Ledger:
             ForbiddenTransition: the newer entry does not allow the step.
         """
         patience = self._patience if patience_seconds is None else patience_seconds
+        key = ledger_key(held.entry.request_key)
+        back_off = cas.contention(self._store.uri(key), patience)
         while True:
             written = self._write(change(held.entry), held.etag, patience)
             if written is not None:
                 return written
+            back_off()
             newer = self.read(held.entry.request_key)
             if newer is None:
                 raise ForbiddenTransition(
@@ -198,30 +186,16 @@ class Ledger:
 
     def _write(self, entry: Entry, etag: str | None, patience_seconds: float) -> Held | None:
         key = ledger_key(entry.request_key)
-        body = entry.to_json()
-        began = boot_clock()
-        for attempt in tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(StorageUnavailable),
-            wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
-            stop=tenacity.stop_after_delay(patience_seconds),
-            reraise=True,
-        ):
-            with attempt:
-                written_at = boot_clock()
-                try:
-                    if etag is None:
-                        new = self._store.create(key, body, content_type="application/json")
-                    else:
-                        new = self._store.update(key, body, etag)
-                except StorageUnavailable:
-                    found = self.read(entry.request_key)
-                    if (found.etag if found else None) == etag:
-                        raise  # not applied so far: the very same bytes may be sent again
-                else:
-                    if new is not None:
-                        return Held(entry, new, 0.0, written_at)
-                    found = self.read(entry.request_key)
-                if found is None or found.entry.revision != entry.revision:
-                    return None
-                return Held(found.entry, found.etag, 0.0, began)  # any try may have written it
-        raise AssertionError  # tenacity gives a result or raises
+        done = cas.write(self._store, key, entry.to_json(), etag, patience_seconds=patience_seconds)
+        if isinstance(done, cas.Won):
+            return Held(entry, done.etag, 0.0, done.sent_at)
+        if done is not None:
+            self._parsed(entry.request_key, done)  # raises if it is damaged
+        return None
+
+    def _parsed(self, request_key: str, found: StoredObject) -> Entry:
+        where = self._store.uri(ledger_key(request_key))
+        entry = Entry.from_json(found.body, where)
+        if entry.request_key != request_key:
+            raise StorageError(f"{where} is the entry of {entry.request_key}")
+        return entry

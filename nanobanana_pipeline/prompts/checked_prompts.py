@@ -21,11 +21,11 @@ __all__ = [
     "REFERENCE",
     "REFERENCE_HASHES",
     "CheckedPrompts",
-    "as_frame",
     "attributes_of",
-    "canonical_json",
     "fingerprint",
     "long_prompts_warning",
+    "prompts_frame",
+    "stable_json",
 ]
 
 REFERENCE: Final = "ref_image"
@@ -100,15 +100,15 @@ def fingerprint(prompts: "pd.DataFrame") -> str:
         prompts: as `check_prompts` or `prompt_set.load` gives it.
     """
     types = [[name, _LOGICAL_TYPES[str(prompts[name].dtype)]] for name in prompts.columns]
-    digest = hashlib.sha256(canonical_json({"schema": FINGERPRINT_SCHEMA, "columns": types}))
+    digest = hashlib.sha256(stable_json({"schema": FINGERPRINT_SCHEMA, "columns": types}))
     for start in range(0, len(prompts), FINGERPRINT_ROWS):
         batch = prompts.iloc[start : start + FINGERPRINT_ROWS]
         values = [pa.array(batch[name]).to_pylist() for name in batch.columns]
-        digest.update(canonical_json(values))
+        digest.update(stable_json(values))
     return digest.hexdigest()
 
 
-def as_frame(table: Any) -> "pd.DataFrame":  # noqa: ANN401 - pyarrow is untyped
+def prompts_frame(table: Any) -> "pd.DataFrame":  # noqa: ANN401 - pyarrow is untyped
     """A `pyarrow.Table` as pandas, with nullable types, so that integers stay integers."""
     # Takes longer to import than many commands take that make no table.
     import numpy as np  # noqa: PLC0415
@@ -126,8 +126,8 @@ def as_frame(table: Any) -> "pd.DataFrame":  # noqa: ANN401 - pyarrow is untyped
     return frame
 
 
-def canonical_json(value: object) -> bytes:
-    """JSON in one canonical form: equal values give equal bytes."""
+def stable_json(value: object) -> bytes:
+    """Equal values as equal bytes."""
     return json.dumps(
         value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
     ).encode()

@@ -9,15 +9,17 @@ import io
 import json
 import re
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from nanobanana_pipeline.errors import PromptTableError, StorageUnavailable
-from nanobanana_pipeline.prompts.checked_prompts import as_frame, fingerprint
-from nanobanana_pipeline.prompts.writes import create, patient
+from nanobanana_pipeline.bucket_keys import prompt_set_key
+from nanobanana_pipeline.errors import PromptTableError
+from nanobanana_pipeline.prompts.checked_prompts import fingerprint, prompts_frame
+from nanobanana_pipeline.storage.cas import parse_json, put_if_absent, refuse_newer, swap
+from nanobanana_pipeline.storage.versioned import SCHEMA_KEY
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,13 +32,12 @@ __all__ = [
     "current",
     "load",
     "load_quarantine",
-    "read_arrow",
+    "read_prompts_arrow",
     "snapshot",
     "valid_name",
 ]
 
 SCHEMA: Final = 1
-SCHEMA_KEY: Final = b"nanobanana.schema"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -105,8 +106,8 @@ def snapshot(store: "ObjectStore", name: str, checked: "CheckedPrompts") -> Prom
         source=checked.source,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    key = _key(name, found.fingerprint)
-    create(store, f"{key}.parquet", _parquet(checked.prompts))
+    key = prompt_set_key(name, found.fingerprint)
+    put_if_absent(store, f"{key}.parquet", _parquet(checked.prompts))
     store.put(f"{key}.quarantine.parquet", _parquet(checked.quarantine))
     _publish(store, found)
     return found
@@ -119,8 +120,7 @@ def current(store: "ObjectStore", name: str) -> PromptSet | None:
         PromptTableError: ``current.json`` is damaged, or of a newer version.
         StorageError: the bucket refuses.
     """
-    stored = store.get(_key(valid_name(name), "current.json"))
-    return None if stored is None else _parsed(store, name, stored)
+    return _parsed(store, name, store.get(prompt_set_key(valid_name(name), "current.json")))
 
 
 def load(store: "ObjectStore", name: str, fingerprint: str) -> "pd.DataFrame":
@@ -133,10 +133,10 @@ def load(store: "ObjectStore", name: str, fingerprint: str) -> "pd.DataFrame":
         PromptTableError: there is no such snapshot, or it is damaged or of a newer version.
         StorageError: the bucket refuses.
     """
-    return as_frame(read_arrow(store, name, fingerprint))
+    return prompts_frame(read_prompts_arrow(store, name, fingerprint))
 
 
-def read_arrow(store: "ObjectStore", name: str, fingerprint: str) -> pa.Table:
+def read_prompts_arrow(store: "ObjectStore", name: str, fingerprint: str) -> pa.Table:
     """The same, as it is stored.
 
     Raises:
@@ -156,11 +156,11 @@ def load_quarantine(store: "ObjectStore", name: str, fingerprint: str) -> "pd.Da
         PromptTableError: there is no such snapshot, or it is damaged or of a newer version.
         StorageError: the bucket refuses.
     """
-    return as_frame(_table(store, valid_name(name), f"{fingerprint}.quarantine.parquet"))
+    return prompts_frame(_table(store, valid_name(name), f"{fingerprint}.quarantine.parquet"))
 
 
 def _table(store: "ObjectStore", name: str, leaf: str) -> pa.Table:
-    key = _key(name, leaf)
+    key = prompt_set_key(name, leaf)
     stored = store.get(key)
     if stored is None:
         raise PromptTableError(
@@ -175,59 +175,35 @@ def _table(store: "ObjectStore", name: str, leaf: str) -> pa.Table:
             f"{store.uri(key)} is no readable snapshot ({error!r}): move it away, and make the "
             f"prompt set {name!r} from its table again"
         ) from error
-    _refuse_newer(store.uri(key), schema)
+    refuse_newer(store.uri(key), schema, SCHEMA, PromptTableError)
     return table
 
 
-def _key(name: str, leaf: str) -> str:
-    return f"prompt_sets/{name}/{leaf}"
-
-
-# Of two pointers to a current snapshot the later one counts: the write may be sent again.
-@patient
 def _publish(store: "ObjectStore", found: PromptSet) -> None:
-    key = _key(found.name, "current.json")
-    record = {"schema": SCHEMA, **dataclasses.asdict(found)}
-    body = json.dumps(record, indent=1).encode()
-    stored = store.get(key)
-    if stored is None:
-        etag = store.create(key, body, content_type="application/json")
-    else:
-        _parsed(store, found.name, stored)
-        etag = store.update(key, body, stored.etag)
-    if etag is None:
-        raise StorageUnavailable(
-            f"{store.uri(key)} was changed by someone else at the same time: try again"
-        )
-
-
-def _parsed(store: "ObjectStore", name: str, stored: "StoredObject") -> PromptSet:
-    where = store.uri(_key(name, "current.json"))
-    try:
-        record: dict[str, Any] = dict(json.loads(stored.body))
-        schema = int(record["schema"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise _damaged(where, error) from error
-    _refuse_newer(where, schema)
-    try:
-        return _PROMPT_SET.validate_python({**record, "name": name})
-    except ValidationError as error:
-        raise _damaged(where, error) from error
-
-
-def _damaged(where: str, error: Exception) -> PromptTableError:
-    reason = str(error).splitlines()[0]
-    return PromptTableError(
-        f"{where} is damaged ({reason}): restore it, or move it away and make the set again"
+    swap(
+        store,
+        prompt_set_key(found.name, "current.json"),
+        lambda stored: _parsed(store, found.name, stored),
+        lambda _: found,
+        _to_json,
     )
 
 
-def _refuse_newer(where: str, schema: int) -> None:
-    if schema > SCHEMA:
-        raise PromptTableError(
-            f"{where} has schema {schema}, and this version knows {SCHEMA}: "
-            "upgrade nanobanana-pipeline"
-        )
+def _to_json(found: PromptSet) -> bytes:
+    return json.dumps({"schema": SCHEMA, **dataclasses.asdict(found)}, indent=1).encode()
+
+
+def _parsed(store: "ObjectStore", name: str, stored: "StoredObject | None") -> PromptSet | None:
+    if stored is None:
+        return None
+    return parse_json(
+        stored.body,
+        store.uri(prompt_set_key(name, "current.json")),
+        lambda body: _PROMPT_SET.validate_python({**json.loads(body), "name": name}),
+        SCHEMA,
+        error=PromptTableError,
+        remedy="restore it, or move it away and make the set again",
+    )
 
 
 def _parquet(frame: "pd.DataFrame") -> bytes:

@@ -25,10 +25,10 @@ from nanobanana_pipeline.errors import (
     StorageUnavailable,
 )
 from nanobanana_pipeline.images.inspect import CONTENT_TYPES, MAX_IMAGE_BYTES, inspect
-from nanobanana_pipeline.prompts.readers.base import shortened
-from nanobanana_pipeline.prompts.writes import create
+from nanobanana_pipeline.prompts.readers.base import bounded_value
 from nanobanana_pipeline.provider.downloads import public_url
 from nanobanana_pipeline.request import MAX_REFERENCES, SIDE_MAX, SIDE_MIN, SIDE_STEP
+from nanobanana_pipeline.storage.cas import put_if_absent
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.provider.downloads import Downloader
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 __all__ = ["References", "ResolvedReference", "fitted_size", "without_secrets"]
 
-READERS: Final = 8
+REFERENCE_READERS: Final = 8
 """Pictures in memory at once, each of `MAX_IMAGE_BYTES` at most."""
 DOWNLOADS: Final = 3
-"""Attempts at an address whose trouble may pass."""
-S3: Final = "s3://"
+"""Times that an address is asked whose trouble may pass."""
+S3_SCHEME: Final = "s3://"
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _USER = re.compile(r"(?<=://)[^\s/?#\"]*@")
@@ -93,7 +93,7 @@ class References:
         """
         parsed = [_parsed(cell, source) for cell in cells]
         places = list(dict.fromkeys(place for named in parsed for place in named.places))
-        readers = ThreadPoolExecutor(READERS)
+        readers = ThreadPoolExecutor(REFERENCE_READERS)
         try:
             found = dict(zip(places, readers.map(self._read, places), strict=True))
         finally:
@@ -108,7 +108,7 @@ class References:
         except (DownloadError, StorageError, _UnreadableError) as error:
             return ResolvedReference(fault=str(error))
         except OSError as error:
-            return ResolvedReference(fault=f"{shortened(place)}: {error.strerror or error}")
+            return ResolvedReference(fault=f"{bounded_value(place)}: {error.strerror or error}")
         try:
             facts = inspect(data)
         except ImageBroken as error:
@@ -119,7 +119,7 @@ class References:
         digest = hashlib.sha256(data)
         sha256 = digest.hexdigest()
         if self._keep:
-            create(
+            put_if_absent(
                 self._store,
                 reference_key(sha256),
                 data,
@@ -131,19 +131,21 @@ class References:
     def _bytes(self, place: str) -> bytes:
         if _is_web(place):
             return self._download(place)
-        if place.startswith(S3):
-            bucket, _, key = place.removeprefix(S3).partition("/")
+        if place.startswith(S3_SCHEME):
+            bucket, _, key = place.removeprefix(S3_SCHEME).partition("/")
             found = self._store.read_object(bucket, key, MAX_IMAGE_BYTES)
             if found is None:
-                raise _UnreadableError(f"{shortened(place)} does not exist: check the URL")
+                raise _UnreadableError(f"{bounded_value(place)} does not exist: check the URL")
             return found.body
         path = Path(place)
         if not path.is_file():  # a pipe or a device may never end
-            raise _UnreadableError(f"{shortened(place)} is no file: check the path")
+            raise _UnreadableError(f"{bounded_value(place)} is no file: check the path")
         with path.open("rb") as file:
             data = file.read(MAX_IMAGE_BYTES + 1)
         if len(data) > MAX_IMAGE_BYTES:
-            raise _UnreadableError(f"{shortened(place)} has more than {MAX_IMAGE_BYTES:,} bytes")
+            raise _UnreadableError(
+                f"{bounded_value(place)} has more than {MAX_IMAGE_BYTES:,} bytes"
+            )
         return data
 
     @tenacity.retry(
@@ -224,18 +226,18 @@ def _place(name: object, source: str) -> str:
         return f"{scheme}://{rest}"
     if name.lower().startswith("data:"):
         raise _UnreadableError("holds a picture itself: name the file or URL that has it")
-    if not source.startswith(S3):
+    if not source.startswith(S3_SCHEME):
         return str(Path(source).parent / name)
     if name.startswith("/"):
         raise _UnreadableError(
             "names a file of this machine, and the table lies on S3: name it relative to the "
             "table, or by its URL"
         )
-    bucket, _, key = source.removeprefix(S3).partition("/")
+    bucket, _, key = source.removeprefix(S3_SCHEME).partition("/")
     key = posixpath.normpath(posixpath.join(posixpath.dirname(key), name))
     if key.startswith("../") or key == "..":
         raise _UnreadableError("leads out of the table's bucket: name it by its URL")
-    return f"{S3}{bucket}/{key}"
+    return f"{S3_SCHEME}{bucket}/{key}"
 
 
 def _joined(named: _Named, found: Mapping[str, ResolvedReference]) -> ResolvedReference:
@@ -256,4 +258,4 @@ def _is_web(place: str) -> bool:
 
 
 def _shown(place: str) -> str:
-    return public_url(place) if _is_web(place) else shortened(place)
+    return public_url(place) if _is_web(place) else bounded_value(place)

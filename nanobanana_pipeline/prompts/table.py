@@ -17,7 +17,7 @@ from nanobanana_pipeline.prompts.readers.base import TEXT, Chunk, RowFault, Tabl
 if TYPE_CHECKING:
     from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["PromptTable", "read_table"]
+__all__ = ["PromptTable", "read_prompt_table"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class PromptTable:
     broken: tuple[RowFault, ...]
 
 
-def read_table(source: str | Path, store: "ObjectStore | None" = None) -> PromptTable:
+def read_prompt_table(source: str | Path, store: "ObjectStore | None" = None) -> PromptTable:
     """Read a CSV, TSV, JSONL or Parquet file; all but Parquet may be gzipped.
 
     Args:

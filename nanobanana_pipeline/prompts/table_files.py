@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
+from nanobanana_pipeline.bucket_keys import Folder
 from nanobanana_pipeline.errors import PromptTableError
 from nanobanana_pipeline.prompts.prompt_set import valid_name
 from nanobanana_pipeline.prompts.readers import known_suffixes, match_reader
@@ -14,12 +15,10 @@ from nanobanana_pipeline.prompts.readers import known_suffixes, match_reader
 if TYPE_CHECKING:
     from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["PREFIX", "ListedTable", "fault_of_name", "list_tables"]
+__all__ = ["ListedTable", "fault_of_name", "list_tables"]
 
-PREFIX: Final = "prompts/"
-"""The folder of tables, below the bucket's prefix."""
-QUIET_SECONDS: Final = 3.0
-"""A local file that was changed so recently may be half written: the next listing takes it."""
+UNCHANGED_SECONDS: Final = 3.0
+"""A local file that was changed just now may be half written: it is left for the next look."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,15 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, str, str]]:
     for path in folder.iterdir():
         if path.is_file() and not path.name.startswith("."):
             stat = path.stat()
-            if not 0 <= now - stat.st_mtime < QUIET_SECONDS:
+            if not 0 <= now - stat.st_mtime < UNCHANGED_SECONDS:
                 stamp = f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
                 yield str(path.resolve()), path.name, stamp
 
 
 def _in_bucket(store: "ObjectStore") -> Iterator[tuple[str, str, str]]:
-    for stored in store.listing(PREFIX):
-        leaf = stored.key.removeprefix(PREFIX)
+    folder = Folder.PROMPTS.prefix
+    for stored in store.listing(folder):
+        leaf = stored.key.removeprefix(folder)
         if leaf and not leaf.startswith(".") and "/" not in leaf:
             stamp = f"{stored.last_modified.timestamp():.0f}-" + stored.etag.strip('"')
             yield store.uri(stored.key), leaf, stamp

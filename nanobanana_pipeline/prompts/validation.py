@@ -22,10 +22,10 @@ from nanobanana_pipeline.prompts.checked_prompts import (
     REFERENCE,
     REFERENCE_HASHES,
     CheckedPrompts,
-    as_frame,
-    canonical_json,
+    prompts_frame,
+    stable_json,
 )
-from nanobanana_pipeline.prompts.readers.base import CHUNK_ROWS, TEXT, RowFault, shortened
+from nanobanana_pipeline.prompts.readers.base import CHUNK_ROWS, TEXT, RowFault, bounded_value
 from nanobanana_pipeline.prompts.references import References, fitted_size, without_secrets
 from nanobanana_pipeline.prompts.table import PromptTable
 from nanobanana_pipeline.request import TABLE_FIELDS, ImageRequest
@@ -53,7 +53,7 @@ def check_prompts(table: PromptTable, references: References | None = None) -> C
     with references that names no size gets that of its first one, as near as the provider allows.
 
     Args:
-        table: as `table.read_table` gives it.
+        table: as `read_prompt_table` gives it.
         references: reads its reference pictures; needed where it has a column ``ref_image``.
 
     Raises:
@@ -100,7 +100,7 @@ class _Faults:
     def add(self, column: str, rows: RowNumbers, values: Any, reasons: Iterable[str]) -> None:  # noqa: ANN401
         """Add a fault for each of `rows`; `values` is an Arrow array of their values."""
         if len(rows):
-            texts = [shortened(value or "") for value in values.to_pylist()]
+            texts = [bounded_value(value or "") for value in values.to_pylist()]
             part = {"row": rows, "column": column, "value": texts, "reason": list(reasons)}
             self._parts.append(pd.DataFrame(part))
 
@@ -248,7 +248,7 @@ def _content_ids(rows: Any, good: npt.NDArray[np.bool_]) -> Any:  # noqa: ANN401
 
 def _content_id(row: dict[str, Any]) -> str:
     given = {name: value for name, value in row.items() if value is not None}
-    return hashlib.sha256(canonical_json(given)).hexdigest()[:ID_DIGITS]
+    return hashlib.sha256(stable_json(given)).hexdigest()[:ID_DIGITS]
 
 
 def _selected(
@@ -263,4 +263,4 @@ def _selected(
         for name, column in taken.items()
         if name in {"prompt_id", "prompt"} or column.null_count < len(column)
     }
-    return as_frame(pa.table(kept))
+    return prompts_frame(pa.table(kept))

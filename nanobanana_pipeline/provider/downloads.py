@@ -41,9 +41,17 @@ class Downloader:
     Args:
         allowed_hosts: host names that may be plain http, private or loopback.
         connections: the most sockets that are kept open.
+        deadline_seconds: for one request.
     """
 
-    def __init__(self, allowed_hosts: Iterable[str] = (), *, connections: int = 32) -> None:
+    def __init__(
+        self,
+        allowed_hosts: Iterable[str] = (),
+        *,
+        connections: int = 32,
+        deadline_seconds: float = DOWNLOAD_SECONDS,
+    ) -> None:
+        self._deadline_seconds = deadline_seconds
         self._allowed = frozenset(host.lower() for host in allowed_hosts)
         # Without proxies: behind one, the address that is connected to says nothing.
         self._http = Http(connections, guard=self._check_address, proxies=False)
@@ -84,7 +92,7 @@ class Downloader:
         self._check_url(url)
         try:
             return self._http.call(
-                "GET", url, deadline_seconds=DOWNLOAD_SECONDS, max_bytes=MAX_IMAGE_BYTES
+                "GET", url, deadline_seconds=self._deadline_seconds, max_bytes=MAX_IMAGE_BYTES
             )
         except TooLarge as error:
             raise ImageBroken(f"{public_url(url)}: {error}") from error

@@ -15,14 +15,18 @@ four rules, because money depends on them:
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, Final, Protocol
 
 from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.provider.outcomes import FetchOutcome, SubmitOutcome
 from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["Delivered", "Original", "Provider", "ReadOutput"]
+__all__ = ["KEPT_SECONDS", "Delivered", "Original", "Provider", "ReadOutput"]
+
+KEPT_SECONDS: Final = 24 * 3600
+"""ModelsLab deletes its images so long after they are done (D in PROVIDER_CONTRACT.md). What has no
+provider at hand, such as the audit, goes by this."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,9 @@
 import logging
 import threading
 import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 import tenacity
@@ -13,15 +16,19 @@ from botocore.exceptions import (
     ParamValidationError,
     PartialCredentialsError,
 )
+from tenacity.wait import wait_base
 
 from nanobanana_pipeline.errors import StorageError, StorageFull, StorageUnavailable
 
 __all__ = [
     "LOST_RACE_CODES",
     "MISSING_CODES",
+    "PATIENCE_SECONDS",
     "S3_FAULTS",
+    "Patience",
     "code_of",
     "patient",
+    "s3_errors",
     "translated",
 ]
 
@@ -82,7 +89,7 @@ class _Waiting:
         self._lock = threading.Lock()
         self._told = float("-inf")
 
-    def tell(self, state: tenacity.RetryCallState) -> None:
+    def tell(self, state: tenacity.RetryCallState, most: float = PATIENCE_SECONDS) -> None:
         if state.outcome is None or (state.seconds_since_start or 0.0) < TELL_AFTER_SECONDS:
             return
         error = state.outcome.exception()
@@ -92,15 +99,17 @@ class _Waiting:
                 return
             self._told = now
         # Where S3 itself has answered, it is found.
-        answered = error is not None and isinstance(error.__cause__, ClientError)
+        cause = error.__cause__ if error is not None else None
+        answered = cause is None or isinstance(cause, ClientError)
         hint = "" if answered else "; if it never answers, correct AWS_ENDPOINT_URL_S3"
-        log.warning("waiting for S3, at most %.0f s: %s%s", PATIENCE_SECONDS, error, hint)
+        log.warning("waiting for S3, at most %.0f s: %s%s", most, error, hint)
 
 
 _waiting: Final = _Waiting()
+_PAUSE: Final = tenacity.wait_exponential_jitter(multiplier=0.1, max=5)
 patient: Final = tenacity.retry(
     retry=tenacity.retry_if_exception_type(StorageUnavailable),
-    wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
+    wait=_PAUSE,
     stop=tenacity.stop_after_delay(PATIENCE_SECONDS),
     before_sleep=_waiting.tell,
     reraise=True,
@@ -108,11 +117,46 @@ patient: Final = tenacity.retry(
 """Decorates what S3 may be asked twice; after a minute of silence it raises."""
 
 
+class Patience:
+    """What `patient` does, for a loop that decides after each failure whether to go on.
+
+    Args:
+        seconds: how long failures are borne.
+        tries: so many at least are made, however long they take.
+        pause: between tries; grows.
+    """
+
+    def __init__(self, seconds: float, *, tries: int = 1, pause: wait_base = _PAUSE) -> None:
+        over = tenacity.stop_after_delay(seconds), tenacity.stop_after_attempt(tries)
+        tell = partial(_waiting.tell, most=seconds)
+        retrying = tenacity.Retrying(
+            wait=pause, stop=tenacity.stop_all(*over), before_sleep=tell, reraise=True
+        )
+        self._tries = iter(retrying)
+        self._try = next(self._tries)
+
+    def after(self, error: StorageUnavailable) -> None:
+        """Wait before the next try, or raise the error if that was the last one."""
+        with self._try:
+            raise error
+        self._try = next(self._tries)
+
+
 def code_of(error: Exception) -> str:
     """S3's own code of an error; "" where boto3 failed without an answer."""
     if isinstance(error, ClientError):
         return str(error.response.get("Error", {}).get("Code", ""))
     return ""
+
+
+@contextmanager
+def s3_errors(verb: str, where: str, none: Collection[str] = ()) -> Iterator[None]:
+    """Raise boto3's errors as `translated` has them; those with one of the codes end the block."""
+    try:
+        yield
+    except S3_FAULTS as error:
+        if code_of(error) not in none:
+            raise translated(error, verb, where) from error
 
 
 def translated(error: Exception, verb: str, where: str) -> StorageError:

@@ -8,7 +8,6 @@ is sent again. All other calls repeat safely and are retried here, and nowhere e
 
 import base64
 import hashlib
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,10 +18,8 @@ from nanobanana_pipeline.errors import ObjectTooLarge, StorageError
 from nanobanana_pipeline.storage.faults import (
     LOST_RACE_CODES,
     MISSING_CODES,
-    S3_FAULTS,
-    code_of,
     patient,
-    translated,
+    s3_errors,
 )
 
 if TYPE_CHECKING:
@@ -97,30 +94,21 @@ class ObjectStore:
     @patient
     def get(self, key: str) -> StoredObject | None:
         """Read an object whole; None if there is none."""
-        try:
+        with s3_errors("read", self.uri(key), MISSING_CODES):
             return _read(self.client.get_object(Bucket=self.bucket, Key=self.prefix + key))
-        except S3_FAULTS as error:
-            if code_of(error) in MISSING_CODES:
-                return None
-            raise translated(error, "read", self.uri(key)) from error
+        return None
 
     @patient
     def head(self, key: str) -> Mapping[str, str] | None:
         """An object's user metadata; None if there is no such object."""
-        try:
+        with s3_errors("look at", self.uri(key), MISSING_CODES):
             return self.client.head_object(Bucket=self.bucket, Key=self.prefix + key)["Metadata"]
-        except S3_FAULTS as error:
-            if code_of(error) in MISSING_CODES:
-                return None
-            raise translated(error, "look at", self.uri(key)) from error
+        return None
 
     @patient
     def put(self, key: str, body: bytes, *, content_type: str = "application/octet-stream") -> str:
         """Write an object, whatever was there; gives its ETag."""
-        try:
-            return self._put(key, body, content_type=content_type)
-        except S3_FAULTS as error:
-            raise translated(error, "write", self.uri(key)) from error
+        return self._put(key, body, content_type, None, {}) or ""  # None answers a condition only
 
     @patient
     def get_range(self, key: str, start: int, length: int) -> bytes | None:
@@ -130,16 +118,15 @@ class ObjectStore:
             StorageError: the object is shorter.
         """
         span = f"bytes={start}-{start + length - 1}"
-        try:
+        with s3_errors(f"read {span} of", self.uri(key), MISSING_CODES):
             found = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key, Range=span)
             body = found["Body"].read()
-        except S3_FAULTS as error:
-            if code_of(error) in MISSING_CODES:
-                return None
-            raise translated(error, f"read {span} of", self.uri(key)) from error
-        if len(body) != length:
-            raise StorageError(f"{self.uri(key)} has {len(body):,} bytes where {span} should be")
-        return body
+            if len(body) != length:
+                raise StorageError(
+                    f"{self.uri(key)} has {len(body):,} bytes where {span} should be"
+                )
+            return body
+        return None
 
     def create(
         self,
@@ -162,13 +149,8 @@ class ObjectStore:
         Returns:
             The new ETag; None if something is there already.
         """
-        return self._conditional(
-            key,
-            body,
-            sha256=sha256,
-            content_type=content_type,
-            condition={"IfNoneMatch": "*", "Metadata": dict(metadata or {})},
-        )
+        condition = {"IfNoneMatch": "*", "Metadata": dict(metadata or {})}
+        return self._put(key, body, content_type, sha256, condition)
 
     def update(
         self, key: str, body: bytes, etag: str, *, content_type: str = "application/json"
@@ -178,9 +160,7 @@ class ObjectStore:
         Returns:
             The new ETag; None if it has changed or is gone.
         """
-        return self._conditional(
-            key, body, sha256=None, content_type=content_type, condition={"IfMatch": etag}
-        )
+        return self._put(key, body, content_type, None, {"IfMatch": etag})
 
     def adopt(
         self,
@@ -206,7 +186,7 @@ class ObjectStore:
             False if something is there already, or if the original has changed or is gone; `head`
             tells which.
         """
-        try:
+        with s3_errors(f"copy s3://{bucket}/{source} to", self.uri(key), LOST_RACE_CODES):
             self.client.copy_object(
                 Bucket=self.bucket,
                 Key=self.prefix + key,
@@ -218,19 +198,14 @@ class ObjectStore:
                 Metadata=dict(metadata),
                 ChecksumAlgorithm="SHA256",
             )
-        except S3_FAULTS as error:
-            if code_of(error) in LOST_RACE_CODES:
-                return False
-            raise translated(error, f"copy s3://{bucket}/{source} to", self.uri(key)) from error
-        return True
+            return True
+        return False
 
     @patient
     def delete(self, key: str) -> None:
         """Remove an object; it is no error if there is none."""
-        try:
+        with s3_errors("delete", self.uri(key)):
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
-        except S3_FAULTS as error:
-            raise translated(error, "delete", self.uri(key)) from error
 
     def keys(self, prefix: str, *, limit: int | None = None) -> Iterator[str]:
         """The keys under `prefix`, in order, a page at a time.
@@ -239,11 +214,8 @@ class ObjectStore:
             prefix: what they begin with, to the letter.
             limit: the first so many (1 to 1,000) only, in one call; None gives all.
         """
-        if limit is not None:
-            for found in self._page(prefix, {"MaxKeys": limit}).get("Contents", []):
-                yield found["Key"].removeprefix(self.prefix)
-            return
-        for page in self._pages(prefix):
+        pages = [self._page(prefix, {"MaxKeys": limit})] if limit else self._pages(prefix)
+        for page in pages:
             for found in page.get("Contents", []):
                 yield found["Key"].removeprefix(self.prefix)
 
@@ -269,11 +241,9 @@ class ObjectStore:
     def open_url(self, url: str) -> bytes:
         """Read any ``s3://bucket/key`` with the same credentials."""
         bucket, _, key = url.removeprefix("s3://").partition("/")
-        try:
+        with s3_errors("read", url):
             found = self.client.get_object(Bucket=bucket, Key=key)
             return _read(found).body
-        except S3_FAULTS as error:
-            raise translated(error, "read", url) from error
 
     @patient
     def read_object(self, bucket: str, key: str, max_bytes: int) -> StoredObject | None:
@@ -288,26 +258,25 @@ class ObjectStore:
             ObjectTooLarge: it has more bytes.
         """
         where = f"s3://{bucket}/{key}"
-        try:
+        with s3_errors("read", where, MISSING_CODES):
             answer = self.client.get_object(Bucket=bucket, Key=key)
             size = answer["ContentLength"]
             if size > max_bytes:
                 answer["Body"].close()
                 raise ObjectTooLarge(f"{where} has {size:,} bytes, more than {max_bytes:,}")
             return _read(answer)
-        except S3_FAULTS as error:
-            if code_of(error) in MISSING_CODES:
-                return None
-            raise translated(error, "read", where) from error
+        return None
 
     @patient
-    def probe(self) -> None:
+    def probe(self, key: str) -> None:
         """Make sure that this bucket honours conditional writes.
+
+        Args:
+            key: of an object that is written for it and deleted again.
 
         Raises:
             StorageError: it lets a create or an update through that must not pass.
         """
-        key = f"probe/{uuid.uuid4().hex}"
         try:
             etag = self.create(key, b"1")
             again = self.create(key, b"2")
@@ -332,50 +301,30 @@ class ObjectStore:
 
     @patient
     def _page(self, prefix: str, token: dict[str, Any]) -> Any:  # noqa: ANN401 - boto3's own dict
-        try:
+        with s3_errors("list", self.uri(prefix)):
             return self.client.list_objects_v2(
                 Bucket=self.bucket, Prefix=self.prefix + prefix, **token
             )
-        except S3_FAULTS as error:
-            raise translated(error, "list", self.uri(prefix)) from error
 
     def _put(
         self,
         key: str,
         body: bytes,
-        *,
         content_type: str,
-        sha256: bytes | None = None,
-        condition: Mapping[str, Any] | None = None,
-    ) -> str:
-        digest = base64.b64encode(sha256 or hashlib.sha256(body).digest()).decode()
-        answer = self.client.put_object(
-            Bucket=self.bucket,
-            Key=self.prefix + key,
-            Body=body,
-            ContentType=content_type,
-            ChecksumSHA256=digest,
-            **(condition or {}),
-        )
-        return answer["ETag"]
-
-    def _conditional(
-        self,
-        key: str,
-        body: bytes,
-        *,
         sha256: bytes | None,
-        content_type: str,
         condition: Mapping[str, Any],
     ) -> str | None:
-        try:
-            return self._put(
-                key, body, content_type=content_type, sha256=sha256, condition=condition
-            )
-        except S3_FAULTS as error:
-            if code_of(error) in LOST_RACE_CODES:
-                return None
-            raise translated(error, "write", self.uri(key)) from error
+        digest = base64.b64encode(sha256 or hashlib.sha256(body).digest()).decode()
+        with s3_errors("write", self.uri(key), LOST_RACE_CODES if condition else ()):
+            return self.client.put_object(
+                Bucket=self.bucket,
+                Key=self.prefix + key,
+                Body=body,
+                ContentType=content_type,
+                ChecksumSHA256=digest,
+                **condition,
+            )["ETag"]
+        return None
 
 
 def _read(answer: Any) -> StoredObject:  # noqa: ANN401

@@ -9,6 +9,7 @@ from nanobanana_pipeline.storage.faults import (
     S3_FAULTS,
     code_of,
     patient,
+    s3_errors,
     translated,
 )
 from nanobanana_pipeline.storage.store import ObjectStore
@@ -45,12 +46,10 @@ class Multipart:
             number: from 1 to 10,000.
             body: at least 5 MiB, unless it is the last part.
         """
-        try:
+        with s3_errors(f"write part {number} of", self._uri):
             return self._client.upload_part(
                 **self._where, UploadId=self._upload, PartNumber=number, Body=body
             )["ETag"]
-        except S3_FAULTS as error:
-            raise translated(error, f"write part {number} of", self._uri) from error
 
     @patient
     def finish(self, etags: Sequence[str], size: int) -> None:
@@ -76,20 +75,15 @@ class Multipart:
 
     @patient
     def _start(self, content_type: str) -> str:
-        try:
+        with s3_errors("begin to write", self._uri):
             return self._client.create_multipart_upload(**self._where, ContentType=content_type)[
                 "UploadId"
             ]
-        except S3_FAULTS as error:
-            raise translated(error, "begin to write", self._uri) from error
 
     def _stored_size(self) -> int | None:
-        try:
+        with s3_errors("look at", self._uri, MISSING_CODES):
             return self._client.head_object(**self._where)["ContentLength"]
-        except S3_FAULTS as error:
-            if code_of(error) in MISSING_CODES:
-                return None
-            raise translated(error, "look at", self._uri) from error
+        return None
 
 
 @patient
@@ -99,12 +93,10 @@ def abort_uploads(store: ObjectStore, prefix: str, age_seconds: float) -> int:
     Raises:
         StorageError: S3 refuses.
     """
-    try:
+    with s3_errors("list the uploads to", store.uri(prefix)):
         answer = store.client.list_multipart_uploads(
             Bucket=store.bucket, Prefix=store.prefix + prefix
         )
-    except S3_FAULTS as error:
-        raise translated(error, "list the uploads to", store.uri(prefix)) from error
     now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
     old = [
         upload
@@ -119,8 +111,5 @@ def abort_uploads(store: ObjectStore, prefix: str, age_seconds: float) -> int:
 
 @patient
 def _abort(client: "S3Client", where: Any, upload: str, uri: str) -> None:  # noqa: ANN401
-    try:
+    with s3_errors("give up writing", uri, {"NoSuchUpload"}):
         client.abort_multipart_upload(**where, UploadId=upload)
-    except S3_FAULTS as error:
-        if code_of(error) != "NoSuchUpload":
-            raise translated(error, "give up writing", uri) from error

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nanobanana_pipeline.errors import StorageError, StorageFull, StorageUnavailable
-from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.errors import StorageError
+from nanobanana_pipeline.storage import ObjectStore, cas
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "Columns",
+    "SCHEMA_KEY",
+    "TableColumns",
     "as_frame",
     "open_stored",
     "packed",
@@ -30,14 +31,21 @@ __all__ = [
     "write_table",
 ]
 
-BATCH: Final = 10_000
+BATCH_ROWS: Final = 10_000
+SCHEMA_KEY: Final = b"nanobanana.schema"
+"""Under which a Parquet file's own metadata holds the number of its schema."""
 Pointer = TypeVar("Pointer")
-Columns = Mapping[str, tuple[pa.DataType, str]]
+TableColumns = Mapping[str, tuple[pa.DataType, str]]
 """Every column's type and meaning, in order."""
 
 
 def read_pointer(
-    store: ObjectStore, key: str, make: Callable[..., Pointer], schema: int
+    store: ObjectStore,
+    key: str,
+    make: Callable[..., Pointer],
+    schema: int,
+    *,
+    remedy: str = cas.RESTORE,
 ) -> tuple[Pointer | None, str | None]:
     """A `current.json` and its ETag; (None, None) if there is none.
 
@@ -46,6 +54,7 @@ def read_pointer(
         key: where it lies.
         make: the pointer's class.
         schema: the newest that this version knows.
+        remedy: how to mend a damaged one.
 
     Raises:
         StorageError: it is damaged or was written by a newer version.
@@ -53,48 +62,25 @@ def read_pointer(
     found = store.get(key)
     if found is None:
         return None, None
-    try:
-        record = json.loads(found.body)
-        if record["schema"] > schema:
-            raise StorageError(
-                f"{store.uri(key)} has schema {record['schema']}, and this version knows "
-                f"{schema}: upgrade nanobanana-pipeline"
-            )
-        return make(**record), found.etag
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{store.uri(key)} is damaged: {error}") from error
+
+    def parse(body: bytes) -> Pointer:
+        return make(**json.loads(body))
+
+    return cas.parse_json(found.body, store.uri(key), parse, schema, remedy=remedy), found.etag
 
 
 def swap_pointer(
     store: ObjectStore, key: str, pointer: Mapping[str, Any], etag: str | None
 ) -> bool:
-    """Put a new `current.json` in the place of the one that was read; False if another was quicker.
+    """Replace the `current.json` that was read with this `etag`; False if another was quicker.
 
-    Args:
-        store: the bucket.
-        key: where it lies.
-        pointer: the new one, unlike any that somebody else may write: it names a table of its own.
-        etag: of the one that was read; None if there was none.
+    The pointer names a table of its own, so that no other writer writes the same bytes.
 
     Raises:
-        StorageFull: there is no room for it.
-        StorageUnavailable: S3 stayed silent, and does not say what lies there now.
+        StorageUnavailable: as `cas.write`.
     """
     body = json.dumps(dict(pointer), indent=1).encode()
-    try:
-        if etag is None:
-            written = store.create(key, body, content_type="application/json")
-        else:
-            written = store.update(key, body, etag)
-    except StorageFull:
-        raise
-    except StorageUnavailable:
-        written = None
-    if written is not None:
-        return True
-    # A write whose answer was lost looks like a defeat; what lies there now tells.
-    now = store.get(key)
-    return now is not None and now.body == body
+    return isinstance(cas.write(store, key, body, etag), cas.Won)
 
 
 def packed(rows: pa.Table | pa.RecordBatchReader) -> bytes:
@@ -112,7 +98,7 @@ def write_table(store: ObjectStore, key: str, file: bytes) -> None:
 
 
 def read_table(
-    store: ObjectStore, key: str, known: Columns, wanted: list[str] | None = None
+    store: ObjectStore, key: str, known: TableColumns, wanted: list[str] | None = None
 ) -> "pd.DataFrame":
     """What `open_stored` reads, all at once, as `as_frame` gives it.
 
@@ -123,7 +109,7 @@ def read_table(
 
 
 def open_stored(
-    store: ObjectStore, key: str, known: Columns, wanted: list[str] | None = None
+    store: ObjectStore, key: str, known: TableColumns, wanted: list[str] | None = None
 ) -> pa.RecordBatchReader:
     """A table's rows, some at once; a column that its version did not know yet is there, and empty.
 
@@ -151,7 +137,7 @@ def open_stored(
     def batches() -> Iterator[pa.RecordBatch]:
         with _damage_named(store.uri(key)):
             for some in file.iter_batches(
-                BATCH, columns=[n for n in names if n in there], use_threads=False
+                BATCH_ROWS, columns=[n for n in names if n in there], use_threads=False
             ):
                 columns = [
                     some[f.name] if f.name in there else pa.nulls(len(some), f.type) for f in schema

@@ -28,7 +28,7 @@ MAX_TEXT_CHARACTERS: Final = 500
 
 _ATTEMPT_ID = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}")
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def attempt_id(request_key: str, nonce: str) -> str:
@@ -134,7 +134,7 @@ class Inbox:
         if key in there:
             return False
         if len(there) >= MAX_PAYLOADS:
-            logger.warning(
+            log.warning(
                 "the inbox of attempt %s is full (%d webhooks): one more was not kept",
                 attempt_id,
                 MAX_PAYLOADS,

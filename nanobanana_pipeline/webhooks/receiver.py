@@ -11,6 +11,7 @@ import concurrent.futures
 import logging
 import threading
 from collections.abc import Callable
+from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any, Final, TypeVar
 
@@ -30,14 +31,12 @@ MAX_BODY_BYTES: Final = 64 * 1024
 BODY_SECONDS: Final = 10.0
 STORE_SECONDS: Final = 10.0
 """Together well below the 30 s that the provider waits."""
-AT_ONCE: Final = 32
+WRITES_AT_ONCE: Final = 32
 """Writes to S3; below the sockets of one S3 client."""
 STOP_SECONDS: Final = 5
-NO_CONTENT, BAD_REQUEST, FORBIDDEN, NOT_FOUND = 204, 400, 403, 404
-TOO_SLOW, TOO_LARGE, UNAVAILABLE = 408, 413, 503
 
 T = TypeVar("T")
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def receiver_app(store: ObjectStore, webhooks: Webhooks) -> Starlette:
@@ -84,33 +83,33 @@ class _Receiver:
     def __init__(self, inbox: Inbox, webhooks: Webhooks) -> None:
         self._inbox = inbox
         self._webhooks = webhooks
-        self._turns = threading.BoundedSemaphore(AT_ONCE)
+        self._turns = threading.BoundedSemaphore(WRITES_AT_ONCE)
 
     async def receive(self, request: Request) -> Response:
         attempt_id, token = request.path_params["attempt_id"], request.path_params["token"]
         if not is_attempt_id(attempt_id):
-            return _refused(NOT_FOUND)
+            return _refused(HTTPStatus.NOT_FOUND)
         if not self._webhooks.is_genuine(attempt_id, token):
-            logger.warning("a webhook for attempt %s had a wrong token", attempt_id)
-            return _refused(FORBIDDEN)
+            log.warning("a webhook for attempt %s had a wrong token", attempt_id)
+            return _refused(HTTPStatus.FORBIDDEN)
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 body = await _read(request)
         except TimeoutError:
-            return _refused(TOO_SLOW)
+            return _refused(HTTPStatus.REQUEST_TIMEOUT)
         except ClientDisconnect:
-            return _refused(BAD_REQUEST)  # nobody hears it
+            return _refused(HTTPStatus.BAD_REQUEST)  # nobody hears it
         if body is None:
-            logger.warning("a webhook for attempt %s is above 64 KiB: not kept", attempt_id)
-            return _refused(TOO_LARGE)
+            log.warning("a webhook for attempt %s is above 64 KiB: not kept", attempt_id)
+            return _refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         if not await self._keep(attempt_id, body):
-            return _refused(UNAVAILABLE)
-        return Response(status_code=NO_CONTENT)
+            return _refused(HTTPStatus.SERVICE_UNAVAILABLE)
+        return Response(status_code=HTTPStatus.NO_CONTENT)
 
     async def _keep(self, attempt_id: str, body: bytes) -> bool:
         """Whether S3 took it, now or before. A write that comes too late does no harm."""
         if not self._turns.acquire(blocking=False):
-            logger.error("a webhook for attempt %s was not kept: S3 is too slow", attempt_id)
+            log.error("a webhook for attempt %s was not kept: S3 is too slow", attempt_id)
             return False
 
         def put() -> bool:
@@ -123,16 +122,16 @@ class _Receiver:
             async with asyncio.timeout(STORE_SECONDS):
                 new = await _in_thread(put)
         except TimeoutError:
-            logger.error(  # noqa: TRY400 - where it waited is no news
+            log.error(  # noqa: TRY400 - where it waited is no news
                 "a webhook for attempt %s was not kept: S3 did not take it in %.0f s",
                 attempt_id,
                 STORE_SECONDS,
             )
             return False
         except StorageError as error:
-            logger.error("a webhook for attempt %s was not kept: %s", attempt_id, error)  # noqa: TRY400
+            log.error("a webhook for attempt %s was not kept: %s", attempt_id, error)  # noqa: TRY400
             return False
-        logger.info("a webhook for attempt %s: %s", attempt_id, "kept" if new else "nothing new")
+        log.info("a webhook for attempt %s: %s", attempt_id, "kept" if new else "nothing new")
         return True
 
 
@@ -172,17 +171,17 @@ async def _describe(_: Request) -> Response:
     return JSONResponse(document())
 
 
-def _refused(status: int) -> Response:
+def _refused(status: HTTPStatus) -> Response:
     return PlainTextResponse(REFUSALS[status], status)
 
 
 REFUSALS: Final = {
-    BAD_REQUEST: "The body was cut off.",
-    FORBIDDEN: "Not yours to tell.",
-    NOT_FOUND: "No such address.",
-    TOO_SLOW: "The body did not come in time.",
-    TOO_LARGE: "The body is above 64 KiB.",
-    UNAVAILABLE: "It could not be kept: please send it again.",
+    HTTPStatus.BAD_REQUEST: "The body was cut off.",
+    HTTPStatus.FORBIDDEN: "Not yours to tell.",
+    HTTPStatus.NOT_FOUND: "No such address.",
+    HTTPStatus.REQUEST_TIMEOUT: "The body did not come in time.",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is above 64 KiB.",
+    HTTPStatus.SERVICE_UNAVAILABLE: "It could not be kept: please send it again.",
 }
 
 
@@ -207,7 +206,7 @@ def document() -> dict[str, Any]:
                     "parameters": path,
                     "requestBody": {"content": {"application/json": PAYLOAD}},
                     "responses": {
-                        str(NO_CONTENT): {"description": "It is kept, now or before."},
+                        str(HTTPStatus.NO_CONTENT): {"description": "It is kept, now or before."},
                         **{
                             str(status): {"description": said, "content": text}
                             for status, said in REFUSALS.items()

@@ -25,15 +25,14 @@ from nanobanana_pipeline.provider.outcomes import (
     SubmitOutcome,
     Unknown,
 )
-from nanobanana_pipeline.provider.protocol import Delivered, ReadOutput
+from nanobanana_pipeline.provider.protocol import KEPT_SECONDS, Delivered, ReadOutput
 from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore
 from tests.ageing.scheduler import Scheduler
 
-__all__ = ["KEPT_SECONDS", "SUBMIT_SECONDS", "FakeDownloader", "FakeProvider", "Order"]
+__all__ = ["SUBMIT_SECONDS", "FakeDownloader", "FakeProvider", "Order"]
 
 SUBMIT_SECONDS: Final = 90.0
-KEPT_SECONDS: Final = 24 * 3600.0
 SEND_SECONDS: Final = 28.0
 """What may pass between the last look at the lease and the POST: DESIGN.md has 30 s, and S3 tells
 whole seconds. A process that is frozen for longer just there cannot be fenced, as is written."""
@@ -122,7 +121,7 @@ class FakeProvider:
     """
 
     request_model: ClassVar = ImageRequest
-    kept_seconds: ClassVar = 24 * 3600
+    kept_seconds: ClassVar = KEPT_SECONDS
     submit_seconds = SUBMIT_SECONDS
 
     def __init__(self, scheduler: Scheduler) -> None:

@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import Any, Final
 from unittest import mock
 
+from nanobanana_pipeline.bucket_keys import ledger_key
 from nanobanana_pipeline.errors import StorageUnavailable
 from nanobanana_pipeline.generation.engine.reconcile import Reconciler
 from nanobanana_pipeline.generation.engine.submit import Submitter
 from nanobanana_pipeline.generation.engine.transfer import Transfer
 from nanobanana_pipeline.generation.engine.work_queue import Finished
 from nanobanana_pipeline.ledger import Attempt, Entry, Held, Ledger, Outcome, State, now_iso
-from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage import ObjectStore, cas
 
 __all__ = ["MUTANTS"]
 
@@ -43,7 +44,8 @@ def _create_without_if_none_match(
 
 _lease_left = Held.lease_left.fget  # type: ignore[attr-defined]
 _may_claim = Entry.may_claim
-_write = Ledger._write
+_record = Ledger.record
+_write = cas.write
 _step = Entry._step
 
 
@@ -53,16 +55,24 @@ def _doubt_is_open(self: Entry, *, rebuy: bool = False) -> bool:
 
 def _record_once(self: Ledger, held: Held, change: Callable[[Entry], Entry]) -> Held:
     """A late answer that lost its race is dropped."""
-    written = self._write(change(held.entry), held.etag, 3600)
-    return written or self.read(held.entry.request_key) or held
-
-
-def _silence_is_victory(self: Ledger, entry: Entry, etag: str | None, patience: float) -> Any:
+    entry = change(held.entry)
     try:
-        return _write(self, entry, etag, min(patience, 0.0))
+        etag = self._store.update(ledger_key(entry.request_key), entry.to_json(), held.etag)
     except StorageUnavailable:
-        found = self.read(entry.request_key)
-        return Held(entry, found.etag if found else "", 0.0, found.read_at) if found else None
+        return _record(self, held, change)
+    if etag is not None:
+        return Held(entry, etag, 0.0, cas.boot_clock())
+    return self.read(entry.request_key) or held
+
+
+def _silence_is_victory(
+    store: ObjectStore, key: str, body: bytes, etag: str | None, **more: Any
+) -> Any:
+    try:
+        return _write(store, key, body, etag, **{**more, "patience_seconds": 0.0})
+    except StorageUnavailable:
+        found = store.get(key)
+        return cas.Won(found.etag, cas.boot_clock()) if found else None
 
 
 def _forget_id(self: Entry, nonce: str, reason: str, *_: object) -> Entry:
@@ -112,7 +122,7 @@ MUTANTS: Final[Mapping[str, Mutant]] = {
     "a doubt is taken for open": _replace(Entry, "may_claim", _doubt_is_open),
     "a late answer is dropped": _replace(Ledger, "record", _record_once),
     "settled before the PUT": _replace(Transfer, "_store_with_retries", lambda *_: None),
-    "silence is taken for success": _replace(Ledger, "_write", _silence_is_victory),
+    "silence is taken for success": _replace(cas, "write", _silence_is_victory),
     "an id is forgotten": _replace(Entry, "lose", _forget_id),
     "a claim replaces attempts": _replace(Entry, "claim", _claim_instead),
     "waiting before accepted": _replace(Submitter, "_record_accepted", _wait_before_accepted),

@@ -41,7 +41,7 @@ from nanobanana_pipeline.provider import slots
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.slots import Slots
 from nanobanana_pipeline.request import ImageRequest, request_key
-from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage import ObjectStore, cas
 from nanobanana_pipeline.webhooks.inbox import Inbox, Webhooks, attempt_id
 from tests.ageing.fake_provider import FakeDownloader, FakeProvider, Order
 from tests.ageing.fake_s3 import FakeS3
@@ -433,7 +433,7 @@ class World:
         threads = SimpleNamespace(Condition=lambda: SimCondition(scheduler))
         with contextlib.ExitStack() as stack:
             for module, name, fake in (
-                (ledger, "time", time),
+                (cas, "time", time),
                 (ledger, "ThreadPoolExecutor", InTurn),
                 (tenacity, "time", time),
                 (tenacity.nap, "time", time),

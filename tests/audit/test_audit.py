@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nanobanana_pipeline.audit import AuditReport, Finding, Kind, audit
+from nanobanana_pipeline.audit import AuditReport, Finding, FindingKind, audit
 from nanobanana_pipeline.audit.report import LISTED
 from nanobanana_pipeline.bucket_keys import (
     image_key,
@@ -26,7 +26,11 @@ from nanobanana_pipeline.bucket_keys import (
     run_plan_key,
     run_shard_key,
 )
-from nanobanana_pipeline.features.table import COLUMNS, read_current_features, refresh_features
+from nanobanana_pipeline.features.table import (
+    FEATURE_COLUMNS,
+    read_current_features,
+    refresh_features,
+)
 from nanobanana_pipeline.generation.budget.counters import partition_scope
 from nanobanana_pipeline.ledger import Entry, Ledger, State
 from nanobanana_pipeline.money import Budget
@@ -56,7 +60,7 @@ def launched(store: ObjectStore, account: Account) -> Launched:
     return made
 
 
-def only(report: AuditReport, kind: Kind) -> Finding:
+def only(report: AuditReport, kind: FindingKind) -> Finding:
     """The one finding, of this kind."""
     assert report.counts == {kind: 1}, report.findings
     [finding] = report.findings
@@ -67,7 +71,7 @@ def only(report: AuditReport, kind: Kind) -> Finding:
 
 def note(report: AuditReport) -> Finding:
     """The one finding, a manifest that is behind, which is no disagreement."""
-    assert report.counts == {Kind.MANIFEST_BEHIND: 1}, report.findings
+    assert report.counts == {FindingKind.MANIFEST_BEHIND: 1}, report.findings
     assert report.agrees
     [finding] = report.findings
     return finding
@@ -174,13 +178,13 @@ def test_a_picture_that_no_entry_names(store: ObjectStore, launched: Launched) -
     sha256 = hashlib.sha256(b"nobody's").hexdigest()
     key = image_key(sha256, "png")
     store.create(key, b"nobody's", metadata={"request-key": "ab" * 32})
-    assert only(audit(store), Kind.IMAGE_ORPHAN).key == key
+    assert only(audit(store), FindingKind.IMAGE_ORPHAN).key == key
 
 
 def test_a_file_of_strangers_among_the_pictures(store: ObjectStore, launched: Launched) -> None:
     assert launched
     store.put("images/notes.txt", b"buy milk")
-    assert only(audit(store), Kind.IMAGE_ORPHAN).key == "images/notes.txt"
+    assert only(audit(store), FindingKind.IMAGE_ORPHAN).key == "images/notes.txt"
 
 
 def test_the_mark_of_an_owner_whose_entry_names_another_picture(
@@ -190,7 +194,7 @@ def test_the_mark_of_an_owner_whose_entry_names_another_picture(
     one, two = entries(store)[:2]
     key = image_owner_key(one.images[0].sha256, two.request_key)
     store.put(key, b"")
-    assert only(audit(store), Kind.IMAGE_ORPHAN).key == key
+    assert only(audit(store), FindingKind.IMAGE_ORPHAN).key == key
 
 
 def test_a_picture_on_its_way_into_the_ledger_is_no_orphan(store: ObjectStore) -> None:
@@ -200,7 +204,7 @@ def test_a_picture_on_its_way_into_the_ledger_is_no_orphan(store: ObjectStore) -
         key = image_key(hashlib.sha256(body).hexdigest(), "png")
         store.create(key, body, metadata={"request-key": entry.request_key})
     # Only what was accepted can have pictures.
-    assert only(audit(store), Kind.IMAGE_ORPHAN).key == key
+    assert only(audit(store), FindingKind.IMAGE_ORPHAN).key == key
 
 
 @pytest.mark.parametrize("sample", [0, 100, None])
@@ -210,7 +214,7 @@ def test_a_picture_that_is_not_there(
     assert launched
     [image] = first(store).images
     store.delete(image.key)
-    finding = only(audit(store, sample=sample), Kind.IMAGE_MISSING)
+    finding = only(audit(store, sample=sample), FindingKind.IMAGE_MISSING)
     assert finding.key == image.key
     assert first(store).request_key in finding.text
 
@@ -223,7 +227,7 @@ def test_a_lost_request_whose_good_picture_is_not_there(
     sha256 = "cd" * 32
     gone = image.model_copy(update={"sha256": sha256, "key": image_key(sha256, image.format)})
     plant(store, [accepted, lambda entry: entry.lose("ab" * 8, "half of it", [gone])])
-    assert only(audit(store), Kind.IMAGE_MISSING).key == gone.key
+    assert only(audit(store), FindingKind.IMAGE_MISSING).key == gone.key
 
 
 @pytest.mark.parametrize("more", [b"", b"longer"])
@@ -235,9 +239,9 @@ def test_a_picture_whose_bytes_are_not_its_name(
     body = bytearray(body_of(store, image.key))
     body[1000] ^= 1
     store.put(image.key, bytes(body) + more)
-    assert only(audit(store, sample=None), Kind.IMAGE_DAMAGED).key == image.key
+    assert only(audit(store, sample=None), FindingKind.IMAGE_DAMAGED).key == image.key
     # Sizes are listed for all; bytes are not read where nobody asked for it.
-    assert audit(store, sample=0).counts == ({Kind.IMAGE_DIFFERS: 1} if more else {})
+    assert audit(store, sample=0).counts == ({FindingKind.IMAGE_DIFFERS: 1} if more else {})
 
 
 @pytest.mark.parametrize("field", ["size", "width"])
@@ -247,8 +251,10 @@ def test_a_picture_that_is_not_as_its_entry_says(
     assert launched
     [image] = first(store).images
     change_entry(store, first(store), lambda stored: stored["images"][0].update({field: 7}))
-    assert only(audit(store), Kind.IMAGE_DIFFERS).key == image.key
-    assert audit(store, sample=0).counts == ({Kind.IMAGE_DIFFERS: 1} if field == "size" else {})
+    assert only(audit(store), FindingKind.IMAGE_DIFFERS).key == image.key
+    assert audit(store, sample=0).counts == (
+        {FindingKind.IMAGE_DIFFERS: 1} if field == "size" else {}
+    )
 
 
 def test_a_picture_under_a_key_that_is_not_its_own(store: ObjectStore, launched: Launched) -> None:
@@ -260,7 +266,7 @@ def test_a_picture_under_a_key_that_is_not_its_own(store: ObjectStore, launched:
     store.create(elsewhere, body_of(store, image.key), metadata=metadata)
     store.delete(image.key)
     change_entry(store, first(store), lambda stored: stored["images"][0].update(key=elsewhere))
-    assert only(audit(store), Kind.IMAGE_DIFFERS).key == elsewhere
+    assert only(audit(store), FindingKind.IMAGE_DIFFERS).key == elsewhere
 
 
 def test_a_picture_that_would_go_with_its_other_owner(
@@ -271,7 +277,7 @@ def test_a_picture_that_would_go_with_its_other_owner(
     body = body_of(store, image.key)
     store.delete(image.key)
     store.create(image.key, body, metadata={"request-key": entries(store)[1].request_key})
-    finding = only(audit(store), Kind.IMAGE_UNOWNED)
+    finding = only(audit(store), FindingKind.IMAGE_UNOWNED)
     mark = image_owner_key(image.sha256, first(store).request_key)
     assert mark in finding.text
     store.put(mark, b"")
@@ -299,19 +305,19 @@ def test_an_entry_that_cannot_be_read(store: ObjectStore, launched: Launched, bo
     assert launched
     key = ledger_key(first(store).request_key)
     store.put(key, body)
-    assert only(audit(store), Kind.UNREADABLE).key == key
+    assert only(audit(store), FindingKind.UNREADABLE).key == key
 
 
 def test_an_entry_under_anothers_name(store: ObjectStore, launched: Launched) -> None:
     assert launched
     one, two = entries(store)[:2]
     store.put(ledger_key(one.request_key), two.to_json())
-    assert only(audit(store), Kind.UNREADABLE).key == ledger_key(one.request_key)
+    assert only(audit(store), FindingKind.UNREADABLE).key == ledger_key(one.request_key)
 
 
 def test_a_file_of_strangers_in_the_ledger(store: ObjectStore) -> None:
     store.put("ledger/ab/notes.txt", b"buy milk")
-    assert only(audit(store), Kind.UNREADABLE).key == "ledger/ab/notes.txt"
+    assert only(audit(store), FindingKind.UNREADABLE).key == "ledger/ab/notes.txt"
 
 
 @pytest.mark.parametrize(
@@ -327,7 +333,7 @@ def test_an_acceptance_near_the_end_of_the_providers_24_hours(
     if words is None:
         assert is_clean(report)
         return
-    finding = only(report, Kind.ACCEPTANCE_EXPIRING)
+    finding = only(report, FindingKind.ACCEPTANCE_EXPIRING)
     assert finding.key == ledger_key(entry.request_key)
     for word in (words, "run-1", "provider-7"):
         assert word in finding.text
@@ -337,7 +343,7 @@ def test_a_claim_whose_lease_ran_out_long_ago(store: ObjectStore) -> None:
     entry = plant(store, [claimed])
     assert is_clean(audit(store))
     assert is_clean(audit(later(store, timedelta(minutes=10))))
-    finding = only(audit(later(store, HOUR)), Kind.CLAIM_ABANDONED)
+    finding = only(audit(later(store, HOUR)), FindingKind.CLAIM_ABANDONED)
     assert finding.key == ledger_key(entry.request_key)
     assert "run-1" in finding.text
 
@@ -360,8 +366,8 @@ def test_a_manifest_of_requests_that_the_ledger_has_lost(
 ) -> None:
     store.delete(ledger_key(first(store).request_key))
     report = audit(store)
-    assert report.counts == {Kind.MANIFEST_WRONG: 1, Kind.IMAGE_ORPHAN: 1}
-    [finding] = [f for f in report.findings if f.kind is Kind.MANIFEST_WRONG]
+    assert report.counts == {FindingKind.MANIFEST_WRONG: 1, FindingKind.IMAGE_ORPHAN: 1}
+    [finding] = [f for f in report.findings if f.kind is FindingKind.MANIFEST_WRONG]
     assert finding.key == launched.current.manifest
     assert "no entry in the ledger" in finding.text
 
@@ -371,7 +377,7 @@ def test_a_manifest_with_another_picture(store: ObjectStore, launched: Launched)
         frame["image_sha256"] = [*frame["image_sha256"].to_list()[1:], "ab" * 32]
 
     rewrite(store, launched, swap)
-    finding = only(audit(store), Kind.MANIFEST_WRONG)
+    finding = only(audit(store), FindingKind.MANIFEST_WRONG)
     assert finding.key == launched.current.manifest
     assert "with another picture" in finding.text
 
@@ -382,7 +388,7 @@ def test_a_manifest_with_a_state_that_was_never_so(store: ObjectStore, launched:
     )
     change_entry(store, first(store), lambda stored: stored.pop("images"))
     report = audit(store)
-    assert report.counts == {Kind.MANIFEST_WRONG: 1, Kind.IMAGE_ORPHAN: 1}
+    assert report.counts == {FindingKind.MANIFEST_WRONG: 1, FindingKind.IMAGE_ORPHAN: 1}
     assert launched.current.manifest in {finding.key for finding in report.findings}
 
 
@@ -408,12 +414,12 @@ def test_a_manifest_that_the_ledger_has_left_behind(
 
 def test_a_manifest_that_is_gone(store: ObjectStore, launched: Launched) -> None:
     store.delete(launched.current.manifest)
-    assert only(audit(store), Kind.UNREADABLE).key == launched.current.manifest
+    assert only(audit(store), FindingKind.UNREADABLE).key == launched.current.manifest
 
 
 def test_a_manifest_that_is_damaged(store: ObjectStore, launched: Launched) -> None:
     store.put(launched.current.manifest, b"PAR1 no more")
-    assert only(audit(store), Kind.UNREADABLE).key == launched.current.manifest
+    assert only(audit(store), FindingKind.UNREADABLE).key == launched.current.manifest
 
 
 @pytest.mark.parametrize("body", [b"{", b'{"schema": 99}', b"[1]"])
@@ -421,7 +427,7 @@ def test_a_pointer_that_cannot_be_read(store: ObjectStore, launched: Launched, b
     assert launched
     key = f"{manifest_prefix('set', 1)}current.json"
     store.put(key, body)
-    assert only(audit(store), Kind.UNREADABLE).key == key
+    assert only(audit(store), FindingKind.UNREADABLE).key == key
 
 
 def test_cells_that_nobody_asked_for_or_could_pay_for_agree(
@@ -450,13 +456,13 @@ def test_one_partition_alone(store: ObjectStore, launched: Launched, account: Ac
     key = other.rows["image_uri"].iloc[0].removeprefix(store.uri(""))
     store.put(key, b"no picture")
     store.put("images/notes.txt", b"")
-    assert only(audit(store, partition=("other", 1)), Kind.IMAGE_DAMAGED).key == key
+    assert only(audit(store, partition=("other", 1)), FindingKind.IMAGE_DAMAGED).key == key
     report = audit(store, partition=("set", 1))
     assert is_clean(report)
     assert (report.states, report.manifests) == ({State.SETTLED: 3}, 1)
     assert (report.images, report.images_read) == (3, 3)
     store.delete(key)
-    assert only(audit(store, partition=("other", 1)), Kind.IMAGE_MISSING).key == key
+    assert only(audit(store, partition=("other", 1)), FindingKind.IMAGE_MISSING).key == key
     assert audit(store, partition=("none", 1)).manifests == 0
 
 
@@ -467,7 +473,7 @@ def test_a_few_requests_of_a_partition(store: ObjectStore, launched: Launched) -
     assert is_clean(audit(store, partition=("set", 1), requests=2))
     assert audit(store, partition=("set", 1), requests=3).findings
     store.delete(ledger_key(second))
-    found = only(audit(store, partition=("set", 1), requests=2), Kind.MANIFEST_WRONG)
+    found = only(audit(store, partition=("set", 1), requests=2), FindingKind.MANIFEST_WRONG)
     assert second in found.text
     assert "rows in all: 1 of 2" in found.text
     assert first not in found.text
@@ -480,7 +486,7 @@ def test_a_run_that_died_before_it_bought(store: ObjectStore, account: Account) 
     keep_prompts(store, "set", prompts(3))
     made = planned(store)
     assert is_clean(audit(store))
-    finding = only(audit(later(store, HOUR)), Kind.RUN_UNFINISHED)
+    finding = only(audit(later(store, HOUR)), FindingKind.RUN_UNFINISHED)
     assert finding.key == run_plan_key(made.run_id)
     assert "owes 3 to buy, its manifest" in finding.text
     launch(store, account)
@@ -497,7 +503,7 @@ def test_a_run_that_left_what_it_bought(store: ObjectStore, launched: Launched) 
     change_entry(store, first(store), forget)
     rewrite(store, launched, lambda frame: frame.update(_pending(frame, first(store).request_key)))
     store.delete(run_done_key(launched.made.run_id))
-    finding = only(audit(store), Kind.RUN_UNFINISHED)
+    finding = only(audit(store), FindingKind.RUN_UNFINISHED)
     assert "owes 1 bought and not brought:" in finding.text
 
 
@@ -512,27 +518,27 @@ def test_a_run_whose_plan_or_file_cannot_be_read(store: ObjectStore) -> None:
     keep_prompts(store, "set", prompts(1))
     made = planned(store)
     store.put(run_shard_key(made.run_id, "shard-0000"), b"no table")
-    assert only(audit(later(store, HOUR)), Kind.UNREADABLE).key == run_plan_key(made.run_id)
+    assert only(audit(later(store, HOUR)), FindingKind.UNREADABLE).key == run_plan_key(made.run_id)
     store.put(run_plan_key(made.run_id), b"{")
-    assert only(audit(store), Kind.UNREADABLE).key == run_plan_key(made.run_id)
+    assert only(audit(store), FindingKind.UNREADABLE).key == run_plan_key(made.run_id)
 
 
 def test_what_a_dead_shard_holds_back(store: ObjectStore) -> None:
     scope = partition_scope(store, Budget(), "set", 1)
     scope.reserve("run-1/shard-0000", 5, None)
-    finding = only(audit(store), Kind.RESERVATION_DEAD)
+    finding = only(audit(store), FindingKind.RESERVATION_DEAD)
     assert finding.key == "budget/partitions/set/seed=1.json"
     assert "run-1/shard-0000" in finding.text
     store.put(run_alive_key("run-1", "shard-0000"), b"")
     assert is_clean(audit(store))
-    assert only(audit(later(store, HOUR)), Kind.RESERVATION_DEAD)
+    assert only(audit(later(store, HOUR)), FindingKind.RESERVATION_DEAD)
 
 
 def test_a_counter_that_cannot_be_read(store: ObjectStore) -> None:
     store.put("budget/days/2026-01-01.json", b"{")
     store.put("runs/run-1/budget.json", b"{")
     report = audit(store)
-    assert report.counts == {Kind.UNREADABLE: 2}
+    assert report.counts == {FindingKind.UNREADABLE: 2}
     assert {finding.key for finding in report.findings} == {
         "budget/days/2026-01-01.json",
         "runs/run-1/budget.json",
@@ -576,7 +582,7 @@ def measured(store: ObjectStore) -> tuple[str, pd.DataFrame]:
 
 def put_features(store: ObjectStore, key: str, rows: pd.DataFrame) -> None:
     body = io.BytesIO()
-    schema = pa.schema([pa.field(name, kind) for name, (kind, _) in COLUMNS.items()])
+    schema = pa.schema([pa.field(name, kind) for name, (kind, _) in FEATURE_COLUMNS.items()])
     pq.write_table(pa.Table.from_pandas(rows, schema=schema, preserve_index=False), body)
     store.put(key, body.getvalue())
 
@@ -586,9 +592,9 @@ def test_features_that_speak_of_other_pictures_are_found(store: ObjectStore) -> 
     key, rows = measured(store)
     assert is_clean(audit(store))
     put_features(store, key, rows.iloc[1:])
-    assert "1 picture without a row" in only(audit(store), Kind.FEATURES_WRONG).text
+    assert "1 picture without a row" in only(audit(store), FindingKind.FEATURES_WRONG).text
     put_features(store, key, rows.assign(width=512))
-    finding = only(audit(store), Kind.FEATURES_WRONG)
+    finding = only(audit(store), FindingKind.FEATURES_WRONG)
     assert finding.key == key
     assert "3 rows have another format or size" in finding.text
     put_features(store, key, rows)
@@ -603,6 +609,6 @@ def test_features_that_cannot_be_read_are_found(store: ObjectStore, body: bytes 
         store.delete(key)
     else:
         store.put(key, body)
-    finding = only(audit(store), Kind.UNREADABLE)
+    finding = only(audit(store), FindingKind.UNREADABLE)
     assert finding.key == "features/set/seed=1/current.json"
     assert "costs nothing" in finding.text

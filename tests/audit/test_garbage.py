@@ -24,7 +24,7 @@ from nanobanana_pipeline.features.table import refresh_features
 from nanobanana_pipeline.ledger import Entry
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.references import References
-from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.request import ImageRequest, request_key
@@ -173,7 +173,7 @@ def test_references_of_a_snapshot_that_was_never_launched(
     table = tmp_path / "table.jsonl"
     table.write_text(json.dumps({"prompt": "a fox", "ref_image": "start.png"}))
     references = References(account.downloader, store, keep=True)
-    prompt_set.snapshot(store, "set", check_prompts(read_table(table), references))
+    prompt_set.snapshot(store, "set", check_prompts(read_prompt_table(table), references))
     [kept] = store.keys("references/")
     assert waste(later(store, WEEK)) == {}
     keep_prompts(store, "set", prompts(1))

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from nanobanana_pipeline.audit import AuditReport, Finding, Kind, Waste, audit, find_garbage
+from nanobanana_pipeline.audit import AuditReport, Finding, FindingKind, Waste, audit, find_garbage
 from nanobanana_pipeline.bucket_keys import latest_release_key, release_key
 from nanobanana_pipeline.datasets import row_images, shard_builder
 from nanobanana_pipeline.datasets.publish import build_release
@@ -53,7 +53,7 @@ def waste(store: ObjectStore, kind: Waste) -> set[str]:
 
 def notes(store: ObjectStore) -> list[Finding]:
     report = audit(store, sample=0)
-    return [found for found in report.findings if found.kind is Kind.BUILD_ABANDONED]
+    return [found for found in report.findings if found.kind is FindingKind.BUILD_ABANDONED]
 
 
 def test_what_a_killed_build_has_left_is_noted_after_a_day_and_garbage_after_a_week(
@@ -67,7 +67,7 @@ def test_what_a_killed_build_has_left_is_noted_after_a_day_and_garbage_after_a_w
     assert waste(store, Waste.BUILD) == set()
 
     report: AuditReport = audit(later(store, DAY), sample=0)
-    [found] = [each for each in report.findings if each.kind is Kind.BUILD_ABANDONED]
+    [found] = [each for each in report.findings if each.kind is FindingKind.BUILD_ABANDONED]
     assert found.key == release_key("pets", "v2", "build.json")
     assert f"left {len(left)} objects" in found.text
     assert waste(later(store, DAY), Waste.BUILD) == set()
@@ -104,7 +104,7 @@ def test_an_abandoned_build_is_no_disagreement(
     for key in list(store.keys("images/")):
         store.delete(key)
     report = audit(later(store, DAY), sample=0)
-    assert report.counts == {Kind.BUILD_ABANDONED: 1}
+    assert report.counts == {FindingKind.BUILD_ABANDONED: 1}
     assert report.agrees
 
 
@@ -124,9 +124,9 @@ def test_a_release_that_is_damaged_is_never_taken_for_a_build(
         list(find_garbage(later(store, WEEK)))
     report = audit(later(store, WEEK), sample=0)
     told = [each for each in report.findings if each.key == latest_release_key("pets")]
-    assert [each.kind for each in told] == [Kind.UNREADABLE]
+    assert [each.kind for each in told] == [FindingKind.UNREADABLE]
     assert "restore it" in told[0].text
-    assert Kind.BUILD_ABANDONED not in report.counts
+    assert FindingKind.BUILD_ABANDONED not in report.counts
 
 
 def test_a_version_that_was_built_and_never_published_keeps_its_files(store: ObjectStore) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from nanobanana_pipeline.cli import status
 from nanobanana_pipeline.emulator import EmulatorThread
-from nanobanana_pipeline.lineage.events import Recording
-from nanobanana_pipeline.lineage.told import Told
+from nanobanana_pipeline.lineage.openlineage.facts import EventType, RunFacts
+from nanobanana_pipeline.lineage.openlineage.recorder import Recording
 from nanobanana_pipeline.storage import ObjectStore
 from tests.buying_child import kill_once_accepted
 from tests.cli.conftest import Command
@@ -43,8 +43,8 @@ def test_a_killed_run_is_shown_until_the_partition_is_launched_again(
     assert (run["run_id"], run["prompt_set"], run["seed"], run["buy"]) == ("killed", "set", 2, 2)
     assert run["is_dead"]
     assert run["quiet_seconds"] > 900
-    record = Recording(store, "generated_images", "killed", Told, None)
-    record.emit("ABORT", KeyboardInterrupt())
+    record = Recording(store, "generated_images", "killed", RunFacts, None)
+    record.emit(EventType.ABORT, KeyboardInterrupt())
     assert "stopped as asked: launch it again" in nanobanana("status").output
     launch(store, account, seed=2, parameters=SMALL)
     assert nanobanana("status").exit_code == 0

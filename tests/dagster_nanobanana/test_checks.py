@@ -15,7 +15,7 @@ from dagster_nanobanana.assets.image_features import image_features
 from dagster_nanobanana.assets.prompt_set import prompt_set
 from dagster_nanobanana.checks import asset_checks
 from dagster_nanobanana.jobs.check_images import check_images
-from nanobanana_pipeline.features.table import COLUMNS, read_current_features, read_features
+from nanobanana_pipeline.features.table import FEATURE_COLUMNS, read_current_features, read_features
 from nanobanana_pipeline.generation.manifest.manifest import read_current
 from nanobanana_pipeline.ledger import Ledger
 from nanobanana_pipeline.storage import ObjectStore
@@ -355,7 +355,7 @@ def test_checks_without_a_partition_ask_for_one(project: Projects) -> None:
     job = dg.Definitions(
         assets=[prompt_set, generated_images, image_features],
         asset_checks=asset_checks.checks,
-        jobs=[dg.define_asset_job("look", dg.AssetSelection.checks(asset_checks.audit))],
+        jobs=[dg.define_asset_job("look", dg.AssetSelection.checks(asset_checks.audit_partition))],
         resources=here.resources,
     ).resolve_job_def("look")
     result = job.execute_in_process(instance=here.instance, raise_on_error=False)
@@ -375,6 +375,6 @@ def change_features(store: ObjectStore, **columns: Sequence[Any]) -> None:
     table = read_features(store, "demo", 1)
     assert current is not None
     assert table is not None
-    fields = [(name, kind) for name, (kind, _) in COLUMNS.items()]
+    fields = [(name, kind) for name, (kind, _) in FEATURE_COLUMNS.items()]
     changed = pa.Table.from_pandas(table.assign(**columns), pa.schema(fields), preserve_index=False)
     write_table(store, current.table, packed(changed))

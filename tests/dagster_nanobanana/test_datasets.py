@@ -8,7 +8,7 @@ import pytest
 
 from dagster_nanobanana.assets.datasets import dataset_assets, dataset_checks, recipes_here
 from dagster_nanobanana.assets.image_features import image_features
-from nanobanana_pipeline.datasets.release import MANIFEST, Format, read_latest, read_table
+from nanobanana_pipeline.datasets.release import MANIFEST, Format, read_latest, read_release_table
 from nanobanana_pipeline.errors import RecipeError
 from tests.dagster_nanobanana.conftest import Project
 
@@ -64,7 +64,7 @@ def test_a_recipe_becomes_a_release_once_its_pictures_are_measured(
     release, _ = read_latest(here.store, "demo")
     assert release is not None
     assert (release.version, release.rows) == ("v1", 3)
-    rows = read_table(here.store, release, MANIFEST)
+    rows = read_release_table(here.store, release, MANIFEST)
     assert set(rows["prompt"]) == {"a fox", "a whale", "a kite"}
     [told] = made.asset_materializations_for_node("datasets__demo")
     assert told.metadata["changes"].value == "none: the first version"

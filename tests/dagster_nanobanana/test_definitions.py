@@ -10,12 +10,12 @@ import yaml
 from dagster._core.snap.snap_to_yaml import default_values_yaml_from_type_snap
 
 from dagster_nanobanana.definitions import defs
-from dagster_nanobanana.partitions import read_cell_key
-from dagster_nanobanana.presentation.columns import PROMPTS, RELEASES
+from dagster_nanobanana.partitions import read_partition_key
+from dagster_nanobanana.presentation.columns import PROMPTS_METADATA, RELEASES_METADATA
 from nanobanana_pipeline.datasets.recipe_inputs import ROW_COLUMNS
 from nanobanana_pipeline.datasets.release_rows import KINDS
 from nanobanana_pipeline.errors import NanobananaError
-from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 
 
@@ -78,13 +78,15 @@ def test_columns_are_those_that_are_stored(tmp_path: Path) -> None:
         "id,prompt,negative_prompt,width,seed,samples,noise_scale_end,watermark,temp\n"
         "a,a fox,no cat,1024,5,2,7,yes,no\n"
     )
-    stored = check_prompts(read_table(table)).prompts.dtypes
+    stored = check_prompts(read_prompt_table(table)).prompts.dtypes
     kinds = {"Int64": "int64", "Float64": "double", "str": "string"}
-    told = {column.name: column.type for column in PROMPTS["dagster/column_schema"].columns}
+    told = {
+        column.name: column.type for column in PROMPTS_METADATA["dagster/column_schema"].columns
+    }
     found = {str(name): kinds[str(dtype)] for name, dtype in stored.items()}
     assert len(found) == 9
     assert found.items() <= told.items()
-    released = RELEASES["dagster/column_schema"].columns
+    released = RELEASES_METADATA["dagster/column_schema"].columns
     assert {column.name: column.type for column in released} == {
         name: str(KINDS[name]) for name in ROW_COLUMNS
     }
@@ -107,14 +109,14 @@ def test_bad_config_is_refused_at_launch(config: dict[str, object]) -> None:
 )
 def test_a_partition_key_typed_wrongly_is_refused(key: str) -> None:
     with pytest.raises(NanobananaError):
-        read_cell_key(key)
+        read_partition_key(key)
 
 
 def test_a_seed_that_is_no_number_says_how_to_get_rid_of_it() -> None:
     with pytest.raises(NanobananaError, match=r"delete .* 'abc' .*Delete partitions"):
-        read_cell_key("demo|abc")
+        read_partition_key("demo|abc")
 
 
 def test_a_partition_key_may_come_in_both_of_dagsters_shapes() -> None:
     key = dg.MultiPartitionKey({"prompt_set": "demo", "seed": "7"})
-    assert read_cell_key(key) == read_cell_key("demo|7") == ("demo", 7)
+    assert read_partition_key(key) == read_partition_key("demo|7") == ("demo", 7)

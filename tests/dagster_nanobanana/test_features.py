@@ -9,7 +9,7 @@ from dagster_nanobanana.assets.generated_images import generated_images
 from dagster_nanobanana.assets.image_features import image_features
 from dagster_nanobanana.assets.prompt_set import prompt_set
 from nanobanana_pipeline.bucket_keys import preview_key
-from nanobanana_pipeline.features.table import COLUMNS, read_current_features
+from nanobanana_pipeline.features.table import FEATURE_COLUMNS, read_current_features
 from nanobanana_pipeline.generation.manifest.manifest import read_current
 from tests.dagster_nanobanana.conftest import CSV, Project
 from tests.launching import bought
@@ -53,7 +53,7 @@ def test_a_partition_is_measured_and_described(project: Projects) -> None:
     sheet = "features/demo/seed=1/contact_sheet.webp"
     assert told["contact sheet lies at"] == here.store.uri(sheet)
     columns = told["dagster/column_schema"].columns
-    assert [column.name for column in columns] == list(COLUMNS)
+    assert [column.name for column in columns] == list(FEATURE_COLUMNS)
     assert all(column.description for column in columns)
     assert [record.data["blank"] for record in metadata["rows"].records] == [False] * 3
     picture = told["contact sheet"]

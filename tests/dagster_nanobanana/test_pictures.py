@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dagster_nanobanana.presentation.pictures import LONGEST, picture, plot
+from dagster_nanobanana.presentation.pictures import MARKDOWN_CHARACTERS, plot, shown_picture
 
 
 def noisy(seed: int) -> bytes:
@@ -32,18 +32,18 @@ def drawn(value: dg.MetadataValue) -> str:
 
 
 def test_a_stored_picture_is_shown_by_its_address() -> None:
-    shown = picture("some pictures", "http://127.0.0.1:1/b/a%20b.webp?v=1", refused)
+    shown = shown_picture("some pictures", "http://127.0.0.1:1/b/a%20b.webp?v=1", refused)
     assert shown.value == "![some pictures](http://127.0.0.1:1/b/a%20b.webp?v=1)"
 
 
 def test_without_an_address_small_pictures_stand_in_the_event() -> None:
-    shown = str(picture("a [b]", None, lambda: [noisy(seed) for seed in range(4)]).value)
-    assert len(shown) <= LONGEST
+    shown = str(shown_picture("a [b]", None, lambda: [noisy(seed) for seed in range(4)]).value)
+    assert len(shown) <= MARKDOWN_CHARACTERS
     found = re.fullmatch(r"!\[a \(b\)\]\(data:image/webp;base64,([^)]*)\)", shown)
     assert found is not None
     with Image.open(io.BytesIO(base64.b64decode(found[1]))) as image:
         assert (image.format, image.width >= image.height >= 48) == ("WEBP", True)
-    assert picture("none", None, list).value == "none"
+    assert shown_picture("none", None, list).value == "none"
 
 
 def test_a_plot_has_a_bar_and_a_label_each_the_largest_first() -> None:
@@ -58,7 +58,7 @@ def test_a_plot_has_a_bar_and_a_label_each_the_largest_first() -> None:
 def test_a_plot_stays_short_whatever_is_counted() -> None:
     counts = {f"<a & very long label, number {n}>": n + 1 for n in range(40)}
     shown = plot("many", counts)
-    assert len(str(shown.value)) <= LONGEST
+    assert len(str(shown.value)) <= MARKDOWN_CHARACTERS
     svg = drawn(shown)
     xml.dom.minidom.parseString(svg)  # noqa: S318 - our own; raises where it is malformed
     totals = [int(each.replace(",", "")) for each in re.findall(r"([\d,]+)</text>", svg)]

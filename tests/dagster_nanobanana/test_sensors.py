@@ -140,7 +140,7 @@ def test_a_table_whose_run_never_began_is_launched_once_more(
 def test_a_table_that_is_being_written_is_left_for_the_next_tick(
     project: Projects, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nanobanana_pipeline.prompts.table_files.QUIET_SECONDS", 60.0)
+    monkeypatch.setattr("nanobanana_pipeline.prompts.table_files.UNCHANGED_SECONDS", 60.0)
     tables = Automation(project(), "new_prompt_tables")
     write(folder / "animals.csv", age_seconds=0)
     assert tables.tick() == []

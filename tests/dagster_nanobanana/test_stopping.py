@@ -13,7 +13,7 @@ from dagster_nanobanana import termination
 from dagster_nanobanana.assets import generated_images
 from dagster_nanobanana.termination import RunOver, RunWatch
 from nanobanana_pipeline.ledger import State
-from nanobanana_pipeline.lineage.events import was_stopped
+from nanobanana_pipeline.lineage.openlineage.recorder import was_stopped
 from tests.dagster_nanobanana.conftest import SMALL, Project
 from tests.launching import admin, bought, states
 
@@ -25,7 +25,7 @@ MANY = "prompt\n" + "".join(f"animal {number}\n" for number in range(40))
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generated_images, "PROGRESS_SECONDS", 0.1)
     monkeypatch.setattr(termination, "LOOK_SECONDS", 0.1)
-    monkeypatch.setattr(termination, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(termination, "LOOK_PATIENCE_SECONDS", 0.3)
 
 
 def stop_once_it_buys(project: Project) -> str:

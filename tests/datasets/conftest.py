@@ -12,7 +12,7 @@ from nanobanana_pipeline import local
 from nanobanana_pipeline.datasets.layouts import Layout
 from nanobanana_pipeline.datasets.publish import build_release
 from nanobanana_pipeline.datasets.pull import pull
-from nanobanana_pipeline.datasets.release import MANIFEST, Release, read_table
+from nanobanana_pipeline.datasets.release import MANIFEST, Release, read_release_table
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from tests.cli.conftest import emulator, nanobanana
 from tests.datasets.release_rows import NOTHING_REJECTED, recipe, rows_of
@@ -47,4 +47,4 @@ def published(s3_url: str, tmp_path_factory: pytest.TempPathFactory) -> Publishe
     folder = tmp_path_factory.mktemp("published")
     for layout in (Layout.WEBDATASET, Layout.HUGGINGFACE):
         pull(store, release, folder / layout, layout)
-    return Published(store, release, folder, read_table(store, release, MANIFEST))
+    return Published(store, release, folder, read_release_table(store, release, MANIFEST))

@@ -11,7 +11,7 @@ from PIL import Image, ImageChops
 from nanobanana_pipeline.datasets.layouts import Layout
 from nanobanana_pipeline.datasets.publish import build_release
 from nanobanana_pipeline.datasets.pull import PullResult, pull, verify
-from nanobanana_pipeline.datasets.release import MANIFEST, Format, ReleaseFile, read_table
+from nanobanana_pipeline.datasets.release import MANIFEST, Format, ReleaseFile, read_release_table
 from nanobanana_pipeline.errors import ReleaseError
 from nanobanana_pipeline.storage import ObjectStore
 from tests.datasets.conftest import Published
@@ -120,7 +120,7 @@ def test_damage_on_the_way_leaves_no_file(store: ObjectStore, tmp_path: Path) ->
     store.delete(shard.key)
     with pytest.raises(ReleaseError, match=f"is missing: {remedy}"):
         pull(store, release, tmp_path, Layout.WEBDATASET)
-    image = read_table(store, release, MANIFEST)["image_key"][0]
+    image = read_release_table(store, release, MANIFEST)["image_key"][0]
     store.delete(image)
     with pytest.raises(ReleaseError, match=f"{image} is missing: run nanobanana audit"):
         pull(store, release, tmp_path / "flat", Layout.PARTIPROMPTS)

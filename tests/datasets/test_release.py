@@ -29,7 +29,7 @@ from nanobanana_pipeline.datasets.release import (
     find_release,
     read_latest,
     read_release,
-    read_table,
+    read_release_table,
 )
 from nanobanana_pipeline.errors import ReleaseError, StorageUnavailable
 from nanobanana_pipeline.storage import ObjectStore, abort_uploads
@@ -92,7 +92,7 @@ def test_a_release_names_every_file_with_its_size_and_hash(store: ObjectStore) -
 def test_the_manifest_has_every_row_with_its_shard_key_and_checksums(store: ObjectStore) -> None:
     rows = rows_of(store, 21)
     release = built(store, rows, *BOTH)
-    manifest = read_table(store, release, MANIFEST)
+    manifest = read_release_table(store, release, MANIFEST)
     assert manifest["row_id"].tolist() == rows["row_id"].tolist()
     assert manifest["key"].tolist() == [f"{n:09d}" for n in range(21)]
     assert manifest["image_sha256"].tolist() == rows["image_sha256"].tolist()
@@ -114,7 +114,7 @@ def test_a_shard_ends_at_its_bytes_too_and_holds_one_image_format(store: ObjectS
     rows["split"] = pd.array(["train"] * len(rows), dtype="string")
     small = {"bytes": int(rows["bytes"].max()) * 2, "images": 100}
     release = build_release(store, recipe(shard_size=small), rows, NOTHING_REJECTED, parent=None)
-    manifest = read_table(store, release, MANIFEST)
+    manifest = read_release_table(store, release, MANIFEST)
     for _, shard in manifest.groupby("shard"):
         assert len(set(shard["format"])) == 1
         assert shard["bytes"].sum() <= small["bytes"]
@@ -162,18 +162,18 @@ def test_the_next_release_refers_to_shards_that_are_unchanged(store: ObjectStore
         ("test", 0), ("train", 0), ("train", 2), ("train", 3), ("train", 4),
     ]  # fmt: skip
     assert not [key for key in written if key.startswith("datasets/pets/v1/")]
-    before = read_table(store, first, MANIFEST).set_index("row_id")["key"]
-    after = read_table(store, second, MANIFEST).set_index("row_id")["key"]
+    before = read_release_table(store, first, MANIFEST).set_index("row_id")["key"]
+    after = read_release_table(store, second, MANIFEST).set_index("row_id")["key"]
     assert after[before.index.difference(gone)].equals(before[before.index.difference(gone)])
     assert sorted(after.drop(before.index, errors="ignore")) == [f"{n:09d}" for n in range(21, 30)]
 
-    changes = read_table(store, second, CHANGELOG)
+    changes = read_release_table(store, second, CHANGELOG)
     removed = changes[changes["change"] == "removed"]
     assert (sorted(removed["row_id"]), set(removed["reason"])) == (sorted(gone), {"near-uniform"})
-    assert read_table(store, second, REJECTED)["reason"].tolist() == ["near-uniform"] * 2
+    assert read_release_table(store, second, REJECTED)["reason"].tolist() == ["near-uniform"] * 2
     # A key that was given once is never given again.
     third = built(store, rows_of(store, 31), *BOTH, parent=second)
-    keys = read_table(store, third, MANIFEST)["key"].astype(int)
+    keys = read_release_table(store, third, MANIFEST)["key"].astype(int)
     assert keys.is_unique
     assert keys.max() == 32
     assert [release.version for release in all_releases(store, "pets")] == ["v3", "v2", "v1"]
@@ -190,7 +190,7 @@ def test_a_row_whose_metadata_change_keeps_its_key_and_its_shard(store: ObjectSt
     anew = [file for file in tars if file.key.startswith("datasets/pets/v2/")]
     assert [(file.split, file.shard) for file in anew] == [("train", 1)]
     for release in (first, second):
-        assert read_table(store, release, MANIFEST)["key"].tolist() == [
+        assert read_release_table(store, release, MANIFEST)["key"].tolist() == [
             f"{n:09d}" for n in range(12)
         ]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nanobanana_pipeline.datasets.release import MANIFEST, Format, find_release, read_table
+from nanobanana_pipeline.datasets.release import MANIFEST, Format, find_release, read_release_table
 from nanobanana_pipeline.features.table import refresh_features
 from nanobanana_pipeline.storage import ObjectStore
 from tests.cli.conftest import Command
@@ -57,7 +57,7 @@ def test_a_release_is_built_listed_compared_verified_and_pulled(
     assert compared.exit_code == 0
     assert "from v1 to v2" in compared.output
     assert compared.output.count("chosen now") == 3
-    rows = read_table(store, find_release(store, "animals"), MANIFEST)
+    rows = read_release_table(store, find_release(store, "animals"), MANIFEST)
     for each in rows[rows["seed"] == 2].to_dict("records"):
         assert each["row_id"] not in compared.output
         (line,) = (said for said in compared.output.splitlines() if each["row_id"][:12] in said)

@@ -23,7 +23,11 @@ from nanobanana_pipeline.datasets.selection import REJECTED_COLUMNS, Selection, 
 from nanobanana_pipeline.datasets.splits import find_leaks
 from nanobanana_pipeline.emulator import EmulatorConfig, EmulatorThread
 from nanobanana_pipeline.errors import RecipeError
-from nanobanana_pipeline.features.table import SCHEMA_OF_TABLE, CurrentFeatures, refresh_features
+from nanobanana_pipeline.features.table import (
+    FEATURE_TABLE_SCHEMA,
+    CurrentFeatures,
+    refresh_features,
+)
 from nanobanana_pipeline.generation.manifest.manifest import read_current, read_manifest
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from nanobanana_pipeline.storage.versioned import packed, write_table
@@ -75,7 +79,9 @@ def put_features(store: ObjectStore, name: str, seed: int, **columns: Any) -> No
         "thumbnail": [b"no picture"] * len(sha256s),
         **columns,
     }
-    rows = {field.name: made.get(field.name, [None] * len(sha256s)) for field in SCHEMA_OF_TABLE}
+    rows = {
+        field.name: made.get(field.name, [None] * len(sha256s)) for field in FEATURE_TABLE_SCHEMA
+    }
     folder = features_prefix(name, seed)
     pointer = CurrentFeatures(
         prompt_set=name,
@@ -89,7 +95,7 @@ def put_features(store: ObjectStore, name: str, seed: int, **columns: Any) -> No
         sheet=None,
         created="now",
     )
-    write_table(store, pointer.table, packed(pa.table(rows, schema=SCHEMA_OF_TABLE)))
+    write_table(store, pointer.table, packed(pa.table(rows, schema=FEATURE_TABLE_SCHEMA)))
     store.put(f"{folder}current.json", json.dumps(asdict(pointer)).encode())
 
 

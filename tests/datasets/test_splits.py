@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nanobanana_pipeline.datasets.perceptual import first_alike, near_pairs
 from nanobanana_pipeline.datasets.recipe import Splits
-from nanobanana_pipeline.datasets.splits import COLUMNS, find_leaks, prompt_key, share_out
+from nanobanana_pipeline.datasets.splits import SPLIT_COLUMNS, assign_splits, find_leaks, prompt_key
 from nanobanana_pipeline.errors import RecipeError
 from nanobanana_pipeline.features.judging import hashes_of
 
@@ -31,7 +31,7 @@ def row(name: str, prompt: str, phash: str | None = None, ref: str | None = None
 
 
 def table(*rows: dict[str, Any]) -> pd.DataFrame:
-    return pd.DataFrame(list(rows), columns=COLUMNS, dtype="str")
+    return pd.DataFrame(list(rows), columns=SPLIT_COLUMNS, dtype="str")
 
 
 def flipped(*bits: int) -> str:
@@ -89,7 +89,7 @@ def split_of(rows: pd.DataFrame) -> dict[str, str]:
 @given(tables, recipes)
 @settings(deadline=None)
 def test_nothing_leaks_ever(rows: pd.DataFrame, splits: Splits) -> None:
-    shares = share_out(rows, splits)
+    shares = assign_splits(rows, splits)
     assert shares.left_out.empty
     assert list(shares.rows["row_id"]) == list(rows["row_id"])
     assert set(shares.rows["split"]) <= set(splits.ratios)
@@ -103,8 +103,8 @@ def test_the_order_of_the_rows_changes_nothing(
     rows: pd.DataFrame, splits: Splits, random: Any
 ) -> None:
     order = random.sample(range(len(rows)), len(rows))
-    one = share_out(rows, splits).rows.set_index("row_id")
-    other = share_out(rows.iloc[order], splits).rows.set_index("row_id")
+    one = assign_splits(rows, splits).rows.set_index("row_id")
+    other = assign_splits(rows.iloc[order], splits).rows.set_index("row_id")
     pd.testing.assert_frame_equal(one, other.loc[one.index])
 
 
@@ -113,13 +113,13 @@ def test_the_order_of_the_rows_changes_nothing(
 def test_growth_moves_no_released_row_and_leaks_nothing(
     first: pd.DataFrame, more: pd.DataFrame, splits: Splits, random: Any
 ) -> None:
-    parent = share_out(first, splits).rows
+    parent = assign_splits(first, splits).rows
     newcomers = more[~more["row_id"].isin(first["row_id"])]
     # Some released rows are gone from the selection; they bind newcomers all the same.
     stay = first.iloc[random.sample(range(len(first)), (len(first) + 1) // 2)]
     grown = pd.concat([newcomers, stay], ignore_index=True)
-    shares = share_out(grown, splits, parent)
-    again = share_out(grown.iloc[::-1], splits, parent)
+    shares = assign_splits(grown, splits, parent)
+    again = assign_splits(grown.iloc[::-1], splits, parent)
     kept = shares.rows[shares.rows["row_id"].isin(stay["row_id"])]
     assert len(kept) == len(stay)
     old = parent.set_index("row_id").loc[kept["row_id"], ["group", "split"]].reset_index()
@@ -187,7 +187,7 @@ def test_a_newcomer_between_two_splits_is_left_out_and_says_why() -> None:
     old = [row("1", "a fox", flipped()), row("2", "an owl", flipped(*range(8)))]
     between = row("3", "a whale", flipped(0, 1, 2, 3))
     parent = parent_of(*old, splits=["train", "test"])
-    shares = share_out(table(*old, between), THIRDS, parent)
+    shares = assign_splits(table(*old, between), THIRDS, parent)
     assert split_of(shares.rows) == {"1": "train", "2": "test"}
     assert shares.left_out.to_dict("records") == [
         {"row_id": "3", "reason": "belongs with released rows of the splits test and train"}
@@ -199,7 +199,7 @@ def test_of_newcomers_that_bridge_together_only_as_many_are_left_out_as_must() -
     chain = [row("3", "a fox", ref="r"), row("4", "x", FAR[1], "r"), row("5", "an owl", FAR[1])]
     parent = parent_of(*old, splits=["train", "test"])
     for rows in ([*chain, *old], [*old, *reversed(chain)]):
-        shares = share_out(table(*rows), THIRDS, parent)
+        shares = assign_splits(table(*rows), THIRDS, parent)
         assert split_of(shares.rows) == {"1": "train", "2": "test", "3": "train", "4": "train"}
         assert list(shares.left_out["row_id"]) == ["5"]
 
@@ -207,7 +207,7 @@ def test_of_newcomers_that_bridge_together_only_as_many_are_left_out_as_must() -
 def test_released_rows_that_are_gone_bind_newcomers_still() -> None:
     parent = parent_of(row("1", "a fox"), splits=["test"])
     for seed in range(5):
-        shares = share_out(table(row(f"new {seed}", "A fox")), THIRDS, parent)
+        shares = assign_splits(table(row(f"new {seed}", "A fox")), THIRDS, parent)
         assert list(shares.rows["split"]) == ["test"]
         assert list(shares.rows["group"]) == ["group 0"]
 
@@ -216,28 +216,28 @@ def test_a_recipe_that_contradicts_its_parent_release_is_refused() -> None:
     old = [row("1", "a fox", flipped()), row("2", "an owl", flipped(1, 2, 3, 4, 5))]
     parent = parent_of(*old, splits=["train", "test"])
     with pytest.raises(RecipeError, match=r"splits test and train belong together.*splits\.near"):
-        share_out(table(*old), THIRDS.model_copy(update={"near": 5}), parent)
+        assign_splits(table(*old), THIRDS.model_copy(update={"near": 5}), parent)
     with pytest.raises(RecipeError, match=r"has a split 'test', and splits\.ratios has not"):
-        share_out(table(*old), Splits(), parent)
+        assign_splits(table(*old), Splits(), parent)
     frozen = Splits(ratios={"train": 1.0, "test": 0})
-    shares = share_out(table(*old, row("3", "a whale", FAR[2])), frozen, parent)
+    shares = assign_splits(table(*old, row("3", "a whale", FAR[2])), frozen, parent)
     assert split_of(shares.rows) == {"1": "train", "2": "test", "3": "train"}
 
 
 def test_shares_are_as_the_ratios_say_and_the_salt_deals_anew() -> None:
     rows = table(*(row(f"{number}", f"prompt {number}") for number in range(4000)))
     splits = Splits(ratios={"train": 0.8, "validation": 0.15, "test": 0.05})
-    counts = share_out(rows, splits).rows["split"].value_counts(normalize=True)
+    counts = assign_splits(rows, splits).rows["split"].value_counts(normalize=True)
     assert dict(counts) == pytest.approx(splits.ratios, abs=0.02)
     turned = Splits(ratios=dict(reversed(splits.ratios.items())))
-    assert split_of(share_out(rows, turned).rows) == split_of(share_out(rows, splits).rows)
-    salted = share_out(rows, splits.model_copy(update={"salt": "x"})).rows
-    assert split_of(salted) != split_of(share_out(rows, splits).rows)
+    assert split_of(assign_splits(rows, turned).rows) == split_of(assign_splits(rows, splits).rows)
+    salted = assign_splits(rows, splits.model_copy(update={"salt": "x"})).rows
+    assert split_of(salted) != split_of(assign_splits(rows, splits).rows)
 
 
 def test_a_split_never_changes_from_version_to_version() -> None:
     rows = table(*(row(name, name) for name in ("a fox", "an owl", "a whale", "a bear")))
-    assert split_of(share_out(rows, THIRDS).rows) == {
+    assert split_of(assign_splits(rows, THIRDS).rows) == {
         "a fox": "test",
         "an owl": "train",
         "a whale": "test",
@@ -290,4 +290,4 @@ def test_a_hundred_thousand_rows_are_shared_out_in_no_quadratic_time() -> None:
     # Every pair compared would be five thousand million; a test with a limit of minutes sees that.
     numbers = np.random.default_rng(1).integers(0, 2**63, 100_000)
     rows = table(*(row(f"{n}", f"prompt {i}", f"{n:016x}") for i, n in enumerate(numbers.tolist())))
-    assert find_leaks(share_out(rows, THIRDS).rows).empty
+    assert find_leaks(assign_splits(rows, THIRDS).rows).empty

@@ -11,7 +11,7 @@ import pytest
 
 from nanobanana_pipeline.datasets.formats.webdataset import TarShard
 from nanobanana_pipeline.datasets.publish import build_release
-from nanobanana_pipeline.datasets.release import MANIFEST, Format, read_table
+from nanobanana_pipeline.datasets.release import MANIFEST, Format, read_release_table
 from nanobanana_pipeline.storage import ObjectStore
 from tests.datasets.conftest import Published
 from tests.datasets.release_readers import TARS
@@ -78,7 +78,7 @@ def test_the_metadata_of_a_sample_are_its_row_without_what_is_unknown(
 def test_pictures_of_different_formats_lie_in_different_shards(store: ObjectStore) -> None:
     rows = table([row(store, n, kind=["png", "jpg", "webp"][n % 3]) for n in range(9)])
     release = build_release(store, recipe(), rows, NOTHING_REJECTED, parent=None)
-    kinds = read_table(store, release, MANIFEST).set_index("key")["format"]
+    kinds = read_release_table(store, release, MANIFEST).set_index("key")["format"]
     for shard in release.shards(Format.WEBDATASET, ".tar"):
         with tarfile.open(fileobj=io.BytesIO(read(store, shard.key)), mode="r:") as tar:
             names = tar.getnames()

@@ -177,7 +177,7 @@ def test_the_limits_are_those_of_the_project() -> None:
 
 def test_the_pod_of_a_run_has_time_to_stop_and_is_nobody() -> None:
     config = DagsterK8sJobConfig(
-        job_image="nanobanana:0.1.0",
+        job_image="nanobanana:0.2.0.dev0",
         dagster_home=at("global.dagsterHome"),
         env_secrets=[secret["name"] for secret in CODE["envSecrets"]],
     )
@@ -237,7 +237,7 @@ def test_the_image_is_built_of_what_is_there() -> None:
     assert copied
     assert [part for part in copied if not Path(ROOT, part).exists()] == []
     extras = {extra for line in lines for extra in re.findall(r"--extra (\w+)", line)}
-    assert extras == {"postgres", "kubernetes"}
+    assert extras == {"aws", "postgres", "kubernetes"}
     assert extras <= set(PROJECT["optional-dependencies"])
     needed = {"README.md", *PROJECT["license-files"]}
     assert needed <= set(copied)

@@ -13,11 +13,11 @@ from dagster_nanobanana.assets.image_features import image_features
 from dagster_nanobanana.automation.sensors import (
     DOUBTFUL_RUNS_A_TICK,
     RUNS_A_TICK,
-    rescue,
+    rescue_sensor,
     webhook_inbox,
 )
 from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING
-from nanobanana_pipeline.ledger.ledger import READERS
+from nanobanana_pipeline.ledger.ledger import ENTRY_READERS
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from tests.conftest import Emulators, account_for
 from tests.dagster_nanobanana.conftest import Project
@@ -103,12 +103,12 @@ def test_the_pages_table_is_what_is_computed(name: str) -> None:
 def test_the_pages_words_name_the_codes_own_bounds() -> None:
     words = " ".join(PAGE.split())
     assert f"moves at most {DEFAULT_TIMING.transfer_workers} pictures at a time" in words
-    assert f"not settled in a manifest, {READERS} at a time" in words
-    for sensor in (rescue, webhook_inbox):
+    assert f"not settled in a manifest, {ENTRY_READERS} at a time" in words
+    for sensor in (rescue_sensor, webhook_inbox):
         seconds = sensor.minimum_interval_seconds
         assert seconds is not None
         assert f"their ticks, every {seconds / 60:.0f} minutes" in words
     assert f"look at {RUNS_A_TICK} and {DOUBTFUL_RUNS_A_TICK} runs of it at most" in words
-    assert rescue.minimum_interval_seconds is not None
-    hours = 5_000 / RUNS_A_TICK * rescue.minimum_interval_seconds / 3_600
+    assert rescue_sensor.minimum_interval_seconds is not None
+    hours = 5_000 / RUNS_A_TICK * rescue_sensor.minimum_interval_seconds / 3_600
     assert f"each of 5,000 unfinished ones is looked at within {math.ceil(hours)} hours" in words

@@ -80,6 +80,7 @@ def give_pictures(case: Case) -> None:
         case.body["ref_image"] = [PICTURE] if several else PICTURE
 
 
+@pytest.mark.usefixtures("own_id")
 @SCHEMA.parametrize()
 @BOUNDED
 def test_every_operation_answers_as_documented(case: Case, root_url: str) -> None:
@@ -91,6 +92,7 @@ def test_every_operation_answers_as_documented(case: Case, root_url: str) -> Non
         assert output.content
 
 
+@pytest.mark.usefixtures("own_id")
 @GENERATIONS.parametrize()
 @BOUNDED
 def test_the_document_covers_every_shape_that_a_mood_gives(case: Case, moody_url: str) -> None:
@@ -122,7 +124,7 @@ def test_what_was_bought_is_fetched_by_the_documents_link(shapes: tuple[str, ...
 def test_every_route_is_in_the_document_and_nothing_else() -> None:
     routes = {
         (route.path.replace(":path", ""), method)
-        for route in EmulatorApp(EmulatorConfig())._meter._app.routes  # type: ignore[attr-defined]
+        for route in EmulatorApp(EmulatorConfig())._counter._app.routes  # type: ignore[attr-defined]
         for method in route.methods - {"HEAD"}
     }
     documented = {

@@ -22,7 +22,7 @@ from tests.cli.test_profile import (
 from tests.conftest import API_KEY, Emulators
 from tests.graphql import Dev, running_dev
 from tests.launching import admin, bought, entries, states
-from tests.lineage.schemas import events_of, ours, states_of
+from tests.lineage.openlineage.schemas import events_of, ours, states_of
 from tests.s3_proxy import wait_until
 
 ROWS = 60

@@ -15,7 +15,7 @@ from nanobanana_pipeline.features.judging import (
     read_pictures,
 )
 from nanobanana_pipeline.features.table import (
-    COLUMNS,
+    FEATURE_COLUMNS,
     read_current_features,
     read_features,
     refresh_features,
@@ -53,7 +53,7 @@ def give_hashes(store: ObjectStore, seed: int, hashes: Mapping[str, str]) -> Non
     assert table is not None
     rows = read_manifest(store, manifest.manifest).set_index("image_sha256")["prompt"]
     shown = table["image_sha256"].map(rows).map(hashes)
-    fields = pa.schema([(name, kind) for name, (kind, _) in COLUMNS.items()])
+    fields = pa.schema([(name, kind) for name, (kind, _) in FEATURE_COLUMNS.items()])
     changed = table.assign(phash=shown.fillna(table["phash"]))
     write_table(
         store, current.table, packed(pa.Table.from_pandas(changed, fields, preserve_index=False))

@@ -16,7 +16,7 @@ from nanobanana_pipeline.errors import PlanError, StorageError
 from nanobanana_pipeline.features import table as features_table
 from nanobanana_pipeline.features import workers
 from nanobanana_pipeline.features.table import (
-    COLUMNS,
+    FEATURE_COLUMNS,
     read_current_features,
     read_features,
     refresh_features,
@@ -70,7 +70,7 @@ def test_every_picture_is_measured_as_its_bytes_say(store: ObjectStore, account:
     done = refresh_features(store, "set", 1)
     table = read_features(store, "set", 1)
     assert table is not None
-    assert list(table.columns) == list(COLUMNS)
+    assert list(table.columns) == list(FEATURE_COLUMNS)
     assert (done.measured, done.current.rows, done.gaps) == (6, 6, 0)
     assert sorted(table["image_sha256"]) == sorted(bought.index)
     assert len(set(table["format"])) > 1

@@ -242,5 +242,5 @@ def test_an_entry_of_a_newer_version_is_refused_whatever_else_is_in_it() -> None
 )
 def test_a_damaged_entry_is_refused_with_where_it_lies(old: bytes, new: bytes) -> None:
     damaged = re.sub(old, new, claimed().to_json(), count=1)
-    with pytest.raises(StorageError, match=f"{WHERE} is not a ledger entry"):
+    with pytest.raises(StorageError, match=f"{WHERE} is damaged"):
         Entry.from_json(damaged, WHERE)

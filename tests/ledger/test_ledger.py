@@ -261,9 +261,9 @@ def test_a_damaged_or_misplaced_entry_is_refused_with_where_it_lies(
     near: Ledger, store: ObjectStore
 ) -> None:
     store.put(ledger_key(KEY), b"{")
-    with pytest.raises(StorageError, match=f"{PATH} is not a ledger entry"):
+    with pytest.raises(StorageError, match=f"{PATH} is damaged"):
         near.read(KEY)
-    with pytest.raises(StorageError, match=f"{PATH} is not a ledger entry"):
+    with pytest.raises(StorageError, match=f"{PATH} is damaged"):
         claim(near)
     other = Entry.new(REQUEST, "f" * 64, realm="emulator")
     store.put(ledger_key(KEY), other.to_json())

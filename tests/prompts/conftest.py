@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nanobanana_pipeline.prompts.checked_prompts import CheckedPrompts
-from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 
 Check = Callable[[str, str | bytes], CheckedPrompts]
@@ -18,7 +18,7 @@ def check(tmp_path: Path) -> Check:
     def write_and_check(name: str, content: str | bytes) -> CheckedPrompts:
         path = tmp_path / name
         path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return check_prompts(read_table(path))
+        return check_prompts(read_prompt_table(path))
 
     return write_and_check
 

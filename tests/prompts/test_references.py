@@ -22,7 +22,7 @@ from nanobanana_pipeline.prompts import references as module
 from nanobanana_pipeline.prompts.checked_prompts import CheckedPrompts, attributes_of, fingerprint
 from nanobanana_pipeline.prompts.prompt_set import load, snapshot
 from nanobanana_pipeline.prompts.references import References, fitted_size, without_secrets
-from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.storage import ObjectStore
@@ -56,7 +56,9 @@ def check(tmp_path: Path, store: ObjectStore) -> Check:
     def write_and_check(*rows: Mapping[str, object], keep: bool = True) -> CheckedPrompts:
         path = tmp_path / "t.jsonl"
         path.write_text(jsonl(*rows))
-        return check_prompts(read_table(path), References(Downloader(LOCAL), store, keep=keep))
+        return check_prompts(
+            read_prompt_table(path), References(Downloader(LOCAL), store, keep=keep)
+        )
 
     return write_and_check
 
@@ -112,7 +114,9 @@ def test_every_format_says_the_same(tmp_path: Path, store: ObjectStore) -> None:
     frame.to_json(tmp_path / "3.jsonl", orient="records", lines=True)
     frame.to_parquet(tmp_path / "4.parquet", index=False)
     reader = References(Downloader(), store, keep=False)
-    found = [check_prompts(read_table(path), reader) for path in sorted(tmp_path.glob("[1-4].*"))]
+    found = [
+        check_prompts(read_prompt_table(path), reader) for path in sorted(tmp_path.glob("[1-4].*"))
+    ]
     assert [len(checked.quarantine) for checked in found] == [0] * 4
     assert len({fingerprint(checked.prompts) for checked in found}) == 1
     assert list(store.keys("")) == []
@@ -251,7 +255,7 @@ def test_a_table_on_s3_names_its_neighbours_and_no_file_of_this_machine(
         {"prompt": "6", "ref_image": "pictures/none.png"},
     ]
     store.put("tables/t.jsonl", jsonl(*rows).encode())
-    table = read_table(store.uri("tables/t.jsonl"), store)
+    table = read_prompt_table(store.uri("tables/t.jsonl"), store)
     checked = check_prompts(table, References(Downloader(), store, keep=True))
     assert checked.prompts.sort_values("prompt")["ref_sha256"].to_list() == [
         sha256(RED),
@@ -366,7 +370,7 @@ def test_no_signature_of_a_url_is_shown(
         path = tmp_path / "t.jsonl"
         path.write_text(jsonl(*rows))
         reader = References(Downloader(LOCAL), store, keep=True)
-        checked = check_prompts(read_table(path), reader)
+        checked = check_prompts(read_prompt_table(path), reader)
     shown = checked.quarantine.to_json()
     assert len(checked.quarantine) == len(rows)
     assert "a.png" in shown
@@ -382,14 +386,14 @@ def test_the_column_for_hashes_is_reserved(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("prompt,Ref SHA256\np,x\n")
     with pytest.raises(PromptTableError, match=r"'Ref SHA256'.*'ref_image'"):
-        read_table(path)
+        read_prompt_table(path)
 
 
 def test_references_that_nobody_reads_are_never_left_out(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("prompt,ref_image\np,a.png\n")
     with pytest.raises(ValueError, match="pass References"):
-        check_prompts(read_table(path))
+        check_prompts(read_prompt_table(path))
 
 
 # --- the commands --------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from nanobanana_pipeline.errors import PromptTableError, StorageUnavailable
 from nanobanana_pipeline.prompts.readers import tsv
 from nanobanana_pipeline.prompts.readers.base import TableScan
 from nanobanana_pipeline.prompts.readers.tsv import TSV
-from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.storage import ObjectStore
 from tests.prompts.conftest import Check, jsonl
 
@@ -23,7 +23,7 @@ PARTI = Path(__file__).parents[3] / "shared" / "data" / "PartiPrompts.tsv"
 
 
 def _cells(path: Path) -> list[dict[str, str | None]]:
-    cells: list[dict[str, str | None]] = read_table(path).rows.to_pylist()
+    cells: list[dict[str, str | None]] = read_prompt_table(path).rows.to_pylist()
     return cells
 
 
@@ -40,7 +40,7 @@ def _to_list(column: pa.ChunkedArray) -> list[str | None]:
 
 @pytest.mark.skipif(not PARTI.exists(), reason="the published table lies outside the repository")
 def test_a_published_table_with_bare_quotes_is_read_to_the_letter() -> None:
-    table = read_table(PARTI)
+    table = read_prompt_table(PARTI)
     lines = PARTI.read_bytes().decode().split("\n")[1:-1]
     assert table.broken == ()
     assert table.rows["prompt"].to_pylist() == [line.split("\t")[0] for line in lines]
@@ -51,7 +51,7 @@ def test_a_published_table_with_bare_quotes_is_read_to_the_letter() -> None:
 def test_column_names_are_taken_as_people_write_them(tmp_path: Path, name: str) -> None:
     path = tmp_path / "t.csv"
     path.write_text(f"{name},Negative Prompt,noise-clip-std,,Art Style\na,b,2,x,y\n", "utf-8")
-    assert read_table(path).rows.column_names == [
+    assert read_prompt_table(path).rows.column_names == [
         "prompt",
         "negative_prompt",
         "noise_clip_std",
@@ -186,17 +186,17 @@ def test_a_table_that_cannot_be_used_is_refused_in_one_line(
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(PromptTableError, match=message) as refused:
-        read_table(path)
+        read_prompt_table(path)
     assert str(refused.value).startswith(str(path))
     assert "\n" not in str(refused.value)
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PromptTableError, match="does not exist"):
-        read_table(tmp_path / "t.csv")
+        read_prompt_table(tmp_path / "t.csv")
     (tmp_path / "d.csv").mkdir()
     with pytest.raises(PromptTableError, match="cannot be opened"):
-        read_table(tmp_path / "d.csv")
+        read_prompt_table(tmp_path / "d.csv")
 
 
 def test_an_encoding_error_far_into_a_file_is_found_at_its_place(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_an_encoding_error_far_into_a_file_is_found_at_its_place(tmp_path: Path)
     path = tmp_path / "t.csv"
     path.write_bytes(lines.encode() + b"x\xff\n")
     with pytest.raises(PromptTableError, match=r"0xFF at offset 1,400,007, line 3"):
-        read_table(path)
+        read_prompt_table(path)
 
 
 def test_parquet_text_of_every_arrow_kind_is_text(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_parquet_text_of_every_arrow_kind_is_text(tmp_path: Path) -> None:
         "nothing": pa.nulls(3),
     }
     pq.write_table(pa.table(kinds), tmp_path / "t.parquet")
-    table = read_table(tmp_path / "t.parquet")
+    table = read_prompt_table(tmp_path / "t.parquet")
     assert table.rows["nothing"].null_count == 3
     for name in ("prompt", "large", "view"):
         assert table.rows[name].to_pylist() == ["a", None, None]
@@ -227,19 +227,19 @@ def test_a_table_on_s3_is_read_with_the_stores_credentials(
 ) -> None:
     store.put("tables/t.jsonl", jsonl({"prompt": "a"}).encode())
     url = store.uri("tables/t.jsonl")
-    table = read_table(url, store)
+    table = read_prompt_table(url, store)
     assert (table.source, table.rows.num_rows) == (url, 1)
     with pytest.raises(PromptTableError, match="NANOBANANA_BUCKET"):
-        read_table(url)
+        read_prompt_table(url)
     with pytest.raises(PromptTableError, match="NoSuchKey"):
-        read_table(store.uri("tables/none.csv"), store)
+        read_prompt_table(store.uri("tables/none.csv"), store)
 
     def away(_url: str) -> bytes:
         raise StorageUnavailable("later")
 
     monkeypatch.setattr(store, "open_url", away)
     with pytest.raises(StorageUnavailable):
-        read_table(url, store)
+        read_prompt_table(url, store)
 
 
 def test_the_same_frame_written_by_pandas_reads_the_same(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from nanobanana_pipeline.prompts.checked_prompts import fingerprint
-from nanobanana_pipeline.prompts.table import read_table
+from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.request import TABLE_FIELDS, ImageRequest
 from tests.prompts.conftest import Check, jsonl
@@ -188,7 +188,7 @@ def test_the_same_content_has_the_same_fingerprint_in_any_format_and_order(
         for suffix in (".csv", ".tsv", ".jsonl", ".parquet"):
             path = tmp_path / f"{part}{suffix}"
             _write(order, path)
-            checked = check_prompts(read_table(path))
+            checked = check_prompts(read_prompt_table(path))
             assert checked.quarantine.empty
             found.append(checked.prompts)
     for other in found[1:]:
@@ -253,7 +253,7 @@ def test_nested_values_and_dates_become_text(check: Check) -> None:
 
 
 def test_the_sample_table_is_all_good() -> None:
-    checked = check_prompts(read_table(SAMPLE))
+    checked = check_prompts(read_prompt_table(SAMPLE))
     assert checked.quarantine.empty
     assert len(checked.prompts) == 12
     assert set(checked.prompts["width"]) == set(checked.prompts["height"]) == {1024}

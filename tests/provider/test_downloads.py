@@ -264,12 +264,9 @@ def test_a_server_that_is_not_there_is_an_error_that_may_pass() -> None:
 
 
 @pytest.mark.parametrize("handle", [silent, mute, dribbling(answer(b"x" * 100), 0.2)])
-def test_a_slow_server_is_left_at_the_deadline(
-    handle: Handler, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(downloads, "DOWNLOAD_SECONDS", 0.7)
+def test_a_slow_server_is_left_at_the_deadline(handle: Handler) -> None:
     with serving(handle) as server, within(1.5), exactly(DownloadError):
-        Downloader(LOCAL).download(server.url)
+        Downloader(LOCAL, deadline_seconds=0.7).download(server.url)
 
 
 def test_too_many_bytes_are_no_image() -> None:

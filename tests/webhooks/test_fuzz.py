@@ -39,6 +39,7 @@ def test_the_document_is_the_one_that_is_served(webhooks: Webhooks) -> None:
     assert requests.get(f"{webhooks.url}/openapi.json", timeout=SECONDS).json() == document()
 
 
+@pytest.mark.usefixtures("own_id")
 @SCHEMA.parametrize()
 @BOUNDED
 def test_a_stranger_gets_documented_answers_and_leaves_nothing(
@@ -48,6 +49,7 @@ def test_a_stranger_gets_documented_answers_and_leaves_nothing(
     assert not any(store.keys("", limit=1))
 
 
+@pytest.mark.usefixtures("own_id")
 @SCHEMA.include(operation_id="tell").parametrize()
 @BOUNDED
 def test_who_has_the_token_may_say_anything(

@@ -241,7 +241,7 @@ def test_a_bucket_that_refuses_is_told_in_the_log_and_may_be_mended(
 def test_a_crowd_before_a_slow_bucket_is_sent_away(
     store: ObjectStore, s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(receiver, "AT_ONCE", 2)
+    monkeypatch.setattr(receiver, "WRITES_AT_ONCE", 2)
     monkeypatch.setattr(receiver, "STORE_SECONDS", 0.5)
     with S3Proxy(s3_url) as proxy, receiving(proxy.store_like(store)) as webhooks:
         gate = threading.Event()

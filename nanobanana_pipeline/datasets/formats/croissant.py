@@ -12,7 +12,7 @@ from nanobanana_pipeline.bucket_keys import release_key
 from nanobanana_pipeline.datasets.formats.base import Page, ReleaseFormat
 from nanobanana_pipeline.datasets.formats.parquet import IMAGE
 from nanobanana_pipeline.datasets.release import Format, Release
-from nanobanana_pipeline.datasets.release_rows import KEY
+from nanobanana_pipeline.datasets.release_rows import KEY_COLUMN
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,7 +108,7 @@ def croissant(release: Release, url: str) -> bytes:
                 "@id": RECORDS,
                 "name": RECORDS,
                 "description": "One record a picture.",
-                "key": {"@id": f"{RECORDS}/{KEY}"},
+                "key": {"@id": f"{RECORDS}/{KEY_COLUMN}"},
                 "field": [
                     _field(IMAGE, "sc:ImageObject", transform={"jsonPath": "bytes"}),
                     *(

@@ -13,11 +13,12 @@ import pyarrow as pa
 import yaml
 
 from nanobanana_pipeline.datasets.formats.base import Page, ReleaseFormat
-from nanobanana_pipeline.datasets.formats.parquet import features, shard_schema
+from nanobanana_pipeline.datasets.formats.parquet import huggingface_features, shard_schema
 from nanobanana_pipeline.datasets.release import Format, Release, ReleaseFile
 from nanobanana_pipeline.datasets.release_rows import taken
 from nanobanana_pipeline.datasets.row_images import read_image
 from nanobanana_pipeline.images.contact_sheet import caption, contact_sheet
+from nanobanana_pipeline.wording import size_text
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.storage import ObjectStore
@@ -136,7 +137,7 @@ def _features(release: Release) -> list[dict[str, str]]:
     schema = pa.schema([pa.field(name, _type(kind)) for name, kind in release.columns.items()])
     return [
         {"name": name, "dtype": said.get("dtype", "image")}
-        for name, said in features(shard_schema(schema)).items()
+        for name, said in huggingface_features(shard_schema(schema)).items()
     ]
 
 
@@ -152,7 +153,7 @@ def _text(release: Release, shards: Iterable[ReleaseFile], preview: str, files: 
         rows[str(file.split)] = rows.get(str(file.split), 0) + (file.rows or 0)
         sizes[str(file.split)] = sizes.get(str(file.split), 0) + file.size
     splits = "\n".join(
-        f"| {split} | {count:,} | {sizes[split] / 1e6:,.1f} MB |" for split, count in rows.items()
+        f"| {split} | {count:,} | {size_text(sizes[split])} |" for split, count in rows.items()
     )
     columns = "\n".join(f"| `{name}` | {kind} |" for name, kind in release.columns.items())
     recipe = yaml.safe_dump(dict(release.recipe), sort_keys=False, allow_unicode=True)

@@ -17,9 +17,9 @@ from nanobanana_pipeline.datasets.formats.base import (
     ShardFiles,
     Sink,
 )
-from nanobanana_pipeline.datasets.release_rows import KEY
+from nanobanana_pipeline.datasets.release_rows import KEY_COLUMN
 
-__all__ = ["IMAGE", "PARQUET_FORMAT", "ParquetShard", "features", "shard_schema"]
+__all__ = ["IMAGE", "PARQUET_FORMAT", "ParquetShard", "huggingface_features", "shard_schema"]
 
 IMAGE: Final = "image"
 GROUP_ROWS: Final = 100
@@ -30,7 +30,7 @@ DTYPES: Final = {"float": "float32", "double": "float64", "halffloat": "float16"
 """Hugging Face's names of Arrow types that differ from Arrow's own."""
 
 
-def features(schema: pa.Schema) -> dict[str, dict[str, str]]:
+def huggingface_features(schema: pa.Schema) -> dict[str, dict[str, str]]:
     """What Hugging Face's `datasets` calls these columns: its ``Features.to_dict()``."""
     found: dict[str, dict[str, str]] = {}
     for field in schema:
@@ -45,7 +45,7 @@ def shard_schema(table: pa.Schema) -> pa.Schema:
     """The columns of a shard: the picture first, then those of the release's rows."""
     image = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
     schema = pa.schema([pa.field(IMAGE, image), *table])
-    said = {"info": {"features": features(schema)}}
+    said = {"info": {"features": huggingface_features(schema)}}
     return schema.with_metadata({b"huggingface": json.dumps(said).encode()})
 
 
@@ -96,7 +96,7 @@ class ParquetShard:
 
     def _write(self) -> None:
         texts = pa.Table.from_pylist(self._rows, schema=self._schema.remove(0))
-        paths = [f"{row[KEY]}.{row['format']}" for row in self._rows]
+        paths = [f"{row[KEY_COLUMN]}.{row['format']}" for row in self._rows]
         images = pa.StructArray.from_arrays(
             [_joined(self._images), pa.array(paths, pa.string())],
             fields=list(self._schema.field(0).type),

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nanobanana_pipeline.datasets.formats.base import ReleaseFormat, ShardFiles, Sink
-from nanobanana_pipeline.datasets.release_rows import KEY, metadata_json
+from nanobanana_pipeline.datasets.release_rows import KEY_COLUMN, metadata_json
 
 __all__ = ["WEBDATASET_FORMAT", "TarShard"]
 
@@ -24,7 +24,7 @@ MODE: Final = 0o444
 PADDING: Final = bytes(tarfile.RECORDSIZE)
 INDEX_SCHEMA: Final = pa.schema(
     [
-        pa.field(KEY, pa.string(), nullable=False),
+        pa.field(KEY_COLUMN, pa.string(), nullable=False),
         pa.field("row_id", pa.string(), nullable=False),
         pa.field("offset", pa.int64(), nullable=False),
         pa.field("size", pa.int64(), nullable=False),
@@ -53,13 +53,13 @@ class TarShard:
             row: its metadata; its key, row_id, format and prompt among them.
             image: the original's bytes.
         """
-        key = row[KEY]
+        key = row[KEY_COLUMN]
         offset = self._file(f"{key}.{row['format']}", image)
         self._file(f"{key}.json", metadata_json(row))
         self._file(f"{key}.txt", row["prompt"].encode())
         self._index.append(
             {
-                KEY: key,
+                KEY_COLUMN: key,
                 "row_id": row["row_id"],
                 "offset": offset,
                 "size": len(image),

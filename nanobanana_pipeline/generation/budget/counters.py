@@ -9,14 +9,13 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Final
 
-import tenacity
 from pydantic import BaseModel, ConfigDict, Field
 
 from nanobanana_pipeline.bucket_keys import day_budget_key, partition_budget_key, run_budget_key
-from nanobanana_pipeline.errors import StorageError, StorageUnavailable
 from nanobanana_pipeline.ledger import new_nonce
 from nanobanana_pipeline.money import Budget, Cap, cost_of, cost_text
-from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage import ObjectStore, StoredObject
+from nanobanana_pipeline.storage.cas import parse_json, swap
 
 __all__ = ["Counter", "Reservation", "Scope", "day_scope", "partition_scope", "run_scope"]
 
@@ -146,7 +145,7 @@ class Scope:
         Raises:
             StorageError: it is damaged, or of a newer version.
         """
-        return self._read()[0]
+        return self._parsed(self._store.get(self.key))
 
     def reserve(self, name: str, images: int, price: Decimal | None) -> int:
         """Reserve up to so many images more for a shard; gives how many the cap has room for."""
@@ -167,45 +166,18 @@ class Scope:
         Raises:
             StorageUnavailable: S3 stayed silent, or the counter is fought over, for a minute.
         """
-        for attempt in tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(StorageUnavailable),
-            wait=tenacity.wait_random_exponential(multiplier=0.02, max=2),
-            stop=tenacity.stop_after_delay(60),
-            reraise=True,
-        ):
-            with attempt:
-                before, etag = self._read()
-                after = step(before)
-                if after.revision == before.revision:
-                    return after
-                body = after.model_dump_json(by_alias=True).encode()
-                try:
-                    if etag is None:
-                        new = self._store.create(self.key, body, content_type="application/json")
-                    else:
-                        new = self._store.update(self.key, body, etag)
-                except StorageUnavailable:
-                    new = None
-                # A write whose answer was lost looks like a defeat; the revision tells.
-                if new is not None or self._read()[0].revision == after.revision:
-                    return after
-                raise StorageUnavailable(f"{self._store.uri(self.key)} is changed by many")
-        raise AssertionError  # tenacity gives a result or raises
+        _, after = swap(self._store, self.key, self._parsed, step, _to_json)
+        return after
 
-    def _read(self) -> tuple[Counter, str | None]:
-        found = self._store.get(self.key)
+    def _parsed(self, found: StoredObject | None) -> Counter:
         if found is None:
-            return Counter(schema=SCHEMA), None
-        try:
-            counter = Counter.model_validate_json(found.body)
-        except ValueError as error:
-            raise StorageError(f"{self._store.uri(self.key)} is damaged: {error}") from error
-        if counter.schema_version > SCHEMA:
-            raise StorageError(
-                f"{self._store.uri(self.key)} has schema {counter.schema_version}, and this "
-                f"version knows {SCHEMA}: upgrade nanobanana-pipeline"
-            )
-        return counter, found.etag
+            return Counter(schema=SCHEMA)
+        parse = Counter.model_validate_json
+        return parse_json(found.body, self._store.uri(self.key), parse, SCHEMA)
+
+
+def _to_json(counter: Counter) -> bytes:
+    return counter.model_dump_json(by_alias=True).encode()
 
 
 def day_scope(store: ObjectStore, budget: Budget, day: str | None = None) -> Scope:

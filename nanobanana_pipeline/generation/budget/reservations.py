@@ -14,7 +14,7 @@ from decimal import Decimal
 from functools import partial
 from typing import Final
 
-from nanobanana_pipeline.bucket_keys import run_alive_key, run_plan_key
+from nanobanana_pipeline.bucket_keys import day_budget_prefix, run_alive_key, run_plan_key
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
 from nanobanana_pipeline.generation.budget.counters import (
     Reservation,
@@ -355,7 +355,7 @@ def _scopes_of(store: ObjectStore, name: str) -> list[Scope]:
     # A day more: whoever bought told the day by a clock of its own.
     since = datetime.now(UTC) - timedelta(days=1, seconds=planned.age_seconds)
     first = since.date().isoformat()
-    days = [key.rpartition("/")[2].removesuffix(".json") for key in store.keys("budget/days/")]
+    days = [key.rpartition("/")[2].removesuffix(".json") for key in store.keys(day_budget_prefix())]
     caps = Budget()
     return [
         run_scope(store, run_id, caps.run),

@@ -40,7 +40,7 @@ from nanobanana_pipeline.ledger import Entry, State
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.slots import Slots
 from nanobanana_pipeline.storage import ObjectStore
-from nanobanana_pipeline.wording import counted
+from nanobanana_pipeline.wording import counted, size_text
 
 __all__ = ["Engine", "Progress", "Report"]
 
@@ -67,7 +67,7 @@ class Progress:
         return (
             f"{self.finished:,} of {counted(self.total, 'request')}, "
             f"{counted(self.images, 'image')}, "
-            f"{self.size / 1e6:,.1f} MB, {pace:.1f} images/s, "
+            f"{size_text(self.size)}, {pace:.1f} images/s, "
             f"{self.at_provider} at the provider ({self.slots} slots)"
         )
 

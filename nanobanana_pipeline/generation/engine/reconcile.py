@@ -6,22 +6,18 @@ held, or one that a webhook named. An object in a bucket that bears no id is non
 
 import functools
 import logging
-from datetime import UTC, datetime, timedelta
-from typing import Final
+from datetime import UTC, datetime
 
 from nanobanana_pipeline.errors import ProviderHalt
 from nanobanana_pipeline.generation.engine.work_queue import Downloadable, Finished, Requeue, Step
 from nanobanana_pipeline.ledger import UNSURE, Attempt, Entry, Held, Ledger, Outcome
 from nanobanana_pipeline.provider.outcomes import Done, Failed, Halted, Queued
-from nanobanana_pipeline.provider.protocol import Provider
+from nanobanana_pipeline.provider.protocol import KEPT_SECONDS, Provider
 from nanobanana_pipeline.webhooks.inbox import Inbox, attempt_id
 
-__all__ = ["KEPT_BY_PROVIDER", "Reconciler", "can_reconcile"]
+__all__ = ["Reconciler", "can_reconcile"]
 
 log = logging.getLogger(__name__)
-
-KEPT_BY_PROVIDER: Final = timedelta(hours=24)
-"""So long the provider keeps pictures, from PROVIDER_CONTRACT.md: a loss is final after it."""
 
 
 def can_reconcile(entry: Entry) -> bool:
@@ -120,4 +116,5 @@ def _by_noted_urls(held: Held) -> Downloadable | None:
 def _is_still_kept(attempt: Attempt) -> bool:
     if attempt.accepted is None or not (attempt.provider_id or attempt.output):
         return False
-    return datetime.now(UTC) - datetime.fromisoformat(attempt.accepted) < KEPT_BY_PROVIDER
+    age = datetime.now(UTC) - datetime.fromisoformat(attempt.accepted)
+    return age.total_seconds() < KEPT_SECONDS

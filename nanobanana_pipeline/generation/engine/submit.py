@@ -54,6 +54,7 @@ from nanobanana_pipeline.provider.slots import Slots
 from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.webhooks.inbox import Inbox, attempt_id
+from nanobanana_pipeline.wording import time_text
 
 __all__ = ["Submitter"]
 
@@ -149,7 +150,7 @@ class Submitter:
                 return Finished(
                     held.entry.state,
                     f"{held.entry.reason}; a late answer may still come: it may be bought again in "
-                    f"{wait / 60:.0f} min",
+                    f"{time_text(wait)}",
                 )
         if not self._slots.acquire(self._stop):
             return Finished(State.OPEN, "stopped before it was sent")

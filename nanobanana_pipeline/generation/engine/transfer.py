@@ -8,8 +8,7 @@ import hashlib
 import logging
 import threading
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import Final
+from datetime import UTC, datetime
 
 import tenacity
 
@@ -30,15 +29,13 @@ from nanobanana_pipeline.images.inspect import CONTENT_TYPES, inspect
 from nanobanana_pipeline.ledger import Held, Ledger, Outcome, StoredImage
 from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.provider.outcomes import Done, Failed, Missing
-from nanobanana_pipeline.provider.protocol import Delivered, Original, Provider
+from nanobanana_pipeline.provider.protocol import KEPT_SECONDS, Delivered, Original, Provider
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import time_text
 
 __all__ = ["Transfer", "Transferred"]
 
 log = logging.getLogger(__name__)
-
-EXPIRY: Final = timedelta(hours=24)
-"""The provider deletes its own pictures after so long."""
 
 
 class _Expired(ImageGone):
@@ -333,11 +330,10 @@ def _explain_gone(error: ImageGone, accepted: str | None) -> ImageGone:
     """The error with the image's age, and whether the provider has deleted it by its own rule."""
     if accepted is None:
         return error
-    age = datetime.now(UTC) - datetime.fromisoformat(accepted)
-    if age >= EXPIRY:
+    age = (datetime.now(UTC) - datetime.fromisoformat(accepted)).total_seconds()
+    if age >= KEPT_SECONDS:
         return _Expired(
-            f"expired: the provider deletes pictures after 24 hours; accepted at {accepted} "
-            f"({error})"
+            f"expired: the provider deletes pictures after {KEPT_SECONDS // 3600} hours; "
+            f"accepted at {accepted} ({error})"
         )
-    minutes = int(age.total_seconds() // 60)
-    return ImageGone(f"{error}, {minutes // 60} h {minutes % 60} min after it was accepted")
+    return ImageGone(f"{error}, {time_text(age)} after it was accepted")

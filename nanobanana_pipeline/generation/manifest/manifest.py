@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from nanobanana_pipeline.bucket_keys import manifest_prefix
+from nanobanana_pipeline.bucket_keys import Folder, manifest_prefix
 from nanobanana_pipeline.ledger import new_nonce
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.storage.versioned import (
+    SCHEMA_KEY,
     as_frame,
     open_stored,
     read_pointer,
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "COLUMNS",
     "GAPS",
+    "MANIFEST_COLUMNS",
+    "MANIFEST_TABLE_SCHEMA",
     "OUTCOME_COLUMNS",
-    "SCHEMA_OF_TABLE",
     "CellState",
     "CurrentManifest",
     "advice",
@@ -38,13 +39,12 @@ __all__ = [
     "open_manifest",
     "publish",
     "read_all_current",
-    "read_arrow",
     "read_current",
     "read_manifest",
+    "read_manifest_arrow",
 ]
 
 SCHEMA: Final = 1
-SCHEMA_KEY: Final = b"nanobanana.schema"
 
 
 class CellState(StrEnum):
@@ -98,7 +98,7 @@ OUTCOME_COLUMNS: Final = {
     "run_id": (pa.string(), "the run that bought it"),
     "accepted": (pa.string(), "when the provider took it, UTC"),
 }
-COLUMNS: Final = {
+MANIFEST_COLUMNS: Final = {
     "prompt_set": (pa.string(), "the prompt set's name"),
     "prompt_id": (pa.string(), "the prompt row"),
     "prompt": (pa.string(), "its text"),
@@ -110,8 +110,8 @@ COLUMNS: Final = {
 }
 """Every column's type and meaning, in order."""
 
-SCHEMA_OF_TABLE: Final = pa.schema(
-    [pa.field(name, kind) for name, (kind, _) in COLUMNS.items()],
+MANIFEST_TABLE_SCHEMA: Final = pa.schema(
+    [pa.field(name, kind) for name, (kind, _) in MANIFEST_COLUMNS.items()],
     metadata={SCHEMA_KEY: str(SCHEMA).encode()},
 )
 
@@ -182,7 +182,7 @@ def list_partitions(store: ObjectStore, begins: str = "") -> Iterator[tuple[str,
         store: the bucket.
         begins: only prompt sets whose names begin so.
     """
-    for key in store.keys(f"manifests/{begins}"):
+    for key in store.keys(Folder.MANIFESTS.prefix + begins):
         folder, _, leaf = key.rpartition("/")
         if leaf == "current.json":
             _, name, seed = folder.split("/")
@@ -208,10 +208,10 @@ def read_manifest(store: ObjectStore, key: str, columns: list[str] | None = None
     Raises:
         StorageError: there is none, or it is damaged.
     """
-    return as_frame(read_arrow(store, key, columns))
+    return as_frame(read_manifest_arrow(store, key, columns))
 
 
-def read_arrow(store: ObjectStore, key: str, columns: list[str] | None = None) -> pa.Table:
+def read_manifest_arrow(store: ObjectStore, key: str, columns: list[str] | None = None) -> pa.Table:
     """The same, as it is stored.
 
     Raises:
@@ -228,7 +228,7 @@ def open_manifest(
     Raises:
         StorageError: as `read_manifest`.
     """
-    return open_stored(store, key, COLUMNS, columns)
+    return open_stored(store, key, MANIFEST_COLUMNS, columns)
 
 
 def publish(store: ObjectStore, file: bytes, current: CurrentManifest, etag: str | None) -> bool:

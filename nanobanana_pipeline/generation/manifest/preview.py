@@ -26,10 +26,10 @@ __all__ = ["read_sample_rows", "sample_pictures", "write_preview"]
 SAMPLED_ROWS: Final = 1_000
 """Of fewer pictures every row is read; of more, every second, third, … row that has one."""
 PICTURES: Final = 12
-COLUMNS: Final = 4
+PREVIEW_ACROSS: Final = 4
 SIDE: Final = 112
 """Four of them beside each other fit the column of a partition's page."""
-AT_ONCE: Final = 4
+PREVIEWS_AT_ONCE: Final = 4
 COLUMNS_READ: Final = ["image_sha256", "format", "prompt", "prompt_id"]
 
 
@@ -82,7 +82,7 @@ def write_preview(store: ObjectStore, current: CurrentManifest, rows: pd.DataFra
         pictures = sample_pictures(store, rows, PICTURES)
         if not pictures:
             return None
-        sheet = contact_sheet(pictures, columns=COLUMNS, tile=SIDE, image_format="WEBP")
+        sheet = contact_sheet(pictures, columns=PREVIEW_ACROSS, tile=SIDE, image_format="WEBP")
         store.put(key, sheet, content_type="image/webp")
     return key
 
@@ -99,7 +99,7 @@ def sample_pictures(store: ObjectStore, rows: pd.DataFrame, count: int) -> list[
     shown = min(count, len(there))
     places = [place * len(there) // shown for place in range(shown)]
     named = there.iloc[places][COLUMNS_READ].itertuples(index=False)
-    with ThreadPoolExecutor(AT_ONCE, "preview") as helpers:
+    with ThreadPoolExecutor(PREVIEWS_AT_ONCE, "preview") as helpers:
         found = list(helpers.map(partial(_small, store), [tuple(map(str, each)) for each in named]))
     return [each for each in found if each is not None]
 

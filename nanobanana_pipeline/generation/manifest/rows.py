@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nanobanana_pipeline.generation.manifest.manifest import (
+    MANIFEST_TABLE_SCHEMA,
     OUTCOME_COLUMNS,
-    SCHEMA_OF_TABLE,
     CellState,
 )
 from nanobanana_pipeline.generation.planning.cells import Cells
@@ -28,14 +28,14 @@ __all__ = [
     "outcomes",
 ]
 
-BATCH: Final = 10_000
+MANIFEST_ROWS_AT_ONCE: Final = 10_000
 """Rows that are Python objects at once, or cells whose rows are taken from larger tables."""
 SAMPLE_BITS: Final = 32
 OUTCOMES: Final = pa.schema(
-    [SCHEMA_OF_TABLE.field(name) for name in ("request_key", "sample", *OUTCOME_COLUMNS)]
+    [MANIFEST_TABLE_SCHEMA.field(name) for name in ("request_key", "sample", *OUTCOME_COLUMNS)]
 )
-"""The outcome of a request, a row a picture."""
-Columns: TypeAlias = Callable[[list[str]], pa.Table]
+"""What came of a request, a row a picture."""
+ReadColumns: TypeAlias = Callable[[list[str]], pa.Table]
 """Gives some columns of a manifest, be it in memory or packed."""
 MAX_SEED_REPORTED: Final = 2**63 - 1
 CELL_OF: Final = {
@@ -64,7 +64,7 @@ def outcomes(
         A row for each picture of an entry: request_key, sample and `OUTCOME_COLUMNS`.
     """
     rows = (row for entry in entries for row in _outcome_rows(entry, uri, missing))
-    batches = iter(lambda: list(islice(rows, BATCH)), [])
+    batches = iter(lambda: list(islice(rows, MANIFEST_ROWS_AT_ONCE)), [])
     return pa.Table.from_batches(
         [pa.RecordBatch.from_pylist(some, OUTCOMES) for some in batches], OUTCOMES
     )
@@ -86,10 +86,10 @@ def manifest_batches(
         missing: the state of cells that were asked for, and of which nothing is known.
 
     Returns:
-        Rows as `COLUMNS` says.
+        Rows as `manifest.MANIFEST_COLUMNS` says.
     """
     return pa.RecordBatchReader.from_batches(
-        SCHEMA_OF_TABLE, _batches(cells, prompt_set, known, missing)
+        MANIFEST_TABLE_SCHEMA, _batches(cells, prompt_set, known, missing)
     )
 
 
@@ -112,7 +112,7 @@ def _batches(
             "sample": places["sample"],
             "state": pc.coalesce(came["state"], untried),
         }
-        rows = pa.table(columns).select(SCHEMA_OF_TABLE.names).cast(SCHEMA_OF_TABLE)
+        rows = pa.table(columns).select(MANIFEST_TABLE_SCHEMA.names).cast(MANIFEST_TABLE_SCHEMA)
         yield from rows.combine_chunks().to_batches()
 
 
@@ -133,10 +133,10 @@ def _places(cells: Cells, outcome: pa.Table) -> Iterator[pa.RecordBatch]:
     starts = np.searchsorted(both >> SAMPLE_BITS, np.arange(len(distinct) + 1))
     sample = np.append(both & (1 << SAMPLE_BITS) - 1, 0)
     position = np.append(position, len(outcome) - 1)
-    for first in range(0, len(key_of_cell), BATCH):
-        some = key_of_cell[first : first + BATCH]
+    for first in range(0, len(key_of_cell), MANIFEST_ROWS_AT_ONCE):
+        some = key_of_cell[first : first + MANIFEST_ROWS_AT_ONCE]
         came = starts[some + 1] - starts[some]
-        count = np.where(came, came, asked[first : first + BATCH])
+        count = np.where(came, came, asked[first : first + MANIFEST_ROWS_AT_ONCE])
         nth = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
         untried = np.repeat(came == 0, count)
         place = np.where(untried, -1, np.repeat(starts[some], count) + nth)
@@ -161,7 +161,7 @@ def _taken(table: pa.Table, positions: np.ndarray) -> pa.Table:
     return pa.Table.from_batches(taken).take(np.argsort(np.argsort(whose, kind="stable")))
 
 
-def count_cells(read: Columns) -> dict[str, int]:
+def count_cells(read: ReadColumns) -> dict[str, int]:
     """How many cells, not rows, are in each state."""
     table = read(["sample", "state"])
     first = table["state"].filter(pc.equal(table["sample"], 0))
@@ -169,14 +169,14 @@ def count_cells(read: Columns) -> dict[str, int]:
     return dict(sorted((each["values"], each["counts"]) for each in counts))
 
 
-def count_images(read: Columns) -> tuple[int, int]:
+def count_images(read: ReadColumns) -> tuple[int, int]:
     """Distinct pictures of a manifest and their bytes."""
     images = read(["image_sha256", "bytes"]).drop_null()
     distinct = images.group_by("image_sha256", use_threads=False).aggregate([("bytes", "max")])
     return len(distinct), pc.sum(distinct["bytes_max"]).as_py() or 0
 
 
-def content_hash(read: Columns) -> str:
+def content_hash(read: ReadColumns) -> str:
     """SHA-256 of a manifest's requests, states and pictures, whatever run brought them.
 
     It is that of ``{"prompt_id":[…],"sample":[…],…}`` as JSON without spaces.

@@ -21,7 +21,7 @@ __all__ = ["LAST_SEED", "Cells", "build_cells", "build_requests", "check_seed", 
 
 LAST_SEED: Final = 2**32 - 1
 MAX_SEEDS: Final = 10_000
-BATCH: Final = 10_000
+CELLS_AT_ONCE: Final = 10_000
 """Rows that are Python objects at once."""
 
 
@@ -48,8 +48,8 @@ class Cells:
     ) -> Iterator[ImageRequest]:
         """The requests of the cells at these positions of `frame`, delivered as a launch says."""
         chosen = {**self.parameters, **(delivery.given() if delivery else {})}
-        for first in range(0, len(positions), BATCH):
-            some = self.prompts.iloc[positions[first : first + BATCH]]
+        for first in range(0, len(positions), CELLS_AT_ONCE):
+            some = self.prompts.iloc[positions[first : first + CELLS_AT_ONCE]]
             yield from build_requests(some, self.seed, chosen)
 
 
@@ -112,7 +112,7 @@ def build_cells(
     kinds = {"request_key": "str", "seed_asked": "int64", "samples": "int64"}
     drawn = [
         pd.DataFrame(some, columns=list(kinds)).astype(kinds)
-        for some in chain([[]], iter(lambda: list(islice(requests, BATCH)), []))
+        for some in chain([[]], iter(lambda: list(islice(requests, CELLS_AT_ONCE)), []))
     ]
     frame = prompts[["prompt_id", "prompt"]].reset_index(drop=True)
     frame = pd.concat([frame, pd.concat(drawn, ignore_index=True)], axis="columns")
@@ -126,9 +126,9 @@ def build_requests(
 ) -> Iterator[ImageRequest]:
     """The request of each row of a prompt set, in order; arguments as `build_cells` takes them."""
     named = [name for name in REQUEST_FIELDS if name in prompts.columns]
-    for first in range(0, len(prompts), BATCH):
+    for first in range(0, len(prompts), CELLS_AT_ONCE):
         # Python's own strings take several times the memory of a column's.
-        some = prompts[named].iloc[first : first + BATCH].astype(object)
+        some = prompts[named].iloc[first : first + CELLS_AT_ONCE].astype(object)
         columns = [some[name].where(some[name].notna(), None) for name in named]
         for values in zip(*columns, strict=True):
             own = {k: value for k, value in zip(named, values, strict=True) if value is not None}

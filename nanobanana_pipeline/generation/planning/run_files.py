@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from nanobanana_pipeline.bucket_keys import (
+    Folder,
     run_done_key,
     run_plan_key,
     run_shard_key,
@@ -25,6 +26,7 @@ from nanobanana_pipeline.ledger import now_iso
 from nanobanana_pipeline.money import cost_of, cost_text
 from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.cas import parse_json
 from nanobanana_pipeline.wording import counted
 
 __all__ = [
@@ -37,13 +39,13 @@ __all__ = [
     "read_plan",
     "read_requests",
     "read_shard",
-    "unfinished_runs",
+    "unfinished_plans",
     "write_plan",
     "write_shards",
 ]
 
 SCHEMA: Final = 1
-BATCH: Final = 1_000
+REQUESTS_AT_ONCE: Final = 1_000
 RUN_FILE: Final = pa.schema(
     [("request_key", pa.string()), ("request", pa.string()), ("buy", pa.bool_())],
     metadata={b"nanobanana.schema": str(SCHEMA).encode()},
@@ -126,16 +128,7 @@ def read_plan(store: ObjectStore, run_id: str) -> RunPlan:
     found = store.get(key)
     if found is None:
         raise StorageError(f"{store.uri(key)} is missing: launch the partition again")
-    try:
-        schema = json.loads(found.body)["schema"]
-        if schema > SCHEMA:
-            raise StorageError(
-                f"{store.uri(key)} has schema {schema}, and this version knows {SCHEMA}: "
-                "upgrade nanobanana-pipeline"
-            )
-        return _PLAN.validate_json(found.body)
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise StorageError(f"{store.uri(key)} is damaged: {error}") from error
+    return parse_json(found.body, store.uri(key), _PLAN.validate_json, SCHEMA)
 
 
 def write_shards(
@@ -167,7 +160,7 @@ def _run_file(requests: Iterable[PlannedRequest]) -> bytes:
     body = io.BytesIO()
     with pq.ParquetWriter(body, RUN_FILE, compression="zstd") as file:
         rows = ((r.request_key, r.request.model_dump_json(), r.buy) for r in requests)
-        while some := list(itertools.islice(rows, BATCH)):
+        while some := list(itertools.islice(rows, REQUESTS_AT_ONCE)):
             columns = [pa.array(column) for column in zip(*some, strict=True)]
             file.write_table(pa.table(columns, schema=RUN_FILE))
     return body.getvalue()
@@ -191,7 +184,7 @@ class RunFile:
         return self._count
 
     def __iter__(self) -> Iterator[PlannedRequest]:
-        for batch in pq.ParquetFile(self._body).iter_batches(BATCH):
+        for batch in pq.ParquetFile(self._body).iter_batches(REQUESTS_AT_ONCE):
             for row in batch.to_pylist():
                 # Files of before the budget say nothing of `buy`: all may be bought.
                 request = ImageRequest.model_validate_json(row["request"])
@@ -223,13 +216,15 @@ def read_requests(store: ObjectStore, plan: RunPlan) -> Iterator[PlannedRequest]
         yield from read_shard(store, plan.run_id, shard)
 
 
-def unfinished_runs(store: ObjectStore) -> Iterator[RunPlan]:
+def unfinished_plans(store: ObjectStore) -> Iterator[RunPlan]:
     """The plans of runs that may have left something to rescue: written, and not done.
 
     Raises:
         StorageError: a plan is damaged, or of a newer version.
     """
-    for run_id, keys in itertools.groupby(store.keys("runs/"), lambda key: key.split("/")[1]):
+    for run_id, keys in itertools.groupby(
+        store.keys(Folder.RUNS.prefix), lambda key: key.split("/")[1]
+    ):
         names = set(keys)
         if run_plan_key(run_id) in names and run_done_key(run_id) not in names:
             yield read_plan(store, run_id)
@@ -253,12 +248,12 @@ def list_unfinished(store: ObjectStore) -> list[str]:
 
     One LIST for a thousand of them, however many runs have ever been. Where the end of a run was
     cut off it may be one that is done. Runs of versions that named none are not among them:
-    `unfinished_runs` looks through all.
+    `unfinished_plans` looks through all.
 
     Raises:
         StorageError: S3 refuses.
     """
-    folder = unfinished_key("")
+    folder = Folder.UNFINISHED.prefix
     return [key.removeprefix(folder) for key in store.keys(folder)]
 
 

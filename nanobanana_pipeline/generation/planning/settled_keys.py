@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nanobanana_pipeline.generation.manifest.manifest import (
-    SCHEMA_OF_TABLE,
+    MANIFEST_TABLE_SCHEMA,
     CellState,
     CurrentManifest,
     open_manifest,
@@ -48,7 +48,7 @@ def read_settled_keys(
     Raises:
         StorageError: the manifest is missing or damaged.
     """
-    settled = [SCHEMA_OF_TABLE.empty_table().select(columns)]
+    settled = [MANIFEST_TABLE_SCHEMA.empty_table().select(columns)]
     asked = [pa.array([], pa.string())]
     for rows in open_manifest(store, current.manifest, list(columns)) if current else ():
         is_settled = pc.equal(rows["state"], CellState.SETTLED.value)

@@ -31,7 +31,7 @@ from nanobanana_pipeline.generation.planning.run_files import (
     list_unfinished,
     read_plan,
     read_requests,
-    unfinished_runs,
+    unfinished_plans,
 )
 from nanobanana_pipeline.generation.recovery.relaunch import Settled, relaunch, settle_launch
 from nanobanana_pipeline.ledger import UNSURE, Entry, Held, Ledger, Outcome, State
@@ -43,7 +43,7 @@ from nanobanana_pipeline.webhooks.inbox import Inbox, attempt_id
 __all__ = [
     "Action",
     "Doubt",
-    "Filter",
+    "DoubtFilter",
     "find_doubts",
     "find_mail",
     "fresh_doubts",
@@ -109,7 +109,7 @@ class Doubt:
 
 
 @dataclass(frozen=True)
-class Filter:
+class DoubtFilter:
     """Which doubts are meant; what is left out allows all.
 
     Attributes:
@@ -285,7 +285,7 @@ def _suspects(store: ObjectStore) -> Iterator[tuple[str, tuple[str, int]]]:
     for current in read_all_current(store):
         for key in _unsure_keys(store, current):
             yield key, (current.prompt_set, current.seed)
-    for made in unfinished_runs(store):
+    for made in unfinished_plans(store):
         for planned in read_requests(store, made):
             yield planned.request_key, (made.prompt_set, made.seed)
 

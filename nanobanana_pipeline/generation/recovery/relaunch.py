@@ -8,7 +8,7 @@ from nanobanana_pipeline.generation.engine.engine import Progress, Report
 from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
 from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, read_current
 from nanobanana_pipeline.generation.planning.planner import Launch
-from nanobanana_pipeline.generation.planning.run_files import RunPlan, unfinished_runs
+from nanobanana_pipeline.generation.planning.run_files import RunPlan, unfinished_plans
 from nanobanana_pipeline.money import Cap
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.request import PictureParameters
@@ -110,7 +110,7 @@ def _last_plan(store: ObjectStore, prompt_set: str, seed: int) -> RunPlan:
     Raises:
         PlanError: there is none.
     """
-    mine = [m for m in unfinished_runs(store) if (m.prompt_set, m.seed) == (prompt_set, seed)]
+    mine = [m for m in unfinished_plans(store) if (m.prompt_set, m.seed) == (prompt_set, seed)]
     if not mine:
         raise PlanError(f"{prompt_set}, seed {seed} was never launched: launch it first")
     return mine[-1]

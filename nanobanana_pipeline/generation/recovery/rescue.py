@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
-from nanobanana_pipeline.bucket_keys import run_done_key, run_plan_key
+from nanobanana_pipeline.bucket_keys import Folder, run_done_key, run_plan_key, run_prefix
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.budget.reservations import EXPIRED_SECONDS, reclaim_reservations
 from nanobanana_pipeline.generation.engine.engine import Progress, Report
@@ -35,14 +35,15 @@ from nanobanana_pipeline.generation.planning.run_files import (
 from nanobanana_pipeline.generation.recovery.relaunch import Settled, relaunch
 from nanobanana_pipeline.ledger import COSTING, Entry, Ledger, State
 from nanobanana_pipeline.provider.account import Account
+from nanobanana_pipeline.provider.protocol import KEPT_SECONDS
 from nanobanana_pipeline.storage import ListedObject, ObjectStore
 
 __all__ = ["Run", "UnfinishedRun", "expired_runs", "list_runs", "rescue", "unfinished_runs"]
 
-ROUND_SECONDS: Final = 4 * 3600.0
-LAST_ROUND: Final = 6
-"""The provider's 24 hours in rounds; what it has not told by then it tells no more."""
-MOST_NAMED: Final = 10
+ROUND_SECONDS: Final = 4 * 3600
+LAST_ROUND: Final = KEPT_SECONDS // ROUND_SECONDS
+"""The rounds in which the provider still keeps pictures; after them it tells no more."""
+RUNS_NAMED: Final = 10
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class UnfinishedRun:
 def list_runs(store: ObjectStore) -> Iterator[Run]:
     """All runs that have written a plan."""
     for run_id, files in itertools.groupby(
-        store.listing("runs/"), key=lambda found: found.key.split("/")[1]
+        store.listing(Folder.RUNS.prefix), key=lambda found: found.key.split("/")[1]
     ):
         run = _read_run(run_id, files)
         if run is not None:
@@ -114,7 +115,7 @@ def expired_runs(store: ObjectStore, run_ids: Iterable[str]) -> list[Run]:
     Raises:
         StorageError: S3 refuses.
     """
-    found = (_read_run(run_id, store.listing(f"runs/{run_id}/")) for run_id in run_ids)
+    found = (_read_run(run_id, store.listing(run_prefix(run_id))) for run_id in run_ids)
     dead = [run for run in found if run is not None and run.is_dead]
     return sorted(dead, key=lambda run: (-run.quiet_seconds, run.run_id))
 
@@ -186,7 +187,7 @@ def rescue(
     if store.head(run_plan_key(run_id)) is None:
         raise PlanError(_no_such_run(store, run_id))
     dead = read_plan(store, run_id)
-    seen = _read_run(run_id, store.listing(f"runs/{run_id}/"))
+    seen = _read_run(run_id, store.listing(run_prefix(run_id)))
     own = [planned.request_key for planned in read_requests(store, dead)]
     ledger = Ledger(store)
     left = {h.entry.request_key for h in ledger.read_many(own) if _may_be_brought(h.entry)}
@@ -217,10 +218,10 @@ def rescue(
 
 def _no_such_run(store: ObjectStore, run_id: str) -> str:
     left = list_unfinished(store)
-    more = f" and {len(left) - MOST_NAMED:,} more" if len(left) > MOST_NAMED else ""
-    named = f"those that have not ended are {', '.join(left[:MOST_NAMED])}{more}"
+    more = f" and {len(left) - RUNS_NAMED:,} more" if len(left) > RUNS_NAMED else ""
+    named = f"those that have not ended are {', '.join(left[:RUNS_NAMED])}{more}"
     return (
-        f"there is no run {run_id!r} in {store.uri('runs/')}; "
+        f"there is no run {run_id!r} in {store.uri(Folder.RUNS.prefix)}; "
         f"{named if left else 'none is left that has not ended'}"
     )
 

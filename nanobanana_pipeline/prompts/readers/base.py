@@ -10,7 +10,7 @@ import pyarrow as pa
 from nanobanana_pipeline.errors import PromptTableError
 from nanobanana_pipeline.prompts.checked_prompts import REFERENCE_HASHES
 
-__all__ = ["CHUNK_ROWS", "TEXT", "Chunk", "Reader", "RowFault", "TableScan", "shortened"]
+__all__ = ["CHUNK_ROWS", "TEXT", "Chunk", "Reader", "RowFault", "TableScan", "bounded_value"]
 
 CHUNK_ROWS: Final = 65_536
 CHUNK_CELLS: Final = 1 << 20
@@ -28,7 +28,7 @@ class RowFault(NamedTuple):
     Attributes:
         row: data row, counted from 1 without the header and without blank lines.
         column: the normalised column name; "" for the row as a whole.
-        value: what stands there, shortened.
+        value: what stands there, bounded_value.
         reason: what a person should mend.
     """
 
@@ -50,7 +50,7 @@ class Chunk(NamedTuple):
     columns: dict[str, Any]
 
 
-def shortened(value: str) -> str:
+def bounded_value(value: str) -> str:
     """At most about 200 characters of `value`, fit for UTF-8."""
     text = value if len(value) <= MAX_VALUE else value[:MAX_VALUE] + "…"
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -76,7 +76,7 @@ class TableScan:
 
     def add_fault(self, row: int, column: str, value: str, reason: str) -> None:
         """Record a fault of a row."""
-        self.faults.append(RowFault(row, column, shortened(value), reason))
+        self.faults.append(RowFault(row, column, bounded_value(value), reason))
 
     @property
     def chunk_rows(self) -> int:
@@ -99,12 +99,12 @@ class TableScan:
         if name in self.columns:
             raise self.refusal(
                 "has two columns that mean the same, "
-                f"{shortened(self.columns[name])!r} and {shortened(raw)!r}: "
+                f"{bounded_value(self.columns[name])!r} and {bounded_value(raw)!r}: "
                 "rename or remove one of them"
             )
         if name == REFERENCE_HASHES:
             raise self.refusal(
-                f"has a column {shortened(raw)!r}, which is where the hashes of its reference "
+                f"has a column {bounded_value(raw)!r}, which is where the hashes of its reference "
                 "pictures will stand: rename or remove it, and name the pictures in 'ref_image'"
             )
         if len(self.columns) >= MAX_COLUMNS:
@@ -118,7 +118,7 @@ class TableScan:
         """Refuse a table without a prompt column."""
         if "prompt" in self.columns:
             return
-        names = ", ".join(repr(shortened(raw)) for raw in list(self.columns.values())[:10])
+        names = ", ".join(repr(bounded_value(raw)) for raw in list(self.columns.values())[:10])
         described = f"its columns are {names}" if names else "it has no columns"
         if self.faults:
             described += f"; row {self.faults[0].row}: {self.faults[0].reason}"

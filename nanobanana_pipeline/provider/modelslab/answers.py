@@ -10,6 +10,7 @@ import math
 import re
 import time
 from collections.abc import Iterator, Mapping
+from http import HTTPStatus
 from typing import Any, Final
 
 from nanobanana_pipeline.provider.outcomes import (
@@ -34,16 +35,14 @@ MAX_REASON_CHARACTERS: Final = 500
 MAX_ID_CHARACTERS: Final = 200
 
 MAX_DEPTH: Final = 4
-BAD_REQUEST: Final = 400
 BAD_REQUEST_STATUSES = frozenset({400, 413, 414, 415, 422})
 HALT_STATUSES = frozenset({401, 402, 403, 404, 405, 410})
 NO_SUCH_ADDRESS = frozenset({404, 410})
-REDIRECTS = range(300, 400)
+REDIRECTION_STATUSES = range(300, 400)
 FAILED = frozenset({"error", "failed"})
 WELL_DONE = frozenset({"success", "ok"})
 GOING_WELL = frozenset({"success", "processing"})
 SERVER_ERRORS = range(500, 600)
-RATE_LIMITED, UNAVAILABLE = 429, 503
 EPOCH_SECONDS_SINCE = 1_000_000_000
 """A reset header above this is a moment, below it a number of seconds."""
 
@@ -85,7 +84,7 @@ def parse_submit(status: int, headers: Mapping[str, str], body: bytes) -> Submit
         return Queued(provider_id, _seconds(answer.get("eta")), _seed(answer))
     if said in FAILED or (said == "" and status in HALT_STATUSES | BAD_REQUEST_STATUSES):
         return _error(status, answer, reason)
-    if said == "" and status in REDIRECTS:
+    if said == "" and status in REDIRECTION_STATUSES:
         return Halted(f"{reason}; is NANOBANANA_BASE_URL right?")
     return Unknown(f"an answer that says neither done nor failed: {reason}", provider_id)
 
@@ -128,7 +127,9 @@ def parse_operation(status: int, headers: Mapping[str, str], body: bytes) -> Ope
         return Unknown(f"HTTP {status}: {reason}")
     if said in WELL_DONE:
         return Answered(answer)
-    if said in FAILED or status in HALT_STATUSES | BAD_REQUEST_STATUSES | {RATE_LIMITED}:
+    if said in FAILED or status in HALT_STATUSES | BAD_REQUEST_STATUSES | {
+        HTTPStatus.TOO_MANY_REQUESTS
+    }:
         return Failed(reason)
     return Unknown(f"an answer that says neither done nor failed: {reason}")
 
@@ -142,7 +143,7 @@ def _error(status: int, answer: Mapping[str, Any], reason: str) -> SubmitOutcome
         or _VALIDATION.search(reason)
     ):
         return Refused(reason)
-    if status < BAD_REQUEST:
+    if status < HTTPStatus.BAD_REQUEST:
         return Failed(reason)
     return Unknown(f"HTTP {status}: {reason}", _provider_id(answer))
 
@@ -152,9 +153,9 @@ def _unreadable(
 ) -> Halted | RateLimited | Unknown:
     text = " ".join(body[:400].decode("utf-8", "replace").split())
     reason = f"HTTP {status} and no JSON object: {text!r}"[:MAX_REASON_CHARACTERS]
-    if status == RATE_LIMITED:
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
         return RateLimited(_retry_after(headers, {}), reason)
-    if status in HALT_STATUSES or status in REDIRECTS:
+    if status in HALT_STATUSES or status in REDIRECTION_STATUSES:
         return Halted(f"{reason}; is NANOBANANA_BASE_URL right?")
     return Unknown(reason)
 
@@ -164,12 +165,12 @@ def _is_rate_limit(status: int, answer: Mapping[str, Any], reason: str, said: st
         return False
     # An answer that may be a purchase under another name is never taken for a refusal.
     bought = said not in FAILED and bool(_provider_id(answer) or _output(answer))
-    if status == RATE_LIMITED:
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
         return not bought or said == ""
     if bought:
         return False
     says_so = bool(_RATE.search(reason)) or "retry_after" in answer
-    return says_so and (status not in SERVER_ERRORS or status == UNAVAILABLE)
+    return says_so and (status not in SERVER_ERRORS or status == HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 def _json_object(body: bytes) -> dict[str, Any] | None:

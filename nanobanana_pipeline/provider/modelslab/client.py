@@ -17,6 +17,7 @@ from nanobanana_pipeline.provider.modelslab.operations import Operations
 from nanobanana_pipeline.provider.modelslab.own_bucket import read_places
 from nanobanana_pipeline.provider.modelslab.secrets import mask
 from nanobanana_pipeline.provider.outcomes import FetchOutcome, NotSent, SubmitOutcome, Unknown
+from nanobanana_pipeline.provider.protocol import KEPT_SECONDS
 from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore
 
@@ -41,7 +42,7 @@ class ModelsLab:
     """
 
     request_model: ClassVar[type[ImageRequest]] = ImageRequest
-    kept_seconds: ClassVar[int] = 24 * 3600
+    kept_seconds: ClassVar[int] = KEPT_SECONDS
 
     def __init__(
         self,

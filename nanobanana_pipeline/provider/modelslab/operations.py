@@ -20,7 +20,7 @@ from nanobanana_pipeline.provider.outcomes import Answered, Failed, Unknown
 __all__ = ["Operations", "S3Details"]
 
 SECONDS: Final = 60.0
-MAX_ANSWER_BYTES: Final = 2**20
+MAX_OPERATION_BYTES: Final = 2**20
 DEPLOYMENT: Final = "nano_banana"
 """The last part of the base URL, and what the account's calls call it."""
 
@@ -138,7 +138,7 @@ class Operations:
                 body=body,
                 headers={"Content-Type": "application/json", "Accept": "application/json"},
                 deadline_seconds=SECONDS,
-                max_bytes=MAX_ANSWER_BYTES,
+                max_bytes=MAX_OPERATION_BYTES,
             )
         except NotSentError as error:
             raise OperationFailed(f"{name} could not be sent to {url}: {error}") from None

@@ -3,17 +3,17 @@
 `delivery.json` in the bucket says it for every worker; it holds no credentials.
 """
 
-import uuid
+import posixpath
 from collections.abc import Callable
 from typing import Final, Self
 from urllib.parse import unquote, urlsplit
 
-import tenacity
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from nanobanana_pipeline.bucket_keys import delivery_key
-from nanobanana_pipeline.errors import SettingsError, StorageError, StorageUnavailable
-from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.bucket_keys import FILES, Folder, delivery_key, probe_key
+from nanobanana_pipeline.errors import SettingsError, StorageError
+from nanobanana_pipeline.storage import ObjectStore, StoredObject
+from nanobanana_pipeline.storage.cas import parse_json, swap
 
 __all__ = [
     "OwnBucket",
@@ -26,14 +26,7 @@ __all__ = [
 ]
 
 SCHEMA: Final = 1
-PATIENCE_SECONDS: Final = 60.0
 DEFAULT_PORTS: Final = {"https": 443, "http": 80}
-OUR_FOLDERS: Final = frozenset(
-    {
-        *("budget", "datasets", "features", "images", "index", "ledger", "lineage", "manifests"),
-        *("probe", "prompt_sets", "references", "runs", "webhooks"),
-    }
-)
 
 
 class Place(BaseModel):
@@ -149,20 +142,7 @@ def read_places(store: ObjectStore) -> tuple[Places, str | None]:
         StorageError: it is damaged or was written by a newer version.
     """
     found = store.get(delivery_key())
-    if found is None:
-        return Places(), None
-    where = store.uri(delivery_key())
-    try:
-        # Before all else: what a newer version means by the rest is not ours to judge.
-        schema = _SchemaOnly.model_validate_json(found.body).schema_version
-        if schema > SCHEMA:
-            raise StorageError(
-                f"{where} has schema {schema}, and this version knows {SCHEMA}: "
-                "upgrade nanobanana-pipeline"
-            )
-        return Places.model_validate_json(found.body), found.etag
-    except ValueError as error:
-        raise StorageError(f"{where} is damaged: {error}") from error
+    return _parsed(store, found), found.etag if found else None
 
 
 def change_places(store: ObjectStore, change: Callable[[Places], Places]) -> tuple[Places, Places]:
@@ -170,8 +150,7 @@ def change_places(store: ObjectStore, change: Callable[[Places], Places]) -> tup
 
     Args:
         store: where it lies.
-        change: must come to nothing when it is applied to its own result: that is how a write
-            whose answer was lost is known.
+        change: the new places; nothing is written where they are the old ones.
 
     Returns:
         The places before and after.
@@ -179,19 +158,7 @@ def change_places(store: ObjectStore, change: Callable[[Places], Places]) -> tup
     Raises:
         StorageError: S3 refuses, or the file is damaged.
     """
-    for attempt in tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(StorageUnavailable),
-        wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5),
-        stop=tenacity.stop_after_delay(PATIENCE_SECONDS),
-        reraise=True,
-    ):
-        with attempt:
-            before, etag = read_places(store)
-            after = change(before)
-            if after == before or _written(store, after, etag):
-                return before, after
-            raise StorageUnavailable(f"{store.uri(delivery_key())} is being changed by others")
-    raise AssertionError  # tenacity gives a result or raises
+    return swap(store, delivery_key(), lambda found: _parsed(store, found), change, _to_json)
 
 
 def check_copies(store: ObjectStore) -> None:
@@ -200,7 +167,7 @@ def check_copies(store: ObjectStore) -> None:
     Raises:
         StorageError: it does not, so that pictures could be swapped under our hands.
     """
-    original, copy = (f"probe/{uuid.uuid4().hex}" for _ in range(2))
+    original, copy = probe_key(), probe_key()
 
     def adopt(etag: str) -> bool:
         source = store.prefix + original
@@ -221,34 +188,45 @@ def check_copies(store: ObjectStore) -> None:
         )
 
 
-def check_apart(store: ObjectStore, place: Place) -> None:
+def check_apart(store: ObjectStore, bucket: str, folder: str) -> None:
     """Make sure that strangers' objects do not lie among our own.
 
+    Below our prefix only new top-level folders are free. Names are compared without regard to
+    case, repeated slashes and percent-encoding: what the provider makes of those is unknown.
+
+    Args:
+        store: ours.
+        bucket: that the provider writes into.
+        folder: in that bucket, as the provider is told.
+
     Raises:
-        SettingsError: the place holds, or is part of, what this project keeps.
+        SettingsError: the folder holds, or is part of, what this project keeps.
     """
-    bucket, folder = place.bucket_and_folder
     if bucket != store.bucket:
         return
-    theirs, ours = f"{folder}/".lstrip("/"), store.prefix
-    first = theirs.removeprefix(ours).split("/")[0] if theirs.startswith(ours) else ""
-    if ours.startswith(theirs) or first in OUR_FOLDERS:
-        raise SettingsError(
-            f"{place.uri} holds what this project keeps in {store.uri('')}: a key that writes "
-            "there could change it, and a rule that deletes old deliveries would delete it. Choose "
-            "another --directory, such as deliveries"
-        )
+    ours = _parts_of_path(store.prefix)
+    theirs = _parts_of_path(folder)
+    holds_ours = ours[: len(theirs)] == theirs
+    if not holds_ours and (
+        theirs[: len(ours)] != ours or theirs[len(ours)] not in {*Folder, *FILES}
+    ):
+        return
+    raise SettingsError(
+        f"s3://{bucket}/{folder} holds what this project keeps in {store.uri('')}: a key that "
+        "writes there could change it, and a rule that deletes old deliveries would delete it. "
+        "Choose another --directory, such as deliveries"
+    )
 
 
-def _written(store: ObjectStore, places: Places, etag: str | None) -> bool:
-    body = places.model_dump_json(by_alias=True, indent=1).encode()
-    if etag is None:
-        return store.create(delivery_key(), body, content_type="application/json") is not None
-    return store.update(delivery_key(), body, etag) is not None
+def _parsed(store: ObjectStore, found: StoredObject | None) -> Places:
+    if found is None:
+        return Places()
+    where = store.uri(delivery_key())
+    return parse_json(found.body, where, Places.model_validate_json, SCHEMA)
 
 
-class _SchemaOnly(BaseModel):
-    schema_version: int = Field(alias="schema")
+def _to_json(places: Places) -> bytes:
+    return places.model_dump_json(by_alias=True, indent=1).encode()
 
 
 def _parts_of(url: str) -> tuple[tuple[str, str, int | None], list[str]] | None:
@@ -266,6 +244,14 @@ def _parts_of(url: str) -> tuple[tuple[str, str, int | None], list[str]] | None:
     if scheme not in DEFAULT_PORTS or not host or "@" in parts.netloc or path is None:
         return None
     return (scheme, host, port), path
+
+
+def _parts_of_path(path: str) -> list[str]:
+    """A path's parts in their plainest spelling: decoded, in lower case, without ``..``."""
+    while (decoded := unquote(path)) != path:
+        path = decoded
+    parts = posixpath.normpath(f"/{path.casefold()}").split("/")
+    return [part.strip() for part in parts if part.strip()]
 
 
 def _clean(path: str) -> list[str] | None:

@@ -395,7 +395,7 @@ def test_a_damaged_entry_stops_the_shard_and_is_named(
     made = planned(store)
     key, _ = request_for(prompts(3)[1])
     store.put(f"ledger/{key[:2]}/{key}.json", b"{}")
-    with pytest.raises(StorageError, match=f"{key}.json is not a ledger entry"):
+    with pytest.raises(StorageError, match=f"{key}.json is damaged"):
         settle_shard(store, account, made.run_id, made.shards[0])
 
 

@@ -16,7 +16,7 @@ from nanobanana_pipeline.provider.outcomes import SubmitOutcome
 from nanobanana_pipeline.request import ImageRequest, request_key
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import Emulators, account_for
-from tests.generation.engine.test_submit import buyer
+from tests.generation.engine.test_submit import submitter
 from tests.launching import bought, entries
 
 
@@ -31,15 +31,15 @@ def work_with(*hashes: str) -> WorkItem:
     return WorkItem(PlannedRequest(request_key(request, realm="emulator"), request))
 
 
-def a_buyer(store: ObjectStore, base_url: str) -> Submitter:
-    return buyer(account_for(base_url, store), store, threading.Event())
+def a_submitter(store: ObjectStore, base_url: str) -> Submitter:
+    return submitter(account_for(base_url, store), store, threading.Event())
 
 
 def test_a_reference_that_is_gone_leaves_the_request_unclaimed(
     store: ObjectStore, emulators: Emulators
 ) -> None:
     emulator = emulators()
-    step = a_buyer(store, emulator.base_url).advance(work_with("0" * 64))
+    step = a_submitter(store, emulator.base_url).advance(work_with("0" * 64))
     assert isinstance(step, Finished)
     assert (step.state, "make the prompt set again" in str(step.reason)) == (State.OPEN, True)
     assert (entries(store), bought(emulator)) == ([], 0)
@@ -49,7 +49,7 @@ def test_what_is_sent_is_what_was_read_before_the_claim(
     store: ObjectStore, emulators: Emulators, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     emulator = emulators()
-    one = a_buyer(store, emulator.base_url)
+    one = a_submitter(store, emulator.base_url)
     sent: list[tuple[bytes, ...]] = []
     submit = one._provider.submit
 

@@ -41,7 +41,7 @@ def stop() -> threading.Event:
     return threading.Event()
 
 
-def buyer(account: Account, store: ObjectStore, stop: threading.Event) -> Submitter:
+def submitter(account: Account, store: ObjectStore, stop: threading.Event) -> Submitter:
     return Submitter(
         store,
         account,
@@ -51,7 +51,7 @@ def buyer(account: Account, store: ObjectStore, stop: threading.Event) -> Submit
     )
 
 
-def work() -> WorkItem:
+def work_item() -> WorkItem:
     return WorkItem(PlannedRequest(KEY, REQUEST))
 
 
@@ -87,7 +87,7 @@ def test_a_late_answer_after_a_rebuy_by_another_is_kept_and_brought(
         lambda entry: entry.doubt(first(entry), "its lease ran out"),
         lambda entry: entry.claim(run_id="other", nonce="n2", lease_seconds=60, rebuy=True),
     )
-    step = buyer(account, store, stop).advance(work())
+    step = submitter(account, store, stop).advance(work_item())
     other.join()
     assert isinstance(step, Downloadable)
     (entry,) = entries(store)
@@ -106,7 +106,7 @@ def test_an_answer_to_what_others_have_settled_already_changes_nothing(
     emulator = emulators(moods={"slow_answer": 1}, slow_answer_seconds=5)
     account = account_for(emulator.base_url, store)
     other = meanwhile(store, lambda entry: entry.fail(first(entry), "a webhook said so"))
-    step = buyer(account, store, stop).advance(work())
+    step = submitter(account, store, stop).advance(work_item())
     other.join()
     assert step == Finished(State.FAILED, "a webhook said so")
 
@@ -116,7 +116,7 @@ def test_pictures_that_cannot_be_had_do_not_undo_what_another_run_has_settled(
 ) -> None:
     emulator = emulators()
     account = account_for(emulator.base_url, store)
-    step = buyer(account, store, stop).advance(work())
+    step = submitter(account, store, stop).advance(work_item())
     assert isinstance(step, Downloadable)
     transfer = Transfer(
         store,
@@ -139,7 +139,7 @@ def test_a_picture_is_not_lost_while_the_provider_cannot_be_asked(
     store: ObjectStore, emulators: Emulators, stop: threading.Event
 ) -> None:
     account = account_for(emulators().base_url, store)
-    step = buyer(account, store, stop).advance(work())
+    step = submitter(account, store, stop).advance(work_item())
     assert isinstance(step, Downloadable)
     nowhere = account_for("http://127.0.0.1:9/nano_banana/", store)
     transfer = Transfer(
@@ -160,9 +160,9 @@ def test_a_claim_that_would_not_outlast_the_answer_is_given_back_unsent(
     store: ObjectStore, emulators: Emulators, stop: threading.Event
 ) -> None:
     emulator = emulators()
-    slow = buyer(account_for(emulator.base_url, store), store, stop)
+    slow = submitter(account_for(emulator.base_url, store), store, stop)
     slow._lease_seconds = 10
-    item = work()
+    item = work_item()
     assert slow.advance(item) == Requeue(0)
     assert item.state is State.OPEN
     (entry,) = entries(store)
@@ -182,7 +182,7 @@ def test_a_stop_that_comes_while_claiming_gives_the_claim_back_unsent(
 
     proxy.rule = rule
     account = account_for(emulator.base_url, store)
-    item = work()
-    buyer(account, proxy.store_like(store), stop).advance(item)
+    item = work_item()
+    submitter(account, proxy.store_like(store), stop).advance(item)
     assert (item.state, entries(store)[0].reason) == (State.OPEN, "stopped")
     assert bought(emulator) == 0

@@ -18,13 +18,13 @@ from nanobanana_pipeline.generation.engine.engine import Report
 from nanobanana_pipeline.generation.launch import collect, plan
 from nanobanana_pipeline.generation.manifest import rows as manifest_rows
 from nanobanana_pipeline.generation.manifest.manifest import (
-    COLUMNS,
+    MANIFEST_COLUMNS,
     CurrentManifest,
     manifest_key,
     publish,
-    read_arrow,
     read_current,
     read_manifest,
+    read_manifest_arrow,
 )
 from nanobanana_pipeline.generation.manifest.rows import (
     content_hash,
@@ -114,7 +114,7 @@ def test_every_cell_has_its_state_and_a_row_for_each_sample() -> None:
     asked = cells(len(STEPS) + 1, samples=2)
     entries = [step(entry) for step, entry in zip(STEPS.values(), tried(asked), strict=False)]
     made = table(asked, entries)
-    assert made.schema.names == list(COLUMNS)
+    assert made.schema.names == list(MANIFEST_COLUMNS)
     rows = made.to_pandas()
     assert len(rows) == 2 * (len(STEPS) + 1)
     assert rows["state"].to_list() == [s for name in [*STEPS, "pending"] for s in (name, name)]
@@ -137,7 +137,7 @@ def test_every_cell_has_its_state_and_a_row_for_each_sample() -> None:
 def test_rows_of_one_request_share_its_pictures_in_the_order_of_the_set(
     monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    monkeypatch.setattr(manifest_rows, "BATCH", batch)
+    monkeypatch.setattr(manifest_rows, "MANIFEST_ROWS_AT_ONCE", batch)
     texts = ["an owl", "a fox", "an owl", "a newt", "a fox"]
     rows = pd.DataFrame({"prompt_id": [f"row-{n}" for n in range(5)], "prompt": texts})
     parameters = {**DEFAULTS, "samples": 2}
@@ -172,7 +172,7 @@ def test_rows_carried_on_from_an_earlier_manifest_are_the_same_to_the_bit(
     read = read_manifest(store, key)
     assert read["seed_reported"].dropna().to_list() == [2**60, 2**60]
     assert str(read["seed_reported"].dtype) == "Int64"
-    after = table(asked, [STEPS["in_doubt"](second)], settled_of(read_arrow(store, key)))
+    after = table(asked, [STEPS["in_doubt"](second)], settled_of(read_manifest_arrow(store, key)))
     assert after.slice(0, 2).equals(before.slice(0, 2))
     assert after.schema.equals(before.schema, check_metadata=True)
 
@@ -194,9 +194,9 @@ def test_an_older_manifest_is_read_and_carried_on_without_the_newer_columns(
     key = manifest_key("set", 1, "run")
     publish(store, packed(before.drop_columns(["provenance"])), pointer(key), None)
     read = read_manifest(store, key)
-    assert list(read.columns) == list(COLUMNS)
+    assert list(read.columns) == list(MANIFEST_COLUMNS)
     assert read["provenance"].isna().all()
-    after = table(asked, [STEPS["in_doubt"](second)], settled_of(read_arrow(store, key)))
+    after = table(asked, [STEPS["in_doubt"](second)], settled_of(read_manifest_arrow(store, key)))
     assert after.slice(0, 1).equals(before.slice(0, 1))
     some = read_manifest(store, key, ["provenance", "prompt_id"])
     assert list(some.columns) == ["provenance", "prompt_id"]

@@ -100,5 +100,5 @@ def test_of_many_rows_some_pictures_from_everywhere_and_all_gaps_are_read(
     assert read["prompt"].to_list() == made.rows["prompt"][expected].to_list()
 
     # The same, however many rows are read at once.
-    monkeypatch.setattr(versioned, "BATCH", 4)
+    monkeypatch.setattr(versioned, "BATCH_ROWS", 4)
     assert read_sample_rows(store, made.current, columns).equals(read)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.planning.cells import (
-    BATCH,
+    CELLS_AT_ONCE,
     LAST_SEED,
     Cells,
     build_cells,
@@ -55,7 +55,7 @@ def test_every_row_has_a_cell_with_its_requests_key() -> None:
 
 
 def test_rows_are_drawn_alike_however_many_there_are() -> None:
-    count = 2 * BATCH + 1
+    count = 2 * CELLS_AT_ONCE + 1
     own = [None if number % 2 else number + 1 for number in range(count)]
     cells = drawn(prompt_set(count, seed=pd.array(own, dtype="Int64")))
     assert cells.frame["request_key"].nunique() == len(cells.frame) == count

@@ -30,7 +30,7 @@ def test_requests_are_dealt_out_evenly_and_in_order(
     shard_size: int | None,
     lengths: list[int],
 ) -> None:
-    monkeypatch.setattr(run_files, "BATCH", 2)
+    monkeypatch.setattr(run_files, "REQUESTS_AT_ONCE", 2)
     names = write_shards(store, "run", iter(asked(count)), count, shard_size)
     files = [read_shard(store, "run", name) for name in names]
     assert [len(file) for file in files] == lengths

@@ -11,7 +11,7 @@ from nanobanana_pipeline.bucket_keys import run_done_key, unfinished_key
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.budget.counters import day_scope, partition_scope
 from nanobanana_pipeline.generation.manifest.manifest import read_current
-from nanobanana_pipeline.generation.planning.run_files import list_unfinished, unfinished_runs
+from nanobanana_pipeline.generation.planning.run_files import list_unfinished, unfinished_plans
 from nanobanana_pipeline.generation.recovery.doubts import find_doubts
 from nanobanana_pipeline.generation.recovery.rescue import Run, expired_runs, rescue
 from nanobanana_pipeline.ledger import State
@@ -148,7 +148,7 @@ def test_what_stays_in_doubt_keeps_its_run_unfinished(
     # After the provider's 24 hours nobody looks for it by itself; it is still listed.
     rescue(later(store, timedelta(hours=25)), account, first.made.run_id, new_run_id=names())
     assert list_unfinished(store) == []
-    assert [made.run_id for made in unfinished_runs(store)] == [first.made.run_id]
+    assert [made.run_id for made in unfinished_plans(store)] == [first.made.run_id]
     assert [doubt.run_id for doubt in find_doubts(store, None)] == [first.made.run_id]
 
 

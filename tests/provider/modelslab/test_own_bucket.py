@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from nanobanana_pipeline import bucket_keys
 from nanobanana_pipeline.errors import SettingsError, StorageError
 from nanobanana_pipeline.provider.modelslab.own_bucket import (
     OwnBucket,
@@ -211,28 +212,54 @@ def test_a_server_that_ignores_conditions_on_copies_is_refused(store: ObjectStor
 
 
 @pytest.mark.parametrize(
-    ("prefix", "uri", "fine"),
+    ("prefix", "folder", "fine"),
     [
-        ("", "s3://b/deliveries", True),
-        ("", "s3://b/deliveries/images", True),
-        ("", "s3://b", False),
-        ("", "s3://b/images", False),
-        ("", "s3://b/ledger/new", False),
-        ("", "s3://other/images", True),
-        ("team/a", "s3://b/team/a", False),
-        ("team/a", "s3://b/team", False),
-        ("team/a", "s3://b/team/a/images", False),
-        ("team/a", "s3://b/team/a/deliveries", True),
-        ("team/a", "s3://b/team/abc", True),
-        ("team/a", "s3://b/images", True),
+        ("", "deliveries", True),
+        ("", "deliveries/images", True),
+        ("", "imagesque", True),
+        ("", "", False),
+        ("", "/", False),
+        ("", "images", False),
+        ("", "ledger/new", False),
+        ("", "unfinished", False),
+        ("", "prompts", False),
+        ("", "nanobanana.json", False),
+        ("", "delivery.json/new", False),
+        ("", "Images", False),
+        ("", "//runs", False),
+        ("", "./runs", False),
+        ("", "deliveries/../runs", False),
+        ("", " runs/", False),
+        ("", "%72uns", False),
+        ("", "%2572uns", False),
+        ("", "deliveries%2F..%2Fruns", False),
+        ("", "scores", False),
+        ("team/a", "team/a", False),
+        ("team/a", "team/a/", False),
+        ("team/a", "team", False),
+        ("team/a", "", False),
+        ("team/a", "team/a/images", False),
+        ("team/a", "team//a//images", False),
+        ("team/a", "team/a/deliveries", True),
+        ("team/a", "team/abc", True),
+        ("team/a", "images", True),
+        ("Team/a", "team/a/images", False),
     ],
 )
 def test_deliveries_never_lie_among_our_own_objects(
-    store: ObjectStore, *, prefix: str, uri: str, fine: bool
+    store: ObjectStore, *, prefix: str, folder: str, fine: bool
 ) -> None:
     ours = ObjectStore(store.client, "b", prefix)
+    check_apart(ours, "other", folder)
     if fine:
-        check_apart(ours, place(uri=uri))
+        check_apart(ours, "b", folder)
         return
     with pytest.raises(SettingsError, match="another --directory"):
-        check_apart(ours, place(uri=uri))
+        check_apart(ours, "b", folder)
+
+
+@pytest.mark.parametrize("folder", [*bucket_keys.Folder, *bucket_keys.FILES])
+def test_no_delivery_goes_into_a_folder_of_ours(store: ObjectStore, folder: str) -> None:
+    for place in (folder, f"{folder}/deeper"):
+        with pytest.raises(SettingsError, match="another --directory"):
+            check_apart(store, store.bucket, store.prefix + place)

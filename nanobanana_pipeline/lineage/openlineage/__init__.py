@@ -1,0 +1,1 @@
+"""Records each run as OpenLineage events, in the bucket and at an endpoint."""

@@ -1,0 +1,288 @@
+"""`TraceIndex`: looks up an image's, prompt's or request's rows without reading all manifests.
+
+``index/current.json`` (`StoredIndex`) names segments: Parquet files, sorted by what is looked up
+(`index_rows.LookupOrder`), made from current manifests and releases. The index is a cache: all its
+rows can be read from those tables again, and tables newer than the index are read directly.
+
+A lookup reads a file's footer and the row groups whose statistics may hold the value. Rows of
+tables that are not current any more are skipped.
+"""
+
+import io
+import threading
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter
+
+from nanobanana_pipeline.bucket_keys import index_key
+from nanobanana_pipeline.errors import StorageError, StorageUnavailable
+from nanobanana_pipeline.lineage.trace.current_tables import CurrentTables, list_pointers
+from nanobanana_pipeline.lineage.trace.index_rows import (
+    LOOKUP_COLUMNS,
+    LookupOrder,
+    read_index_rows,
+    sort_key,
+    with_hex_hashes,
+)
+from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.versioned import read_pointer
+
+__all__ = [
+    "STORED_INDEX",
+    "IndexFile",
+    "Segment",
+    "StoredIndex",
+    "TraceIndex",
+    "open_index",
+    "read_index",
+]
+
+SCHEMA: Final = 1
+REBUILD_HINT: Final = "make the index anew with nanobanana index refresh --rebuild"
+MAX_UNINDEXED: Final = 32
+"""A lookup reads up to so many changed partitions and datasets itself."""
+READERS: Final = 8
+
+
+@dataclass(frozen=True)
+class IndexFile:
+    """One sorted file.
+
+    Attributes:
+        order: what its rows are sorted by.
+        key: of the object, without the bucket's prefix.
+        size: bytes.
+        first, last: its smallest and largest ``k``.
+    """
+
+    order: LookupOrder
+    key: str
+    size: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Index files made from the same tables.
+
+    Attributes:
+        tables: keys of manifests; column ``table`` of the rows is a position in it.
+        rows: of all these tables.
+        files: by order and ``k``.
+    """
+
+    tables: tuple[str, ...]
+    rows: int
+    files: tuple[IndexFile, ...]
+
+
+@dataclass(frozen=True)
+class StoredIndex:
+    """The content of `index/current.json`.
+
+    Attributes:
+        in_force: the tables that the segments cover.
+        segments: the largest first.
+        created: when, by the worker's clock (UTC, ISO 8601).
+    """
+
+    in_force: CurrentTables
+    segments: tuple[Segment, ...]
+    created: str
+    schema: int = SCHEMA
+
+
+STORED_INDEX: Final = TypeAdapter(StoredIndex)
+
+
+def read_index(store: ObjectStore) -> tuple[StoredIndex | None, str | None]:
+    """The stored index and the ETag of its `current.json`; (None, None) if there is none.
+
+    Raises:
+        StorageError: it is damaged, and the text names the remedy, or of a newer version.
+    """
+    return read_pointer(
+        store,
+        index_key("current.json"),
+        lambda **fields: STORED_INDEX.validate_python(fields),
+        SCHEMA,
+        remedy=REBUILD_HINT,
+    )
+
+
+class TraceIndex:
+    """Lookups in the stored index and in tables newer than it. Safe to share between threads.
+
+    Args:
+        store: the bucket.
+        stored: the index; None if there is none.
+        tables: rows of other tables are skipped.
+        stale: how many changed partitions and datasets are not among `tables`.
+    """
+
+    def __init__(
+        self, store: ObjectStore, stored: StoredIndex | None, tables: CurrentTables, stale: int
+    ) -> None:
+        self._store = store
+        self._segments = stored.segments if stored else ()
+        self._created = stored.created if stored else None
+        self._by_table = tables.by_table()
+        self._unindexed_rows: list[tuple[str, dict[LookupOrder, pa.Table]]] | None = None
+        self._reading = threading.Lock()
+        self.tables = tables
+        self.stale = stale
+        covered = {table for segment in self._segments for table in segment.tables}
+        self.unindexed = () if stale else tuple(t for t in self._by_table if t not in covered)
+
+    @property
+    def stale_text(self) -> str:
+        """A warning if the index is out of date, with the remedy; else ""."""
+        if not self.stale:
+            return ""
+        if self._created is None:
+            return (
+                "there is no index yet (partitions and datasets that it would cover: "
+                f"{self.stale:,}): make it with nanobanana index refresh"
+            )
+        return (
+            f"the index is of {self._created}; partitions and datasets changed since: "
+            f"{self.stale:,}. Bring it up to date with nanobanana index refresh"
+        )
+
+    def find(self, order: LookupOrder, values: Iterable[str]) -> list[dict[str, Any]]:
+        """Rows of these values; `of` is their `PartitionManifest` or `ReleaseManifest`.
+
+        Raises:
+            StorageError: a file of the index is missing or damaged; the text names the remedy.
+        """
+        wanted = set(values)
+        keys = array("Q", sorted({sort_key(order, value) for value in wanted}))
+        if not keys:
+            return []
+        files = [
+            (segment, file)
+            for segment in self._segments
+            for file in segment.files
+            if file.order is order and _may_contain(keys, file.first, file.last)
+        ]
+        rows: list[tuple[str, dict[str, Any]]] = []
+        with ThreadPoolExecutor(READERS) as pool:
+            parts = pool.map(lambda each: (each[0], _read_file(self._store, each[1], keys)), files)
+            for segment, part in parts:
+                rows += [(segment.tables[row["table"]], row) for row in part]
+        for table, by_order in self._read_unindexed():
+            if order in by_order:
+                rows += [(table, row) for row in _matching(by_order[order], keys)]
+        column = LOOKUP_COLUMNS[order]
+        return [
+            {**row, "of": self._by_table[table]}
+            for table, row in ((table, with_hex_hashes(row)) for table, row in rows)
+            if table in self._by_table and row[column] in wanted
+        ]
+
+    def _read_unindexed(self) -> list[tuple[str, dict[LookupOrder, pa.Table]]]:
+        """Rows of the tables that no segment covers, read at the first lookup."""
+        with self._reading:
+            if self._unindexed_rows is None:
+                with ThreadPoolExecutor(READERS) as pool:
+                    read = pool.map(lambda t: read_index_rows(self._store, t, 0), self.unindexed)
+                    self._unindexed_rows = list(zip(self.unindexed, read, strict=True))
+        return self._unindexed_rows
+
+
+def open_index(store: ObjectStore) -> TraceIndex:
+    """The stored index, completed by the tables that have changed since.
+
+    If these are more than `MAX_UNINDEXED` partitions and datasets, the index stays stale.
+
+    Raises:
+        StorageError: it is damaged; the text names the remedy.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        listing = pool.submit(list_pointers, store)
+        stored, _ = read_index(store)
+        etags = listing.result()
+    tables = stored.in_force if stored else CurrentTables()
+    changed = tables.changed(etags)
+    if len(changed) > MAX_UNINDEXED:
+        return TraceIndex(store, stored, tables, stale=len(changed))
+    return TraceIndex(store, stored, tables.updated(store, changed), stale=0)
+
+
+class _ObjectFile(io.RawIOBase):
+    """An object as a read-only file: each read is one ranged GET. Not safe to share.
+
+    Reading raises `StorageError` if the object is missing or shorter than `size`.
+    """
+
+    def __init__(self, store: ObjectStore, key: str, size: int) -> None:
+        self._store, self._key, self._size, self._at = store, key, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = base + offset
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        end = self._size if size < 0 else min(self._at + size, self._size)
+        if end <= self._at:
+            return b""
+        body = self._store.get_range(self._key, self._at, end - self._at)
+        if body is None:
+            raise StorageError(f"{self._store.uri(self._key)} is missing")
+        self._at = end
+        return body
+
+
+def _read_file(store: ObjectStore, file: IndexFile, keys: "array[int]") -> list[dict[str, Any]]:
+    """The rows of one file that have one of these keys."""
+    try:
+        # With `pre_buffer` neighbouring row groups are fetched in one GET.
+        parquet = pq.ParquetFile(_ObjectFile(store, file.key, file.size), pre_buffer=True)
+        groups = list(_groups(parquet.metadata, keys))
+        batches = parquet.iter_batches(row_groups=groups, use_threads=False) if groups else ()
+        return [row for batch in batches for row in _matching(batch, keys)]
+    except StorageUnavailable:
+        raise
+    except (pa.ArrowException, OSError, StorageError) as error:
+        raise StorageError(
+            f"{store.uri(file.key)} cannot be read ({error}): {REBUILD_HINT}"
+        ) from error
+
+
+def _groups(metadata: Any, keys: "array[int]") -> Iterator[int]:  # noqa: ANN401 - pyarrow
+    """The row groups whose statistics do not rule all keys out."""
+    for number in range(metadata.num_row_groups):
+        statistics = metadata.row_group(number).column(0).statistics
+        if _may_contain(keys, statistics.min, statistics.max):
+            yield number
+
+
+def _may_contain(keys: "array[int]", first: int, last: int) -> bool:
+    return bisect_left(keys, first) < bisect_right(keys, last)
+
+
+def _matching(rows: pa.Table | pa.RecordBatch, keys: "array[int]") -> list[dict[str, Any]]:
+    # `pa.array` would import pandas, which takes longer than the lookup.
+    wanted = pa.Array.from_buffers(pa.uint64(), len(keys), [None, pa.py_buffer(keys)])
+    mask = pc.is_in(rows.column("k"), value_set=wanted)
+    matching: list[dict[str, Any]] = rows.filter(mask).to_pylist()
+    return matching
