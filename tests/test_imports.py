@@ -29,8 +29,8 @@ FLOORS = """
     features
     datasets
     datasets.formats
-    datasets.packing  datasets.pull  datasets.repair
-    datasets.publish  datasets.top_up
+    datasets.layouts  datasets.shard_builder
+    datasets.publish  datasets.pull  datasets.repair  datasets.top_up
     audit
     lineage.openlineage  lineage.trace
     cli

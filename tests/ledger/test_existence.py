@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from nanobanana_pipeline.bucket_keys import ledger_key
-from nanobanana_pipeline.generation.planning.cells import draw_requests
+from nanobanana_pipeline.generation.planning.cells import build_requests
 from nanobanana_pipeline.ledger import Entry, Ledger, StoredImage
 from nanobanana_pipeline.ledger.existence import MANY, SLICES, leave_out_absent
 from nanobanana_pipeline.prompts import prompt_set
@@ -45,7 +45,7 @@ def requests_of(store: ObjectStore) -> list[ImageRequest]:
     assert kept is not None
     rows = prompt_set.load(store, "set", kept.fingerprint)
     parameters = {**ModelsLabRequest.default_parameters(), **SMALL}
-    return list(draw_requests(rows, 1, parameters, ModelsLabRequest))
+    return list(build_requests(rows, 1, parameters, ModelsLabRequest))
 
 
 def test_a_large_fresh_table_is_not_looked_up_cell_by_cell(store: ObjectStore) -> None:

@@ -10,8 +10,8 @@ from nanobanana_pipeline.generation.planning.cells import (
     CELLS_AT_ONCE,
     LAST_SEED,
     Cells,
+    build_cells,
     check_seed,
-    draw_cells,
 )
 from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.request import request_key
@@ -32,7 +32,7 @@ def prompt_set(count: int, **columns: object) -> pd.DataFrame:
 def drawn(
     rows: pd.DataFrame, *, seed: int = 7, limit: int | None = None, realm: str = "emulator"
 ) -> Cells:
-    return draw_cells(
+    return build_cells(
         rows, seed=seed, parameters=DEFAULTS, realm=realm, limit=limit, model=ModelsLabRequest
     )
 
