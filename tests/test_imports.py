@@ -10,11 +10,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("nanobanana_pipeline", "dagster_nanobanana", "dagster_project")
 
 FLOORS = """
-    errors  wording  request  emulator
+    errors  wording  request  emulator  bucket_keys
     money
     settings
     storage  images
-    bucket_keys  local
+    local
     ledger  webhooks
     provider
     provider.modelslab
@@ -28,10 +28,12 @@ FLOORS = """
     features
     datasets
     datasets.formats
-    datasets.packing  datasets.pull  datasets.repair
+    datasets.layouts  datasets.shard_builder
+    datasets.pull  datasets.repair
     datasets.publish  datasets.top_up
     audit
-    lineage.openlineage  lineage.trace
+    lineage.openlineage
+    lineage.trace
     cli
     dagster_nanobanana.termination
     dagster_nanobanana.failures  dagster_nanobanana.partitions  dagster_nanobanana.resources
