@@ -26,7 +26,7 @@ from nanobanana_pipeline.generation.engine.engine import Report
 from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
 from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, read_current
-from nanobanana_pipeline.generation.planning.cells import draw_cells
+from nanobanana_pipeline.generation.planning.cells import build_cells
 from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.ledger import Entry, Ledger
 from nanobanana_pipeline.prompts import prompt_set
@@ -240,7 +240,7 @@ def request_keys(place: Site, name: str) -> list[str]:
     snapshot = prompt_set.current(store, name)
     if snapshot is None:
         raise RuntimeError(f"{name} has no prompts")
-    cells = draw_cells(
+    cells = build_cells(
         prompt_set.load(store, name, snapshot.fingerprint),
         seed=SEED,
         parameters={**PictureParameters.defaults(), **SMALL.given()},

@@ -37,7 +37,7 @@ from nanobanana_pipeline.generation.manifest.manifest import (
     publish,
 )
 from nanobanana_pipeline.generation.manifest.rows import content_hash
-from nanobanana_pipeline.generation.planning.cells import draw_cells
+from nanobanana_pipeline.generation.planning.cells import build_cells
 from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.ledger import now_iso
 from nanobanana_pipeline.prompts import prompt_set
@@ -114,7 +114,7 @@ def settle_all() -> None:
     kept = prompt_set.snapshot(store, NAME, check_prompts(read_prompt_table(sys.argv[1])))
     parameters = {**PictureParameters.defaults(), "width": 1024, "height": 1024}
     prompts = prompt_set.load(store, NAME, kept.fingerprint)
-    cells = draw_cells(prompts, seed=SEED, parameters=parameters, realm=REALM, limit=None).frame
+    cells = build_cells(prompts, seed=SEED, parameters=parameters, realm=REALM, limit=None).frame
     count = len(cells)
     said: dict[str, Any] = {
         "prompt_set": [NAME] * count,

@@ -29,8 +29,7 @@ FLOORS = """
     datasets
     datasets.formats
     datasets.layouts  datasets.shard_builder
-    datasets.pull  datasets.repair
-    datasets.publish  datasets.top_up
+    datasets.publish  datasets.pull  datasets.repair  datasets.top_up
     audit
     lineage.openlineage
     lineage.trace

@@ -40,9 +40,9 @@ from nanobanana_pipeline.generation.manifest.manifest import (
     CurrentManifest,
 )
 from nanobanana_pipeline.generation.manifest.preview import (
-    keep_preview,
-    read_telling,
+    read_sample_rows,
     sample_pictures,
+    write_preview,
 )
 from nanobanana_pipeline.generation.planning.run_files import RunPlan
 from nanobanana_pipeline.generation.quote import Estimate, estimate
@@ -184,7 +184,7 @@ def collect_op(
         ) as recording:
             current = launch.collect(store, nanobanana.account().realm, plan_made, report)
             recording.set_facts(partial(launch_complete, store, plan_made, current, report))
-        rows = read_telling(store, current, PAGE_COLUMNS)
+        rows = read_sample_rows(store, current, PAGE_COLUMNS)
         metadata = _metadata(store, nanobanana.settings(), current, rows, report, plan_made.price)
     refused = current.cells.get(CellState.REFUSED, 0)
     check = dg.AssetCheckResult(
@@ -322,7 +322,7 @@ def _contact_sheet(
     store: ObjectStore, settings: Settings, current: CurrentManifest, rows: pd.DataFrame
 ) -> dg.MetadataValue | str:
     try:
-        key = keep_preview(store, current, rows)
+        key = write_preview(store, current, rows)
         return shown_picture(
             "some of the pictures",
             settings.preview_of(key) if key else None,

@@ -15,7 +15,7 @@ from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.bucket_keys import prompt_set_key
 from nanobanana_pipeline.errors import PromptTableError
 from nanobanana_pipeline.lineage.openlineage.run_facts import prompt_set_complete, prompt_set_start
-from nanobanana_pipeline.prompts.checked_prompts import attributes_of, told_of_long
+from nanobanana_pipeline.prompts.checked_prompts import attributes_of, long_prompts_warning
 from nanobanana_pipeline.prompts.prompt_set import snapshot, valid_name
 from nanobanana_pipeline.prompts.references import References
 from nanobanana_pipeline.prompts.table import read_prompt_table
@@ -76,7 +76,7 @@ def prompt_set(
     carried = attributes_of(checked.prompts.columns)
     if carried:
         context.log.info(f"carried along, not sent to the provider: {', '.join(carried)}")
-    if long := told_of_long(checked.prompts):
+    if long := long_prompts_warning(checked.prompts):
         context.log.warning(long)
     if made.quarantined:
         context.log.warning(

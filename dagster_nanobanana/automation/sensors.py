@@ -22,7 +22,7 @@ from nanobanana_pipeline.generation.recovery.rescue import expired_runs
 from nanobanana_pipeline.generation.recovery.run_outcome import run_outcome
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.money import cost_text
-from nanobanana_pipeline.prompts.table_files import FoundTable, find_tables
+from nanobanana_pipeline.prompts.table_files import ListedTable, list_tables
 from nanobanana_pipeline.wording import counted, time_text
 
 __all__ = ["new_prompt_tables", "rescue_sensor", "run_summary", "unset", "webhook_inbox"]
@@ -67,7 +67,7 @@ def new_prompt_tables(
     reason = unset(nanobanana)
     if reason is not None:
         return reason
-    found = find_tables(Path(TABLES_FOLDER), nanobanana.store())
+    found = list_tables(Path(TABLES_FOLDER), nanobanana.store())
     if len(found) > MAX_TABLES:
         left = len(found) - MAX_TABLES
         context.log.warning(
@@ -240,12 +240,12 @@ def run_summary(
     return None
 
 
-def _made_of(table: FoundTable, run_key: str) -> dg.RunRequest:
+def _made_of(table: ListedTable, run_key: str) -> dg.RunRequest:
     config = {"ops": {"prompt_set": {"config": {"table": table.source}}}}
     return dg.RunRequest(run_key=run_key, partition_key=table.name, run_config=config)
 
 
-def _never_begun(instance: dg.DagsterInstance, found: list[FoundTable]) -> list[FoundTable]:
+def _never_begun(instance: dg.DagsterInstance, found: list[ListedTable]) -> list[ListedTable]:
     """Tables, as they are now, whose run failed of late before it began: on a busy machine."""
     failed = dg.RunsFilter(
         tags={SENSOR_NAME_TAG: "new_prompt_tables"},
@@ -257,17 +257,17 @@ def _never_begun(instance: dg.DagsterInstance, found: list[FoundTable]) -> list[
     return [table for table in found if _run_key(table) in keys]
 
 
-def _run_key(table: FoundTable) -> str:
+def _run_key(table: ListedTable) -> str:
     return f"{_place(table)}:{table.stamp}"
 
 
-def _place(table: FoundTable) -> str:
+def _place(table: ListedTable) -> str:
     """A short name of a file in the cursor."""
     here = "s3" if table.source.startswith("s3://") else "folder"
     return f"{here}/{table.source.rpartition('/')[2]}"
 
 
-def _stamp(table: FoundTable) -> str:
+def _stamp(table: ListedTable) -> str:
     """Another one whenever a file or what is wrong with it changes."""
     text = f"{table.stamp} {table.fault or ''}"
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -38,7 +38,7 @@ def failure_summary(current: CurrentManifest, rows: pd.DataFrame, report: Report
 
     Args:
         current: the manifest.
-        rows: `read_telling`: prompt_id, state and reason at least.
+        rows: `read_sample_rows`: prompt_id, state and reason at least.
         report: of the run.
     """
     states = ", ".join(f"{n:,} {state}" for state, n in current.cells.items())

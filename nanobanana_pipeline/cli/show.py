@@ -16,7 +16,7 @@ from nanobanana_pipeline.prompts.checked_prompts import (
     REFERENCE,
     CheckedPrompts,
     attributes_of,
-    told_of_long,
+    long_prompts_warning,
 )
 from nanobanana_pipeline.request import TABLE_FIELDS
 from nanobanana_pipeline.storage import ObjectStore
@@ -40,7 +40,7 @@ def print_carried(console: Console, checked: CheckedPrompts) -> None:
 
 def print_long(console: Console, checked: CheckedPrompts) -> None:
     """Name prompts of which nobody knows whether the provider reads them to their end."""
-    told = told_of_long(checked.prompts)
+    told = long_prompts_warning(checked.prompts)
     if told:
         console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
 

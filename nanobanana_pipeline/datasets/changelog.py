@@ -1,4 +1,4 @@
-"""What differs between two releases of a dataset, row by row."""
+"""Compares two releases of a dataset row by row."""
 
 from typing import Final
 

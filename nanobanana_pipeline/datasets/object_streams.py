@@ -1,4 +1,4 @@
-"""Objects larger than memory: written in parts while they are made, read a piece at a time."""
+"""Objects larger than memory: uploaded in parts (`Upload`), read a piece at a time (`pieces`)."""
 
 import hashlib
 from collections import deque

@@ -1,9 +1,8 @@
-"""Building a release and making it the one that counts.
+"""Builds a release and makes it the latest one: `build_release`.
 
-Everything a version's files are made of is pinned by a claim on its folder, and every file's
-bytes follow from that: whoever builds the same again, after a kill or at the same time, writes the
-same bytes under the same keys. ``release.json`` comes when all files are there, ``latest.json``
-last.
+A claim on a version's folder fixes all that its files are made of, and every file's bytes follow
+from that: a second build of the same, later or at the same time, writes the same bytes under the
+same keys. ``release.json`` is written after all files, ``latest.json`` last.
 """
 
 import hashlib
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nanobanana_pipeline.bucket_keys import latest_release_key, release_key, release_prefix
 from nanobanana_pipeline.datasets.changelog import changes
@@ -24,7 +24,6 @@ from nanobanana_pipeline.datasets.formats import FORMATS, shards_of
 from nanobanana_pipeline.datasets.formats.base import (
     PARQUET_MEDIA_TYPE,
     Page,
-    ReleaseContents,
     ShardFiles,
 )
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY, gallery, shown_places
@@ -55,6 +54,7 @@ from nanobanana_pipeline.datasets.shard_builder import build_shards
 from nanobanana_pipeline.datasets.shard_layout import BUILD, ShardAssignment, assign_shards
 from nanobanana_pipeline.errors import ReleaseError
 from nanobanana_pipeline.features.measure import THUMBNAIL_SIDE
+from nanobanana_pipeline.generation.manifest.rows import count_images
 from nanobanana_pipeline.images.contact_sheet import caption, contact_sheet
 from nanobanana_pipeline.storage import abort_uploads
 from nanobanana_pipeline.storage.cas import parse_json, put_if_absent, swap
@@ -73,10 +73,10 @@ SAMPLES_A_ROW: Final = 4
 
 @dataclass(frozen=True)
 class _Claim:
-    """What a version's folder was begun with.
+    """The inputs of the build that owns a version's folder.
 
-    Who goes on with a build takes over when it was begun, and the manifests that its rows came
-    from: the same rows may be in a later manifest too.
+    A build that goes on with another one takes over its time and its manifests: the same rows may
+    be in a later manifest too.
     """
 
     fingerprint: str
@@ -155,11 +155,11 @@ def _build(
     shards = assign_shards(table, digests, recipe.shard_size, earlier, next_key)
     keyed = table.add_column(0, KEY_COLUMN, pa.array(shards.keys))
     manifest = _manifest(keyed, shards, digests)
-    changelog = None
+    tables = {MANIFEST: manifest, REJECTED: _plain(rejected)}
     if earlier is not None:
         now = manifest.select(["row_id", "row_sha256"]).to_pandas()
-        changelog = changes(now, earlier, rejected)
-    counted = table.select(["image_sha256", "bytes", "split", "format"]).to_pandas()
+        tables[CHANGELOG] = _plain(changes(now, earlier, rejected))
+    images, size = count_images(table.select)
     release = Release(
         name=recipe.name,
         version=version,
@@ -169,12 +169,12 @@ def _build(
         code_version=installed_version("nanobanana-pipeline"),
         recipe=recipe.model_dump(mode="json"),
         rows=len(table),
-        images=int(counted["image_sha256"].nunique()),
-        size=int(counted.drop_duplicates("image_sha256")["bytes"].sum()),
-        splits=_counts(counted["split"]),
-        kinds=_counts(counted["format"]),
+        images=images,
+        size=size,
+        splits=_counts(table["split"]),
+        kinds=_counts(table["format"]),
         columns={field.name: str(field.type) for field in keyed.schema},
-        changes={} if changelog is None else _counts(changelog["change"]),
+        changes=_counts(tables[CHANGELOG]["change"]) if CHANGELOG in tables else {},
         next_key=shards.next_key,
         files=tuple(
             build_shards(
@@ -187,14 +187,10 @@ def _build(
             )
         ),
     )
-    tables = {MANIFEST: manifest, REJECTED: _plain(rejected)}
-    if changelog is not None:
-        tables[CHANGELOG] = _plain(changelog)
     pages: list[tuple[Format | EveryRelease, Page]] = []
     for name, each in FORMATS.items():
         if name in recipe.formats and each.pages is not None:
-            contents = ReleaseContents(store, release, keyed)
-            pages += [(name, page) for page in each.pages(contents)]
+            pages += [(name, page) for page in each.pages(store, release, keyed)]
     pages += [
         (EveryRelease.MANIFEST, page)
         for page in (
@@ -268,8 +264,9 @@ def _plain(frame: pd.DataFrame) -> pa.Table:
     )
 
 
-def _counts(values: "pd.Series[str]") -> dict[str, int]:
-    return {str(value): int(n) for value, n in values.value_counts().sort_index().items()}
+def _counts(values: pa.ChunkedArray) -> dict[str, int]:
+    counts = pc.value_counts(values).to_pylist()
+    return dict(sorted((each["values"], each["counts"]) for each in counts))
 
 
 def _refuse_overtaken(

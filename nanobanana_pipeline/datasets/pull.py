@@ -1,4 +1,4 @@
-"""Releases on disk, and whether a release is still what was published."""
+"""Pulls a release into a folder, in any of `LAYOUTS`, and verifies stored releases."""
 
 import hashlib
 import io

@@ -83,7 +83,7 @@ NOT_TRIED: Final = frozenset({CellState.NOT_REQUESTED, CellState.OVER_BUDGET, Ce
 
 @dataclass(frozen=True)
 class RecipeInputs:
-    """What there is to choose from.
+    """The inputs of a recipe.
 
     Attributes:
         manifests: the partitions', in the order of the recipe's prompt sets, then of the seeds;

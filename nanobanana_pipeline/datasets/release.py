@@ -1,4 +1,4 @@
-"""Releases: what was published of a dataset, and in which files.
+"""Releases as they are stored (`Release`, `ReleaseFile`), and how they are found and read.
 
 ``datasets/<name>/<version>/release.json`` names every file with its size and hash; a release
 counts once ``datasets/<name>/latest.json`` leads to it, directly or through the parents of the one
@@ -11,11 +11,12 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from nanobanana_pipeline.bucket_keys import Folder, latest_release_key, release_key
 from nanobanana_pipeline.errors import ReleaseError
@@ -99,7 +100,7 @@ class ReleaseFile:
 
 @dataclass(frozen=True)
 class Release:
-    """What ``release.json`` says.
+    """The content of ``release.json``.
 
     Attributes:
         name: the dataset's.
@@ -208,7 +209,20 @@ def read_release(
             f"{store.uri(key)} is not what was published, its SHA-256 differs: {RESTORE}"
         )
     where = store.uri(key)
-    return parse_json(found.body, where, _RELEASE.validate_json, SCHEMA, error=ReleaseError)
+    parse = partial(_parsed, where)
+    return parse_json(found.body, where, parse, SCHEMA, error=ReleaseError)
+
+
+def _parsed(where: str, body: bytes) -> Release:
+    try:
+        return _RELEASE.validate_json(body)
+    except ValidationError as error:
+        if {fault["type"] for fault in error.errors()} == {"enum"}:
+            raise ReleaseError(
+                f"{where} names a format that this version does not know: "
+                "upgrade nanobanana-pipeline"
+            ) from error
+        raise
 
 
 def all_releases(store: ObjectStore, dataset: str) -> Iterator[Release]:

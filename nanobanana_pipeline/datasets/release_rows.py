@@ -1,4 +1,4 @@
-"""The rows of a release, as every format says them.
+"""The rows of a release as one Arrow table, with the columns and types that all formats share.
 
 Types are fixed here, so that all shards of a release agree, whatever is missing in one of them.
 """

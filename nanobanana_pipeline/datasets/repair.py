@@ -1,6 +1,6 @@
-"""Damaged shards of a release, made again from the pictures that they hold.
+"""Repairs damaged shards of a release: builds them again from the images that they hold.
 
-A shard's bytes follow from its rows, so what is made again is what was published, or nothing.
+A shard's bytes follow from its rows, so what is built again is what was published, or nothing.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What a recipe selects: each row with its group and split, and each rejected one with its reason.
+"""Selects the rows of a recipe (`Selection`), with their splits, and the rejected with reasons.
 
 In this order go: what was asked for and did not come, pictures that cannot be decoded, what a
 filter refuses, pictures that another row asked for with the same request, equal and alike pictures,

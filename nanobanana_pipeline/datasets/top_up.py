@@ -225,7 +225,8 @@ def _rounds(store: ObjectStore, standing: Standing) -> Iterator[_Round]:
         chosen = prompts[prompts["prompt_id"].isin(short["prompt_id"])]
         theirs = (tried["prompt_set"] == name) & tried["prompt_id"].isin(short["prompt_id"])
         used = set(tried.loc[theirs, "seed"])
-        count = int(_needed(short).clip(upper=short["more"]).min())
+        requests = (short["missing"] / short["samples"]).map(math.ceil)
+        count = int(requests.clip(upper=short["more"]).min())
         free = (seed for seed in itertools.count(1) if seed not in used)
         yield _Round(
             origin=origin,
@@ -233,11 +234,6 @@ def _rounds(store: ObjectStore, standing: Standing) -> Iterator[_Round]:
             parameters=_parameters(standing.selection, str(name)),
             seeds=list(itertools.islice(free, count)),
         )
-
-
-def _needed(short: pd.DataFrame) -> "pd.Series[int]":
-    """Requests that would do if every picture passed."""
-    return (short["missing"] / short["samples"]).map(math.ceil)
 
 
 def _snapshot(store: ObjectStore, name: str) -> tuple[prompt_set.PromptSet, pd.DataFrame]:

@@ -1,1 +1,1 @@
-"""What pictures look like: measured from every pixel, once a picture."""
+"""Features: figures of an image's pixels, measured once for each image."""

@@ -1,6 +1,6 @@
-"""What is wrong with the pictures of a partition, told from its manifest and its features.
+"""Finds faulty images of a partition from its tables: wrong sizes, and look-alikes (`Twins`).
 
-Reads tables only: no picture is decoded again, and nothing is asked of the provider.
+No image is decoded again, and no request is sent to the provider.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ import pandas as pd
 from nanobanana_pipeline.bucket_keys import features_folder
 from nanobanana_pipeline.features.table import read_features
 from nanobanana_pipeline.generation.manifest.manifest import read_current, read_manifest
-from nanobanana_pipeline.generation.planning.cells import draw_requests
+from nanobanana_pipeline.generation.planning.cells import build_requests
 from nanobanana_pipeline.prompts import prompt_set as prompt_sets
 from nanobanana_pipeline.storage import ObjectStore
 
@@ -89,7 +89,7 @@ def find_wrong_sizes(
     if current is None:
         return pictures.iloc[:0].assign(asked="")
     prompts = prompt_sets.load(store, prompt_set, current.fingerprint)
-    requests = draw_requests(prompts, seed, current.parameters)
+    requests = build_requests(prompts, seed, current.parameters)
     asked = pd.DataFrame(
         [
             (prompt_id, request.width, request.height)

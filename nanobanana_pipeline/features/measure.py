@@ -1,4 +1,4 @@
-"""What one picture looks like, measured from all of its pixels.
+"""Measures one image from all of its pixels: `Features`.
 
 Runs in processes of its own: it imports nothing that they do not need. All figures are of the
 colours alone, as training code sees them after Pillow's ``convert("RGB")``: transparency and the
@@ -29,7 +29,7 @@ LEVELS: Final = 256
 
 @dataclass(frozen=True)
 class Features:
-    """A picture's row in the table of features; see its columns in `keeping`.
+    """A picture's row in the table of features; see its columns in `table`.
 
     Attributes:
         size: bytes.

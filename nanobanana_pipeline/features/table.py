@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 
 from nanobanana_pipeline.bucket_keys import contact_sheet_key, features_prefix, image_key
 from nanobanana_pipeline.errors import PlanError
-from nanobanana_pipeline.features.measure import Features
 from nanobanana_pipeline.features.workers import measure_all
 from nanobanana_pipeline.generation.manifest.manifest import (
     CurrentManifest,
@@ -179,7 +178,8 @@ def refresh_features(
             str(sha256): key for sha256, key in pictures["key"].items() if sha256 not in rows
         }
         for row in measure_all(store, missing, partial(on_progress, len(missing))):
-            measured[row.image_sha256] = _as_row(row)
+            values = asdict(row)
+            measured[row.image_sha256] = {**values, "bytes": values.pop("size")}
         rows |= measured
         table = pa.Table.from_pylist(
             [rows[sha256] for sha256 in sorted(pictures.index)], schema=FEATURE_TABLE_SCHEMA
@@ -232,11 +232,6 @@ def _known_rows(store: ObjectStore, before: CurrentFeatures | None) -> dict[str,
     rows = open_stored(store, before.table, FEATURE_COLUMNS, list(FEATURE_COLUMNS)).read_all()
     rows = rows.filter(pc.is_null(rows["error"])).to_pylist()
     return {row["image_sha256"]: row for row in rows}
-
-
-def _as_row(features: Features) -> FeatureRow:
-    row = asdict(features)
-    return {**row, "bytes": row.pop("size")}
 
 
 def _content_hash(table: pa.Table) -> str:

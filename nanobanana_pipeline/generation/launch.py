@@ -38,7 +38,7 @@ from nanobanana_pipeline.generation.manifest.rows import (
     outcomes,
 )
 from nanobanana_pipeline.generation.manifest.shard_log import ShardLog, read_shard_log
-from nanobanana_pipeline.generation.planning.cells import Cells, draw_cells
+from nanobanana_pipeline.generation.planning.cells import Cells, build_cells
 from nanobanana_pipeline.generation.planning.planner import Launch, plan_cells
 from nanobanana_pipeline.generation.planning.run_files import (
     RunPlan,
@@ -163,7 +163,7 @@ def collect(store: ObjectStore, realm: str, run_plan: RunPlan, report: Report) -
     Raises:
         StorageError: S3 refuses or holds damaged objects.
     """
-    cells = draw_cells(
+    cells = build_cells(
         prompt_set.load(store, run_plan.prompt_set, run_plan.fingerprint),
         seed=run_plan.seed,
         parameters=run_plan.parameters,

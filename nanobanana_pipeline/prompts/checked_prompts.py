@@ -1,4 +1,4 @@
-"""Checked prompts: what they are, and how their content is known again.
+"""Validated prompts (`CheckedPrompts`) and the fingerprint of their content.
 
 Light to import: pandas is loaded where a table is made of them, and not before.
 """
@@ -23,9 +23,9 @@ __all__ = [
     "CheckedPrompts",
     "attributes_of",
     "fingerprint",
+    "long_prompts_warning",
     "prompts_frame",
     "stable_json",
-    "told_of_long",
 ]
 
 REFERENCE: Final = "ref_image"
@@ -36,9 +36,9 @@ FINGERPRINT_SCHEMA: Final = 1
 FINGERPRINT_ROWS: Final = 65_536
 """Rows hashed at a time. Part of the fingerprint's definition: never change it alone."""
 LONG: Final = 4_000
-"""Characters of a prompt that are many by themselves: the provider names no limit."""
+"""Characters of a prompt that are many in any table: the provider names no limit."""
 LONG_HERE: Final = 1_000
-"""Characters that are many where half of the table's prompts have a tenth of them at most."""
+"""Characters that are many where half of the table's prompts have at most a tenth of them."""
 TIMES_THE_REST: Final = 10
 LONG_NAMED: Final = 5
 _LOGICAL_TYPES: Final = {"Int64": "int64", "Float64": "float64", "boolean": "bool", "str": "string"}
@@ -46,7 +46,7 @@ _LOGICAL_TYPES: Final = {"Int64": "int64", "Float64": "float64", "boolean": "boo
 
 @dataclass(frozen=True)
 class CheckedPrompts:
-    """A prompt table, parted.
+    """A validated prompt table: its good rows and the faults of the others.
 
     Attributes:
         source: path or URL of the table.
@@ -65,13 +65,13 @@ class CheckedPrompts:
 
 
 def attributes_of(columns: Iterable[str]) -> list[str]:
-    """The columns that are carried along and not sent: a misspelt field is among them."""
+    """The columns that are kept and not sent; a misspelt field is among them."""
     known = {"prompt_id", *TABLE_FIELDS, REFERENCE, REFERENCE_HASHES}
     return [str(name) for name in columns if name not in known]
 
 
-def told_of_long(prompts: "pd.DataFrame") -> str | None:
-    """A warning of prompts that are far longer than is usual, or than the rest; None of none.
+def long_prompts_warning(prompts: "pd.DataFrame") -> str | None:
+    """A warning of prompts that are far longer than usual or than the others; None if none is.
 
     Args:
         prompts: as `check_prompts` gives it.

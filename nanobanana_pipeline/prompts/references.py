@@ -1,4 +1,4 @@
-"""The reference pictures that a table names: each read once, looked at, hashed, and kept.
+"""Reads the reference images that a table names: each once; checks, hashes and stores them.
 
 A cell of the column ``ref_image`` holds one name or a JSON list of names. A name is an https URL,
 an ``s3://bucket/key`` or a path; paths are relative to the table, on S3 too.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from nanobanana_pipeline.provider.downloads import Downloader
     from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["Referenced", "References", "fitted_size", "without_secrets"]
+__all__ = ["References", "ResolvedReference", "fitted_size", "without_secrets"]
 
 REFERENCE_READERS: Final = 8
 """Pictures in memory at once, each of `MAX_IMAGE_BYTES` at most."""
@@ -47,8 +47,8 @@ _USER = re.compile(r"(?<=://)[^\s/?#\"]*@")
 _QUERY = re.compile(r"(https?://[^\s?#\"]*)[?#][^\"]*", re.IGNORECASE)
 
 
-class Referenced(NamedTuple):
-    """What one reference, or a cell of several, stands for.
+class ResolvedReference(NamedTuple):
+    """The content of one reference, or of a cell of several.
 
     Attributes:
         sha256: of the bytes; in a cell of several, in their order, joined by one space. None where
@@ -69,7 +69,7 @@ class References:
     Args:
         downloader: gets those with an https URL, by its own rules.
         store: reads those on S3, with its own credentials.
-        keep: whether each is stored too, under its hash, so that it outlives its name.
+        keep: whether each is stored under its hash too.
     """
 
     def __init__(self, downloader: "Downloader", store: "ObjectStore", *, keep: bool) -> None:
@@ -77,7 +77,7 @@ class References:
         self._store = store
         self._keep = keep
 
-    def resolve(self, source: str, cells: Sequence[str]) -> list[Referenced]:
+    def resolve(self, source: str, cells: Sequence[str]) -> list[ResolvedReference]:
         """Read what these cells name; equal names only once, several at a time.
 
         Args:
@@ -85,7 +85,7 @@ class References:
             cells: of its column ``ref_image``; ``[]`` names nothing.
 
         Returns:
-            For each cell what it stands for.
+            The content of each cell.
 
         Raises:
             StorageUnavailable: S3 gave no answer, so nothing is known of what lies there.
@@ -100,20 +100,22 @@ class References:
             readers.shutdown(cancel_futures=True)
         return [_joined(named, found) for named in parsed]
 
-    def _read(self, place: str) -> Referenced:
+    def _read(self, place: str) -> ResolvedReference:
         try:
             data = self._bytes(place)
         except StorageUnavailable:
             raise
         except (DownloadError, StorageError, _UnreadableError) as error:
-            return Referenced(fault=str(error))
+            return ResolvedReference(fault=str(error))
         except OSError as error:
-            return Referenced(fault=f"{bounded_value(place)}: {error.strerror or error}")
+            return ResolvedReference(fault=f"{bounded_value(place)}: {error.strerror or error}")
         try:
             facts = inspect(data)
         except ImageBroken as error:
             # Without the bytes that it quotes: a file may be anything, somebody's password too.
-            return Referenced(fault=f"{_shown(place)}: {str(error).partition('; it starts')[0]}")
+            return ResolvedReference(
+                fault=f"{_shown(place)}: {str(error).partition('; it starts')[0]}"
+            )
         digest = hashlib.sha256(data)
         sha256 = digest.hexdigest()
         if self._keep:
@@ -124,7 +126,7 @@ class References:
                 content_type=CONTENT_TYPES[facts.format],
                 sha256=digest.digest(),
             )
-        return Referenced(sha256, facts.width, facts.height)
+        return ResolvedReference(sha256, facts.width, facts.height)
 
     def _bytes(self, place: str) -> bytes:
         if _is_web(place):
@@ -177,7 +179,7 @@ def fitted_size(width: int, height: int) -> tuple[int, int]:
 
 
 def without_secrets(cell: str) -> str:
-    """A cell for people to see: what follows the path of a URL may be a signature."""
+    """A cell fit for people to see: the query of a URL may hold a signature."""
     return _QUERY.sub(r"\1?…", _USER.sub("", cell))
 
 
@@ -186,7 +188,7 @@ class _UnreadableError(Exception):
 
 
 class _Named(NamedTuple):
-    """A cell taken apart: where its references lie, or what is wrong with it."""
+    """A parsed cell: where its references lie, or its fault."""
 
     places: tuple[str, ...] = ()
     fault: str | None = None
@@ -238,11 +240,11 @@ def _place(name: object, source: str) -> str:
     return f"{S3_SCHEME}{bucket}/{key}"
 
 
-def _joined(named: _Named, found: Mapping[str, Referenced]) -> Referenced:
+def _joined(named: _Named, found: Mapping[str, ResolvedReference]) -> ResolvedReference:
     pictures = [found[place] for place in named.places]
     fault = named.fault or _listed(picture.fault for picture in pictures)
     if fault or not pictures:
-        return Referenced(fault=fault)
+        return ResolvedReference(fault=fault)
     hashes = " ".join(str(picture.sha256) for picture in pictures)
     return pictures[0]._replace(sha256=hashes)
 

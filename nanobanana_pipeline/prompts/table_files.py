@@ -1,4 +1,4 @@
-"""Which prompt tables lie in a folder and below the bucket's prefix, without reading them."""
+"""Lists the prompt tables (`ListedTable`) of a folder and of the bucket, without reading them."""
 
 import time
 from collections import defaultdict
@@ -15,20 +15,20 @@ from nanobanana_pipeline.prompts.readers import known_suffixes, match_reader
 if TYPE_CHECKING:
     from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["FoundTable", "fault_of_name", "find_tables"]
+__all__ = ["ListedTable", "fault_of_name", "list_tables"]
 
 UNCHANGED_SECONDS: Final = 3.0
 """A local file that was changed just now may be half written: it is left for the next look."""
 
 
 @dataclass(frozen=True)
-class FoundTable:
+class ListedTable:
     """A file that is, or should be, a prompt table.
 
     Attributes:
         source: its path or ``s3://`` URL.
         name: of the prompt set it makes; "" where `fault` says why it makes none.
-        stamp: another one whenever the file is written.
+        stamp: changes whenever the file is written.
         fault: what is wrong with it, and what to do; None if nothing is.
     """
 
@@ -38,10 +38,10 @@ class FoundTable:
     fault: str | None = None
 
 
-def find_tables(folder: Path, store: "ObjectStore") -> list[FoundTable]:
-    """The tables of both places, by source. Names that begin with a dot are passed over.
+def list_tables(folder: Path, store: "ObjectStore") -> list[ListedTable]:
+    """The tables of both places, by source, without those whose names begin with a dot.
 
-    Two files that would make the same prompt set are both at fault.
+    Two files that would make the same prompt set both get a fault.
 
     Args:
         folder: of this machine; it need not exist.
@@ -50,15 +50,13 @@ def find_tables(folder: Path, store: "ObjectStore") -> list[FoundTable]:
     Raises:
         StorageError: the bucket refuses.
     """
-    found = [_described(*each) for each in [*_in_folder(folder), *_in_bucket(store)]]
+    tables = [_described(*each) for each in [*_in_folder(folder), *_in_bucket(store)]]
     sources = defaultdict(list)
-    for table in found:
+    for table in tables:
         if table.fault is None:
             sources[table.name].append(table.source)
-    return sorted(
-        (_unless_shared(table, sources[table.name]) for table in found),
-        key=lambda table: table.source,
-    )
+    checked = (_with_unique_name(table, sources[table.name]) for table in tables)
+    return sorted(checked, key=lambda table: table.source)
 
 
 def fault_of_name(source: str) -> str | None:
@@ -84,26 +82,26 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, str, str]]:
 
 def _in_bucket(store: "ObjectStore") -> Iterator[tuple[str, str, str]]:
     folder = Folder.PROMPTS.prefix
-    for found in store.listing(folder):
-        leaf = found.key.removeprefix(folder)
+    for stored in store.listing(folder):
+        leaf = stored.key.removeprefix(folder)
         if leaf and not leaf.startswith(".") and "/" not in leaf:
-            stamp = f"{found.last_modified.timestamp():.0f}-" + found.etag.strip('"')
-            yield store.uri(found.key), leaf, stamp
+            stamp = f"{stored.last_modified.timestamp():.0f}-" + stored.etag.strip('"')
+            yield store.uri(stored.key), leaf, stamp
 
 
-def _described(source: str, leaf: str, stamp: str) -> FoundTable:
+def _described(source: str, leaf: str, stamp: str) -> ListedTable:
     match = match_reader(leaf)
     if match is None:
         fault = f"is of no known format: name it {known_suffixes()}"
-        return FoundTable(source, "", stamp, f"{source} {fault}")
+        return ListedTable(source, "", stamp, f"{source} {fault}")
     try:
-        return FoundTable(source, valid_name(match.stem), stamp)
+        return ListedTable(source, valid_name(match.stem), stamp)
     except PromptTableError as error:
-        return FoundTable(source, "", stamp, f"{source}: {error}")
+        return ListedTable(source, "", stamp, f"{source}: {error}")
 
 
-def _unless_shared(table: FoundTable, sources: list[str]) -> FoundTable:
+def _with_unique_name(table: ListedTable, sources: list[str]) -> ListedTable:
     if table.fault is not None or len(sources) == 1:
         return table
     fault = f"{' and '.join(sorted(sources))} would all make {table.name!r}: keep one"
-    return FoundTable(table.source, "", table.stamp, fault)
+    return ListedTable(table.source, "", table.stamp, fault)

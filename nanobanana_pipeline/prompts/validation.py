@@ -1,7 +1,7 @@
-"""Parting good rows from bad ones, and knowing equal content by its fingerprint.
+"""Validates prompt tables: separates good rows from faulty ones, and gives every row an id.
 
-`ImageRequest` is the law: every distinct cell of a chunk is judged once by the model's own field,
-so a table can neither hold what a request would refuse nor be refused what a request would take.
+Every distinct value of a chunk is validated once by `ImageRequest`'s own field, so a table is
+refused exactly where a request would be.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ __all__ = ["check_prompts"]
 ID_MAX: Final = 200
 ID_DIGITS: Final = 16
 
-_LAWS: Final = {
+_FIELD_TYPES: Final = {
     name: TypeAdapter[Any](hint)
     for name, hint in typing.get_type_hints(ImageRequest, include_extras=True).items()
     if name in TABLE_FIELDS
@@ -57,7 +57,7 @@ def check_prompts(table: PromptTable, references: References | None = None) -> C
         references: reads its reference pictures; needed where it has a column ``ref_image``.
 
     Raises:
-        ValueError: the table has references, and nobody to read them.
+        ValueError: the table has references, and `references` is None.
         StorageError: as `References.resolve`.
     """
     rows = table.rows
@@ -66,13 +66,13 @@ def check_prompts(table: PromptTable, references: References | None = None) -> C
     id_column = next((name for name in ("prompt_id", "id") if name in rows.column_names), None)
     fields = [name for name in TABLE_FIELDS if name in rows.column_names]
 
-    columns = {name: _judged(name, rows[name], numbers, faults) for name in fields}
+    columns = {name: _validated_column(name, rows[name], numbers, faults) for name in fields}
     if REFERENCE in rows.column_names:
         if references is None:
             raise ValueError(f"{table.source} names references: pass References to read them")
-        columns |= _referenced(table, references, columns, faults)
+        columns |= _reference_columns(table, references, columns, faults)
     if id_column:
-        columns["prompt_id"] = _judged(id_column, rows[id_column], numbers, faults)
+        columns["prompt_id"] = _validated_column(id_column, rows[id_column], numbers, faults)
         faults.add_repeats(id_column, columns["prompt_id"], numbers, "duplicate of row {}")
     else:
         # A reference counts by its bytes, whatever it is called.
@@ -87,18 +87,18 @@ def check_prompts(table: PromptTable, references: References | None = None) -> C
         name: rows[name]
         for name in sorted(set(rows.column_names) - {id_column, REFERENCE, *fields})
     }
-    return CheckedPrompts(table.source, _taken(columns, attributes, ordered), faults.frame())
+    return CheckedPrompts(table.source, _selected(columns, attributes, ordered), faults.frame())
 
 
 class _Faults:
-    """What is wrong with which rows; the first fault of a cell counts."""
+    """The faults of rows; the first fault of a cell counts."""
 
     def __init__(self, broken: Iterable[RowFault]) -> None:
         known = pd.DataFrame(list(broken), columns=list(RowFault._fields))
         self._parts = [known.astype({"row": np.int64})]
 
     def add(self, column: str, rows: RowNumbers, values: Any, reasons: Iterable[str]) -> None:  # noqa: ANN401
-        """Note one fault for each of `rows`; `values` is an Arrow array of what stands there."""
+        """Add a fault for each of `rows`; `values` is an Arrow array of their values."""
         if len(rows):
             texts = [bounded_value(value or "") for value in values.to_pylist()]
             part = {"row": rows, "column": column, "value": texts, "reason": list(reasons)}
@@ -113,7 +113,7 @@ class _Faults:
         *,
         values: Any = None,  # noqa: ANN401
     ) -> None:
-        """Note all rows but the first of those with equal ids; missing ids equal nothing."""
+        """Add a fault for all rows but the first of those with equal ids; null equals nothing."""
         encoded = ids.combine_chunks().dictionary_encode()
         codes = encoded.indices.fill_null(-1).to_numpy()
         known = codes >= 0
@@ -139,12 +139,12 @@ class _Faults:
         return faults.sort_values("row", kind="stable", ignore_index=True)
 
 
-def _judged(name: str, column: Any, numbers: RowNumbers, faults: _Faults) -> Any:  # noqa: ANN401
+def _validated_column(name: str, column: Any, numbers: RowNumbers, faults: _Faults) -> Any:  # noqa: ANN401
     """A column as `ImageRequest` would hold it; null where nothing stands or a fault was found."""
     info = ImageRequest.model_fields.get(name)
     kind = _NUMBERS.get(info.annotation, TEXT) if info else TEXT
     required = name in {"prompt", "prompt_id", "id"}
-    judge = _judge(name)
+    judge = _validator(name)
     parts, start = [], 0
     for chunk in column.chunks:
         encoded = (chunk.fill_null("") if required else chunk).dictionary_encode()
@@ -167,29 +167,29 @@ def _judged(name: str, column: Any, numbers: RowNumbers, faults: _Faults) -> Any
     return pa.chunked_array(parts, kind)
 
 
-def _referenced(
+def _reference_columns(
     table: PromptTable,
     references: References,
     columns: dict[str, Any],
     faults: _Faults,
 ) -> dict[str, Any]:
-    """The columns that references decide: themselves, their hashes, and the sizes they lend."""
+    """The columns that references decide: names, hashes, and sizes where none is given."""
     cells = table.rows[REFERENCE].combine_chunks()
     encoded = cells.dictionary_encode()
     texts = encoded.dictionary.to_pylist()
-    found = references.resolve(table.source, texts)
+    resolved = references.resolve(table.source, texts)
 
     def spread(values: Iterable[object], kind: Any) -> Any:  # noqa: ANN401 - pyarrow is untyped
         return pa.array(list(values), kind).take(encoded.indices)
 
-    why = spread((each.fault for each in found), TEXT)
+    why = spread((each.fault for each in resolved), TEXT)
     bad = np.flatnonzero(why.is_valid())
     shown = spread(map(without_secrets, texts), TEXT)
     faults.add(REFERENCE, table.numbers.to_numpy()[bad], shown.take(bad), why.take(bad).to_pylist())
-    hashes = spread((each.sha256 for each in found), TEXT)
+    hashes = spread((each.sha256 for each in resolved), TEXT)
     sizes = [
         fitted_size(each.width, each.height) if each.width and each.height else (None, None)
-        for each in found
+        for each in resolved
     ]
     none = pa.nulls(len(cells), pa.int64())
     own = {side: columns.get(side, none) for side in ("width", "height")}
@@ -200,21 +200,21 @@ def _referenced(
     } | {REFERENCE: pc.if_else(hashes.is_valid(), cells, None), REFERENCE_HASHES: hashes}
 
 
-def _judge(name: str) -> Callable[[str], Any]:
-    """What turns a cell of this column into its value, or raises ValueError with the reason."""
+def _validator(name: str) -> Callable[[str], Any]:
+    """The function that gives a cell's value, or raises ValueError with the reason."""
     if name == "seed":
-        return _lawful_seed
-    return _LAWS[name].validate_python if name in _LAWS else _lawful_id
+        return _valid_seed
+    return _FIELD_TYPES[name].validate_python if name in _FIELD_TYPES else _valid_id
 
 
-def _lawful_seed(text: str) -> int:
-    seed: int = _LAWS["seed"].validate_python(text)
+def _valid_seed(text: str) -> int:
+    seed: int = _FIELD_TYPES["seed"].validate_python(text)
     if seed == 0:
         raise ValueError("0 asks the provider for a random seed: give 1 or more, or leave it empty")
     return seed
 
 
-def _lawful_id(text: str) -> str:
+def _valid_id(text: str) -> str:
     if not text.strip():
         raise ValueError("blank")
     if len(text) > ID_MAX:
@@ -233,7 +233,7 @@ def _reason(error: ValueError) -> str:
 
 
 def _content_ids(rows: Any, good: npt.NDArray[np.bool_]) -> Any:  # noqa: ANN401
-    """Ids that say the same whatever the file, its format and its order; null for bad rows."""
+    """Ids from content alone, so that format and order change none; null for bad rows."""
     parts, start = [], 0
     for batch in rows.to_batches(max_chunksize=CHUNK_ROWS):
         usable = good[start : start + len(batch)].tolist()
@@ -251,8 +251,10 @@ def _content_id(row: dict[str, Any]) -> str:
     return hashlib.sha256(stable_json(given)).hexdigest()[:ID_DIGITS]
 
 
-def _taken(columns: dict[str, Any], attributes: dict[str, Any], order: RowNumbers) -> pd.DataFrame:
-    """These rows in this order; optional columns in which nothing stands are left out."""
+def _selected(
+    columns: dict[str, Any], attributes: dict[str, Any], order: RowNumbers
+) -> pd.DataFrame:
+    """These rows in this order, without optional columns that are empty."""
     names = ("prompt_id", *TABLE_FIELDS, REFERENCE, REFERENCE_HASHES)
     taken = {name: columns[name].take(order) for name in names if name in columns}
     taken |= {name: typed_attribute(column.take(order)) for name, column in attributes.items()}

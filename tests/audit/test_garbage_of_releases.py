@@ -11,7 +11,7 @@ from nanobanana_pipeline.datasets.publish import build_release
 from nanobanana_pipeline.datasets.pull import verify
 from nanobanana_pipeline.datasets.release import Release, read_latest
 from nanobanana_pipeline.errors import StorageError
-from nanobanana_pipeline.generation.manifest.preview import keep_preview
+from nanobanana_pipeline.generation.manifest.preview import write_preview
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import Emulators, account_for
 from tests.datasets.release_rows import NOTHING_REJECTED, recipe, rows_of
@@ -145,7 +145,7 @@ def test_previews_of_former_manifests_are_garbage_a_week_after_the_next(
     for count in (1, 2):
         keep_prompts(store, "set", prompts(count))
         launched = launch(store, account)
-        keys.append(keep_preview(store, launched.current, launched.rows))
+        keys.append(write_preview(store, launched.current, launched.rows))
     before, now = keys
     assert before is not None
     assert now is not None

@@ -28,6 +28,7 @@ from nanobanana_pipeline.datasets.release import (
     dataset_names,
     find_release,
     read_latest,
+    read_release,
     read_release_table,
 )
 from nanobanana_pipeline.errors import ReleaseError, StorageUnavailable
@@ -295,6 +296,14 @@ def test_a_pointer_whose_answer_is_lost_is_read_again(store: ObjectStore) -> Non
     assert mute.lost > 3
     assert release.version == "v1"
     assert read_latest(store, "pets")[0] == release
+
+
+def test_a_format_of_a_newer_version_asks_for_an_upgrade(store: ObjectStore) -> None:
+    build_release(store, recipe(), rows_of(store, 2), NOTHING_REJECTED, parent=None)
+    key = "datasets/pets/v1/release.json"
+    store.put(key, read(store, key).replace(b'"format": "webdataset"', b'"format": "lance"'))
+    with pytest.raises(ReleaseError, match=r"a format .* not know: upgrade nanobanana-pipeline"):
+        read_release(store, "pets", "v1")
 
 
 @pytest.mark.parametrize("leaf", ["latest.json", "v1/release.json"])

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from nanobanana_pipeline.bucket_keys import ledger_key
-from nanobanana_pipeline.generation.planning.cells import draw_requests
+from nanobanana_pipeline.generation.planning.cells import build_requests
 from nanobanana_pipeline.ledger import Entry, Ledger, StoredImage
 from nanobanana_pipeline.ledger.existence import MANY, SLICES, leave_out_absent
 from nanobanana_pipeline.prompts import prompt_set
@@ -43,7 +43,7 @@ def requests_of(store: ObjectStore) -> list[ImageRequest]:
     kept = prompt_set.current(store, "set")
     assert kept is not None
     rows = prompt_set.load(store, "set", kept.fingerprint)
-    return list(draw_requests(rows, 1, {**PictureParameters.defaults(), **SMALL.given()}))
+    return list(build_requests(rows, 1, {**PictureParameters.defaults(), **SMALL.given()}))
 
 
 def test_a_large_fresh_table_is_not_looked_up_cell_by_cell(store: ObjectStore) -> None:

@@ -1,10 +1,11 @@
 """What a format of releases is (`ReleaseFormat`): its shards (`ShardFiles`) and pages (`Page`)."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import pyarrow as pa
 
     from nanobanana_pipeline.datasets.release import Format, Release
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 __all__ = [
     "PARQUET_MEDIA_TYPE",
     "Page",
-    "ReleaseContents",
     "ReleaseFormat",
     "ShardFiles",
     "ShardWriter",
@@ -78,29 +78,16 @@ class Page:
 
 
 @dataclass(frozen=True)
-class ReleaseContents:
-    """What pages are made of.
-
-    Attributes:
-        release: with its shards among its files.
-        rows: the release's rows with their keys.
-    """
-
-    store: "ObjectStore"
-    release: "Release"
-    rows: "pa.Table"
-
-
-@dataclass(frozen=True)
 class ReleaseFormat:
     """One format in which releases are stored.
 
     Attributes:
         shards: its own; None where its pages describe those of `shards_of`.
-        pages: writes its small files, after the shards; None if it has none.
+        pages: gives its small files; None if it has none. Takes the store, the release with its
+            shards among its files, and the release's rows with their keys.
         shards_of: the format whose shards it uses; None where it has its own.
     """
 
     shards: ShardFiles | None = None
-    pages: Callable[[ReleaseContents], Iterator[Page]] | None = None
+    pages: "Callable[[ObjectStore, Release, pa.Table], Iterator[Page]] | None" = None
     shards_of: "Format | None" = None

@@ -1,4 +1,4 @@
-"""Croissant 1.1: what a release holds, as JSON-LD beside its Parquet shards.
+"""Croissant 1.1: JSON-LD that describes a release's Parquet shards.
 
 Format: https://docs.mlcommons.org/croissant/docs/croissant-spec-1.1.html. Paths are relative to the
 file, so that it describes the folder it lies in.
@@ -6,13 +6,18 @@ file, so that it describes the folder it lies in.
 
 import json
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from nanobanana_pipeline.bucket_keys import release_key
-from nanobanana_pipeline.datasets.formats.base import Page, ReleaseContents, ReleaseFormat
+from nanobanana_pipeline.datasets.formats.base import Page, ReleaseFormat
 from nanobanana_pipeline.datasets.formats.parquet import IMAGE
 from nanobanana_pipeline.datasets.release import Format, Release
 from nanobanana_pipeline.datasets.release_rows import KEY_COLUMN
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["CROISSANT", "CROISSANT_FORMAT", "croissant"]
 
@@ -127,9 +132,8 @@ def _field(name: str, kind: str, **source: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _pages(contents: ReleaseContents) -> Iterator[Page]:
-    release = contents.release
-    url = contents.store.uri(release_key(release.name, release.version, ""))
+def _pages(store: "ObjectStore", release: Release, _rows: "pa.Table") -> Iterator[Page]:
+    url = store.uri(release_key(release.name, release.version, ""))
     yield Page(CROISSANT, croissant(release, url), "application/ld+json")
 
 

@@ -7,18 +7,21 @@ https://github.com/huggingface/hub-docs/blob/main/datasetcard.md
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 import yaml
 
-from nanobanana_pipeline.datasets.formats.base import Page, ReleaseContents, ReleaseFormat
+from nanobanana_pipeline.datasets.formats.base import Page, ReleaseFormat
 from nanobanana_pipeline.datasets.formats.parquet import huggingface_features, shard_schema
 from nanobanana_pipeline.datasets.release import Format, Release, ReleaseFile
 from nanobanana_pipeline.datasets.release_rows import taken
 from nanobanana_pipeline.datasets.row_images import read_image
 from nanobanana_pipeline.images.contact_sheet import caption, contact_sheet
 from nanobanana_pipeline.wording import size_text
+
+if TYPE_CHECKING:
+    from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["CARD", "HUGGINGFACE_FORMAT", "PREVIEW", "card", "card_of_tars", "preview_places"]
 
@@ -84,7 +87,10 @@ def preview_places(count: int) -> list[int]:
 
 
 def _front_matter(release: Release, shards: Iterable[ReleaseFile]) -> dict[str, Any]:
-    paths = {str(file.split): _pattern(file) for file in shards}
+    paths = {}
+    for file in shards:
+        path = PurePosixPath(file.path)
+        paths[str(file.split)] = str(path.with_name(f"*{path.suffix}"))
     recipe = release.recipe
     return {
         "pretty_name": release.name,
@@ -99,11 +105,6 @@ def _front_matter(release: Release, shards: Iterable[ReleaseFile]) -> dict[str, 
             }
         ],
     }
-
-
-def _pattern(file: ReleaseFile) -> str:
-    path = PurePosixPath(file.path)
-    return str(path.with_name(f"*{path.suffix}"))
 
 
 def _info(release: Release, shards: Iterable[ReleaseFile]) -> dict[str, Any]:
@@ -196,15 +197,11 @@ Licence: {release.recipe["licence"]}
 """
 
 
-def _pages(contents: ReleaseContents) -> Iterator[Page]:
-    yield Page(CARD, card(contents.release).encode(), "text/markdown; charset=utf-8")
-    rows = taken(contents.rows, preview_places(len(contents.rows))).to_pylist()
+def _pages(store: "ObjectStore", release: Release, rows: pa.Table) -> Iterator[Page]:
+    yield Page(CARD, card(release).encode(), "text/markdown; charset=utf-8")
     pictures = [
-        (
-            read_image(contents.store, row),
-            caption(row["prompt"], row["prompt_id"], row["seed"]),
-        )
-        for row in rows
+        (read_image(store, row), caption(row["prompt"], row["prompt_id"], row["seed"]))
+        for row in taken(rows, preview_places(len(rows))).to_pylist()
     ]
     yield Page(PREVIEW, contact_sheet(pictures, columns=4), "image/png")
 

@@ -1,7 +1,7 @@
-"""The manifest: what became of every cell of a partition.
+"""The manifest: a partition's table of every requested cell with its state (`CurrentManifest`).
 
 Immutable Parquet files, one row a (prompt row, seed, sample), and `current.json`, which names the
-one in force and is changed by compare-and-swap.
+current one and is changed by compare-and-swap.
 """
 
 from collections.abc import Iterator, Mapping
@@ -48,7 +48,7 @@ SCHEMA: Final = 1
 
 
 class CellState(StrEnum):
-    """Where a cell stands."""
+    """The state of a cell."""
 
     SETTLED = "settled"
     PENDING = "pending"
@@ -128,11 +128,11 @@ class CurrentManifest:
         cells: how many cells are in each state.
         images: distinct pictures, those of lost cells that did come among them.
         size: their bytes.
-        content: SHA-256 of what was asked for and what came: equal where nothing changed.
+        content: SHA-256 of the requests, states and images: equal where nothing changed.
         rows: of the manifest.
         request_seconds: how long the provider took for a request, as a mean of the last run that
             bought some; None if unknown.
-        abandoned: lost cells that somebody has given up: they are no gaps any more.
+        abandoned: lost cells that were given up: they are no gaps any more.
     """
 
     prompt_set: str
@@ -159,7 +159,7 @@ class CurrentManifest:
 
 
 def advice(current: CurrentManifest) -> list[str]:
-    """What the cells that are missing mean, and what can be done; a sentence a state."""
+    """The meaning of the missing cells and the remedy; a sentence a state."""
     return [f"{n:,} {ADVICE[CellState(s)]}" for s, n in current.cells.items() if s in ADVICE]
 
 

@@ -1,4 +1,4 @@
-"""What a partition looks like as soon as it is generated: a few of its pictures on one."""
+"""The preview of a partition: a contact sheet of a few of its images."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +21,9 @@ from nanobanana_pipeline.images.contact_sheet import caption, contact_sheet, shr
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.storage.versioned import as_frame
 
-__all__ = ["keep_preview", "read_telling", "sample_pictures"]
+__all__ = ["read_sample_rows", "sample_pictures", "write_preview"]
 
-TELLING: Final = 1_000
+SAMPLED_ROWS: Final = 1_000
 """Of fewer pictures every row is read; of more, every second, third, … row that has one."""
 PICTURES: Final = 12
 PREVIEW_ACROSS: Final = 4
@@ -33,8 +33,10 @@ PREVIEWS_AT_ONCE: Final = 4
 COLUMNS_READ: Final = ["image_sha256", "format", "prompt", "prompt_id"]
 
 
-def read_telling(store: ObjectStore, current: CurrentManifest, columns: list[str]) -> pd.DataFrame:
-    """Rows that tell how a manifest stands: pictures from everywhere, and all that is not settled.
+def read_sample_rows(
+    store: ObjectStore, current: CurrentManifest, columns: list[str]
+) -> pd.DataFrame:
+    """Sample a manifest: images from all over it, and every row that is not settled.
 
     Args:
         store: the bucket.
@@ -48,7 +50,7 @@ def read_telling(store: ObjectStore, current: CurrentManifest, columns: list[str
     Raises:
         StorageError: it is missing or damaged.
     """
-    every = current.images // TELLING + 1
+    every = current.images // SAMPLED_ROWS + 1
     rows = open_manifest(store, current.manifest, columns)
     quiet = pa.array([CellState.SETTLED, CellState.NOT_REQUESTED], pa.string())
     kept, before = [], 0
@@ -61,13 +63,13 @@ def read_telling(store: ObjectStore, current: CurrentManifest, columns: list[str
     return as_frame(pa.Table.from_batches(kept, rows.schema))
 
 
-def keep_preview(store: ObjectStore, current: CurrentManifest, rows: pd.DataFrame) -> str | None:
-    """Draw the preview of a manifest, if it is not there yet.
+def write_preview(store: ObjectStore, current: CurrentManifest, rows: pd.DataFrame) -> str | None:
+    """Store the preview of a manifest, if it is not there yet.
 
     Args:
         store: the bucket.
         current: the manifest.
-        rows: `read_telling`: image_sha256, format, prompt and prompt_id at least.
+        rows: `read_sample_rows`: image_sha256, format, prompt and prompt_id at least.
 
     Returns:
         The key of a WebP; None where there is no picture that can be shown.
@@ -86,9 +88,9 @@ def keep_preview(store: ObjectStore, current: CurrentManifest, rows: pd.DataFram
 
 
 def sample_pictures(store: ObjectStore, rows: pd.DataFrame, count: int) -> list[tuple[bytes, str]]:
-    """A few of a manifest's pictures, made small, with their captions: some from everywhere.
+    """A few of a manifest's images from all over it, made small, with their captions.
 
-    Those that are gone or cannot be decoded are left out: to find these is the audit's work.
+    Those that are missing or cannot be decoded are left out: the audit finds them.
 
     Raises:
         StorageError: S3 refuses.

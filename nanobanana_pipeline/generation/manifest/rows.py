@@ -1,4 +1,4 @@
-"""Puts a manifest together: what the ledger says of every cell, and what that comes to."""
+"""Builds the rows of a manifest from cells and ledger entries, and computes its figures."""
 
 import hashlib
 import json
@@ -47,13 +47,13 @@ CELL_OF: Final = {
     State.REFUSED: CellState.REFUSED,
     State.LOST: CellState.LOST,
 }
-"""Where a cell stands whose request was tried."""
+"""The state of a cell whose request was tried."""
 
 
 def outcomes(
     entries: Iterable[Entry], uri: Callable[[str], str], missing: CellState = CellState.PENDING
 ) -> pa.Table:
-    """What came of requests that were tried.
+    """The outcomes of requests that were tried.
 
     Args:
         entries: the ledger's; taken one by one, and not kept.
@@ -77,14 +77,14 @@ def manifest_batches(
     known: Sequence[pa.Table],
     missing: CellState = CellState.PENDING,
 ) -> pa.RecordBatchReader:
-    """Put a manifest together, some rows at once.
+    """Build a manifest, some rows at once.
 
     Args:
         cells: one row a cell, as `planning.cells.Cells.frame`.
         prompt_set: the partition's.
         seed: the partition's.
-        known: what came of its requests: `outcomes`, or rows of an earlier manifest. Where two
-            tell of the same picture the first counts.
+        known: the outcomes of its requests: `outcomes`, or rows of an earlier manifest. Of two
+            rows of the same picture the first counts.
         missing: the state of cells that were asked for, and of which nothing is known.
 
     Returns:

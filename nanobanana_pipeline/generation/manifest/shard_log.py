@@ -1,7 +1,7 @@
-"""What a shard has settled, handed to the step that makes the manifest.
+"""The log of what a shard has settled, for the step that builds the manifest.
 
-What is settled stays so: these entries need not be read from the ledger again, one by one. Without
-the notes, or with damaged ones, they are.
+Settled entries never change, so that step need not read them from the ledger one by one. Where a
+log is missing or damaged, it does.
 """
 
 import gzip
@@ -33,13 +33,13 @@ class ShardLog:
         self._packed: list[bytes] = []
 
     def add(self, entry: Entry) -> None:
-        """Note a settled entry."""
+        """Add a settled entry."""
         line = entry.to_json() + b"\n"
         with self._lock:
             self._packed.append(self._packer.compress(line))
 
     def write(self, store: ObjectStore, run_id: str, shard: str) -> None:
-        """Store what was noted where `read_settled` finds it; to be called once.
+        """Store the log where `read_shard_log` finds it; to be called once.
 
         Raises:
             StorageError: S3 refuses.
@@ -50,7 +50,7 @@ class ShardLog:
 
 
 def read_shard_log(store: ObjectStore, run_id: str, shard: str) -> Iterator[Entry]:
-    """The entries that a shard has noted; none where it has written nothing.
+    """The entries that a shard has logged; none where it has written nothing.
 
     Raises:
         StorageError: S3 refuses.

@@ -17,7 +17,7 @@ from nanobanana_pipeline.request import (
     request_key,
 )
 
-__all__ = ["LAST_SEED", "Cells", "check_seed", "draw_cells", "draw_requests", "read_seeds"]
+__all__ = ["LAST_SEED", "Cells", "build_cells", "build_requests", "check_seed", "read_seeds"]
 
 LAST_SEED: Final = 2**32 - 1
 MAX_SEEDS: Final = 10_000
@@ -50,7 +50,7 @@ class Cells:
         chosen = {**self.parameters, **(delivery.given() if delivery else {})}
         for first in range(0, len(positions), CELLS_AT_ONCE):
             some = self.prompts.iloc[positions[first : first + CELLS_AT_ONCE]]
-            yield from draw_requests(some, self.seed, chosen)
+            yield from build_requests(some, self.seed, chosen)
 
 
 def check_seed(seed: int) -> int:
@@ -86,7 +86,7 @@ def read_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(chosen))
 
 
-def draw_cells(
+def build_cells(
     prompts: pd.DataFrame,
     *,
     seed: int,
@@ -94,7 +94,7 @@ def draw_cells(
     realm: str,
     limit: int | None,
 ) -> Cells:
-    """Work out every cell's request key.
+    """Build a partition's cells, each with its request key.
 
     Args:
         prompts: a prompt set (see `prompts.prompt_set.load`).
@@ -107,7 +107,7 @@ def draw_cells(
     check_seed(seed)
     requests = (
         (request_key(request, realm=realm), request.seed, request.samples)
-        for request in draw_requests(prompts, seed, parameters)
+        for request in build_requests(prompts, seed, parameters)
     )
     kinds = {"request_key": "str", "seed_asked": "int64", "samples": "int64"}
     drawn = [
@@ -121,10 +121,10 @@ def draw_cells(
     )
 
 
-def draw_requests(
+def build_requests(
     prompts: pd.DataFrame, seed: int, parameters: Mapping[str, Any]
 ) -> Iterator[ImageRequest]:
-    """The request of each row of a prompt set, in order; arguments as `draw_cells` takes them."""
+    """The request of each row of a prompt set, in order; arguments as `build_cells` takes them."""
     named = [name for name in REQUEST_FIELDS if name in prompts.columns]
     for first in range(0, len(prompts), CELLS_AT_ONCE):
         # Python's own strings take several times the memory of a column's.

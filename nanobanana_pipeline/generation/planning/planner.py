@@ -14,7 +14,7 @@ import pandas as pd
 
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, read_current
-from nanobanana_pipeline.generation.planning.cells import Cells, check_seed, draw_cells
+from nanobanana_pipeline.generation.planning.cells import Cells, build_cells, check_seed
 from nanobanana_pipeline.generation.planning.run_files import PlannedRequest, RunPlan
 from nanobanana_pipeline.generation.planning.settled_keys import is_among, read_settled_keys
 from nanobanana_pipeline.ledger import Ledger, State
@@ -42,7 +42,7 @@ class Launch:
         rebuy: buy again what is in doubt or lost, where no evidence settles it.
         max_images, max_cost: caps of this run's own, beside those that are configured; with 0
             images it buys nothing, and only brings to its end what was bought.
-        only: request keys to which the launch keeps; None for all that are missing.
+        only: the request keys to settle; None for all that are missing.
     """
 
     prompt_set: str
@@ -60,7 +60,7 @@ class Launch:
 
     @property
     def faults(self) -> list[str]:
-        """What is out of range; a sentence a fault."""
+        """The parameters that are out of range; a sentence each."""
         found = []
         for name, least in (("limit", 1), ("shard_size", 1), ("max_images", 0)):
             value = getattr(self, name)
@@ -117,7 +117,7 @@ def plan_cells(
     _check(launch, budget)
     current, _ = read_current(store, launch.prompt_set, launch.seed)
     parameters, changes = _parameters(current, launch.parameters)
-    cells = draw_cells(
+    cells = build_cells(
         prompts, seed=launch.seed, parameters=parameters, realm=realm, limit=launch.limit
     )
     asked = cells.frame.loc[cells.frame["requested"], ["request_key", "samples"]]

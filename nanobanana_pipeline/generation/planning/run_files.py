@@ -1,4 +1,4 @@
-"""Run files: what a run set out to do, written before it buys, so that whatever dies is found."""
+"""Run files: a run's plan (`RunPlan`) and the requests of its shards, stored before it buys."""
 
 import io
 import itertools
@@ -68,7 +68,7 @@ class PlannedRequest:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a launch will do; stored under its run, before anything is bought.
+    """The plan of a launch; stored under its run, before anything is bought.
 
     Attributes:
         fingerprint: of the prompt set as it is now.
@@ -78,12 +78,12 @@ class RunPlan:
         buy: requests that it will send.
         buy_images: pictures that these ask for.
         resume: requests that were sent before and are brought to their end.
-        look: requests in doubt or lost for which evidence is looked for, at no cost.
+        look: requests in doubt or lost that are reconciled, at no cost.
         shards: names of the run files.
         price: of one image; None if unknown.
         rebuy: requests in doubt or lost are among those to buy.
         max_images, max_cost: the run's own caps; None leaves the configured ones.
-        code_version: of this package; None where an older one made the plan.
+        code_version: of this package; None in plans of older versions.
     """
 
     prompt_set: str
@@ -126,14 +126,14 @@ class RunPlan:
 _PLAN: Final = TypeAdapter(RunPlan)
 
 
-def write_plan(store: ObjectStore, made: RunPlan) -> None:
+def write_plan(store: ObjectStore, plan: RunPlan) -> None:
     """Store a plan under its run, and name the run among the unfinished; then it may buy."""
-    store.put(run_plan_key(made.run_id), _PLAN.dump_json(made, indent=1))
-    store.put(unfinished_key(made.run_id), b"")
+    store.put(run_plan_key(plan.run_id), _PLAN.dump_json(plan, indent=1))
+    store.put(unfinished_key(plan.run_id), b"")
 
 
 def read_plan(store: ObjectStore, run_id: str) -> RunPlan:
-    """What a run set out to do.
+    """The plan of a run.
 
     Raises:
         StorageError: it is missing, damaged, or of a newer version.
@@ -219,15 +219,15 @@ def read_shard(store: ObjectStore, run_id: str, shard: str) -> RunFile:
     return RunFile(found.body)
 
 
-def read_requests(store: ObjectStore, made: RunPlan) -> Iterator[PlannedRequest]:
-    """All that a run set out to settle, shard after shard; a few in memory at once.
+def read_requests(store: ObjectStore, plan: RunPlan) -> Iterator[PlannedRequest]:
+    """All planned requests of a run, shard after shard; a few in memory at once.
 
     Raises:
         StorageError: a run file is missing.
         ValueError: it is damaged.
     """
-    for shard in made.shards:
-        yield from read_shard(store, made.run_id, shard)
+    for shard in plan.shards:
+        yield from read_shard(store, plan.run_id, shard)
 
 
 def unfinished_plans(store: ObjectStore) -> Iterator[RunPlan]:
@@ -245,14 +245,14 @@ def unfinished_plans(store: ObjectStore) -> Iterator[RunPlan]:
 
 
 def mark_done(store: ObjectStore, run_id: str, bought: int) -> None:
-    """Say that a run came to its end and left nothing to rescue."""
+    """Mark a run as finished, with nothing left to rescue."""
     done = {"schema": SCHEMA, "finished": now_iso(), "bought": bought}
     store.put(run_done_key(run_id), json.dumps(done).encode())
     forget_unfinished(store, run_id)
 
 
 def mark_unfinished(store: ObjectStore, run_id: str) -> None:
-    """Take back that a run came to its end: it goes on, and may leave something to rescue."""
+    """Undo `mark_done`: the run goes on, and may leave something to rescue."""
     store.put(unfinished_key(run_id), b"")
     store.delete(run_done_key(run_id))
 

@@ -1,4 +1,4 @@
-"""What a partition's manifest in force knows of requests: what needs neither buying nor reading."""
+"""Reads from a manifest which requests are settled: `SettledKeys`."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ Strings: TypeAlias = pd.Series | pa.ChunkedArray | pa.Array | Collection[str]
 
 @dataclass(frozen=True)
 class SettledKeys:
-    """What a manifest says of its requests.
+    """The requests of a manifest.
 
     Attributes:
         settled: its rows of those that are settled.
@@ -38,7 +38,7 @@ class SettledKeys:
 def read_settled_keys(
     store: ObjectStore, current: CurrentManifest | None, columns: Sequence[str]
 ) -> SettledKeys:
-    """Read what a manifest says of its requests.
+    """Read the requests of a manifest.
 
     Args:
         store: the bucket.

@@ -33,7 +33,7 @@ from nanobanana_pipeline.generation.manifest.rows import (
     manifest_batches,
     outcomes,
 )
-from nanobanana_pipeline.generation.planning.cells import Cells, draw_cells
+from nanobanana_pipeline.generation.planning.cells import Cells, build_cells
 from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.ledger import Entry, StoredImage
 from nanobanana_pipeline.prompts import prompt_set
@@ -48,7 +48,7 @@ MANY = 20_000
 
 def cells(count: int, *, samples: int = 1, limit: int | None = None) -> Cells:
     rows = pd.DataFrame({"prompt_id": [f"row-{n}" for n in range(count)], "prompt": prompts(count)})
-    return draw_cells(
+    return build_cells(
         rows, seed=1, parameters={**DEFAULTS, "samples": samples}, realm="emulator", limit=limit
     )
 
@@ -141,7 +141,7 @@ def test_rows_of_one_request_share_its_pictures_in_the_order_of_the_set(
     texts = ["an owl", "a fox", "an owl", "a newt", "a fox"]
     rows = pd.DataFrame({"prompt_id": [f"row-{n}" for n in range(5)], "prompt": texts})
     parameters = {**DEFAULTS, "samples": 2}
-    asked = draw_cells(rows, seed=1, parameters=parameters, realm="emulator", limit=None)
+    asked = build_cells(rows, seed=1, parameters=parameters, realm="emulator", limit=None)
     owl, fox, *_ = tried(asked)
     came = [STEPS["settled"](owl), STEPS["lost"](fox)]
     made = table(asked, came, settled_of(table(asked, came[:1])))
@@ -273,7 +273,7 @@ def settle_on_paper(store: ObjectStore, name: str, count: int) -> None:
     keep_prompts(store, name, prompts(count))
     snapshot = prompt_set.current(store, name)
     assert snapshot is not None
-    asked = draw_cells(
+    asked = build_cells(
         prompt_set.load(store, name, snapshot.fingerprint),
         seed=1,
         parameters=DEFAULTS,

@@ -10,9 +10,9 @@ from nanobanana_pipeline.generation.manifest import preview
 from nanobanana_pipeline.generation.manifest.manifest import CellState
 from nanobanana_pipeline.generation.manifest.preview import (
     PICTURES,
-    keep_preview,
-    read_telling,
+    read_sample_rows,
     sample_pictures,
+    write_preview,
 )
 from nanobanana_pipeline.storage import ObjectStore, versioned
 from tests.conftest import Emulators, account_for
@@ -34,19 +34,19 @@ def test_a_preview_is_drawn_once_and_anew_under_another_key_for_other_pictures(
     account = account_for(emulators().base_url, store)
     keep_prompts(store, "set", prompts(20))
     pilot = launch(store, account, limit=3)
-    first = keep_preview(store, pilot.current, pilot.rows)
+    first = write_preview(store, pilot.current, pilot.rows)
     assert opened(store, first).size == (3 * 120 + 8, 112 + 2 * 16 + 16 + 8)
 
     # What is there is not drawn again, though a picture may be gone by now.
     row = pilot.rows.dropna(subset="image_sha256").iloc[0]
     store.put(str(first), b"as it was drawn")
-    assert keep_preview(store, pilot.current, pilot.rows) == first
+    assert write_preview(store, pilot.current, pilot.rows) == first
     stored = store.get(str(first))
     assert stored is not None
     assert stored.body == b"as it was drawn"
 
     whole = launch(store, account)
-    second = keep_preview(store, whole.current, whole.rows)
+    second = write_preview(store, whole.current, whole.rows)
     assert second != first
     assert opened(store, second).width == 4 * 120 + 8
 
@@ -72,7 +72,7 @@ def test_where_nothing_is_settled_there_is_no_preview(
     account = account_for(emulators(moods={"lost_answer_after": 1.0}).base_url, store)
     keep_prompts(store, "set", prompts(2))
     made = launch(store, account)
-    assert keep_preview(store, made.current, made.rows) is None
+    assert write_preview(store, made.current, made.rows) is None
 
 
 def test_of_many_rows_some_pictures_from_everywhere_and_all_gaps_are_read(
@@ -91,14 +91,14 @@ def test_of_many_rows_some_pictures_from_everywhere_and_all_gaps_are_read(
     assert (len(pictured), len(refused)) == (12, 3)
 
     # Where they are few, all that were asked for.
-    read = read_telling(store, made.current, columns)
+    read = read_sample_rows(store, made.current, columns)
     assert read["prompt"].to_list() == made.rows["prompt"][sorted([*pictured, *refused])].to_list()
 
-    monkeypatch.setattr(preview, "TELLING", 5)
-    read = read_telling(store, made.current, columns)
+    monkeypatch.setattr(preview, "SAMPLED_ROWS", 5)
+    read = read_sample_rows(store, made.current, columns)
     expected = sorted([*pictured[::3], *refused])
     assert read["prompt"].to_list() == made.rows["prompt"][expected].to_list()
 
     # The same, however many rows are read at once.
     monkeypatch.setattr(versioned, "BATCH_ROWS", 4)
-    assert read_telling(store, made.current, columns).equals(read)
+    assert read_sample_rows(store, made.current, columns).equals(read)

@@ -10,8 +10,8 @@ from nanobanana_pipeline.generation.planning.cells import (
     CELLS_AT_ONCE,
     LAST_SEED,
     Cells,
+    build_cells,
     check_seed,
-    draw_cells,
 )
 from nanobanana_pipeline.request import ImageRequest, PictureParameters, request_key
 
@@ -31,7 +31,7 @@ def prompt_set(count: int, **columns: object) -> pd.DataFrame:
 def drawn(
     rows: pd.DataFrame, *, seed: int = 7, limit: int | None = None, realm: str = "emulator"
 ) -> Cells:
-    return draw_cells(rows, seed=seed, parameters=DEFAULTS, realm=realm, limit=limit)
+    return build_cells(rows, seed=seed, parameters=DEFAULTS, realm=realm, limit=limit)
 
 
 def test_every_row_has_a_cell_with_its_requests_key() -> None:
