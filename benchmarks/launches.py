@@ -22,7 +22,6 @@ import requests
 from pydantic import SecretStr
 
 from nanobanana_pipeline import local
-from nanobanana_pipeline.bucket_keys import claim_bucket
 from nanobanana_pipeline.generation.engine.engine import Report
 from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
@@ -37,6 +36,7 @@ from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.provider.modelslab.client import ModelsLab
 from nanobanana_pipeline.storage import ObjectStore, s3_client
+from nanobanana_pipeline.storage.bucket import claim_bucket
 from nanobanana_pipeline.webhooks.inbox import Webhooks
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from benchmarks.measured import median_of, save, spread
 from benchmarks.provider_of_files import files_provider
 from benchmarks.watched import Watched, run_watched
 from nanobanana_pipeline import local
-from nanobanana_pipeline.bucket_keys import claim_bucket, image_key
+from nanobanana_pipeline.bucket_keys import image_key
 from nanobanana_pipeline.cli.show import table_of
 from nanobanana_pipeline.generation.launch import plan
 from nanobanana_pipeline.generation.manifest.manifest import (
@@ -46,7 +46,7 @@ from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.settings import Settings
-from nanobanana_pipeline.storage.bucket import open_bucket
+from nanobanana_pipeline.storage.bucket import claim_bucket, open_bucket
 from nanobanana_pipeline.storage.versioned import packed
 
 REALM, SEED, FRESH_SEED, NAME, RUN_ID = "emulator", 1, 2, "million", "made-up"

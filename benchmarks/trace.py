@@ -30,7 +30,6 @@ from rich.console import Console
 
 from nanobanana_pipeline import local
 from nanobanana_pipeline.bucket_keys import (
-    claim_bucket,
     image_key,
     index_key,
     latest_release_key,
@@ -60,6 +59,7 @@ from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.storage import ObjectStore, s3_client
+from nanobanana_pipeline.storage.bucket import claim_bucket
 from nanobanana_pipeline.storage.versioned import packed
 
 REALM: Final = "emulator"

@@ -1,21 +1,12 @@
-"""What lies where in the bucket, and whose bucket it is."""
+"""Keys of everything in the bucket: a table of its folders, and a function for each object."""
 
-import json
 import uuid
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final
-
-from nanobanana_pipeline.errors import SettingsError
-
-if TYPE_CHECKING:
-    from nanobanana_pipeline.storage import ObjectStore
+from typing import Final
 
 __all__ = [
     "FILES",
-    "LAYOUT_VERSION",
     "Folder",
-    "check_bucket",
-    "claim_bucket",
     "contact_sheet_key",
     "day_budget_key",
     "day_budget_prefix",
@@ -50,7 +41,6 @@ __all__ = [
     "webhook_prefix",
 ]
 
-LAYOUT_VERSION: Final = 1
 MARKER: Final = "nanobanana.json"
 
 
@@ -248,56 +238,3 @@ def release_key(dataset: str, version: str, leaf: str) -> str:
 def latest_release_key(dataset: str) -> str:
     """Which release of a dataset counts; written last."""
     return f"{release_prefix(dataset)}latest.json"
-
-
-def claim_bucket(store: "ObjectStore", realm: str) -> None:
-    """Check that the bucket honours conditional writes and belongs to `realm`; claim a new one.
-
-    Raises:
-        SettingsError: the prefix holds another realm's pictures, or a newer layout.
-        StorageError: the bucket is unusable.
-    """
-    if check_bucket(store, realm):
-        return
-    store.probe(probe_key())
-    body = json.dumps({"layout": LAYOUT_VERSION, "realm": realm}).encode()
-    if store.create(MARKER, body, content_type="application/json") is None:
-        check_bucket(store, realm)
-
-
-def check_bucket(store: "ObjectStore", realm: str) -> bool:
-    """Whether the prefix belongs to `realm` already; False if to nobody. Writes nothing.
-
-    Raises:
-        SettingsError: the prefix holds another realm's pictures, or a newer layout.
-        StorageError: the bucket is unusable.
-    """
-    found = store.get(MARKER)
-    if found is None:
-        return False
-    marker = _marker(store, found.body)
-    if marker.get("realm") != realm:
-        raise SettingsError(
-            f"{store.uri('')} holds pictures of realm {marker.get('realm')!r}, and these settings "
-            f"are for realm {realm!r}: use another NANOBANANA_PREFIX or NANOBANANA_BUCKET, so that "
-            "a rehearsal's pictures are never taken for real ones"
-        )
-    if marker.get("layout") != LAYOUT_VERSION:
-        raise SettingsError(
-            f"{store.uri(MARKER)} has layout {marker.get('layout')!r}; this version writes layout "
-            f"{LAYOUT_VERSION}: upgrade nanobanana-pipeline"
-        )
-    return True
-
-
-def _marker(store: "ObjectStore", body: bytes) -> dict[str, Any]:
-    try:
-        marker = json.loads(body)
-    except ValueError:
-        marker = None
-    if not isinstance(marker, dict):
-        raise SettingsError(
-            f"{store.uri(MARKER)} is not this package's marker: nobody can tell whose pictures lie "
-            "there; use another NANOBANANA_PREFIX or NANOBANANA_BUCKET"
-        )
-    return marker

@@ -11,9 +11,9 @@ import pytest
 
 import nanobanana_pipeline
 from nanobanana_pipeline import bucket_keys
-from nanobanana_pipeline.bucket_keys import claim_bucket
 from nanobanana_pipeline.errors import SettingsError, StorageError
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.bucket import claim_bucket
 
 DOMAIN = Path(nanobanana_pipeline.__file__).parent
 KEY = "ab" + "0" * 62

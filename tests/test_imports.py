@@ -10,11 +10,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("nanobanana_pipeline", "dagster_nanobanana", "dagster_project")
 
 FLOORS = """
-    errors  wording  request  emulator
+    errors  wording  request  emulator  bucket_keys
     money
     settings
     storage  images
-    bucket_keys  local
+    local
     ledger  webhooks
     provider
     provider.modelslab
@@ -32,7 +32,8 @@ FLOORS = """
     datasets.layouts  datasets.shard_builder
     datasets.publish  datasets.pull  datasets.repair  datasets.top_up
     audit
-    lineage.openlineage  lineage.trace
+    lineage.openlineage
+    lineage.trace
     cli
     dagster_nanobanana.termination
     dagster_nanobanana.failures  dagster_nanobanana.partitions  dagster_nanobanana.resources

@@ -21,7 +21,7 @@ from nanobanana_pipeline.datasets.release import (
     read_release_arrow,
 )
 from nanobanana_pipeline.datasets.release_rows import KEY_COLUMN
-from nanobanana_pipeline.datasets.row_images import read_images
+from nanobanana_pipeline.datasets.row_images import read_row_images
 from nanobanana_pipeline.datasets.shard_builder import HELPERS, INDEX
 from nanobanana_pipeline.errors import ReleaseError
 
@@ -69,7 +69,7 @@ def _repair_shard(
 ) -> None:
     with Upload(store, file.key, kind.media_type, helpers) as upload:
         writer = kind.open(upload, rows.schema)
-        for row, image in read_images(store, rows, helpers):
+        for row, image in read_row_images(store, rows, helpers):
             writer.add(row, image)
         writer.finish()
         _refuse_other(store, file, upload.sha256)
@@ -79,7 +79,7 @@ def _repair_index(
     store: "ObjectStore", file: ReleaseFile, kind: ShardFiles, rows: pa.Table, helpers: Executor
 ) -> None:
     writer = kind.open(_ByteCounter(), rows.schema)
-    for row, image in read_images(store, rows, helpers):
+    for row, image in read_row_images(store, rows, helpers):
         writer.add(row, image)
     body = writer.finish() or b""
     _refuse_other(store, file, hashlib.sha256(body).hexdigest())

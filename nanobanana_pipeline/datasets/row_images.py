@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
     from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["read_image", "read_images"]
+__all__ = ["read_image", "read_row_images"]
 
 AHEAD_BYTES: Final = 16 * 2**20
 AHEAD_ROWS: Final = 16
 
 
-def read_images(
+def read_row_images(
     store: "ObjectStore", rows: "pa.Table", helpers: Executor
 ) -> Iterator[tuple[dict[str, Any], bytes]]:
     """Each row with its image, in order; a few are fetched ahead.

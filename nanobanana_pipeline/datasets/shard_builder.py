@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import TypeAdapter
 
-from nanobanana_pipeline.bucket_keys import release_key
+from nanobanana_pipeline.bucket_keys import release_key, release_prefix
 from nanobanana_pipeline.datasets.formats.base import PARQUET_MEDIA_TYPE, ShardFiles, ShardWriter
 from nanobanana_pipeline.datasets.object_streams import Upload
 from nanobanana_pipeline.datasets.release import Format, ReleaseFile
 from nanobanana_pipeline.datasets.release_rows import taken
-from nanobanana_pipeline.datasets.row_images import read_images
+from nanobanana_pipeline.datasets.row_images import read_row_images
 from nanobanana_pipeline.storage.cas import put_if_absent
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def build_shards(
         StorageError: the bucket refuses.
     """
     by_digest: dict[tuple[str, str | None], list[ReleaseFile]] = {}
-    sizes = {each.key: each.size for each in store.listing(f"datasets/{folder[0]}/")}
+    sizes = {each.key: each.size for each in store.listing(release_prefix(folder[0]))}
     for file in earlier:
         by_digest.setdefault((file.format, file.digest), []).append(file)
     files: list[ReleaseFile] = []
@@ -144,7 +144,7 @@ class _ShardJob:
                 upload = Upload(self.store, key, kind.media_type, self.helpers)
                 uploads[name] = stack.enter_context(upload)
                 writers[name] = kind.open(upload, rows.schema)
-            for row, image in read_images(self.store, rows, self.helpers):
+            for row, image in read_row_images(self.store, rows, self.helpers):
                 if self.stop.is_set():
                     raise CancelledError
                 for writer in writers.values():

@@ -177,7 +177,9 @@ def collect(
         before, etag = read_current(store, run_plan.prompt_set, run_plan.seed)
         scan = _LedgerScan(run_plan.run_id)
         tables = _outcome_tables(store, run_plan, before, cells, scan, missing)
-        file = packed(manifest_batches(cells, run_plan.prompt_set, tables, missing))
+        file = packed(
+            manifest_batches(cells.frame, run_plan.prompt_set, run_plan.seed, tables, missing)
+        )
         del tables  # as large as all that follows
         # Read back by columns: together they take several times the packed file.
         written = pq.ParquetFile(pa.BufferReader(file))

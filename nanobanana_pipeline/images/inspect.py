@@ -20,7 +20,7 @@ __all__ = ["CONTENT_TYPES", "MAX_IMAGE_BYTES", "ImageFacts", "inspect"]
 MAX_IMAGE_BYTES: Final = 64 * 2**20
 MAX_PIXELS: Final = 64_000_000
 CONTENT_TYPES: Final = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
-FORMATS: Final = ("PNG", "JPEG", "WEBP")
+PILLOW_FORMATS: Final = ("PNG", "JPEG", "WEBP")
 EXTENSIONS: Final = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}
 """By Pillow's names. MPO is a JPEG with more pictures behind it, such as a gain map for HDR."""
 PNG_END: Final = b"\0\0\0\0IEND\xaeB`\x82"
@@ -61,7 +61,7 @@ def inspect(data: bytes, *, width: int | None = None, height: int | None = None)
         # The bomb warning is ours to give, as an error with figures.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
                 facts = ImageFacts(EXTENSIONS[image.format or ""], *image.size)
                 _check_size(facts, width, height)
                 image.verify()

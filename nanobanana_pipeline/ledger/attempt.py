@@ -80,6 +80,13 @@ class Attempt(BaseModel):
     reason: str | None = None
     abandoned: bool = False
 
+    def is_still_kept(self, kept_seconds: float) -> bool:
+        """Whether it was accepted so short a while ago that the provider has its images still."""
+        if self.accepted is None or not (self.provider_id or self.output):
+            return False
+        age = datetime.now(UTC) - datetime.fromisoformat(self.accepted)
+        return age.total_seconds() < kept_seconds
+
 
 def new_nonce() -> str:
     """A random id of 16 hexadecimal digits, unique to one write."""

@@ -185,6 +185,13 @@ class Entry(BaseModel):
         """How many attempts the provider has failed."""
         return sum(a.outcome is Outcome.FAILED for a in self.attempts)
 
+    def can_reconcile(self, kept_seconds: float) -> bool:
+        """Whether evidence may turn up: it is in doubt, or was lost while images are kept."""
+        attempt = self.deciding
+        if attempt is None or self.state not in UNSURE or attempt.abandoned:
+            return False
+        return attempt.outcome is Outcome.IN_DOUBT or attempt.is_still_kept(kept_seconds)
+
     def may_claim(self, *, rebuy: bool = False) -> bool:
         """Whether a new attempt is allowed now."""
         if self.state is State.OPEN:

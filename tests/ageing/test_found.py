@@ -3,8 +3,8 @@
 from nanobanana_pipeline.generation.budget.counters import partition_scope
 from nanobanana_pipeline.generation.budget.reservations import ShardBudget
 from nanobanana_pipeline.generation.engine.reconcile import Reconciler
-from nanobanana_pipeline.generation.engine.work_queue import Downloadable, PlannedRequest
-from nanobanana_pipeline.generation.planning.run_files import write_shards
+from nanobanana_pipeline.generation.engine.work_queue import Downloadable
+from nanobanana_pipeline.generation.planning.run_files import PlannedRequest, write_shards
 from nanobanana_pipeline.ledger import Entry, Held, Ledger, State
 from nanobanana_pipeline.money import Budget, Cap
 from nanobanana_pipeline.provider.outcomes import Done

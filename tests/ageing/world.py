@@ -30,11 +30,10 @@ from nanobanana_pipeline.generation.engine.transfer import Transfer
 from nanobanana_pipeline.generation.engine.work_queue import (
     Downloadable,
     Finished,
-    PlannedRequest,
     Requeue,
     WorkItem,
 )
-from nanobanana_pipeline.generation.planning.run_files import write_shards
+from nanobanana_pipeline.generation.planning.run_files import PlannedRequest, write_shards
 from nanobanana_pipeline.ledger import attempt, ledger
 from nanobanana_pipeline.money import Budget, Cap
 from nanobanana_pipeline.provider import slots

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 
-from nanobanana_pipeline.bucket_keys import check_bucket
 from nanobanana_pipeline.datasets.release import (
     CHANGELOG,
     MANIFEST,
@@ -45,6 +44,7 @@ from nanobanana_pipeline.provider.modelslab.own_bucket import read_places
 from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.request import request_key
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.bucket import check_bucket
 from tests.stored.conftest import Command
 from tests.stored.frozen import KINDS, FrozenBucket, archives, kind_of
 from tests.stored.test_schemas import ADVICE, golden, stored_fields, stored_number

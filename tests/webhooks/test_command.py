@@ -14,9 +14,9 @@ from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from nanobanana_pipeline import local
-from nanobanana_pipeline.bucket_keys import claim_bucket
 from nanobanana_pipeline.cli import app
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.bucket import claim_bucket
 from nanobanana_pipeline.webhooks.inbox import Inbox, Webhooks
 from tests.webhooks.serving import ATTEMPT, SECRET
 

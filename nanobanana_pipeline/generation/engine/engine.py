@@ -31,11 +31,11 @@ from nanobanana_pipeline.generation.engine.transfer import Transfer
 from nanobanana_pipeline.generation.engine.work_queue import (
     Downloadable,
     Finished,
-    PlannedRequest,
     Requeue,
     WorkItem,
     WorkQueue,
 )
+from nanobanana_pipeline.generation.planning.run_files import PlannedRequest
 from nanobanana_pipeline.ledger import Entry, State
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.slots import Slots

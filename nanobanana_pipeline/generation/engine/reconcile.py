@@ -6,26 +6,17 @@ held, or one that a webhook named. An object in a bucket that bears no id is non
 
 import functools
 import logging
-from datetime import UTC, datetime
 
 from nanobanana_pipeline.errors import ProviderHalt
 from nanobanana_pipeline.generation.engine.work_queue import Downloadable, Finished, Requeue, Step
-from nanobanana_pipeline.ledger import UNSURE, Attempt, Entry, Held, Ledger, Outcome
+from nanobanana_pipeline.ledger import Attempt, Entry, Held, Ledger, Outcome
 from nanobanana_pipeline.provider.outcomes import Done, Failed, Halted, Queued
 from nanobanana_pipeline.provider.protocol import Provider
 from nanobanana_pipeline.webhooks.inbox import Inbox, attempt_id
 
-__all__ = ["Reconciler", "can_reconcile"]
+__all__ = ["Reconciler"]
 
 log = logging.getLogger(__name__)
-
-
-def can_reconcile(entry: Entry, kept_seconds: float) -> bool:
-    """Whether evidence may turn up: the request is in doubt, or what it lost may still be kept."""
-    attempt = entry.deciding
-    if attempt is None or entry.state not in UNSURE or attempt.abandoned:
-        return False
-    return attempt.outcome is Outcome.IN_DOUBT or _is_still_kept(attempt, kept_seconds)
 
 
 class Reconciler:
@@ -91,7 +82,7 @@ class Reconciler:
         """Provider ids that may be this attempt's, and whether that is sure."""
         own = [] if attempt.provider_id is None else [(attempt.provider_id, True)]
         if attempt.outcome is Outcome.LOST:
-            return own if _is_still_kept(attempt, self._provider.kept_seconds) else []
+            return own if attempt.is_still_kept(self._provider.kept_seconds) else []
         name = attempt_id(entry.request_key, attempt.nonce)
         from_webhooks = [
             (payload.provider_id, payload.track_id is not None)
@@ -106,15 +97,8 @@ def _by_noted_urls(held: Held, kept_seconds: float) -> Downloadable | None:
     """A lost attempt without a provider id, whose output URLs are in its entry."""
     for attempt in held.entry.attempts:
         is_lost = attempt.outcome is Outcome.LOST and attempt.provider_id is None
-        if is_lost and _is_still_kept(attempt, kept_seconds):
+        if is_lost and attempt.is_still_kept(kept_seconds):
             return Downloadable(
                 held, attempt.nonce, Done(None, attempt.output, attempt.seed_reported)
             )
     return None
-
-
-def _is_still_kept(attempt: Attempt, kept_seconds: float) -> bool:
-    if attempt.accepted is None or not (attempt.provider_id or attempt.output):
-        return False
-    age = datetime.now(UTC) - datetime.fromisoformat(attempt.accepted)
-    return age.total_seconds() < kept_seconds

@@ -13,14 +13,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
+from nanobanana_pipeline.generation.planning.run_files import PlannedRequest
 from nanobanana_pipeline.ledger import Held, State
 from nanobanana_pipeline.provider.outcomes import Done
-from nanobanana_pipeline.request import ImageRequest
 
 __all__ = [
     "Downloadable",
     "Finished",
-    "PlannedRequest",
     "Requeue",
     "Step",
     "WorkItem",
@@ -65,20 +64,6 @@ class Finished:
 
 
 Step = Downloadable | Requeue | Finished
-
-
-@dataclass(frozen=True)
-class PlannedRequest:
-    """A request that a launch is to settle, under its key.
-
-    Attributes:
-        buy: it was open when the launch was planned; else it has an entry, to be brought to its
-            end.
-    """
-
-    request_key: str
-    request: ImageRequest
-    buy: bool = True
 
 
 @dataclass(eq=False)

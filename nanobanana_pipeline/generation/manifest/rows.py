@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any, Final, TypeAlias
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -15,7 +16,6 @@ from nanobanana_pipeline.generation.manifest.manifest import (
     OUTCOME_COLUMNS,
     CellState,
 )
-from nanobanana_pipeline.generation.planning.cells import Cells
 from nanobanana_pipeline.ledger import Entry, State
 
 __all__ = [
@@ -71,16 +71,18 @@ def outcomes(
 
 
 def manifest_batches(
-    cells: Cells,
+    cells: pd.DataFrame,
     prompt_set: str,
+    seed: int,
     known: Sequence[pa.Table],
     missing: CellState = CellState.PENDING,
 ) -> pa.RecordBatchReader:
     """Build a manifest, some rows at once.
 
     Args:
-        cells: the partition's.
-        prompt_set: its name.
+        cells: one row a cell, as `planning.cells.Cells.frame`.
+        prompt_set: the partition's.
+        seed: the partition's.
         known: the outcomes of its requests: `outcomes`, or rows of an earlier manifest. Of two
             rows of the same picture the first counts.
         missing: the state of cells that were asked for, and of which nothing is known.
@@ -89,18 +91,22 @@ def manifest_batches(
         Rows as `manifest.MANIFEST_COLUMNS` says.
     """
     return pa.RecordBatchReader.from_batches(
-        MANIFEST_TABLE_SCHEMA, _batches(cells, prompt_set, known, missing)
+        MANIFEST_TABLE_SCHEMA, _batches(cells, prompt_set, seed, known, missing)
     )
 
 
 def _batches(
-    cells: Cells, prompt_set: str, known: Sequence[pa.Table], missing: CellState
+    cells: pd.DataFrame,
+    prompt_set: str,
+    seed: int,
+    known: Sequence[pa.Table],
+    missing: CellState,
 ) -> Iterator[pa.RecordBatch]:
     nothing = pa.Table.from_pylist([{"sample": 0}], OUTCOMES)
     tables = [rows.select(OUTCOMES.names).cast(OUTCOMES) for rows in (*known, nothing)]
     outcome = pa.concat_tables(tables)
-    drawn = pa.Table.from_pandas(cells.frame, preserve_index=False)
-    named = {"prompt_set": prompt_set, "seed": cells.seed}
+    drawn = pa.Table.from_pandas(cells, preserve_index=False)
+    named = {"prompt_set": prompt_set, "seed": seed}
     for places in _places(cells, outcome):
         cell = _taken(drawn, places["cell"].to_numpy())
         came = _taken(outcome, places["outcome"].to_numpy())
@@ -116,16 +122,16 @@ def _batches(
         yield from rows.combine_chunks().to_batches()
 
 
-def _places(cells: Cells, outcome: pa.Table) -> Iterator[pa.RecordBatch]:
+def _places(cells: pd.DataFrame, outcome: pa.Table) -> Iterator[pa.RecordBatch]:
     """The manifest's rows: whose cell and which outcome each has, by position, and its sample.
 
     Rows of one set that ask for the same picture share its outcome. A cell whose request was never
     tried has the last, which is empty, and still a row for each picture that was asked for.
     """
-    keys = pa.array(cells.frame["request_key"]).cast(pa.string())
+    keys = pa.array(cells["request_key"]).cast(pa.string())
     distinct = pc.unique(keys)
     key_of_cell = pc.index_in(keys, value_set=distinct).to_numpy()
-    asked = cells.frame["samples"].to_numpy()
+    asked = cells["samples"].to_numpy()
     # Key and sample in one number: sorted by both, and of each the first.
     key = pc.index_in(outcome["request_key"], value_set=distinct).fill_null(len(distinct))
     both = key.to_numpy().astype(np.int64) << SAMPLE_BITS | outcome["sample"].to_numpy()

@@ -13,11 +13,9 @@ import numpy as np
 import pandas as pd
 
 from nanobanana_pipeline.errors import PlanError
-from nanobanana_pipeline.generation.engine.reconcile import can_reconcile
-from nanobanana_pipeline.generation.engine.work_queue import PlannedRequest
 from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, read_current
 from nanobanana_pipeline.generation.planning.cells import Cells, build_cells, check_seed
-from nanobanana_pipeline.generation.planning.run_files import RunPlan
+from nanobanana_pipeline.generation.planning.run_files import PlannedRequest, RunPlan
 from nanobanana_pipeline.generation.planning.settled_keys import is_among, read_settled_keys
 from nanobanana_pipeline.ledger import Ledger, State
 from nanobanana_pipeline.money import Budget
@@ -141,7 +139,7 @@ def plan_cells(
         counted[entry.state.value] += 1
         if not (may_buy and entry.may_claim(rebuy=launch.rebuy)):
             barred.add(entry.request_key)
-            if can_reconcile(entry, account.provider.kept_seconds):
+            if entry.can_reconcile(account.provider.kept_seconds):
                 look.add(entry.request_key)
         if entry.state in {State.ACCEPTED, State.SUBMITTING}:
             resume.add(entry.request_key)

@@ -21,7 +21,6 @@ from nanobanana_pipeline.bucket_keys import (
     unfinished_key,
 )
 from nanobanana_pipeline.errors import StorageError
-from nanobanana_pipeline.generation.engine.work_queue import PlannedRequest
 from nanobanana_pipeline.ledger import now_iso
 from nanobanana_pipeline.money import cost_of, cost_text
 from nanobanana_pipeline.request import ImageRequest
@@ -30,6 +29,7 @@ from nanobanana_pipeline.storage.cas import parse_json
 from nanobanana_pipeline.wording import counted
 
 __all__ = [
+    "PlannedRequest",
     "RunFile",
     "RunPlan",
     "forget_unfinished",
@@ -51,6 +51,20 @@ RUN_FILE: Final = pa.schema(
     [("request_key", pa.string()), ("request", pa.string()), ("buy", pa.bool_())],
     metadata={b"nanobanana.schema": str(SCHEMA).encode()},
 )
+
+
+@dataclass(frozen=True)
+class PlannedRequest:
+    """A request that a launch is to settle, under its key.
+
+    Attributes:
+        buy: it was open when the launch was planned; else it has an entry, to be brought to its
+            end.
+    """
+
+    request_key: str
+    request: ImageRequest
+    buy: bool = True
 
 
 @dataclass(frozen=True)

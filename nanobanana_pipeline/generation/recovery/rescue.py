@@ -14,8 +14,6 @@ from nanobanana_pipeline.bucket_keys import Folder, run_done_key, run_plan_key, 
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.budget.reservations import EXPIRED_SECONDS, reclaim_reservations
 from nanobanana_pipeline.generation.engine.engine import Progress, Report
-from nanobanana_pipeline.generation.engine.reconcile import can_reconcile
-from nanobanana_pipeline.generation.engine.work_queue import PlannedRequest
 from nanobanana_pipeline.generation.launch import collect, needs_rescue, plan, settle_shard
 from nanobanana_pipeline.generation.manifest.manifest import (
     CellState,
@@ -23,6 +21,7 @@ from nanobanana_pipeline.generation.manifest.manifest import (
     read_current,
 )
 from nanobanana_pipeline.generation.planning.run_files import (
+    PlannedRequest,
     RunPlan,
     forget_unfinished,
     list_unfinished,
@@ -269,8 +268,8 @@ def _has_all(current: CurrentManifest, dead: RunPlan) -> bool:
     return is_same and set(current.cells) <= {CellState.SETTLED, CellState.NOT_REQUESTED}
 
 
-def _may_be_brought(entry: Entry, kept_seconds: float) -> bool:
-    return entry.state in {State.ACCEPTED, State.SUBMITTING} or can_reconcile(entry, kept_seconds)
+def _may_be_brought(entry: Entry, kept_seconds: int) -> bool:
+    return entry.state in {State.ACCEPTED, State.SUBMITTING} or entry.can_reconcile(kept_seconds)
 
 
 def _read_run(run_id: str, files: Iterator[ListedObject]) -> Run | None:

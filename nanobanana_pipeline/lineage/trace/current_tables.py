@@ -22,7 +22,7 @@ __all__ = [
     "read_partition_manifest",
 ]
 
-READERS: Final = 8
+POINTER_READERS: Final = 8
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class CurrentTables:
             ReleaseError: a release is damaged.
         """
         partitions, datasets = dict(self.partitions), dict(self.datasets)
-        with ThreadPoolExecutor(READERS) as pool:
+        with ThreadPoolExecutor(POINTER_READERS) as pool:
             for key, pointed in pool.map(lambda key: (key, _read_pointer(store, key)), keys):
                 partitions.pop(key, None)
                 datasets.pop(key, None)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 __all__ = ["LineageGraph", "Link", "Node", "NodeKind", "as_dot", "as_json", "as_mermaid"]
 
-LABEL_CHARACTERS: Final = 60
+NODE_LABEL_CHARACTERS: Final = 60
 
 
 class NodeKind(StrEnum):
@@ -141,7 +141,7 @@ def _facts_text(facts: Mapping[str, Any]) -> str:
 
 def _cut(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= LABEL_CHARACTERS else f"{line[: LABEL_CHARACTERS - 1]}…"
+    return line if len(line) <= NODE_LABEL_CHARACTERS else f"{line[: NODE_LABEL_CHARACTERS - 1]}…"
 
 
 def _dot_text(text: str) -> str:

@@ -49,7 +49,7 @@ SCHEMA: Final = 1
 REBUILD_HINT: Final = "make the index anew with nanobanana index refresh --rebuild"
 MAX_UNINDEXED: Final = 32
 """A lookup reads up to so many changed partitions and datasets itself."""
-READERS: Final = 8
+PART_READERS: Final = 8
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class TraceIndex:
             if file.order is order and _may_contain(keys, file.first, file.last)
         ]
         rows: list[tuple[str, dict[str, Any]]] = []
-        with ThreadPoolExecutor(READERS) as pool:
+        with ThreadPoolExecutor(PART_READERS) as pool:
             parts = pool.map(lambda each: (each[0], _read_file(self._store, each[1], keys)), files)
             for segment, part in parts:
                 rows += [(segment.tables[row["table"]], row) for row in part]
@@ -193,7 +193,7 @@ class TraceIndex:
         """Rows of the tables that no segment covers, read at the first lookup."""
         with self._reading:
             if self._unindexed_rows is None:
-                with ThreadPoolExecutor(READERS) as pool:
+                with ThreadPoolExecutor(PART_READERS) as pool:
                     read = pool.map(lambda t: read_index_rows(self._store, t, 0), self.unindexed)
                     self._unindexed_rows = list(zip(self.unindexed, read, strict=True))
         return self._unindexed_rows

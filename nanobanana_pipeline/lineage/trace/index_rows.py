@@ -18,8 +18,8 @@ from nanobanana_pipeline.generation.manifest import manifest
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = [
+    "INDEXED_COLUMNS",
     "LOOKUP_COLUMNS",
-    "MANIFEST_COLUMNS",
     "SCHEMAS",
     "LookupOrder",
     "read_index_rows",
@@ -75,7 +75,7 @@ LOOKUP_COLUMNS: Final[Mapping[LookupOrder, str]] = {
 }
 """The column that each order looks up."""
 
-MANIFEST_COLUMNS: Final = [name for name, _ in CELL]
+INDEXED_COLUMNS: Final = [name for name, _ in CELL]
 RELEASE_COLUMNS: Final = ["image_sha256", "key", "split", "shard"]
 PART_ROWS: Final = 65_536
 
@@ -105,7 +105,7 @@ def read_index_rows(store: ObjectStore, table: str, number: int) -> dict[LookupO
         rows = release.read_release_arrow(store, published, release.MANIFEST, RELEASE_COLUMNS)
         orders: tuple[LookupOrder, ...] = (LookupOrder.RELEASE,)
     else:
-        rows = manifest.read_manifest_arrow(store, table, MANIFEST_COLUMNS)
+        rows = manifest.read_manifest_arrow(store, table, INDEXED_COLUMNS)
         orders = (LookupOrder.IMAGE, LookupOrder.REQUEST, LookupOrder.PROMPT, LookupOrder.PROVIDER)
     return {order: _rows(order, rows, number) for order in orders}
 

@@ -42,9 +42,9 @@ __all__ = ["IndexCoverage", "refresh_index"]
 FILE_ROWS: Final = 2**18
 MAX_FILES: Final = 64
 """Of one order in one segment; all are open at once."""
-GROUP_ROWS: Final = 4096
+INDEX_GROUP_ROWS: Final = 4096
 """The smallest read of a lookup: about 400 kB."""
-READERS: Final = 2
+TABLE_READERS: Final = 2
 LEFTOVER_SECONDS: Final = 86_400
 """Files that the index does not name are deleted after a day; no lookup takes so long."""
 
@@ -140,7 +140,9 @@ def _write(
     with tempfile.TemporaryDirectory(prefix="nanobanana-index-") as folder:
         with _Spool(Path(folder), count) as spool:
             read = read_ahead(
-                lambda each: read_index_rows(store, each[1], each[0]), enumerate(tables), READERS
+                lambda each: read_index_rows(store, each[1], each[0]),
+                enumerate(tables),
+                TABLE_READERS,
             )
             for number, parts in enumerate(read, 1):
                 for order, part in parts.items():
@@ -200,7 +202,7 @@ def _parquet(rows: pa.Table) -> bytes:
         rows,
         body,
         compression="zstd",
-        row_group_size=GROUP_ROWS,
+        row_group_size=INDEX_GROUP_ROWS,
         # Hashes do not repeat; only statistics of the sort key skip row groups.
         use_dictionary=[*texts, "table"],
         write_statistics=["k"],

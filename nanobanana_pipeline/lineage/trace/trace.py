@@ -14,7 +14,7 @@ from typing import Final
 
 import pyarrow.compute as pc
 
-from nanobanana_pipeline.bucket_keys import image_key, ledger_key, run_plan_key
+from nanobanana_pipeline.bucket_keys import Folder, image_key, ledger_key, run_plan_key
 from nanobanana_pipeline.datasets.release import MANIFEST, read_release, read_release_arrow
 from nanobanana_pipeline.errors import TraceError
 from nanobanana_pipeline.images.inspect import CONTENT_TYPES, MAX_IMAGE_BYTES
@@ -29,7 +29,7 @@ from nanobanana_pipeline.wording import counted
 __all__ = ["trace"]
 
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
-_IMAGE: Final = re.compile(r"images/[0-9a-f]{2}/([0-9a-f]{64})\.\w+")
+_IMAGE: Final = re.compile(rf"{Folder.IMAGES}/[0-9a-f]{{2}}/([0-9a-f]{{64}})\.\w+")
 _RELEASED: Final = re.compile(r"([A-Za-z0-9][\w.-]*)/(v[0-9]+)/([0-9]{9})")
 _RUN: Final = re.compile(r"[\w.-]+")
 _BEGINNING: Final = re.compile(r"[0-9a-f][0-9a-f-]{5,62}")

@@ -10,6 +10,7 @@ from typing import Any, Final
 from nanobanana_pipeline.bucket_keys import (
     ledger_key,
     manifest_prefix,
+    prompt_set_key,
     release_key,
     run_done_key,
     run_plan_key,
@@ -25,7 +26,7 @@ from nanobanana_pipeline.lineage.trace.current_tables import (
 )
 from nanobanana_pipeline.lineage.trace.graph import LineageGraph, Link, Node, NodeKind
 from nanobanana_pipeline.lineage.trace.index_reader import TraceIndex
-from nanobanana_pipeline.lineage.trace.index_rows import MANIFEST_COLUMNS, LookupOrder
+from nanobanana_pipeline.lineage.trace.index_rows import INDEXED_COLUMNS, LookupOrder
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.checked_prompts import attributes_of
 from nanobanana_pipeline.provider.account import PROVIDER
@@ -265,7 +266,7 @@ class Walk:
                 NodeKind.PROMPT_SET,
                 name,
                 table_fingerprint=fingerprint,
-                snapshot=self._store.uri(f"prompt_sets/{name}/{fingerprint}.parquet"),
+                snapshot=self._store.uri(prompt_set_key(name, f"{fingerprint}.parquet")),
                 source=current.source if current and is_current else None,
             )
             try:
@@ -320,7 +321,7 @@ def run_rows(store: ObjectStore, run_id: str) -> list[Row]:
 
 
 def _rows(store: ObjectStore, of: PartitionManifest) -> list[Row]:
-    rows = manifest.read_manifest_arrow(store, of.table, MANIFEST_COLUMNS)
+    rows = manifest.read_manifest_arrow(store, of.table, INDEXED_COLUMNS)
     return [{**row, "of": of} for row in rows.to_pylist()]
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from nanobanana_pipeline.generation.engine.reconcile import can_reconcile
 from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.ledger import Entry, Ledger
 from nanobanana_pipeline.provider.modelslab.client import ModelsLab
@@ -171,13 +170,13 @@ def test_what_the_provider_says_it_failed_is_bought_anew(
 def test_a_loss_is_looked_into_for_a_day_only() -> None:
     _, doubted = a_doubted_entry("a cat")
     lost = doubted(None).accept("0" * 16, "id-1").lose("0" * 16, "gone")
-    assert can_reconcile(lost, ModelsLab.kept_seconds)
+    assert lost.can_reconcile(ModelsLab.kept_seconds)
     attempt = lost.attempts[0]
     long_ago = (datetime.now(UTC) - timedelta(hours=25)).isoformat()
     old = lost.model_copy(update={"attempts": (attempt.model_copy(update={"accepted": long_ago}),)})
-    assert not can_reconcile(old, ModelsLab.kept_seconds)
-    assert can_reconcile(doubted(None), ModelsLab.kept_seconds)
-    assert not can_reconcile(doubted(None).accept("0" * 16, "id-1"), ModelsLab.kept_seconds)
+    assert not old.can_reconcile(ModelsLab.kept_seconds)
+    assert doubted(None).can_reconcile(ModelsLab.kept_seconds)
+    assert not doubted(None).accept("0" * 16, "id-1").can_reconcile(ModelsLab.kept_seconds)
 
 
 def test_a_rebuy_waits_until_no_late_answer_can_come(

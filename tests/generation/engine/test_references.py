@@ -10,7 +10,8 @@ from nanobanana_pipeline.bucket_keys import reference_key
 from nanobanana_pipeline.errors import StorageError
 from nanobanana_pipeline.generation.engine.references import StoredReferences
 from nanobanana_pipeline.generation.engine.submit import Submitter
-from nanobanana_pipeline.generation.engine.work_queue import Finished, PlannedRequest, WorkItem
+from nanobanana_pipeline.generation.engine.work_queue import Finished, WorkItem
+from nanobanana_pipeline.generation.planning.run_files import PlannedRequest
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.provider.outcomes import SubmitOutcome

@@ -13,10 +13,10 @@ from nanobanana_pipeline.generation.engine.transfer import Transfer
 from nanobanana_pipeline.generation.engine.work_queue import (
     Downloadable,
     Finished,
-    PlannedRequest,
     Requeue,
     WorkItem,
 )
+from nanobanana_pipeline.generation.planning.run_files import PlannedRequest
 from nanobanana_pipeline.ledger import Entry, Ledger, Outcome, State
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest

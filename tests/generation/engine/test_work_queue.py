@@ -4,7 +4,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from nanobanana_pipeline.generation.engine.work_queue import PlannedRequest, WorkItem, WorkQueue
+from nanobanana_pipeline.generation.engine.work_queue import WorkItem, WorkQueue
+from nanobanana_pipeline.generation.planning.run_files import PlannedRequest
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 

@@ -75,7 +75,7 @@ def image(sample: int, mark: str) -> StoredImage:
 
 def table(cells: Cells, entries: list[Entry], *known: pa.Table) -> pa.Table:
     came = outcomes(entries, lambda key: f"s3://bucket/{key}")
-    return manifest_batches(cells, "set", [*known, came]).read_all()
+    return manifest_batches(cells.frame, "set", cells.seed, [*known, came]).read_all()
 
 
 def settled_of(rows: pa.Table) -> pa.Table:
@@ -296,7 +296,7 @@ def settle_on_paper(store: ObjectStore, name: str, count: int) -> None:
         for entry in tried(asked)
     ]
     key = manifest_key(name, 1, "run")
-    made = packed(manifest_batches(asked, name, [outcomes(done, store.uri)]))
+    made = packed(manifest_batches(asked.frame, name, asked.seed, [outcomes(done, store.uri)]))
     current = pointer(key, prompt_set=name, fingerprint=snapshot.fingerprint)
     assert publish(store, made, current, None)
 

@@ -5,9 +5,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from nanobanana_pipeline.generation.engine.work_queue import PlannedRequest, WorkItem, WorkQueue
+from nanobanana_pipeline.generation.engine.work_queue import WorkItem, WorkQueue
 from nanobanana_pipeline.generation.planning import run_files
-from nanobanana_pipeline.generation.planning.run_files import read_shard, write_shards
+from nanobanana_pipeline.generation.planning.run_files import (
+    PlannedRequest,
+    read_shard,
+    write_shards,
+)
 from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.storage import ObjectStore
 

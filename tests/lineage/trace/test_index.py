@@ -92,7 +92,7 @@ def test_every_order_finds_every_row_in_many_files_and_groups(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index_writer, "FILE_ROWS", 16)
-    monkeypatch.setattr(index_writer, "GROUP_ROWS", 4)
+    monkeypatch.setattr(index_writer, "INDEX_GROUP_ROWS", 4)
     for seed in (1, 2):
         put_manifest(store, "set", seed, 50)
     refresh_index(store)
@@ -121,7 +121,7 @@ def test_a_lookup_reads_the_end_of_one_file_and_one_row_group(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index_writer, "FILE_ROWS", 2**12)
-    monkeypatch.setattr(index_writer, "GROUP_ROWS", 2**8)
+    monkeypatch.setattr(index_writer, "INDEX_GROUP_ROWS", 2**8)
     put_manifest(store, "set", 1, 20_000)
     refresh_index(store)
     index = open_index(store)
