@@ -23,7 +23,7 @@ from nanobanana_pipeline.errors import ProviderHalt, StorageUnavailable
 from nanobanana_pipeline.generation.budget import counters
 from nanobanana_pipeline.generation.budget.counters import partition_scope
 from nanobanana_pipeline.generation.budget.reservations import ShardBudget
-from nanobanana_pipeline.generation.engine import reconcile, transfer
+from nanobanana_pipeline.generation.engine import transfer
 from nanobanana_pipeline.generation.engine.submit import Submitter
 from nanobanana_pipeline.generation.engine.thread_group import StopEvents
 from nanobanana_pipeline.generation.engine.transfer import Transfer
@@ -439,7 +439,6 @@ class World:
                 (tenacity.nap, "time", time),
                 (tenacity.wait, "random", jitter),
                 (attempt, "datetime", SimDatetime),
-                (reconcile, "datetime", SimDatetime),
                 (counters, "datetime", SimDatetime),
                 (transfer, "datetime", SimDatetime),
                 (attempt, "uuid", unique),
