@@ -21,11 +21,7 @@ import pyarrow.compute as pc
 from nanobanana_pipeline.bucket_keys import latest_release_key, release_key, release_prefix
 from nanobanana_pipeline.datasets.changelog import changes
 from nanobanana_pipeline.datasets.formats import FORMATS, shards_of
-from nanobanana_pipeline.datasets.formats.base import (
-    PARQUET_MEDIA_TYPE,
-    Page,
-    ShardFiles,
-)
+from nanobanana_pipeline.datasets.formats.base import PARQUET_MEDIA_TYPE, Page, ShardFiles
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY, gallery, shown_places
 from nanobanana_pipeline.datasets.release import (
     BUILD_QUIET_SECONDS,

@@ -67,11 +67,7 @@ def verify(store: "ObjectStore", release: Release) -> Iterator[FileFault]:
 
 
 def pull(
-    store: "ObjectStore",
-    release: Release,
-    folder: Path,
-    layout: Layout,
-    split: str | None = None,
+    store: "ObjectStore", release: Release, folder: Path, layout: Layout, split: str | None = None
 ) -> PullResult:
     """Lay a release down in a folder; every byte is checked on the way.
 
@@ -111,11 +107,7 @@ def _plan(
 ) -> Iterator[tuple[str, _Write]]:
     verify_command = f"nanobanana release verify {release.name} --version {release.version} --mend"
     pulled = PulledRelease(
-        release,
-        layout,
-        split,
-        lambda: _rows(store, release, split),
-        attributes(release.columns),
+        release, layout, split, lambda: _rows(store, release, split), attributes(release.columns)
     )
     for file in LAYOUTS[layout](pulled):
         match file:

@@ -168,10 +168,7 @@ def _validated_column(name: str, column: Any, numbers: RowNumbers, faults: _Faul
 
 
 def _reference_columns(
-    table: PromptTable,
-    references: References,
-    columns: dict[str, Any],
-    faults: _Faults,
+    table: PromptTable, references: References, columns: dict[str, Any], faults: _Faults
 ) -> dict[str, Any]:
     """The columns that references decide: names, hashes, and sizes where none is given."""
     cells = table.rows[REFERENCE].combine_chunks()

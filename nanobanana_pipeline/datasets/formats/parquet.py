@@ -114,8 +114,6 @@ def _joined(images: list[bytes]) -> pa.Array:
 
 PARQUET_FORMAT: Final = ReleaseFormat(
     ShardFiles(
-        "parquet",
-        PARQUET_MEDIA_TYPE,
-        lambda sink, schema: ParquetShard(sink, shard_schema(schema)),
+        "parquet", PARQUET_MEDIA_TYPE, lambda sink, schema: ParquetShard(sink, shard_schema(schema))
     )
 )
