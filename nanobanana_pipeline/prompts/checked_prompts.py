@@ -71,11 +71,7 @@ def attributes_of(columns: Iterable[str]) -> list[str]:
 
 
 def long_prompts_warning(prompts: "pd.DataFrame") -> str | None:
-    """A warning of prompts that are far longer than usual or than the others; None if none is.
-
-    Args:
-        prompts: as `check_prompts` gives it.
-    """
+    """A warning of prompts that are far longer than usual or than the others; None if none is."""
     length = prompts["prompt"].str.len()
     many = min(LONG, max(LONG_HERE, TIMES_THE_REST * float(length.median() if len(length) else 0)))
     long = prompts[["prompt_id"]].assign(length=length)[length > many]
@@ -95,9 +91,6 @@ def fingerprint(prompts: "pd.DataFrame") -> str:
     """SHA-256, in hexadecimal, of the names, types and values of checked prompts.
 
     It hashes JSON, not file bytes, so no version of pandas or pyarrow changes it.
-
-    Args:
-        prompts: as `check_prompts` or `prompt_set.load` gives it.
     """
     types = [[name, _LOGICAL_TYPES[str(prompts[name].dtype)]] for name in prompts.columns]
     digest = hashlib.sha256(stable_json({"schema": FINGERPRINT_SCHEMA, "columns": types}))
