@@ -17,9 +17,9 @@ from pydantic import TypeAdapter
 
 from nanobanana_pipeline.bucket_keys import prompt_set_key
 from nanobanana_pipeline.errors import PromptTableError
-from nanobanana_pipeline.prompts.checked_prompts import fingerprint, prompts_frame
+from nanobanana_pipeline.prompts.checked_prompts import fingerprint
 from nanobanana_pipeline.storage.cas import parse_json, put_if_absent, refuse_newer, swap
-from nanobanana_pipeline.storage.versioned import SCHEMA_KEY
+from nanobanana_pipeline.storage.versioned import SCHEMA_KEY, as_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,7 +139,7 @@ def load(store: "ObjectStore", name: str, fingerprint: str) -> "pd.DataFrame":
         PromptTableError: there is no such snapshot, or it is damaged or of a newer version.
         StorageError: the bucket refuses.
     """
-    return prompts_frame(read_prompts_arrow(store, name, fingerprint))
+    return as_frame(read_prompts_arrow(store, name, fingerprint))
 
 
 def read_prompts_arrow(store: "ObjectStore", name: str, fingerprint: str) -> pa.Table:
@@ -162,7 +162,7 @@ def load_quarantine(store: "ObjectStore", name: str, fingerprint: str) -> "pd.Da
         PromptTableError: there is no such snapshot, or it is damaged or of a newer version.
         StorageError: the bucket refuses.
     """
-    return prompts_frame(_table(store, valid_name(name), f"{fingerprint}.quarantine.parquet"))
+    return as_frame(_table(store, valid_name(name), f"{fingerprint}.quarantine.parquet"))
 
 
 def _table(store: "ObjectStore", name: str, leaf: str) -> pa.Table:

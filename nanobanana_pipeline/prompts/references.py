@@ -66,10 +66,8 @@ class ResolvedReference(NamedTuple):
 class References:
     """Reads the references of prompt tables.
 
-    Args:
-        downloader: gets those with an https URL, by its own rules.
-        store: reads those on S3, with its own credentials.
-        keep: whether each is stored under its hash too.
+    Those with an https URL come by the downloader's rules, those on S3 with the store's
+    credentials. With `keep` each is stored under its hash too.
     """
 
     def __init__(self, downloader: "Downloader", store: "ObjectStore", *, keep: bool) -> None:
@@ -143,12 +141,8 @@ class References:
         return data
 
     @tenacity.retry(
-        retry=tenacity.retry_if_exception(
-            lambda e: (
-                isinstance(e, DownloadError)
-                and not isinstance(e, DownloadRefused | ImageGone | ImageBroken)
-            )
-        ),
+        retry=tenacity.retry_if_exception_type(DownloadError)
+        & tenacity.retry_if_not_exception_type((DownloadRefused, ImageGone, ImageBroken)),
         wait=tenacity.wait_exponential_jitter(multiplier=0.3, max=5),
         stop=tenacity.stop_after_attempt(DOWNLOADS),
         reraise=True,

@@ -57,7 +57,7 @@ def list_tables(folder: Path, store: "ObjectStore") -> list[ListedTable]:
 
 
 def fault_of_name(source: str) -> str | None:
-    """Why the name of a file (not looked at) makes no prompt set, and what to do; None if it does."""
+    """Why a file's name makes no prompt set, and what to do; None if it makes one."""
     return _described(source, PurePosixPath(source).name, "").fault
 
 

@@ -22,13 +22,13 @@ from nanobanana_pipeline.prompts.checked_prompts import (
     REFERENCE,
     REFERENCE_HASHES,
     CheckedPrompts,
-    prompts_frame,
     stable_json,
 )
 from nanobanana_pipeline.prompts.readers.base import CHUNK_ROWS, TEXT, RowFault, bounded_value
 from nanobanana_pipeline.prompts.references import References, fitted_size, without_secrets
 from nanobanana_pipeline.prompts.table import PromptTable
 from nanobanana_pipeline.request import TABLE_FIELDS, ImageRequest
+from nanobanana_pipeline.storage.versioned import as_frame
 
 __all__ = ["check_prompts"]
 
@@ -252,4 +252,4 @@ def _selected(
         for name, column in taken.items()
         if name in {"prompt_id", "prompt"} or column.null_count < len(column)
     }
-    return prompts_frame(pa.table(kept))
+    return as_frame(pa.table(kept))
