@@ -10,12 +10,9 @@ GONE: Final = "no longer among the recipe's candidates"
 
 
 def changes(now: pd.DataFrame, before: pd.DataFrame, rejected: pd.DataFrame) -> pd.DataFrame:
-    """Compare two manifests.
+    """Compare two manifests: row_id and row_sha256.
 
-    Args:
-        now: the later one: row_id and row_sha256.
-        before: the earlier one: the same.
-        rejected: rows that the later release left out: row_id and reason.
+    `rejected` are the rows that the later release left out: row_id and reason.
 
     Returns:
         A row a difference: row_id, change (removed, added or changed) and reason.

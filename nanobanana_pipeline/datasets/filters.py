@@ -21,11 +21,7 @@ TEXTS: Final[ValueKind] = ("text", lambda value: isinstance(value, str))
 
 
 def faults_of_filters(recipe: Recipe, rows: pd.DataFrame) -> list[str]:
-    """Filters that name no column, or compare it with what cannot stand there.
-
-    Args:
-        recipe: whose filters.
-        rows: with the columns that there are.
+    """Filters that name no column of `rows`, or compare it with what cannot stand there.
 
     Returns:
         A sentence each, with its place in the recipe.
@@ -46,9 +42,8 @@ def faults_of_filters(recipe: Recipe, rows: pd.DataFrame) -> list[str]:
 def why_not(values: pd.Series, rule: Filter) -> pd.Series:
     """Why values do not pass a filter: a text each (str), null for those that do.
 
-    Args:
-        values: a column that `faults_of_filters` finds fit.
-        rule: all of it must hold; the first that does not is the reason.
+    The first part of the rule that does not hold is the reason. The column is one that
+    `faults_of_filters` finds fit.
     """
     reasons = pd.Series(pd.NA, index=values.index, dtype="str")
     for passes, fault in _tests(values, rule):

@@ -4,7 +4,6 @@ import hashlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
-from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from nanobanana_pipeline.errors import StorageError
@@ -23,13 +22,8 @@ class Upload:
     """A new object, seen as a file that one can only append to.
 
     It is there, whole, once `close` has returned; if the block is left by an error, nothing is.
+    What is there under the key is replaced. The helpers carry the parts over, side by side.
     Memory: three parts of 8 MiB at most.
-
-    Args:
-        store: where to.
-        key: the object's; what is there is replaced.
-        content_type: its MIME type.
-        helpers: carry the parts over, side by side.
     """
 
     def __init__(
@@ -48,12 +42,7 @@ class Upload:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
         if kind is None:
             self.close()
             return

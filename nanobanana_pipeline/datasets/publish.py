@@ -21,11 +21,7 @@ import pyarrow.compute as pc
 from nanobanana_pipeline.bucket_keys import latest_release_key, release_key, release_prefix
 from nanobanana_pipeline.datasets.changelog import changes
 from nanobanana_pipeline.datasets.formats import FORMATS, shards_of
-from nanobanana_pipeline.datasets.formats.base import (
-    PARQUET_MEDIA_TYPE,
-    Page,
-    ShardFiles,
-)
+from nanobanana_pipeline.datasets.formats.base import PARQUET_MEDIA_TYPE, Page, ShardFiles
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY, gallery, shown_places
 from nanobanana_pipeline.datasets.release import (
     BUILD_QUIET_SECONDS,
@@ -45,13 +41,14 @@ from nanobanana_pipeline.datasets.release import (
 from nanobanana_pipeline.datasets.release_rows import (
     KEY_COLUMN,
     as_table,
+    plain_table,
     row_digests,
     schema_text,
     taken,
 )
 from nanobanana_pipeline.datasets.row_thumbnails import read_thumbnails
 from nanobanana_pipeline.datasets.shard_builder import build_shards
-from nanobanana_pipeline.datasets.shard_layout import BUILD, ShardAssignment, assign_shards
+from nanobanana_pipeline.datasets.shard_layout import BUILD, assign_shards
 from nanobanana_pipeline.errors import ReleaseError
 from nanobanana_pipeline.features.measure import THUMBNAIL_SIDE
 from nanobanana_pipeline.generation.manifest.rows import count_images
@@ -122,7 +119,8 @@ def build_release(
     """
     table = as_table(rows)
     digests = row_digests(table)
-    fingerprint = _fingerprint(recipe, table.schema, digests)
+    made_of = [BUILD, recipe.fingerprint, schema_text(table.schema), digests]
+    fingerprint = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
     latest, _ = read_latest(store, recipe.name)
     if latest is not None and latest.fingerprint == fingerprint:
         return latest
@@ -154,11 +152,12 @@ def _build(
     next_key = parent.next_key if parent else 0
     shards = assign_shards(table, digests, recipe.shard_size, earlier, next_key)
     keyed = table.add_column(0, KEY_COLUMN, pa.array(shards.keys))
-    manifest = _manifest(keyed, shards, digests)
-    tables = {MANIFEST: manifest, REJECTED: _plain(rejected)}
+    numbered = keyed.append_column("shard", pa.array(shards.numbers, pa.int32()))
+    manifest = numbered.append_column("row_sha256", pa.array(digests, pa.string()))
+    tables = {MANIFEST: manifest, REJECTED: plain_table(rejected)}
     if earlier is not None:
         now = manifest.select(["row_id", "row_sha256"]).to_pandas()
-        tables[CHANGELOG] = _plain(changes(now, earlier, rejected))
+        tables[CHANGELOG] = plain_table(changes(now, earlier, rejected))
     images, size = count_images(table.select)
     release = Release(
         name=recipe.name,
@@ -203,7 +202,7 @@ def _build(
 
 
 def samples_path(split: str) -> str:
-    """Where some pictures of a split lie on one, in a release."""
+    """The path in a release of a split's contact sheet."""
     return f"samples/{split}.webp"
 
 
@@ -239,31 +238,6 @@ def _shard_formats(recipe: "Recipe") -> dict[Format, ShardFiles]:
     return {name: each.shards for name, each in FORMATS.items() if name in needed and each.shards}
 
 
-def _fingerprint(recipe: "Recipe", schema: pa.Schema, digests: list[str]) -> str:
-    made_of = [BUILD, recipe.fingerprint, schema_text(schema), digests]
-    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
-
-
-def _manifest(keyed: pa.Table, shards: ShardAssignment, digests: list[str]) -> pa.Table:
-    return keyed.append_column("shard", pa.array(shards.numbers, pa.int32())).append_column(
-        "row_sha256", pa.array(digests, pa.string())
-    )
-
-
-def _plain(frame: pd.DataFrame) -> pa.Table:
-    table = pa.Table.from_pandas(frame, preserve_index=False)
-    return table.cast(
-        pa.schema(
-            [
-                field.with_type(pa.string())
-                if pa.types.is_large_string(field.type) or pa.types.is_null(field.type)
-                else field
-                for field in table.schema
-            ]
-        )
-    )
-
-
 def _counts(values: pa.ChunkedArray) -> dict[str, int]:
     counts = pc.value_counts(values).to_pylist()
     return dict(sorted((each["values"], each["counts"]) for each in counts))
@@ -296,7 +270,7 @@ def _claim(
     mine = _Claim(
         fingerprint=fingerprint,
         parent=parent.version if parent else None,
-        rejected=hashlib.sha256(table_bytes(_plain(rejected))).hexdigest(),
+        rejected=hashlib.sha256(table_bytes(plain_table(rejected))).hexdigest(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         sources=[
             {
@@ -318,13 +292,15 @@ def _claim(
         found = store.get(key)
         if found is None:
             raise ReleaseError(f"{store.uri(key)} vanished while it was read: build again")
-        standing = parse_json(found.body, store.uri(key), _to_claim, SCHEMA, error=ReleaseError)
+        standing = parse_json(
+            found.body,
+            store.uri(key),
+            lambda body: _Claim(**json.loads(body)),
+            SCHEMA,
+            error=ReleaseError,
+        )
         if mine.same_build(standing):
             return f"v{number}", standing
-
-
-def _to_claim(body: bytes) -> _Claim:
-    return _Claim(**json.loads(body))
 
 
 def _publish(

@@ -5,6 +5,7 @@ import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -67,22 +68,12 @@ def verify(store: "ObjectStore", release: Release) -> Iterator[FileFault]:
 
 
 def pull(
-    store: "ObjectStore",
-    release: Release,
-    folder: Path,
-    layout: Layout,
-    split: str | None = None,
+    store: "ObjectStore", release: Release, folder: Path, layout: Layout, split: str | None = None
 ) -> PullResult:
     """Lay a release down in a folder; every byte is checked on the way.
 
-    What is there already, whole, stays: a pull that was ended goes on.
-
-    Args:
-        store: the bucket.
-        release: which one.
-        folder: where to; made if needed.
-        layout: how.
-        split: only that one; None for all.
+    What is there already, whole, stays: a pull that was ended goes on. The folder is made if
+    needed; a `split` of None pulls all.
 
     Raises:
         ReleaseError: the release has no such format or split, a file is missing or damaged, or the
@@ -102,32 +93,28 @@ def pull(
     return PullResult(sum(written), len(written) - sum(written), size)
 
 
-_Write = Callable[[Path], bool]
+_Writer = Callable[[Path], bool]
 """Writes one file; False where it was there already, whole."""
 
 
 def _plan(
     store: "ObjectStore", release: Release, layout: Layout, split: str | None
-) -> Iterator[tuple[str, _Write]]:
+) -> Iterator[tuple[str, _Writer]]:
     verify_command = f"nanobanana release verify {release.name} --version {release.version} --mend"
     pulled = PulledRelease(
-        release,
-        layout,
-        split,
-        lambda: _rows(store, release, split),
-        attributes(release.columns),
+        release, layout, split, lambda: _rows(store, release, split), attributes(release.columns)
     )
     for file in LAYOUTS[layout](pulled):
         match file:
             case TextFile(path, body):
-                yield path, _Body(body)
+                yield path, partial(_write, body)
             case ImageFile(path, row, as_png=True):
-                yield path, _Converted(store, row)
+                yield path, partial(_write_png, store, row)
             case ImageFile(path, row):
-                key, size, sha256 = row["image_key"], row["bytes"], row["image_sha256"]
-                yield path, _Copy(store, key, size, sha256, "nanobanana audit")
+                image = row["image_key"], row["bytes"], row["image_sha256"]
+                yield path, partial(_copy, store, *image, "nanobanana audit")
             case ReleaseFile(path, key, size, sha256):
-                yield path, _Copy(store, key, size, sha256, verify_command)
+                yield path, partial(_copy, store, key, size, sha256, verify_command)
 
 
 def _rows(store: "ObjectStore", release: Release, split: str | None) -> Iterator[dict[str, Any]]:
@@ -138,72 +125,51 @@ def _rows(store: "ObjectStore", release: Release, split: str | None) -> Iterator
         yield from batch.to_pylist()
 
 
-@dataclass(frozen=True)
-class _Body:
-    body: bytes
-
-    def __call__(self, path: Path) -> bool:
-        if path.is_file() and path.read_bytes() == self.body:
-            return False
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + PART)
-        part.write_bytes(self.body)
-        part.replace(path)
-        return True
+def _write(body: bytes, path: Path) -> bool:
+    if path.is_file() and path.read_bytes() == body:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + PART)
+    part.write_bytes(body)
+    part.replace(path)
+    return True
 
 
-@dataclass(frozen=True)
-class _Copy:
-    store: "ObjectStore"
-    key: str
-    size: int
-    sha256: str
-    remedy: str
-    """The command to run when it is not what was published."""
-
-    def __call__(self, path: Path) -> bool:
-        if path.is_file() and path.stat().st_size == self.size and _hash(path) == self.sha256:
-            return False
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + PART)
-        digest = hashlib.sha256()
-        try:
-            with part.open("wb") as file:
-                for piece in pieces(self.store, self.key, self.size):
-                    digest.update(piece)
-                    file.write(piece)
-        except StorageError as error:
-            if _size_there(self.store, self.key) == self.size:
-                raise
-            raise ReleaseError(f"{error}: run {self.remedy}") from error
-        if digest.hexdigest() != self.sha256:
-            part.unlink()
-            raise ReleaseError(
-                f"{self.store.uri(self.key)} is damaged: its SHA-256 is not what was published; "
-                f"run {self.remedy}"
-            )
-        part.replace(path)
-        return True
+def _write_png(store: "ObjectStore", row: dict[str, Any], path: Path) -> bool:
+    png = io.BytesIO()
+    with Image.open(io.BytesIO(read_image(store, row))) as image:
+        image.save(png, "PNG")
+    return _write(png.getvalue(), path)
 
 
-@dataclass(frozen=True)
-class _Converted:
-    store: "ObjectStore"
-    row: dict[str, Any]
+def _copy(store: "ObjectStore", key: str, size: int, sha256: str, remedy: str, path: Path) -> bool:
+    """Copy an object; `remedy` is the command to run when it is not what was published."""
+    if path.is_file() and path.stat().st_size == size:
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+                return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + PART)
+    digest = hashlib.sha256()
+    try:
+        with part.open("wb") as file:
+            for piece in pieces(store, key, size):
+                digest.update(piece)
+                file.write(piece)
+    except StorageError as error:
+        if _size_there(store, key) == size:
+            raise
+        raise ReleaseError(f"{error}: run {remedy}") from error
+    if digest.hexdigest() != sha256:
+        part.unlink()
+        raise ReleaseError(
+            f"{store.uri(key)} is damaged: its SHA-256 is not what was published; run {remedy}"
+        )
+    part.replace(path)
+    return True
 
-    def __call__(self, path: Path) -> bool:
-        png = io.BytesIO()
-        with Image.open(io.BytesIO(read_image(self.store, self.row))) as image:
-            image.save(png, "PNG")
-        return _Body(png.getvalue())(path)
 
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _refuse_strangers(folder: Path, writers: dict[str, _Write]) -> None:
+def _refuse_strangers(folder: Path, writers: dict[str, _Writer]) -> None:
     """Readers take every shard of a folder: those of another release would count twice."""
     for path in writers:
         if not (folder / path).resolve().is_relative_to(folder):
@@ -218,18 +184,16 @@ def _refuse_strangers(folder: Path, writers: dict[str, _Write]) -> None:
 
 
 def _fault(store: "ObjectStore", file: ReleaseFile) -> FileFault | None:
+    fault = partial(FileFault, file.path, store.uri(file.key))
     size = _size_there(store, file.key)
     if size is None:
-        return FileFault(file.path, store.uri(file.key), "missing")
+        return fault("missing")
     if size != file.size:
-        what = f"{counted(size, 'byte')} instead of {file.size:,}"
-        return FileFault(file.path, store.uri(file.key), what)
+        return fault(f"{counted(size, 'byte')} instead of {file.size:,}")
     digest = hashlib.sha256()
     for piece in pieces(store, file.key, file.size):
         digest.update(piece)
-    if digest.hexdigest() != file.sha256:
-        return FileFault(file.path, store.uri(file.key), "damaged: its SHA-256 differs")
-    return None
+    return None if digest.hexdigest() == file.sha256 else fault("damaged: its SHA-256 differs")
 
 
 def _size_there(store: "ObjectStore", key: str) -> int | None:

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from typing import Final
 
 import pandas as pd
-import pyarrow as pa
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from nanobanana_pipeline.bucket_keys import Folder, image_key
 from nanobanana_pipeline.datasets.recipe import ALL_SEEDS, Recipe, near_matches
 from nanobanana_pipeline.datasets.topup_sets import origin_of, topup_prefix
 from nanobanana_pipeline.errors import RecipeError
-from nanobanana_pipeline.features.table import FEATURE_COLUMNS, read_features
+from nanobanana_pipeline.features.table import FEATURE_COLUMNS, FEATURE_TABLE_SCHEMA, read_features
 from nanobanana_pipeline.generation.manifest.manifest import (
     MANIFEST_COLUMNS,
     CellState,
@@ -64,9 +63,6 @@ ROW_COLUMNS: Final = {
 }
 """The columns of a chosen row that every release has, and their types; attributes follow them."""
 
-NO_FEATURES: Final = pa.schema(
-    [pa.field(name, kind) for name, (kind, _) in FEATURE_COLUMNS.items()]
-).empty_table()
 LOOK_COLUMNS: Final = [
     name for name in FEATURE_COLUMNS if name not in MANIFEST_COLUMNS and name != "thumbnail"
 ]
@@ -136,7 +132,7 @@ def read_recipe_inputs(store: ObjectStore, recipe: Recipe) -> RecipeInputs:
         rows = rows.assign(further=current.prompt_set in origins)
         features = read_features(store, current.prompt_set, current.seed)
         if features is None:
-            features = as_frame(NO_FEATURES)
+            features = as_frame(FEATURE_TABLE_SCHEMA.empty_table())
         without = rows.loc[~rows["image_sha256"].isin(features["image_sha256"]), "image_sha256"]
         if len(without):
             name = _name(current.prompt_set, current.seed)
@@ -251,9 +247,6 @@ def _as_rows(found: pd.DataFrame) -> pd.DataFrame:
     """What was settled, as `RecipeInputs.rows` has it."""
     # A cell that was drawn for a derived set may have been drawn for its origin since, or before.
     rows = found[~(found.pop("further") & found.duplicated(CELL_COLUMNS))].reset_index(drop=True)
-    rows["image_key"] = [
-        image_key(sha256, kind)
-        for sha256, kind in zip(rows["image_sha256"], rows["format"], strict=True)
-    ]
+    rows["image_key"] = list(map(image_key, rows["image_sha256"], rows["format"]))
     rows["digital_source_type"] = MADE_BY_A_MODEL
     return rows.astype(ROW_COLUMNS)

@@ -75,11 +75,7 @@ class Document:
 
 
 def read_document(source: str, text: str) -> Document:
-    """Read a YAML document.
-
-    Args:
-        source: its name in messages.
-        text: its content.
+    """Read a YAML document; messages call it `source`.
 
     Raises:
         RecipeError: it is no YAML, or no mapping.

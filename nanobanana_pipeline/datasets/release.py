@@ -22,7 +22,7 @@ from nanobanana_pipeline.bucket_keys import Folder, latest_release_key, release_
 from nanobanana_pipeline.errors import ReleaseError
 from nanobanana_pipeline.storage import ObjectStore, StoredObject
 from nanobanana_pipeline.storage.cas import RESTORE, parse_json
-from nanobanana_pipeline.storage.versioned import SCHEMA_KEY
+from nanobanana_pipeline.storage.versioned import SCHEMA_KEY, as_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -177,13 +177,14 @@ def parse_latest(store: ObjectStore, dataset: str, found: StoredObject | None) -
     if found is None:
         return None
     where = store.uri(latest_release_key(dataset))
-    version, sha256 = parse_json(found.body, where, _pointer, SCHEMA, error=ReleaseError)
+    version, sha256 = parse_json(
+        found.body,
+        where,
+        lambda body: [str(json.loads(body)[name]) for name in ("version", "sha256")],
+        SCHEMA,
+        error=ReleaseError,
+    )
     return read_release(store, dataset, version, sha256)
-
-
-def _pointer(body: bytes) -> tuple[str, str]:
-    said = json.loads(body)
-    return str(said["version"]), str(said["sha256"])
 
 
 def read_release(
@@ -191,26 +192,18 @@ def read_release(
 ) -> Release:
     """Read a version's ``release.json``, whether or not it was ever published.
 
-    Args:
-        store: the bucket.
-        dataset: its name.
-        version: ``v1``, ``v2``, ….
-        sha256: what its bytes must be, in hexadecimal.
-
     Raises:
-        ReleaseError: it is missing, damaged, or was written by a newer version.
+        ReleaseError: it is missing, damaged, its bytes have another SHA-256 than `sha256`
+            (hexadecimal), or it was written by a newer version.
     """
     key = release_key(dataset, version, "release.json")
+    where = store.uri(key)
     found = store.get(key)
     if found is None:
-        raise ReleaseError(f"{store.uri(key)} is missing: {RESTORE}")
+        raise ReleaseError(f"{where} is missing: {RESTORE}")
     if sha256 is not None and hashlib.sha256(found.body).hexdigest() != sha256:
-        raise ReleaseError(
-            f"{store.uri(key)} is not what was published, its SHA-256 differs: {RESTORE}"
-        )
-    where = store.uri(key)
-    parse = partial(_parsed, where)
-    return parse_json(found.body, where, parse, SCHEMA, error=ReleaseError)
+        raise ReleaseError(f"{where} is not what was published, its SHA-256 differs: {RESTORE}")
+    return parse_json(found.body, where, partial(_parsed, where), SCHEMA, error=ReleaseError)
 
 
 def _parsed(where: str, body: bytes) -> Release:
@@ -270,14 +263,7 @@ def read_release_table(
     Raises:
         ReleaseError: the release has none, or it is damaged.
     """
-    # Takes longer to import than reading what releases there are.
-    import pandas as pd  # noqa: PLC0415
-
-    nullable = {pa.int64(): pd.Int64Dtype(), pa.int32(): pd.Int32Dtype()}
-    frame: pd.DataFrame = read_release_arrow(store, release, path, columns).to_pandas(
-        types_mapper=nullable.get
-    )
-    return frame
+    return as_frame(read_release_arrow(store, release, path, columns))
 
 
 def read_release_arrow(

@@ -21,6 +21,7 @@ __all__ = [
     "as_table",
     "attributes",
     "metadata_json",
+    "plain_table",
     "row_digests",
     "schema_text",
     "taken",
@@ -29,17 +30,9 @@ __all__ = [
 KEY_COLUMN: Final = "key"
 """The column with a sample's name in the release: nine digits, the same in every format."""
 
-ARROW: Final = {
-    "str": pa.string(),
-    "Int64": pa.int64(),
-    "Int32": pa.int32(),
-    "Float32": pa.float32(),
-    "boolean": pa.bool_(),
-}
 KINDS: Final = {
-    **{name: ARROW[kind] for name, kind in ROW_COLUMNS.items()},
-    "group": pa.string(),
-    "split": pa.string(),
+    name: pa.type_for_alias(kind.lower())
+    for name, kind in {**ROW_COLUMNS, "group": "str", "split": "str"}.items()
 }
 NEEDED: Final = ("row_id", "prompt", "image_sha256", "image_key", "format", "bytes", "split")
 SHARD_COLUMNS: Final = (KEY_COLUMN, "image", "shard", "row_sha256")
@@ -47,10 +40,7 @@ SHARD_COLUMNS: Final = (KEY_COLUMN, "image", "shard", "row_sha256")
 
 
 def as_table(rows: "pd.DataFrame") -> pa.Table:
-    """Rows as chosen, with the types that every format has.
-
-    Args:
-        rows: one a picture, in release order; columns of the prompt table among them.
+    """Rows as chosen, in release order, with the types that every format has.
 
     Raises:
         ReleaseError: there are none, one comes twice, or what each must have is missing in one.
@@ -66,12 +56,18 @@ def as_table(rows: "pd.DataFrame") -> pa.Table:
     if rows["row_id"].duplicated().any():
         twice = rows.loc[rows["row_id"].duplicated(), "row_id"].iloc[0]
         raise ReleaseError(f"row {twice} comes twice")
-    return pa.table({_own(str(name)): _column(str(name), rows[name]) for name in rows.columns})
-
-
-def _own(name: str) -> str:
     # As with other columns of a prompt table that are called like one of ours.
-    return f"prompt_{name}" if name in SHARD_COLUMNS else name
+    own = {name: f"prompt_{name}" for name in SHARD_COLUMNS}
+    return plain_table(rows).rename_columns([own.get(name, str(name)) for name in rows.columns])
+
+
+def plain_table(frame: "pd.DataFrame") -> pa.Table:
+    """A table with the types that a release's columns have; text is ``string``, never large.
+
+    Raises:
+        ReleaseError: a column holds values of different kinds.
+    """
+    return pa.table({str(name): _column(str(name), frame[name]) for name in frame.columns})
 
 
 def _column(name: str, values: "pd.Series[Any]") -> pa.Array:

@@ -34,11 +34,6 @@ __all__ = ["repair"]
 def repair(store: "ObjectStore", release: Release, path: str) -> None:
     """Make a shard, or the index of one, again under its own key.
 
-    Args:
-        store: the bucket.
-        release: whose file it is.
-        path: the file's, in the release.
-
     Raises:
         ReleaseError: it is no shard, a picture or the manifest is missing or damaged, or what
             comes out is not what was published: nothing is written then.
@@ -51,17 +46,14 @@ def repair(store: "ObjectStore", release: Release, path: str) -> None:
             f"{path} is no shard and cannot be made again: restore it from a backup or from the "
             "bucket's versions; some layouts have it in a folder that was pulled earlier"
         )
-    rows = _rows_of(read_release_arrow(store, release, MANIFEST), file)
+    manifest = read_release_arrow(store, release, MANIFEST)
+    here = pc.and_(pc.equal(manifest["split"], file.split), pc.equal(manifest["shard"], file.shard))
+    rows = manifest.filter(here).drop_columns(["shard", "row_sha256"]).sort_by(KEY_COLUMN)
     with ThreadPoolExecutor(HELPERS, "repair-io") as helpers:
         if path.startswith(f"{INDEX}/"):
             _repair_index(store, file, kind, rows, helpers)
         else:
             _repair_shard(store, file, kind, rows, helpers)
-
-
-def _rows_of(manifest: pa.Table, file: ReleaseFile) -> pa.Table:
-    here = pc.and_(pc.equal(manifest["split"], file.split), pc.equal(manifest["shard"], file.shard))
-    return manifest.filter(here).drop_columns(["shard", "row_sha256"]).sort_by(KEY_COLUMN)
 
 
 def _repair_shard(

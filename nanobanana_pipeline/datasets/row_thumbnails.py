@@ -24,10 +24,6 @@ def read_thumbnails(store: "ObjectStore", rows: "pa.Table") -> dict[str, bytes]:
 
     One partition's table of features is read after the other, so memory holds one of them.
 
-    Args:
-        store: the bucket.
-        rows: of a release: prompt_set, seed, image_sha256, image_key and row_id.
-
     Returns:
         By SHA-256, in the rows' order.
 

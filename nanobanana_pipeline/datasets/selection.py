@@ -65,11 +65,8 @@ class Selection:
 def select(store: ObjectStore, recipe: Recipe, released: pd.DataFrame | None = None) -> Selection:
     """Select what a recipe asks for. Reads only.
 
-    Args:
-        store: the bucket.
-        recipe: what to select.
-        released: every row of the dataset that was ever released (see `released_rows`): they keep
-            their splits, and stay where a newcomer is their like.
+    Rows that were ever released (see `released_rows`) keep their splits, and stay where a newcomer
+    is their like.
 
     Raises:
         RecipeError: the recipe asks for what is not there, features are not measured, or it
@@ -118,12 +115,7 @@ def select(store: ObjectStore, recipe: Recipe, released: pd.DataFrame | None = N
 
 
 def empty_splits(recipe: Recipe, rows: pd.DataFrame) -> list[str]:
-    """A warning for each split that has a share and gets no picture.
-
-    Args:
-        recipe: what shared them out.
-        rows: of its `Selection`.
-    """
+    """A warning for each split that has a share and gets none of the selected rows."""
     groups = counted(rows["group"].nunique(), "group")
     return [
         f"{recipe.where('splits', 'ratios', name)}: no picture fell to the split {name}: its share "
@@ -137,11 +129,8 @@ def empty_splits(recipe: Recipe, rows: pd.DataFrame) -> list[str]:
 def released_rows(store: ObjectStore, parent: Release | None) -> pd.DataFrame | None:
     """Every row of a release and of those before it, also rows that are gone by now.
 
-    Those of later releases come first, in each release's order.
-
-    Args:
-        store: the bucket.
-        parent: the release that the next one will follow; None gives None.
+    Those of later releases come first, in each release's order. The parent is the release that the
+    next one will follow; None gives None.
 
     Raises:
         ReleaseError: one of them is missing or damaged.
@@ -248,21 +237,14 @@ def _shortfall(
     accepted = rows.groupby(PROMPT_KEY_COLUMNS).size().rename("accepted")
     candidates = inputs.tried.groupby(PROMPT_KEY_COLUMNS)["row_id"].nunique().rename("candidates")
     found = found.join(accepted, on=PROMPT_KEY_COLUMNS).join(candidates, on=PROMPT_KEY_COLUMNS)
-    found = found.fillna({"accepted": 0, "candidates": 0})
-    found = found.astype({"accepted": "int64", "candidates": "int64"})
+    counts = ["accepted", "candidates"]
+    found[counts] = found[counts].fillna(0).astype("int64")
     images, budget = (wanted.images, wanted.candidates) if wanted else (0, 0)
     found = found.assign(
         wanted=images,
         missing=images - found["accepted"],
         candidates_left=(budget - found["candidates"]).clip(lower=0),
     )
-    order = [
-        *PROMPT_KEY_COLUMNS,
-        "prompt",
-        "wanted",
-        "accepted",
-        "missing",
-        "candidates",
-        "candidates_left",
-    ]
+    figures = ["wanted", "accepted", "missing", "candidates", "candidates_left"]
+    order = [*PROMPT_KEY_COLUMNS, "prompt", *figures]
     return found.loc[found["missing"] > 0, order].reset_index(drop=True)

@@ -131,16 +131,8 @@ def find_leaks(rows: pd.DataFrame, near: int = Splits().near) -> pd.DataFrame:
     looks = rows[["phash", "split", "row_id"]].dropna(subset="phash")
     looks = looks.drop_duplicates(["phash", "split"])
     for one, other in near_pairs(hashes_of(looks["phash"]), near):
-        left, right = looks.iloc[one], looks.iloc[other]
-        pairs = pd.DataFrame(
-            {
-                "shared": "look",
-                "split": left["split"].to_numpy(),
-                "row_id": left["row_id"].to_numpy(),
-                "other_split": right["split"].to_numpy(),
-                "other_row_id": right["row_id"].to_numpy(),
-            }
-        )
+        left, right = (looks.iloc[side].reset_index(drop=True) for side in (one, other))
+        pairs = left.join(right.add_prefix("other_")).assign(shared="look")[LEAK_COLUMNS]
         leaking = pairs[pairs["split"] != pairs["other_split"]]
         found.append(leaking.drop_duplicates(["row_id"]))
     leaks = pd.concat(found, ignore_index=True).astype("str")

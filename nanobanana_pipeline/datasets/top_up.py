@@ -81,14 +81,8 @@ class Drawn:
     features: RefreshedFeatures
 
 
-@dataclass(frozen=True)
-class _Round:
-    """What is asked of one prompt set next: all of these prompts under each of these seeds."""
-
-    origin: prompt_set.PromptSet
-    prompts: pd.DataFrame
-    parameters: Mapping[str, Any]
-    seeds: list[int]
+_Round = tuple[prompt_set.PromptSet, pd.DataFrame, Mapping[str, Any], list[int]]
+"""What is asked of one prompt set next: all prompts, with these parameters, under each seed."""
 
 
 def stand(store: ObjectStore, recipe: Recipe) -> Standing:
@@ -134,18 +128,12 @@ def top_up(
     """Buy further candidates, a partition at a time, until each prompt has its pictures.
 
     First it brings what an earlier call has bought and not stored, at no cost. It stops early where
-    a cap is reached or the provider refuses the account (see `Report`), and where a round brought
-    nothing; how far it came `stand` says.
+    a cap (of this call, or a configured one) is reached or the provider refuses the account (see
+    `Report`), and where a round brought nothing; how far it came `stand` says.
 
-    Args:
-        store: the bucket.
-        account: who buys.
-        recipe: the dataset's.
-        cap: of this call, beside those that are configured.
-        run_id: names the run of each partition.
-        on_round: called with what is missing before each round, and when there is none; the first
-            is the quote.
-        on_progress: called now and then from this thread.
+    `run_id` names the run of each partition. `on_round` is called with what is missing before each
+    round, and when there is none; the first is the quote. `on_progress` is called now and then from
+    this thread.
 
     Raises:
         RecipeError: the recipe asks for no number, or for what is not there.
@@ -163,18 +151,13 @@ def top_up(
         rounds = list(_rounds(store, standing))
         if not rounds or tried == before:
             return
-        for each in rounds:
-            name = write_topup_set(store, recipe.name, each.origin, each.prompts, each.parameters)
-            for seed in each.seeds:
+        for origin, prompts, parameters, seeds in rounds:
+            name = write_topup_set(store, recipe.name, origin, prompts, parameters)
+            for seed in seeds:
                 if cap.is_reached:
                     return
                 launch = Launch(
-                    name,
-                    seed,
-                    run_id(),
-                    each.parameters,
-                    max_images=cap.images,
-                    max_cost=cap.cost,
+                    name, seed, run_id(), parameters, max_images=cap.images, max_cost=cap.cost
                 )
                 drawn = _draw(store, account, launch, on_progress)
                 yield drawn
@@ -227,12 +210,8 @@ def _rounds(store: ObjectStore, standing: Standing) -> Iterator[_Round]:
         requests = (short["missing"] / short["samples"]).map(math.ceil)
         count = int(requests.clip(upper=short["more"]).min())
         free = (seed for seed in itertools.count(1) if seed not in used)
-        yield _Round(
-            origin=origin,
-            prompts=chosen,
-            parameters=_parameters(standing.selection, str(name)),
-            seeds=list(itertools.islice(free, count)),
-        )
+        parameters = _parameters(standing.selection, str(name))
+        yield origin, chosen, parameters, list(itertools.islice(free, count))
 
 
 def _snapshot(store: ObjectStore, name: str) -> tuple[prompt_set.PromptSet, pd.DataFrame]:

@@ -49,15 +49,10 @@ def write_topup_set(
     prompts: pd.DataFrame,
     parameters: Mapping[str, Any],
 ) -> str:
-    """Keep rows of a prompt set as one of their own; gives its name.
+    """Keep rows of the origin's snapshot, in its order, as a prompt set; gives its name.
 
-    Args:
-        store: the bucket.
-        dataset: that they are drawn for.
-        origin: the prompt set.
-        prompts: some rows of its snapshot, in its order.
-        parameters: the picture parameters that they will be drawn with, all of them: a set that is
-            drawn with others is another one.
+    `parameters` are all picture parameters that they will be drawn with: a set that is drawn with
+    others is another one.
 
     Raises:
         PromptTableError: dataset and prompt set have too long names together.

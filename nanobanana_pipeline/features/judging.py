@@ -73,16 +73,9 @@ def find_wrong_sizes(
     pictures: pd.DataFrame,
     model: type[ImageRequest],
 ) -> pd.DataFrame:
-    """The pictures that have another size than was asked for.
+    """The pictures, as `read_pictures` gives them, that have another size than was asked for.
 
     Where a reference picture decides the size, any is right.
-
-    Args:
-        store: the bucket.
-        prompt_set: the partition's.
-        seed: the partition's.
-        pictures: as `read_pictures` gives them.
-        model: of the provider's requests.
 
     Returns:
         Rows of `pictures`, with `asked` (str, such as ``1024×1024``).
@@ -143,13 +136,8 @@ def find_twins(store: ObjectStore, prompt_set: str, seed: int, pictures: pd.Data
 
     These are the other samples of the same request, and pictures under other seeds. A row that
     keeps a seed of its own is the same picture in all partitions, and is not compared. Nor are
-    blank pictures: they all look alike, and are found as what they are.
-
-    Args:
-        store: the bucket.
-        prompt_set: the partition's.
-        seed: the partition's.
-        pictures: as `read_pictures` gives them.
+    blank pictures: they all look alike, and are found as what they are. The pictures are as
+    `read_pictures` gives them.
 
     Raises:
         StorageError: S3 refuses, or a table is damaged.

@@ -53,12 +53,7 @@ class Features:
 
 
 def measure(sha256: str, data: bytes) -> Features:
-    """Decode a picture and measure it. Never raises: what cannot be decoded has an `error`.
-
-    Args:
-        sha256: its name, 64 hexadecimal digits.
-        data: the whole file.
-    """
+    """Decode a picture and measure it. Never raises: what cannot be decoded has an `error`."""
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         return Features(sha256, error=f"its bytes have the SHA-256 {found}, which is not its name")

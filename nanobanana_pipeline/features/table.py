@@ -41,6 +41,7 @@ from nanobanana_pipeline.storage.versioned import (
 
 __all__ = [
     "FEATURE_COLUMNS",
+    "FEATURE_TABLE_SCHEMA",
     "CurrentFeatures",
     "RefreshedFeatures",
     "read_current_features",
@@ -155,13 +156,8 @@ def refresh_features(
     """Measure the pictures of a partition that its table does not know, and publish the new table.
 
     Where nothing has changed nothing is written. A launch that is killed leaves the old table in
-    force; of two at once one takes over what the other has measured.
-
-    Args:
-        store: the bucket.
-        prompt_set: the partition's.
-        seed: the partition's.
-        on_progress: called with how many pictures there are to measure and how many are done.
+    force; of two at once one takes over what the other has measured. `on_progress` is called with
+    how many pictures there are to measure and how many are done.
 
     Raises:
         PlanError: the partition has no manifest.
@@ -216,12 +212,10 @@ def _pictures(
         raise PlanError(
             f"{prompt_set}, seed {seed} has no pictures yet: launch generated_images for it first"
         )
-    rows = read_manifest(
-        store, manifest.manifest, ["image_sha256", "format", "prompt_id", "prompt"]
-    )
+    columns = ["image_sha256", "format", "prompt_id", "prompt"]
+    rows = read_manifest(store, manifest.manifest, columns)
     rows = rows.dropna(subset="image_sha256").drop_duplicates("image_sha256")
-    named = zip(rows["image_sha256"], rows.pop("format"), strict=True)
-    rows["key"] = [image_key(sha256, kind) for sha256, kind in named]
+    rows["key"] = list(map(image_key, rows["image_sha256"], rows.pop("format")))
     return manifest, rows.set_index("image_sha256")
 
 

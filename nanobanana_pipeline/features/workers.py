@@ -28,12 +28,9 @@ READERS_A_PROCESS: Final = 2
 def measure_all(
     store: ObjectStore, keys: Mapping[str, str], on_progress: Callable[[int], None]
 ) -> list[Features]:
-    """Read and measure pictures, in the order given.
+    """Read and measure pictures (SHA-256 → where each lies), in the order given.
 
-    Args:
-        store: the bucket.
-        keys: SHA-256 → where the picture lies.
-        on_progress: called with the number of pictures done so far, after each.
+    After each, `on_progress` is called with the number of pictures done so far.
 
     Returns:
         A row each; one with an `error` for a picture that is missing or cannot be decoded.
@@ -90,10 +87,8 @@ class _Idle:
         except BrokenProcessPool:
             process.shutdown()
             process = _process()
-            return Features(
-                sha256,
-                error="the process that decoded it died: of these bytes, or for want of memory",
-            )
+            error = "the process that decoded it died: of these bytes, or for want of memory"
+            return Features(sha256, error=error)
         finally:
             self._waiting.put(process)
 

@@ -30,12 +30,9 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 def caption(prompt: str, prompt_id: str, seed: int | None = None) -> str:
     """What to write below a picture, in letters that the sheets' font has.
 
-    It is the only one that is the same on every machine, and has those of ASCII and few others.
-
-    Args:
-        prompt: is written without accents.
-        prompt_id: stands for a prompt with other letters.
-        seed: is named where pictures of several lie on one sheet.
+    It is the only one that is the same on every machine, and has those of ASCII and few others. The
+    prompt is written without accents; its id stands for one with other letters. The seed is named
+    where pictures of several lie on one sheet.
     """
     text = _bare(prompt)
     if not all(map(_is_drawn, text)):
@@ -50,16 +47,13 @@ def contact_sheet(
     tile: int = TILE,
     image_format: Literal["PNG", "WEBP"] = "PNG",
 ) -> bytes:
-    """Lay pictures out in rows, each with a caption of at most two lines.
+    """Lay encoded images out in rows, each with its `caption` in at most two lines.
 
     Args:
-        pictures: encoded images, which are only read, and their captions; see `caption`.
+        pictures: images and captions.
         columns: most pictures a row.
         tile: pixels of the longest side that a picture may have on the sheet.
-        image_format: of the sheet.
-
-    Returns:
-        An encoded image.
+        image_format: of the sheet, which is returned encoded.
 
     Raises:
         ValueError: there are no pictures.
@@ -87,12 +81,8 @@ def contact_sheet(
 def strip(pictures: Sequence[bytes], most_bytes: int) -> bytes | None:
     """The first pictures side by side, as a WebP: as many as fit, then as large as fits.
 
-    Args:
-        pictures: encoded images.
-        most_bytes: of the WebP.
-
     Returns:
-        None where not even one fits.
+        A WebP of at most `most_bytes`; None where not even one picture fits.
     """
     for count in range(len(pictures), 0, -1):
         for side in STRIP_SIDES:
@@ -107,14 +97,9 @@ def strip(pictures: Sequence[bytes], most_bytes: int) -> bytes | None:
 
 
 def shrunk(data: bytes, side: int) -> bytes:
-    """A picture made small; of a JPEG no more is decoded than that needs.
+    """A picture as a WebP without loss whose longest side has at most `side` pixels.
 
-    Args:
-        data: an encoded image, which is only read.
-        side: pixels of the longest side.
-
-    Returns:
-        A WebP without loss.
+    Of a JPEG no more is decoded than that needs.
 
     Raises:
         ImageBroken: its pixels cannot be decoded.

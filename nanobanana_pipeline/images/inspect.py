@@ -44,12 +44,7 @@ class ImageFacts:
 
 
 def inspect(data: bytes, *, width: int | None = None, height: int | None = None) -> ImageFacts:
-    """Look at a picture's structure.
-
-    Args:
-        data: the whole file.
-        width: pixels that were asked for; None to accept any.
-        height: the same.
+    """Look at a picture's structure; `width` and `height` were asked for, in pixels (None: any).
 
     Raises:
         ImageBroken: no picture, a format that is not kept, cut off, damaged, too many pixels, or
@@ -95,14 +90,10 @@ def _check_end(image_format: str, data: bytes) -> None:
     # From behind: looking through a whole picture for it takes as long as hashing it.
     if image_format == "png" and data.rfind(PNG_END) < 0:
         raise ImageBroken("a PNG without its end: cut off")
-    if image_format == "jpg" and not _has_jpeg_end(data):
+    # The first picture's end: that of a thumbnail within its header does not count.
+    if image_format == "jpg" and all(marker != JPEG_END for marker, _ in jpeg_segments(data)):
         raise ImageBroken("a JPEG without its end: cut off")
     if image_format == "webp":
         declared = int.from_bytes(data[4:8], "little") + RIFF_HEADER_BYTES
         if len(data) < declared:
             raise ImageBroken(f"a WebP of {declared} bytes of which {len(data)} came: cut off")
-
-
-def _has_jpeg_end(data: bytes) -> bool:
-    """Whether the first picture comes to its end: a thumbnail within its header does not count."""
-    return any(marker == JPEG_END for marker, _ in jpeg_segments(data))

@@ -16,7 +16,7 @@ Marks are found, not believed: no signature is checked. Each is looked for where
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Final
 
 from nanobanana_pipeline.images.containers import jpeg_segments, png_chunks, webp_chunks
@@ -55,13 +55,9 @@ Found = Iterator[tuple[str, bytes]]
 
 
 def provenance_marks(image_format: str, data: bytes) -> tuple[str, ...]:
-    """The marks that a picture bears, sorted.
+    """The marks that a picture (``png``, ``jpg`` or ``webp``) bears, sorted.
 
     Never raises, and takes time in proportion to the file.
-
-    Args:
-        image_format: ``png``, ``jpg`` or ``webp``.
-        data: the whole file.
     """
     marks = set()
     for mark, packet in FORMAT_READERS[image_format](data):
@@ -144,9 +140,8 @@ def _is_c2pa(box: bytes) -> bool:
     """
     inside = box[_header_bytes(box) :]
     description = inside[_header_bytes(inside) :]
-    ours = description.startswith(C2PA_TYPE) or description[LABEL_IN_DESCRIPTION:].startswith(
-        C2PA_LABEL
-    )
+    labelled = description.startswith(C2PA_LABEL, LABEL_IN_DESCRIPTION)
+    ours = labelled or description.startswith(C2PA_TYPE)
     return ours and (box[4:8], inside[4:8]) == (b"jumb", b"jumd")
 
 
@@ -168,8 +163,4 @@ def _in_webp(data: bytes) -> Found:
             yield WEBP_MARKS[kind], bytes(content)
 
 
-FORMAT_READERS: Final[Mapping[str, Callable[[bytes], Found]]] = {
-    "png": _in_png,
-    "jpg": _in_jpeg,
-    "webp": _in_webp,
-}
+FORMAT_READERS: Final = {"png": _in_png, "jpg": _in_jpeg, "webp": _in_webp}

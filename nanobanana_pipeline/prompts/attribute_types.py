@@ -16,18 +16,13 @@ FLOAT = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[+-][0-9]+)?")
 def typed_attribute(texts: Any) -> Any:  # noqa: ANN401 - pyarrow is untyped
     """Type a column by what stands in it, if no cell would read differently afterwards.
 
-    Args:
-        texts: a chunked ``large_string`` array; null where nothing stands.
-
     Returns:
         ``bool`` if all cells are true or false in any case, ``int64`` or ``double`` if all are
         numbers written as Python writes them, else `texts` (so ``007`` and ``1.10`` stay text).
     """
     lowered = pc.utf8_lower(texts)
     if _all(pc.is_in(lowered, pa.array(["true", "false"], texts.type)), texts):
-        return pc.if_else(
-            pc.is_valid(texts), pc.equal(lowered, "true"), pa.scalar(None, pa.bool_())
-        )
+        return pc.equal(lowered, "true")
     if _all(pc.match_substring_regex(texts, INTEGER), texts):
         try:
             return texts.cast(pa.int64())

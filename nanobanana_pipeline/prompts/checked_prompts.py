@@ -1,13 +1,10 @@
-"""Validated prompts (`CheckedPrompts`) and the fingerprint of their content.
-
-Light to import: pandas is loaded where a table is made of them, and not before.
-"""
+"""Validated prompts (`CheckedPrompts`) and the fingerprint of their content."""
 
 import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 
@@ -24,7 +21,6 @@ __all__ = [
     "attributes_of",
     "fingerprint",
     "long_prompts_warning",
-    "prompts_frame",
     "stable_json",
 ]
 
@@ -71,11 +67,7 @@ def attributes_of(columns: Iterable[str]) -> list[str]:
 
 
 def long_prompts_warning(prompts: "pd.DataFrame") -> str | None:
-    """A warning of prompts that are far longer than usual or than the others; None if none is.
-
-    Args:
-        prompts: as `check_prompts` gives it.
-    """
+    """A warning of prompts that are far longer than usual or than the others; None if none is."""
     length = prompts["prompt"].str.len()
     many = min(LONG, max(LONG_HERE, TIMES_THE_REST * float(length.median() if len(length) else 0)))
     long = prompts[["prompt_id"]].assign(length=length)[length > many]
@@ -95,9 +87,6 @@ def fingerprint(prompts: "pd.DataFrame") -> str:
     """SHA-256, in hexadecimal, of the names, types and values of checked prompts.
 
     It hashes JSON, not file bytes, so no version of pandas or pyarrow changes it.
-
-    Args:
-        prompts: as `check_prompts` or `prompt_set.load` gives it.
     """
     types = [[name, _LOGICAL_TYPES[str(prompts[name].dtype)]] for name in prompts.columns]
     digest = hashlib.sha256(stable_json({"schema": FINGERPRINT_SCHEMA, "columns": types}))
@@ -106,24 +95,6 @@ def fingerprint(prompts: "pd.DataFrame") -> str:
         values = [pa.array(batch[name]).to_pylist() for name in batch.columns]
         digest.update(stable_json(values))
     return digest.hexdigest()
-
-
-def prompts_frame(table: Any) -> "pd.DataFrame":  # noqa: ANN401 - pyarrow is untyped
-    """A `pyarrow.Table` as pandas, with nullable types, so that integers stay integers."""
-    # Takes longer to import than many commands take that make no table.
-    import numpy as np  # noqa: PLC0415
-    import pandas as pd  # noqa: PLC0415
-
-    text = pd.StringDtype(na_value=np.nan)
-    nullable: dict[Any, Any] = {
-        pa.int64(): pd.Int64Dtype(),
-        pa.float64(): pd.Float64Dtype(),
-        pa.bool_(): pd.BooleanDtype(),
-        pa.string(): text,
-        pa.large_string(): text,
-    }
-    frame: pd.DataFrame = table.to_pandas(types_mapper=nullable.get, ignore_metadata=True)
-    return frame
 
 
 def stable_json(value: object) -> bytes:

@@ -4,10 +4,10 @@
 ``prompt_sets/<name>/current.json`` says which one counts, and is changed by compare-and-swap.
 """
 
-import dataclasses
 import io
 import json
 import re
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -17,9 +17,9 @@ from pydantic import TypeAdapter
 
 from nanobanana_pipeline.bucket_keys import prompt_set_key
 from nanobanana_pipeline.errors import PromptTableError
-from nanobanana_pipeline.prompts.checked_prompts import fingerprint, prompts_frame
+from nanobanana_pipeline.prompts.checked_prompts import fingerprint
 from nanobanana_pipeline.storage.cas import parse_json, put_if_absent, refuse_newer, swap
-from nanobanana_pipeline.storage.versioned import SCHEMA_KEY
+from nanobanana_pipeline.storage.versioned import SCHEMA_KEY, as_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +42,7 @@ SCHEMA: Final = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class PromptSet:
     """What ``current.json`` says of a prompt set.
 
@@ -109,7 +109,13 @@ def snapshot(store: "ObjectStore", name: str, checked: "CheckedPrompts") -> Prom
     key = prompt_set_key(name, found.fingerprint)
     put_if_absent(store, f"{key}.parquet", _parquet(checked.prompts))
     store.put(f"{key}.quarantine.parquet", _parquet(checked.quarantine))
-    _publish(store, found)
+    swap(
+        store,
+        prompt_set_key(name, "current.json"),
+        lambda stored: _parsed(store, name, stored),
+        lambda _: found,
+        lambda _: json.dumps({"schema": SCHEMA, **asdict(found)}, indent=1).encode(),
+    )
     return found
 
 
@@ -133,7 +139,7 @@ def load(store: "ObjectStore", name: str, fingerprint: str) -> "pd.DataFrame":
         PromptTableError: there is no such snapshot, or it is damaged or of a newer version.
         StorageError: the bucket refuses.
     """
-    return prompts_frame(read_prompts_arrow(store, name, fingerprint))
+    return as_frame(read_prompts_arrow(store, name, fingerprint))
 
 
 def read_prompts_arrow(store: "ObjectStore", name: str, fingerprint: str) -> pa.Table:
@@ -156,7 +162,7 @@ def load_quarantine(store: "ObjectStore", name: str, fingerprint: str) -> "pd.Da
         PromptTableError: there is no such snapshot, or it is damaged or of a newer version.
         StorageError: the bucket refuses.
     """
-    return prompts_frame(_table(store, valid_name(name), f"{fingerprint}.quarantine.parquet"))
+    return as_frame(_table(store, valid_name(name), f"{fingerprint}.quarantine.parquet"))
 
 
 def _table(store: "ObjectStore", name: str, leaf: str) -> pa.Table:
@@ -177,20 +183,6 @@ def _table(store: "ObjectStore", name: str, leaf: str) -> pa.Table:
         ) from error
     refuse_newer(store.uri(key), schema, SCHEMA, PromptTableError)
     return table
-
-
-def _publish(store: "ObjectStore", found: PromptSet) -> None:
-    swap(
-        store,
-        prompt_set_key(found.name, "current.json"),
-        lambda stored: _parsed(store, found.name, stored),
-        lambda _: found,
-        _to_json,
-    )
-
-
-def _to_json(found: PromptSet) -> bytes:
-    return json.dumps({"schema": SCHEMA, **dataclasses.asdict(found)}, indent=1).encode()
 
 
 def _parsed(store: "ObjectStore", name: str, stored: "StoredObject | None") -> PromptSet | None:

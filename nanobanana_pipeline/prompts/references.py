@@ -8,7 +8,7 @@ import hashlib
 import json
 import posixpath
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -66,10 +66,8 @@ class ResolvedReference(NamedTuple):
 class References:
     """Reads the references of prompt tables.
 
-    Args:
-        downloader: gets those with an https URL, by its own rules.
-        store: reads those on S3, with its own credentials.
-        keep: whether each is stored under its hash too.
+    Those with an https URL come by the downloader's rules, those on S3 with the store's
+    credentials. With `keep` each is stored under its hash too.
     """
 
     def __init__(self, downloader: "Downloader", store: "ObjectStore", *, keep: bool) -> None:
@@ -80,12 +78,8 @@ class References:
     def resolve(self, source: str, cells: Sequence[str]) -> list[ResolvedReference]:
         """Read what these cells name; equal names only once, several at a time.
 
-        Args:
-            source: path or URL of the table, which relative names start from.
-            cells: of its column ``ref_image``; ``[]`` names nothing.
-
-        Returns:
-            The content of each cell.
+        Relative names start from `source`, the path or URL of the table; the cell ``[]`` names
+        nothing.
 
         Raises:
             StorageUnavailable: S3 gave no answer, so nothing is known of what lies there.
@@ -112,10 +106,9 @@ class References:
         try:
             facts = inspect(data)
         except ImageBroken as error:
+            shown = public_url(place) if _is_web(place) else bounded_value(place)
             # Without the bytes that it quotes: a file may be anything, somebody's password too.
-            return ResolvedReference(
-                fault=f"{_shown(place)}: {str(error).partition('; it starts')[0]}"
-            )
+            return ResolvedReference(fault=f"{shown}: {str(error).partition('; it starts')[0]}")
         digest = hashlib.sha256(data)
         sha256 = digest.hexdigest()
         if self._keep:
@@ -143,18 +136,13 @@ class References:
         with path.open("rb") as file:
             data = file.read(MAX_IMAGE_BYTES + 1)
         if len(data) > MAX_IMAGE_BYTES:
-            raise _UnreadableError(
-                f"{bounded_value(place)} has more than {MAX_IMAGE_BYTES:,} bytes"
-            )
+            what = f"has more than {MAX_IMAGE_BYTES:,} bytes"
+            raise _UnreadableError(f"{bounded_value(place)} {what}")
         return data
 
     @tenacity.retry(
-        retry=tenacity.retry_if_exception(
-            lambda e: (
-                isinstance(e, DownloadError)
-                and not isinstance(e, DownloadRefused | ImageGone | ImageBroken)
-            )
-        ),
+        retry=tenacity.retry_if_exception_type(DownloadError)
+        & tenacity.retry_if_not_exception_type((DownloadRefused, ImageGone, ImageBroken)),
         wait=tenacity.wait_exponential_jitter(multiplier=0.3, max=5),
         stop=tenacity.stop_after_attempt(DOWNLOADS),
         reraise=True,
@@ -227,20 +215,13 @@ def _place(name: object, source: str) -> str:
 
 def _joined(named: _Named, found: Mapping[str, ResolvedReference]) -> ResolvedReference:
     pictures = [found[place] for place in named.places]
-    fault = named.fault or _listed(picture.fault for picture in pictures)
+    faults = dict.fromkeys(picture.fault for picture in pictures if picture.fault)
+    fault = named.fault or "; ".join(faults) or None
     if fault or not pictures:
         return ResolvedReference(fault=fault)
     hashes = " ".join(str(picture.sha256) for picture in pictures)
     return pictures[0]._replace(sha256=hashes)
 
 
-def _listed(faults: Iterable[str | None]) -> str | None:
-    return "; ".join(dict.fromkeys(fault for fault in faults if fault)) or None
-
-
 def _is_web(place: str) -> bool:
     return place.startswith(("http://", "https://"))
-
-
-def _shown(place: str) -> str:
-    return public_url(place) if _is_web(place) else bounded_value(place)

@@ -43,9 +43,7 @@ class PromptTable:
 def read_prompt_table(source: str | Path, store: "ObjectStore | None" = None) -> PromptTable:
     """Read a CSV, TSV, JSONL or Parquet file; all but Parquet may be gzipped.
 
-    Args:
-        source: a path, or an ``s3://bucket/key`` URL.
-        store: reads the URL with its own credentials.
+    The store reads an ``s3://bucket/key`` URL with its own credentials.
 
     Raises:
         PromptTableError: the table as a whole cannot be used; says what, where and how to mend it.

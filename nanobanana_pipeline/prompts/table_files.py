@@ -39,13 +39,10 @@ class ListedTable:
 
 
 def list_tables(folder: Path, store: "ObjectStore") -> list[ListedTable]:
-    """The tables of both places, by source, without those whose names begin with a dot.
+    """The tables of a local folder and of ``prompts/`` in the bucket, by source.
 
-    Two files that would make the same prompt set both get a fault.
-
-    Args:
-        folder: of this machine; it need not exist.
-        store: whose ``prompts/`` is listed too, one LIST for a thousand files.
+    Those whose names begin with a dot are left out. Two files that would make the same prompt set
+    both get a fault. The folder need not exist. It takes one LIST for a thousand files.
 
     Raises:
         StorageError: the bucket refuses.
@@ -60,11 +57,7 @@ def list_tables(folder: Path, store: "ObjectStore") -> list[ListedTable]:
 
 
 def fault_of_name(source: str) -> str | None:
-    """Why a file's name makes no prompt set, and what to do; None if it makes one.
-
-    Args:
-        source: path or ``s3://`` URL; it is not looked at.
-    """
+    """Why a file's name makes no prompt set, and what to do; None if it makes one."""
     return _described(source, PurePosixPath(source).name, "").fault
 
 

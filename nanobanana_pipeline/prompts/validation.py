@@ -8,7 +8,7 @@ import hashlib
 import re
 import typing
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +22,13 @@ from nanobanana_pipeline.prompts.checked_prompts import (
     REFERENCE,
     REFERENCE_HASHES,
     CheckedPrompts,
-    prompts_frame,
     stable_json,
 )
 from nanobanana_pipeline.prompts.readers.base import CHUNK_ROWS, TEXT, RowFault, bounded_value
 from nanobanana_pipeline.prompts.references import References, without_secrets
 from nanobanana_pipeline.prompts.table import PromptTable
 from nanobanana_pipeline.provider.account import PROVIDER
+from nanobanana_pipeline.storage.versioned import as_frame
 
 __all__ = ["check_prompts"]
 
@@ -45,6 +45,7 @@ _NUMBERS: Final[dict[Any, Any]] = {int: pa.int64(), float: pa.float64()}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 RowNumbers = npt.NDArray[np.int64]
+_Column: TypeAlias = "pa.ChunkedArray"
 
 
 def check_prompts(table: PromptTable, references: References | None = None) -> CheckedPrompts:
@@ -52,10 +53,6 @@ def check_prompts(table: PromptTable, references: References | None = None) -> C
 
     A row with several faults has an entry for each. Of rows with the same id the first stays. A row
     with references that names no size gets that of its first one, as near as the provider allows.
-
-    Args:
-        table: as `read_prompt_table` gives it.
-        references: reads its reference pictures; needed where it has a column ``ref_image``.
 
     Raises:
         ValueError: the table has references, and `references` is None.
@@ -74,13 +71,14 @@ def check_prompts(table: PromptTable, references: References | None = None) -> C
         columns |= _reference_columns(table, references, columns, faults)
     if id_column:
         columns["prompt_id"] = _validated_column(id_column, rows[id_column], numbers, faults)
-        faults.add_repeats(id_column, columns["prompt_id"], numbers, "duplicate of row {}")
+        ids = columns["prompt_id"]
+        faults.add_repeats(id_column, ids, ids, numbers, "duplicate of row {}")
     else:
         # A reference counts by its bytes, whatever it is called.
         deciding = {name: column for name, column in columns.items() if name != REFERENCE}
         ids = _content_ids(pa.table(deciding), faults.spared(numbers))
         repeat = "same prompt and parameters as row {}; add an id column to keep both"
-        faults.add_repeats("prompt", ids, numbers, repeat, values=columns["prompt"])
+        faults.add_repeats("prompt", columns["prompt"], ids, numbers, repeat)
         columns["prompt_id"] = ids
     good = np.flatnonzero(faults.spared(numbers))
     ordered = good[pc.sort_indices(columns["prompt_id"].take(good)).to_numpy()]
@@ -106,13 +104,7 @@ class _Faults:
             self._parts.append(pd.DataFrame(part))
 
     def add_repeats(
-        self,
-        column: str,
-        ids: Any,  # noqa: ANN401
-        numbers: RowNumbers,
-        reason: str,
-        *,
-        values: Any = None,  # noqa: ANN401
+        self, column: str, values: _Column, ids: _Column, numbers: RowNumbers, reason: str
     ) -> None:
         """Add a fault for all rows but the first of those with equal ids; null equals nothing."""
         encoded = ids.combine_chunks().dictionary_encode()
@@ -125,7 +117,7 @@ class _Faults:
         first[known] = first_of[codes[known]]
         later = np.flatnonzero(first != numbers)
         reasons = (reason.format(row) for row in first[later].tolist())
-        self.add(column, numbers[later], (ids if values is None else values).take(later), reasons)
+        self.add(column, numbers[later], values.take(later), reasons)
 
     def spared(self, numbers: RowNumbers) -> npt.NDArray[np.bool_]:
         """Which of these rows no fault names."""
@@ -169,10 +161,7 @@ def _validated_column(name: str, column: Any, numbers: RowNumbers, faults: _Faul
 
 
 def _reference_columns(
-    table: PromptTable,
-    references: References,
-    columns: dict[str, Any],
-    faults: _Faults,
+    table: PromptTable, references: References, columns: dict[str, Any], faults: _Faults
 ) -> dict[str, Any]:
     """The columns that references decide: names, hashes, and sizes where none is given."""
     cells = table.rows[REFERENCE].combine_chunks()
@@ -266,4 +255,4 @@ def _selected(
         for name, column in taken.items()
         if name in {"prompt_id", "prompt"} or column.null_count < len(column)
     }
-    return prompts_frame(pa.table(kept))
+    return as_frame(pa.table(kept))

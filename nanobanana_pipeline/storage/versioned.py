@@ -165,6 +165,7 @@ def as_frame(table: pa.Table) -> "pd.DataFrame":
         pa.int64(): pd.Int64Dtype(),
         pa.int32(): pd.Int32Dtype(),
         pa.float32(): pd.Float32Dtype(),
+        pa.float64(): pd.Float64Dtype(),
         pa.bool_(): pd.BooleanDtype(),
     }
     frame: pd.DataFrame = table.to_pandas(types_mapper=nullable.get)

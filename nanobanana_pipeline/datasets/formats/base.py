@@ -11,14 +11,7 @@ if TYPE_CHECKING:
     from nanobanana_pipeline.datasets.release import Format, Release
     from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = [
-    "PARQUET_MEDIA_TYPE",
-    "Page",
-    "ReleaseFormat",
-    "ShardFiles",
-    "ShardWriter",
-    "Sink",
-]
+__all__ = ["PARQUET_MEDIA_TYPE", "Page", "ReleaseFormat", "ShardFiles", "ShardWriter", "Sink"]
 
 PARQUET_MEDIA_TYPE: Final = "application/vnd.apache.parquet"
 

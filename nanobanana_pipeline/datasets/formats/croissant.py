@@ -57,15 +57,7 @@ CONTEXT: Final[dict[str, Any]] = {
 
 
 def croissant(release: Release, url: str) -> bytes:
-    """Describe a release.
-
-    Args:
-        release: with its Parquet shards among its files.
-        url: where it lies.
-
-    Returns:
-        JSON-LD.
-    """
+    """Describe a release with Parquet shards, which lies at `url`, as JSON-LD."""
     files = release.shards(Format.PARQUET)
     recipe = release.recipe
     said = {

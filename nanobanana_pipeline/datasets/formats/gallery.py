@@ -34,10 +34,6 @@ OUT_OF_SCRIPT: Final = str.maketrans(
 def shown_places(table: pa.Table, most: int = MOST_ROWS) -> list[int]:
     """Which rows the page shows: all, or `most` of them, as many of each split as it has.
 
-    Args:
-        table: the release's rows: row_id and split at least.
-        most: rows.
-
     Returns:
         Places in the table, in its order; always the same for the same rows.
     """
@@ -94,8 +90,8 @@ def gallery(
         style_hash=_csp_hash(style),
         script_hash=_csp_hash(script),
         about=_json(about),
-        rows=_lines(_rows(shown)),
-        thumbnails=_lines(
+        rows=",\n".join(_rows(shown)),
+        thumbnails=",\n".join(
             f"{_json(sha256)}:{_json(base64.b64encode(webp).decode())}"
             for sha256, webp in sorted(thumbnails.items())
         ),
@@ -140,7 +136,3 @@ def _json(value: Any) -> str:  # noqa: ANN401 - any JSON
         value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=str
     )
     return said.translate(OUT_OF_SCRIPT)
-
-
-def _lines(parts: Iterable[str]) -> str:
-    return ",\n".join(parts)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import yaml
 
 from nanobanana_pipeline.datasets.formats.base import Page, ReleaseFormat
-from nanobanana_pipeline.datasets.formats.parquet import huggingface_features, shard_schema
+from nanobanana_pipeline.datasets.formats.parquet import DTYPES, IMAGE
 from nanobanana_pipeline.datasets.release import Format, Release, ReleaseFile
 from nanobanana_pipeline.datasets.release_rows import taken
 from nanobanana_pipeline.datasets.row_images import read_image
@@ -36,16 +36,12 @@ SIZES: Final = (
     (10**7, "1M<n<10M"),
 )
 TAGS: Final = ("synthetic", "image-generation", "trainedAlgorithmicMedia")
+Shards = dict[str, list[ReleaseFile]]
 SPDX: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 
 
 def card(release: Release, split: str | None = None) -> str:
-    """Write the card of a folder with Parquet shards.
-
-    Args:
-        release: with its Parquet shards among its files.
-        split: the only one that the folder has; None for all.
-    """
+    """Write the card of a folder with a release's Parquet shards, of one split or all (None)."""
     shards = _shards(release, Format.PARQUET, ".parquet", split)
     front = {**_front_matter(release, shards), "dataset_info": _info(release, shards)}
     shown = Format.HUGGINGFACE in release.recipe["formats"]
@@ -54,25 +50,19 @@ def card(release: Release, split: str | None = None) -> str:
 
 
 def card_of_tars(release: Release, split: str | None = None) -> str:
-    """Write the card of a folder with tars, so that readers take these and nothing beside them.
-
-    Args:
-        release: with its WebDataset shards among its files.
-        split: the only one that the folder has; None for all.
-    """
+    """Write the card of a folder with tars, so that readers take these and nothing beside them."""
     shards = _shards(release, Format.WEBDATASET, ".tar", split)
     files = "| `png`, `jpg` or `webp` | picture |\n| `txt` | prompt |\n| `json` | all that follow |"
     return _written(_front_matter(release, shards), _text(release, shards, "", files))
 
 
-def _shards(release: Release, format_: Format, suffix: str, split: str | None) -> list[ReleaseFile]:
-    """In the recipe's order of splits, which readers list them in; others come last."""
-    found = release.shards(format_, suffix)
-    order = {split: place for place, split in enumerate(release.recipe["splits"]["ratios"])}
-    return sorted(
-        (file for file in found if split in {None, file.split}),
-        key=lambda file: order.get(str(file.split), len(order)),
-    )
+def _shards(release: Release, format_: Format, suffix: str, split: str | None) -> Shards:
+    """By split, in the recipe's order, which readers list them in; others come last."""
+    found: Shards = {name: [] for name in release.recipe["splits"]["ratios"]}
+    for file in release.shards(format_, suffix):
+        if split in {None, file.split}:
+            found.setdefault(str(file.split), []).append(file)
+    return {name: files for name, files in found.items() if files}
 
 
 def _written(front: dict[str, Any], text: str) -> str:
@@ -86,11 +76,8 @@ def preview_places(count: int) -> list[int]:
     return [place * count // shown for place in range(shown)]
 
 
-def _front_matter(release: Release, shards: Iterable[ReleaseFile]) -> dict[str, Any]:
-    paths = {}
-    for file in shards:
-        path = PurePosixPath(file.path)
-        paths[str(file.split)] = str(path.with_name(f"*{path.suffix}"))
+def _front_matter(release: Release, shards: Shards) -> dict[str, Any]:
+    paths = {split: PurePosixPath(files[-1].path) for split, files in shards.items()}
     recipe = release.recipe
     return {
         "pretty_name": release.name,
@@ -101,30 +88,38 @@ def _front_matter(release: Release, shards: Iterable[ReleaseFile]) -> dict[str, 
         "configs": [
             {
                 "config_name": "default",
-                "data_files": [{"split": split, "path": path} for split, path in paths.items()],
+                "data_files": [
+                    {"split": split, "path": str(path.with_name(f"*{path.suffix}"))}
+                    for split, path in paths.items()
+                ],
             }
         ],
     }
 
 
-def _info(release: Release, shards: Iterable[ReleaseFile]) -> dict[str, Any]:
-    by_split: dict[str, list[ReleaseFile]] = {}
-    for file in shards:
-        by_split.setdefault(str(file.split), []).append(file)
-    sizes = {split: sum(file.size for file in files) for split, files in by_split.items()}
+def _info(release: Release, shards: Shards) -> dict[str, Any]:
+    splits = [
+        {"name": split, "num_bytes": _size(files), "num_examples": _count(files)}
+        for split, files in shards.items()
+    ]
+    features = [
+        {"name": name, "dtype": DTYPES.get(kind, kind)} for name, kind in release.columns.items()
+    ]
+    size = sum(map(_size, shards.values()))
     return {
-        "features": _features(release),
-        "splits": [
-            {
-                "name": split,
-                "num_bytes": sizes[split],
-                "num_examples": sum(file.rows or 0 for file in files),
-            }
-            for split, files in by_split.items()
-        ],
-        "download_size": sum(sizes.values()),
-        "dataset_size": sum(sizes.values()),
+        "features": [{"name": IMAGE, "dtype": "image"}, *features],
+        "splits": splits,
+        "download_size": size,
+        "dataset_size": size,
     }
+
+
+def _size(files: Iterable[ReleaseFile]) -> int:
+    return sum(file.size for file in files)
+
+
+def _count(files: Iterable[ReleaseFile]) -> int:
+    return sum(file.rows or 0 for file in files)
 
 
 def _licence(licence: str) -> dict[str, str]:
@@ -133,27 +128,10 @@ def _licence(licence: str) -> dict[str, str]:
     return {"license": "other", "license_name": licence}
 
 
-def _features(release: Release) -> list[dict[str, str]]:
-    schema = pa.schema([pa.field(name, _type(kind)) for name, kind in release.columns.items()])
-    return [
-        {"name": name, "dtype": said.get("dtype", "image")}
-        for name, said in huggingface_features(shard_schema(schema)).items()
-    ]
-
-
-def _type(kind: str) -> pa.DataType:
-    # PyArrow prints float and double, and takes float32 and float64.
-    return pa.type_for_alias({"float": "float32", "double": "float64"}.get(kind, kind))
-
-
-def _text(release: Release, shards: Iterable[ReleaseFile], preview: str, files: str) -> str:
-    rows: dict[str, int] = {}
-    sizes: dict[str, int] = {}
-    for file in shards:
-        rows[str(file.split)] = rows.get(str(file.split), 0) + (file.rows or 0)
-        sizes[str(file.split)] = sizes.get(str(file.split), 0) + file.size
+def _text(release: Release, shards: Shards, preview: str, files: str) -> str:
     splits = "\n".join(
-        f"| {split} | {count:,} | {size_text(sizes[split])} |" for split, count in rows.items()
+        f"| {split} | {_count(some):,} | {size_text(_size(some))} |"
+        for split, some in shards.items()
     )
     columns = "\n".join(f"| `{name}` | {kind} |" for name, kind in release.columns.items())
     recipe = yaml.safe_dump(dict(release.recipe), sort_keys=False, allow_unicode=True)

@@ -19,7 +19,7 @@ from nanobanana_pipeline.datasets.formats.base import (
 )
 from nanobanana_pipeline.datasets.release_rows import KEY_COLUMN
 
-__all__ = ["IMAGE", "PARQUET_FORMAT", "ParquetShard", "huggingface_features", "shard_schema"]
+__all__ = ["DTYPES", "IMAGE", "PARQUET_FORMAT"]
 
 IMAGE: Final = "image"
 GROUP_ROWS: Final = 100
@@ -50,12 +50,7 @@ def shard_schema(table: pa.Schema) -> pa.Schema:
 
 
 class ParquetShard:
-    """One Parquet file while it is being written.
-
-    Args:
-        sink: where its bytes go.
-        schema: as `shard_schema` gives it.
-    """
+    """One Parquet file while it is being written, with the columns of a `shard_schema`."""
 
     def __init__(self, sink: Sink, schema: pa.Schema) -> None:
         self._schema = schema
@@ -74,12 +69,7 @@ class ParquetShard:
         self._held = 0
 
     def add(self, row: dict[str, Any], image: bytes) -> None:
-        """Append a row.
-
-        Args:
-            row: its metadata; its key and format among them.
-            image: the original's bytes.
-        """
+        """Append a row with its image."""
         if self._rows and self._held + len(image) > GROUP_BYTES:
             self._write()
         self._rows.append(row)
@@ -114,8 +104,6 @@ def _joined(images: list[bytes]) -> pa.Array:
 
 PARQUET_FORMAT: Final = ReleaseFormat(
     ShardFiles(
-        "parquet",
-        PARQUET_MEDIA_TYPE,
-        lambda sink, schema: ParquetShard(sink, shard_schema(schema)),
+        "parquet", PARQUET_MEDIA_TYPE, lambda sink, schema: ParquetShard(sink, shard_schema(schema))
     )
 )

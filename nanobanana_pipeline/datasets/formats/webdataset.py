@@ -36,23 +36,14 @@ INDEX_SCHEMA: Final = pa.schema(
 
 
 class TarShard:
-    """One tar while it is being written.
-
-    Args:
-        sink: where its bytes go.
-    """
+    """One tar while it is being written."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._index: list[dict[str, Any]] = []
 
     def add(self, row: dict[str, Any], image: bytes) -> None:
-        """Append a sample.
-
-        Args:
-            row: its metadata; its key, row_id, format and prompt among them.
-            image: the original's bytes.
-        """
+        """Append a sample."""
         key = row[KEY_COLUMN]
         offset = self._file(f"{key}.{row['format']}", image)
         self._file(f"{key}.json", metadata_json(row))
@@ -72,9 +63,8 @@ class TarShard:
         self._sink.write(PADDING[: 2 * tarfile.BLOCKSIZE])
         self._sink.write(PADDING[: -self._sink.tell() % tarfile.RECORDSIZE])
         body = io.BytesIO()
-        pq.write_table(
-            pa.Table.from_pylist(self._index, schema=INDEX_SCHEMA), body, compression="zstd"
-        )
+        index = pa.Table.from_pylist(self._index, schema=INDEX_SCHEMA)
+        pq.write_table(index, body, compression="zstd")
         return body.getvalue()
 
     def _file(self, name: str, data: bytes) -> int:

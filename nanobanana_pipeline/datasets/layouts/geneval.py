@@ -8,12 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from nanobanana_pipeline.datasets.layouts.base import (
-    ImageFile,
-    LayoutFile,
-    PulledRelease,
-    TextFile,
-)
+from nanobanana_pipeline.datasets.layouts.base import ImageFile, LayoutFile, PulledRelease, TextFile
 
 __all__ = ["lay_out_geneval"]
 

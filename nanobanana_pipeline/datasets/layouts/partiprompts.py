@@ -9,12 +9,7 @@ import io
 from collections.abc import Iterator
 from typing import Final
 
-from nanobanana_pipeline.datasets.layouts.base import (
-    ImageFile,
-    LayoutFile,
-    PulledRelease,
-    TextFile,
-)
+from nanobanana_pipeline.datasets.layouts.base import ImageFile, LayoutFile, PulledRelease, TextFile
 
 __all__ = ["lay_out_partiprompts"]
 

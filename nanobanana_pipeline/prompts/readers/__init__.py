@@ -30,11 +30,9 @@ class ReaderMatch(NamedTuple):
 
 
 def match_reader(name: str) -> ReaderMatch | None:
-    """Find the reader of a file; None if there is none.
+    """Find the reader of a path, URL or file name; None if there is none.
 
-    Args:
-        name: path, URL or file name. Only the last suffix but ``.gz`` counts: `prompts.v2.csv` is
-            CSV.
+    Only the last suffix but ``.gz`` counts: `prompts.v2.csv` is CSV.
     """
     plain, gzipped = name.lower(), name.lower().endswith(GZIPPED)
     plain = plain.removesuffix(GZIPPED)

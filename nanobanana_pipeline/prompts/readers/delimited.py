@@ -19,11 +19,9 @@ class BrokenRecord(NamedTuple):
 def delimited_chunks(
     records: Iterator[list[str] | BrokenRecord], scan: TableScan
 ) -> Iterator[Chunk]:
-    """Turn records of text fields into chunks; the first record is the header.
+    """Turn records of text fields, without blank lines, into chunks; the first is the header.
 
-    Args:
-        records: those of a file, without blank lines.
-        scan: gets the columns, and a fault for every broken record or one of another width.
+    The scan gets the columns, and a fault for every broken record or one of another width.
 
     Raises:
         PromptTableError: no usable header.
@@ -41,13 +39,9 @@ def delimited_chunks(
         if isinstance(record, BrokenRecord):
             scan.add_fault(number, "", record.text, record.reason)
         elif len(record) != len(names):
-            scan.add_fault(
-                number,
-                "",
-                "\t".join(record),
-                f"has {len(record)} fields, and the header has {len(names)}: "
-                "check its separators and quotes",
-            )
+            reason = f"has {len(record)} fields, and the header has {len(names)}: "
+            reason += "check its separators and quotes"
+            scan.add_fault(number, "", "\t".join(record), reason)
         else:
             numbers.append(number)
             rows.append(record)

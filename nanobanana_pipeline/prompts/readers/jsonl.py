@@ -56,13 +56,9 @@ class _Objects:
 
     def chunk(self) -> Chunk:
         """Hand over what has come since the last time."""
-        chunk = Chunk(
-            self.numbers,
-            {
-                self._names[raw]: self._texts(self._names[raw], values)
-                for raw, values in self._cells.items()
-            },
-        )
+        cells = {self._names[raw]: values for raw, values in self._cells.items()}
+        columns = {name: self._texts(name, values) for name, values in cells.items()}
+        chunk = Chunk(self.numbers, columns)
         self.numbers, self._cells = [], {}
         return chunk
 

@@ -16,12 +16,7 @@ SCAN_BYTES: Final = 1 << 20
 
 @contextmanager
 def utf8_text(file: IO[bytes], scan: TableScan, newline: str) -> Iterator[TextIO]:
-    """A file as text, without its byte order mark; the file stays open.
-
-    Args:
-        file: at its beginning.
-        scan: of the table.
-        newline: as `open` takes it.
+    """A file, from its beginning, as text without its byte order mark; the file stays open.
 
     Raises:
         PromptTableError: the file is not UTF-8.
