@@ -8,13 +8,11 @@ from typing import Final
 import pandas as pd
 
 from nanobanana_pipeline.generation.budget.counters import Counter, day_scope
-from nanobanana_pipeline.generation.manifest.manifest import (
-    read_all_current,
-    read_current,
-)
+from nanobanana_pipeline.generation.manifest.manifest import read_all_current, read_current
 from nanobanana_pipeline.generation.planning.planner import Launch, plan_cells
 from nanobanana_pipeline.generation.planning.run_files import RunPlan
 from nanobanana_pipeline.money import Budget
+from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["Estimate", "Quote", "estimate", "quote", "room_today"]
@@ -51,13 +49,7 @@ class Quote:
 
 
 def quote(
-    store: ObjectStore,
-    realm: str,
-    launch: Launch,
-    prompts: pd.DataFrame,
-    *,
-    budget: Budget,
-    slots: int,
+    store: ObjectStore, account: Account, launch: Launch, prompts: pd.DataFrame, *, slots: int
 ) -> Quote:
     """Work out what a launch of checked prompts, of a prompt set or not, would do. Writes nothing.
 
@@ -65,7 +57,7 @@ def quote(
         PlanError: the launch could not start.
         StorageError: S3 refuses or holds damaged objects.
     """
-    launch_plan = plan_cells(store, realm, launch, prompts, budget)
+    launch_plan = plan_cells(store, account, launch, prompts)
     plan = launch_plan.run_plan
     return Quote(plan, estimate(store, plan, slots), bool(launch_plan.changes))
 
