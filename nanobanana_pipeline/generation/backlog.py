@@ -51,29 +51,20 @@ class Share:
     """What a launch of a partition may buy.
 
     Attributes:
-        wanted: the partition.
-        requests: that are to be bought.
-        images: that these ask for.
-        max_images: as many of them as there is room for; 0 where only a manifest or what was
-            bought before is missing.
+        max_images: as many as there is room for; 0 where only a manifest or what was bought before
+            is missing.
     """
 
     wanted: Backlog
-    requests: int
-    images: int
     max_images: int
 
 
 def find_backlog(store: ObjectStore, first: Iterable[tuple[str, int]] = ()) -> list[Backlog]:
     """Partitions that may lack cells, in the order in which they should be launched.
 
-    First those that are named, also where they were never launched; then those that lack fewest,
-    so that they become whole; then by name and seed. Reads one small object a partition and a
-    prompt set.
-
-    Args:
-        store: the bucket.
-        first: prompt sets and seeds; those whose prompt set does not exist are left out.
+    Those named in `first` (prompt set, seed) come first, also where they were never launched, but
+    for those whose prompt set does not exist; then those that lack fewest, so that they become
+    whole; then by name and seed. Reads one small object a partition and a prompt set.
 
     Raises:
         PromptTableError: a prompt set's ``current.json`` is damaged.
@@ -99,13 +90,9 @@ def share_budget(
 ) -> Iterator[Share]:
     """Deal out the room of a budget, the first ones first.
 
-    Args:
-        store: the bucket.
-        account: whose pictures these are, their price and the caps; partitions whose own cap has no
-            room are left out.
-        wanted: of `find_wanted`. One after another is looked into (its prompt set, its manifest,
-            and the ledger's entries of what is not settled) until the room is used up.
-        room: images that may be bought in all.
+    One partition of `find_backlog` after another is looked into (its prompt set, its manifest, and
+    the ledger's entries of what is not settled) until `room`, the images that may be bought in all,
+    is used up. Partitions whose own cap has no room are left out.
 
     Raises:
         PlanError: a partition cannot be launched.
@@ -141,10 +128,9 @@ def _share(store: ObjectStore, account: Account, wanted: Backlog, room: int) -> 
     launch = Launch(wanted.prompt_set, wanted.seed, "share", limit=wanted.limit)
     run_plan = plan_cells(store, account, launch, prompts).run_plan
     if not run_plan.buy:
-        comes_to_something = run_plan.resume or wanted.is_stale
-        return Share(wanted, 0, 0, 0) if comes_to_something else None
+        return Share(wanted, 0) if run_plan.resume or wanted.is_stale else None
     scope = partition_scope(store, account.budget, wanted.prompt_set, wanted.seed)
     spent = scope.read()
     own = scope.cap.room(spent.images_counted, spent.cost_counted, account.budget.price)
     allowed = min(run_plan.buy_images, room, run_plan.buy_images if own is None else own)
-    return Share(wanted, run_plan.buy, run_plan.buy_images, allowed) if allowed else None
+    return Share(wanted, allowed) if allowed else None

@@ -8,6 +8,7 @@ a machine of its own.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version as installed_version
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -59,25 +60,11 @@ from nanobanana_pipeline.storage.cas import contention
 from nanobanana_pipeline.storage.versioned import packed
 from nanobanana_pipeline.wording import counted
 
-__all__ = [
-    "collect",
-    "needs_rescue",
-    "plan",
-    "settle_shard",
-]
+__all__ = ["collect", "needs_rescue", "plan", "settle_shard"]
 
 
-def plan(
-    store: ObjectStore,
-    account: Account,
-    launch: Launch,
-) -> RunPlan:
+def plan(store: ObjectStore, account: Account, launch: Launch) -> RunPlan:
     """Find what is missing, and write run files for it.
-
-    Args:
-        store: the bucket.
-        account: whose pictures these are, their price and the caps.
-        launch: what was asked for.
 
     Raises:
         PlanError: the launch must not start; the text says why and what to do.
@@ -112,16 +99,9 @@ def settle_shard(
     on_progress: Callable[[Progress], None] | None = None,
     timing: Timing = DEFAULT_TIMING,
 ) -> Report:
-    """Settle the requests of one run file.
+    """Settle the requests of one run file, `slots` at once at most (the account's if None).
 
-    Args:
-        store: the bucket.
-        account: at the provider.
-        run_id: the launch.
-        shard: one of `RunPlan.shards`.
-        slots: most requests at the provider at once; the account's if None.
-        on_progress: called now and then from this thread.
-        timing: how long the engine waits, and how often it tries.
+    `on_progress` is called now and then from this thread.
 
     Raises:
         PlanError: fewer than one slot.
@@ -171,7 +151,9 @@ def collect(
         limit=run_plan.limit,
         model=account.provider.request_model,
     )
-    missing = _state_of_missing(run_plan, report)
+    # A run that may not buy meets no cap.
+    capped = report.over_budget and run_plan.max_images != 0
+    missing = CellState.OVER_BUDGET if capped else CellState.PENDING
     back_off = contention(f"the manifest of {run_plan.prompt_set}, seed {run_plan.seed}")
     while True:
         before, etag = read_current(store, run_plan.prompt_set, run_plan.seed)
@@ -222,7 +204,8 @@ def _outcome_tables(
 
     From the current manifest, from the run's shard logs, and for the rest from the ledger.
     """
-    logged = outcomes(_read_shard_logs(store, run_plan), store.uri)
+    logs = (read_shard_log(store, run_plan.run_id, shard) for shard in run_plan.shards)
+    logged = outcomes(chain.from_iterable(logs), store.uri)
     settled_keys = read_settled_keys(store, before, OUTCOMES.names)
     keys = pc.unique(pa.array(cells.frame["request_key"]))
     requested = cells.frame.loc[cells.frame["requested"], "request_key"]
@@ -236,31 +219,15 @@ def _outcome_tables(
     return [settled_keys.settled, logged, read]
 
 
-def _state_of_missing(run_plan: RunPlan, report: Report) -> CellState:
-    """The state of cells that were not bought; a run that may not buy meets no cap."""
-    capped = report.over_budget and run_plan.max_images != 0
-    return CellState.OVER_BUDGET if capped else CellState.PENDING
-
-
 def needs_rescue(entry: Entry, run_id: str) -> bool:
     """Whether a run has bought something that is neither stored nor given up."""
     unfinished = {State.SUBMITTING, State.ACCEPTED, State.IN_DOUBT}
     return entry.state in unfinished and any(a.run_id == run_id for a in entry.attempts)
 
 
-def _read_shard_logs(store: ObjectStore, run_plan: RunPlan) -> Iterator[Entry]:
-    for shard in run_plan.shards:
-        yield from read_shard_log(store, run_plan.run_id, shard)
-
-
 @dataclass
 class _LedgerScan:
-    """Notes, while entries are read, which of them are abandoned or need a rescue.
-
-    Attributes:
-        abandoned: request keys that a person has given up.
-        needs_rescue: whether `needs_rescue` holds for any of them.
-    """
+    """Notes, while entries are read, keys of abandoned ones, and whether any needs a rescue."""
 
     run_id: str
     abandoned: list[str] = field(default_factory=list)

@@ -1,18 +1,14 @@
 """`quote`: what a launch would buy, cost, store and take, without launching it."""
 
-import itertools
 import statistics
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import pandas as pd
 
 from nanobanana_pipeline.generation.budget.counters import Counter, day_scope
-from nanobanana_pipeline.generation.manifest.manifest import (
-    CurrentManifest,
-    read_all_current,
-    read_current,
-)
+from nanobanana_pipeline.generation.manifest.manifest import read_all_current, read_current
 from nanobanana_pipeline.generation.planning.planner import Launch, plan_cells
 from nanobanana_pipeline.generation.planning.run_files import RunPlan
 from nanobanana_pipeline.money import Budget
@@ -43,8 +39,6 @@ class Quote:
     """The plan of a launch that was not started.
 
     Attributes:
-        plan: as the launch would write it.
-        estimate: of its bytes and its time.
         changes: it names picture parameters other than those the partition was made with, so it
             needs `change_parameters`.
     """
@@ -55,21 +49,9 @@ class Quote:
 
 
 def quote(
-    store: ObjectStore,
-    account: Account,
-    launch: Launch,
-    prompts: pd.DataFrame,
-    *,
-    slots: int,
+    store: ObjectStore, account: Account, launch: Launch, prompts: pd.DataFrame, *, slots: int
 ) -> Quote:
-    """Work out what a launch would do. Writes nothing.
-
-    Args:
-        store: the bucket.
-        account: whose pictures these are, their price and the caps.
-        launch: what would be launched.
-        prompts: checked prompts, of a prompt set or not.
-        slots: most requests at the provider at once.
+    """Work out what a launch of checked prompts, of a prompt set or not, would do. Writes nothing.
 
     Raises:
         PlanError: the launch could not start.
@@ -83,7 +65,8 @@ def quote(
 def estimate(store: ObjectStore, plan: RunPlan, slots: int) -> Estimate:
     """Estimate a plan from the same partition's last manifest, else from others' in the bucket."""
     current, _ = read_current(store, plan.prompt_set, plan.seed)
-    manifests = [current] if current and current.images else _other_manifests(store)
+    others = (other for other in read_all_current(store) if other.images)
+    manifests = [current] if current and current.images else list(islice(others, MAX_OTHERS))
     sizes = [m.size / m.images for m in manifests if m.images]
     waits = [m.request_seconds for m in manifests if m.request_seconds]
     return Estimate(
@@ -98,8 +81,3 @@ def room_today(store: ObjectStore, budget: Budget) -> tuple[Counter, int | None]
     counter = scope.read()
     room = scope.cap.room(counter.images_counted, counter.cost_counted, budget.price)
     return counter, room
-
-
-def _other_manifests(store: ObjectStore) -> list[CurrentManifest]:
-    with_images = (current for current in read_all_current(store) if current.images)
-    return list(itertools.islice(with_images, MAX_OTHERS))

@@ -27,8 +27,7 @@ class StoredImage(BaseModel):
 
     Attributes:
         sample: which of the request's samples, from 0.
-        sha256: of the bytes, 64 hexadecimal digits.
-        size: bytes.
+        sha256, size: of the bytes: 64 hexadecimal digits, and their number.
         format: ``png``, ``jpg`` or ``webp``, as the bytes themselves say.
         width, height: pixels.
         key: of the object, below the prefix.

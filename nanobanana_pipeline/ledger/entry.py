@@ -19,24 +19,11 @@ from typing import Annotated, Any, Final, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, computed_field
 
 from nanobanana_pipeline.errors import ForbiddenTransition
-from nanobanana_pipeline.ledger.attempt import (
-    Attempt,
-    Outcome,
-    StoredImage,
-    new_nonce,
-    now_iso,
-)
+from nanobanana_pipeline.ledger.attempt import Attempt, Outcome, StoredImage, new_nonce, now_iso
 from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage.cas import parse_json
 
-__all__ = [
-    "COSTING",
-    "MAX_FAILURES",
-    "SCHEMA",
-    "UNSURE",
-    "Entry",
-    "State",
-]
+__all__ = ["COSTING", "MAX_FAILURES", "SCHEMA", "UNSURE", "Entry", "State"]
 
 SCHEMA: Final = 1
 MAX_FAILURES: Final = 3
@@ -61,6 +48,7 @@ UNSURE: Final = frozenset({State.IN_DOUBT, State.LOST})
 COSTING: Final = frozenset(Outcome) - {Outcome.NOT_SENT, Outcome.REFUSED, Outcome.FAILED}
 """Outcomes of attempts that count as spent: the provider may have charged them."""
 
+_UNANSWERED: Final = {Outcome.SUBMITTING, Outcome.IN_DOUBT}
 _WEIGHT: Final = {
     Outcome.SETTLED: 5,
     Outcome.SUBMITTING: 4,
@@ -121,14 +109,7 @@ class Entry(BaseModel):
         return tuple(self.request.get("ref_sha256", ()))
 
     @classmethod
-    def new(
-        cls,
-        request: ImageRequest,
-        request_key: str,
-        *,
-        realm: str,
-        variant: str = "",
-    ) -> Self:
+    def new(cls, request: ImageRequest, request_key: str, *, realm: str, variant: str = "") -> Self:
         """An entry without attempts."""
         return cls(
             request_key=request_key,
@@ -225,32 +206,21 @@ class Entry(BaseModel):
         Raises:
             ForbiddenTransition: the attempt is not submitting any more.
         """
-        return self._step(nonce, {Outcome.SUBMITTING}, outcome=Outcome.SUBMITTING)
+        return self._step(nonce, {Outcome.SUBMITTING}, Outcome.SUBMITTING)
 
     def not_sent(self, nonce: str, reason: str) -> "Entry":
         """The attempt surely bought nothing: the request is as open as before it."""
-        return self._step(
-            nonce,
-            {Outcome.SUBMITTING, Outcome.IN_DOUBT},
-            outcome=Outcome.NOT_SENT,
-            reason=reason,
-        )
+        return self._step(nonce, _UNANSWERED, Outcome.NOT_SENT, reason=reason)
 
     def refuse(self, nonce: str, reason: str) -> "Entry":
         """The provider will not draw this request."""
-        return self._step(
-            nonce, {Outcome.SUBMITTING, Outcome.IN_DOUBT}, outcome=Outcome.REFUSED, reason=reason
-        )
+        return self._step(nonce, _UNANSWERED, Outcome.REFUSED, reason=reason)
 
     def doubt(self, nonce: str, reason: str, provider_id: str | None = None) -> "Entry":
         """It is unknown whether the attempt was bought; the first reason for the doubt stays."""
-        return self._step(
-            nonce,
-            {Outcome.SUBMITTING},
-            outcome=Outcome.IN_DOUBT,
-            reason=self.attempt(nonce).reason or reason,
-            provider_id=provider_id,
-        )
+        first = self.attempt(nonce).reason or reason
+        sent = {Outcome.SUBMITTING}
+        return self._step(nonce, sent, Outcome.IN_DOUBT, reason=first, provider_id=provider_id)
 
     def accept(
         self,
@@ -268,8 +238,8 @@ class Entry(BaseModel):
             )
         return self._step(
             nonce,
-            {Outcome.SUBMITTING, Outcome.IN_DOUBT},
-            outcome=Outcome.ACCEPTED,
+            _UNANSWERED,
+            Outcome.ACCEPTED,
             provider_id=provider_id,
             accepted=attempt.accepted or now_iso(),
             output=tuple(output),
@@ -279,33 +249,18 @@ class Entry(BaseModel):
 
     def fail(self, nonce: str, reason: str) -> "Entry":
         """The provider says that it drew nothing."""
-        return self._step(
-            nonce,
-            {Outcome.SUBMITTING, Outcome.IN_DOUBT, Outcome.ACCEPTED},
-            outcome=Outcome.FAILED,
-            reason=reason,
-        )
+        return self._step(nonce, {*_UNANSWERED, Outcome.ACCEPTED}, Outcome.FAILED, reason=reason)
 
     def lose(self, nonce: str, reason: str, images: Iterable[StoredImage] = ()) -> "Entry":
         """Paid for, and not all of its pictures can be had; those that were stored are kept."""
         kept = {image.sample: image for image in (*images, *self.images)}
-        return self._step(
-            nonce,
-            {Outcome.ACCEPTED},
-            images=tuple(kept[sample] for sample in sorted(kept)),
-            outcome=Outcome.LOST,
-            reason=reason,
-        )
+        stored = tuple(kept[sample] for sample in sorted(kept))
+        return self._step(nonce, {Outcome.ACCEPTED}, Outcome.LOST, images=stored, reason=reason)
 
     def abandon(self, nonce: str, reason: str) -> "Entry":
         """A person gives a doubt or a loss up: it counts as paid for, and as no gap."""
-        return self._step(
-            nonce,
-            {Outcome.IN_DOUBT, Outcome.LOST},
-            outcome=Outcome.LOST,
-            reason=reason,
-            abandoned=True,
-        )
+        unsure = {Outcome.IN_DOUBT, Outcome.LOST}
+        return self._step(nonce, unsure, Outcome.LOST, reason=reason, abandoned=True)
 
     def settle(
         self, nonce: str, images: Iterable[StoredImage], seed_reported: int | None = None
@@ -324,8 +279,8 @@ class Entry(BaseModel):
         return self._step(
             nonce,
             {Outcome.ACCEPTED, Outcome.LOST},
+            Outcome.SETTLED,
             images=images,
-            outcome=Outcome.SETTLED,
             seed_reported=seed_reported,
             reason=None,
         )
@@ -334,8 +289,8 @@ class Entry(BaseModel):
         self,
         nonce: str,
         allowed: set[Outcome],
-        *,
         outcome: Outcome,
+        *,
         images: tuple[StoredImage, ...] | None = None,
         **changes: Any,  # noqa: ANN401 - fields of an attempt
     ) -> "Entry":
@@ -356,8 +311,7 @@ class Entry(BaseModel):
         if images is None or self.state is State.SETTLED:
             images = self.images
         return self._changed(
-            attempts=tuple(changed if a.nonce == nonce else a for a in self.attempts),
-            images=images,
+            attempts=tuple(changed if a.nonce == nonce else a for a in self.attempts), images=images
         )
 
     def _changed(self, **changes: Any) -> "Entry":  # noqa: ANN401

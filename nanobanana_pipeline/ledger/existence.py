@@ -36,11 +36,8 @@ def leave_out_absent(
 ) -> list[str]:
     """Leave out requests without a ledger entry, as far as that is cheap to find out.
 
-    Args:
-        store: the bucket.
-        request_keys: any number; of fewer than `MANY` none is left out.
-        page_size: keys that are looked at together.
-        min_requests_a_page: where a page decides fewer, the rest is not listed.
+    Of fewer than `MANY` none is left out. Where a page of `page_size` keys decides fewer than
+    `min_requests_a_page`, the rest is not listed.
 
     Returns:
         The others, in the same order: those that have an entry, and those that are cheaper to read

@@ -57,10 +57,8 @@ class Ledger:
     Every method raises `StorageUnavailable` when S3 stays silent, or refuses every write, for
     `patience_seconds`.
 
-    Args:
-        store: the bucket.
-        patience_seconds: how long a write is repeated while S3 is silent.
-        paid_patience_seconds: the same once something was paid for.
+    A write is repeated so long while S3 is silent; once something was paid for, for
+    `paid_patience_seconds`.
     """
 
     def __init__(
@@ -106,18 +104,11 @@ class Ledger:
         lease_seconds: float,
         rebuy: bool = False,
     ) -> Held | None:
-        """Begin an attempt, in one write.
+        """Begin an attempt, in one write; None if somebody else was quicker, or the entry changed.
 
-        Args:
-            held: the entry as it was read; None to claim a request that was never tried.
-            fresh: the entry to create in that case.
-            run_id: whose attempt this is.
-            nonce: the attempt's own (see `new_nonce`).
-            lease_seconds: how long the claim stands without a sign of life.
-            rebuy: allow it for a request in doubt or lost.
-
-        Returns:
-            The claimed entry; None if somebody else was quicker, or the entry changed.
+        `held` is the entry as it was read; None to claim a request that was never tried, and to
+        create the entry `fresh`. The claim stands for `lease_seconds` without a sign of life.
+        `rebuy` allows it for a request in doubt or lost.
 
         Raises:
             ForbiddenTransition: the entry is in a state that allows no attempt.
@@ -127,22 +118,12 @@ class Ledger:
         return self._write(claimed, held.etag if held else None, self._patience)
 
     def apply(
-        self,
-        held: Held,
-        change: Callable[[Entry], Entry],
-        *,
-        patience_seconds: float | None = None,
+        self, held: Held, change: Callable[[Entry], Entry], *, patience_seconds: float | None = None
     ) -> Held:
-        """Take a step, on top of whatever others have written meanwhile.
+        """Take one of `Entry`'s steps; after a lost race again, on the newer entry.
 
-        Args:
-            held: the entry as last seen.
-            change: one of `Entry`'s steps; called again on the newer entry after a lost race.
-            patience_seconds: how long to go on while S3 is silent, or others are quicker; the
-                ledger's own if None.
-
-        Returns:
-            The entry with the step taken.
+        It goes on for `patience_seconds` (the ledger's own if None) while S3 is silent, or others
+        are quicker.
 
         Raises:
             ForbiddenTransition: the newer entry does not allow the step.

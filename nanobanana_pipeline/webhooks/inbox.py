@@ -32,12 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def attempt_id(request_key: str, nonce: str) -> str:
-    """One attempt at one request: what its `track_id` begins with, and the path of its webhook.
-
-    Args:
-        request_key: 64 hexadecimal digits.
-        nonce: the attempt's own, 16 hexadecimal digits.
-    """
+    """One attempt at one request: what its `track_id` begins with, and the path of its webhook."""
     return f"{request_key}.{nonce}"
 
 

@@ -194,10 +194,7 @@ def document() -> dict[str, Any]:
     ]
     return {
         "openapi": "3.1.0",
-        "info": {
-            "title": "Nanobanana webhook receiver",
-            "version": version("nanobanana-pipeline"),
-        },
+        "info": {"title": "Nanobanana webhook receiver", "version": version("nanobanana-pipeline")},
         "paths": {
             "/webhooks/{attempt_id}/{token}": {
                 "post": {

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Final, Self
 
 from nanobanana_pipeline.errors import (
@@ -79,11 +79,9 @@ class Report:
     Attributes:
         states: requests by their state at the end; `open` means not bought in this run.
         bought: how many the provider accepted in this run.
-        images: pictures stored by this run.
-        size: their bytes.
+        images, size: pictures stored by this run, and their bytes.
         seconds: wall time.
-        provider_seconds: summed over requests, from sending to seeing that they are done.
-        served: requests over which that is summed.
+        provider_seconds: summed over `served` requests, from sending to seeing that they are done.
         rate_limited: answers that said 429.
         spent: images that count as bought: all but those that surely were not.
         over_budget: requests that were not bought because of a cap.
@@ -110,33 +108,17 @@ class Report:
         return self.provider_seconds / self.served if self.served else None
 
     def __iadd__(self, other: Self) -> Self:
-        self.states += other.states
-        self.bought += other.bought
-        self.images += other.images
-        self.size += other.size
-        self.seconds += other.seconds
-        self.provider_seconds += other.provider_seconds
-        self.served += other.served
-        self.rate_limited += other.rate_limited
-        self.spent += other.spent
-        self.over_budget += other.over_budget
-        self.reasons += other.reasons
-        self.halted = self.halted or other.halted
+        for name in (each.name for each in fields(self)):
+            mine, more = getattr(self, name), getattr(other, name)
+            setattr(self, name, mine or more if name == "halted" else mine + more)
         return self
 
 
 class Engine:
     """Settles one shard of requests; made anew for each.
 
-    Args:
-        store: the bucket.
-        account: at the provider.
-        slots: how many requests may be at the provider at once.
-        budget: what may be spent; its run id is written into every attempt.
-        rebuy: send requests in doubt or lost again.
-        on_settled: is given each entry that this engine settles, from any of its threads.
-        metrics: counts what happens.
-        timing: how long it waits, and how often it tries.
+    The budget's run id is written into every attempt; with `rebuy` requests in doubt or lost are
+    sent again. `on_settled` is given each entry that this engine settles, from any of its threads.
     """
 
     def __init__(
@@ -193,11 +175,8 @@ class Engine:
     ) -> Report:
         """Settle what can be settled; what cannot is left in a state that says why.
 
-        Args:
-            planned: the requests; taken one by one, and not kept.
-            count: how many these are.
-            on_progress: called now and then from this thread. What it raises stops the engine as
-                an interrupt does.
+        The planned requests, `count` of them, are taken one by one, and not kept. `on_progress` is
+        called now and then from this thread; what it raises stops the engine as an interrupt does.
 
         Raises:
             BaseException: what interrupted the calling thread, once nothing more is sent and
@@ -246,18 +225,14 @@ class Engine:
         self._metrics.slots(self._slots.in_use, self._slots.limit)
         due = time.monotonic() + self._timing.progress_seconds
         while not threads.wait(0.2):
-            self._renew_heartbeat()
+            try:
+                self._budget.renew()
+            except StorageUnavailable as error:  # while S3 is silent nothing can be bought anyway
+                log.warning("the heartbeat of this shard could not be written: %s", error)
             self._metrics.slots(self._slots.in_use, self._slots.limit)
             if time.monotonic() >= due:
                 due += self._timing.progress_seconds
                 report_progress()
-
-    def _renew_heartbeat(self) -> None:
-        """Renew the heartbeat; while S3 is silent nothing can be bought anyway."""
-        try:
-            self._budget.renew()
-        except StorageUnavailable as error:
-            log.warning("the heartbeat of this shard could not be written: %s", error)
 
     def _wind_down(
         self, submitting: ThreadGroup, transferring: ThreadGroup, deadline: float

@@ -5,8 +5,9 @@
 
 import logging
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 from nanobanana_pipeline.errors import ForbiddenTransition, StorageError
 from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING, Timing
@@ -17,15 +18,15 @@ __all__ = ["InFlight", "Submission"]
 
 log = logging.getLogger(__name__)
 
+STOPPED: Final = "stopped before an answer came"
+
 
 @dataclass
 class Submission:
     """One attempt of an item, from its claim to its outcome.
 
-    Attributes:
-        item: whose attempt it is; holds the entry as last written.
-        nonce: the attempt's own.
-        sent: `boot_clock` when it was sent; None if that was another run.
+    The item holds the entry as last written. `sent` is `boot_clock` when it was sent; None if that
+    was another run.
     """
 
     item: WorkItem
@@ -46,12 +47,7 @@ class Submission:
 
 
 class InFlight:
-    """The attempts of one shard that are between two writes. Safe to share between threads.
-
-    Args:
-        ledger: where they are put in doubt.
-        timing: when an acceptance that is not written counts as late.
-    """
+    """The attempts of one shard that are between two writes. Safe to share between threads."""
 
     def __init__(self, ledger: Ledger, timing: Timing = DEFAULT_TIMING) -> None:
         self._ledger = ledger
@@ -88,7 +84,7 @@ class InFlight:
             claimed = list(self._claimed.items())
         for nonce, held in claimed:
             try:
-                self._ledger.apply(held, _doubt_of(nonce))
+                self._ledger.apply(held, partial(Entry.doubt, nonce=nonce, reason=STOPPED))
             except ForbiddenTransition:
                 log.info("request %s was answered meanwhile", held.entry.request_key)
             except StorageError as error:
@@ -110,7 +106,3 @@ class InFlight:
                 "--provider-id %s",
                 *(key, provider_id, key, provider_id),
             )
-
-
-def _doubt_of(nonce: str) -> Callable[[Entry], Entry]:
-    return lambda entry: entry.doubt(nonce, "stopped before an answer came")

@@ -64,12 +64,7 @@ DURATIONS: Final = {
 
 
 class Metrics:
-    """Counts, gauges and durations of one shard; nothing without a meter. Thread-safe.
-
-    Args:
-        meter: makes the instruments.
-        price: of an image; None if unknown.
-    """
+    """Counts, gauges and durations of one shard; nothing without a meter. Thread-safe."""
 
     def __init__(self, meter: "Meter | None" = None, price: Decimal | None = None) -> None:
         self._price = price
@@ -148,11 +143,8 @@ NO_METRICS: Final = Metrics()
 def open_metrics(run_id: str, price: Decimal | None) -> Iterator[Metrics]:
     """Metrics of one shard, sent by OTLP over HTTP as OpenTelemetry's own variables say.
 
-    Where they cannot be sent that is logged; buying and storing go on.
-
-    Args:
-        run_id: stands in ``service.instance.id``, which is made unique.
-        price: of an image; None if unknown.
+    The run id stands in ``service.instance.id``, which is made unique. Where they cannot be sent
+    that is logged; buying and storing go on.
     """
     provider = _provider(run_id) if any(os.environ.get(name) for name in ENDPOINTS) else None
     if provider is None:
@@ -170,9 +162,7 @@ def open_metrics(run_id: str, price: Decimal | None) -> Iterator[Metrics]:
 def _provider(run_id: str) -> "MeterProvider | None":
     """Collects and sends, in a thread of its own; None if OpenTelemetry's variables are wrong."""
     # 0.2 s of CPU, spent only where metrics are exported.
-    from opentelemetry.exporter.otlp.proto.http.metric_exporter import (  # noqa: PLC0415
-        OTLPMetricExporter,
-    )
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter  # noqa: PLC0415
     from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415
     from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader  # noqa: PLC0415
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource  # noqa: PLC0415

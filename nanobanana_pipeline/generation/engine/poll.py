@@ -30,12 +30,7 @@ log = logging.getLogger(__name__)
 class Poller:
     """Waits until the provider is done with a request. Safe to share between threads.
 
-    Args:
-        provider: the account.
-        inbox: holds the payloads of webhooks.
-        slots: knows the provider's usual latency.
-        give_up: once set, nothing is waited for.
-        timing: how often it polls, and for how long.
+    Once `give_up` is set, nothing is waited for. The slots know the provider's usual latency.
     """
 
     def __init__(
@@ -56,16 +51,11 @@ class Poller:
     def poll(
         self, provider_id: str, *, sent: float | None = None, webhook_id: str | None = None
     ) -> Done | Failed | Missing | Finished:
-        """Poll until the provider is done.
+        """Poll until the provider is done: its outcome, or `Finished` where waiting ended before.
 
-        Args:
-            provider_id: the provider's id of the request.
-            sent: `boot_clock` when it was sent; None if another run sent it.
-            webhook_id: the attempt's id in the inbox; None where no webhook will come. A webhook
-                is only a hint: its news are confirmed by a fetch.
-
-        Returns:
-            The provider's outcome; `Finished` where waiting ended before there was one.
+        `sent` is `boot_clock` when it was sent, or None if another run sent it; `webhook_id` the
+        attempt's id in the inbox, or None where no webhook will come. A webhook is only a hint: its
+        news are confirmed by a fetch.
 
         Raises:
             ProviderHalt: the provider refuses the account.
@@ -112,12 +102,9 @@ class Poller:
 
 
 def _pause(timing: Timing, elapsed: float, usual: tuple[float, float] | None = None) -> float:
-    """Seconds until the next poll.
+    """Seconds until the next poll, after so many since it was sent.
 
-    Args:
-        timing: the bounds.
-        elapsed: seconds since it was sent.
-        usual: seconds between which most requests finish, if that is known.
+    Most requests finish between the `usual` seconds, if those are known.
     """
     pause = max(timing.first_poll_seconds, timing.poll_share * elapsed)
     pause = min(pause, timing.max_poll_seconds)

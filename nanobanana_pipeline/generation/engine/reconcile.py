@@ -50,14 +50,10 @@ class Reconciler:
     def check_id(
         self, held: Held, attempt: Attempt, provider_id: str, *, is_sure: bool
     ) -> Step | None:
-        """Fetch a provider id that may be an attempt's; None if that settles nothing.
+        """Fetch an id that may be that of an attempt in doubt or lost; None if it settles nothing.
 
-        Args:
-            held: the entry.
-            attempt: one of its attempts, in doubt or lost.
-            provider_id: the provider's id, perhaps of this attempt.
-            is_sure: the source of the id named the attempt too; else the fetch must show the
-                request's own prompt.
+        `is_sure` says that the source of the id named the attempt too; else the fetch must show the
+        request's own prompt.
         """
         outcome = self._provider.fetch(provider_id)
         if isinstance(outcome, Halted):

@@ -64,22 +64,9 @@ log = logging.getLogger(__name__)
 class Submitter:
     """Claims, sends and polls requests. Safe to share between threads.
 
-    Args:
-        store: the bucket; its ledger has every step before the next is taken.
-        account: who buys.
-        slots: how many requests may be at the provider at once.
-        budget: what may be spent; its run id is written into every attempt.
-        stopping: how it is stopped.
-        rebuy: send requests in doubt or lost again.
-        metrics: counts what happens.
-        timing: how long it waits, and how often it tries.
-
     Attributes:
-        ledger: of the bucket.
-        in_flight: the attempts that are between two writes.
         accepted: how many the provider accepted.
-        provider_seconds: summed over requests, from sending to seeing that they are done.
-        served: requests over which that is summed.
+        provider_seconds: summed over `served` requests, from sending to seeing that they are done.
     """
 
     def __init__(
@@ -384,6 +371,5 @@ class Submitter:
 
 def _may_have_cost(held: Held | None, nonce: str) -> bool:
     """Whether an attempt counts as spent: all do that did not surely buy nothing."""
-    if held is None:
-        return False
-    return any(a.nonce == nonce and a.outcome in COSTING for a in held.entry.attempts)
+    attempts = held.entry.attempts if held else ()
+    return any(a.nonce == nonce and a.outcome in COSTING for a in attempts)

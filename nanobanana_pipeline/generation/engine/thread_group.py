@@ -25,11 +25,8 @@ class ThreadGroup:
 
     Daemons, for a thread that waits for an answer must not keep a stopped process alive: what it
     waits for is in the ledger. They are counted here, and not joined: a `Thread.join` that an
-    interrupt breaks takes a running thread for ended (CPython's answer to bpo-45274).
-
-    Args:
-        name: of the threads, with a number behind it.
-        job: what each does; what it raises ends its thread.
+    interrupt breaks takes a running thread for ended (CPython's answer to bpo-45274). What the job
+    raises ends its thread.
     """
 
     def __init__(self, name: str, job: Callable[[], None]) -> None:

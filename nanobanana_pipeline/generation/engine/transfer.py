@@ -4,10 +4,10 @@ An image is downloaded and stored by PUT. One that the provider wrote into the c
 is read with S3's credentials, and stored by a copy inside S3.
 """
 
+import dataclasses
 import hashlib
 import logging
 import threading
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import tenacity
@@ -42,25 +42,24 @@ class _Expired(ImageGone):
     """The provider has deleted a picture by its own rule: it will not come back."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class _VerifiedImage:
     """An image to be stored under `key`; `original` is an object of just these bytes."""
 
     key: str
-    data: bytes = field(repr=False)
+    data: bytes = dataclasses.field(repr=False)
     digest: bytes
     content_type: str
     original: Original | None
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Transferred:
     """The transfer of one accepted request.
 
     Attributes:
         held: its entry afterwards: settled, lost, or still accepted.
-        images: how many were stored.
-        size: their bytes.
+        images, size: how many were stored, and their bytes.
         reason: why it is not settled.
         refused: our own rules, or S3's, forbid to read it.
     """
@@ -75,15 +74,8 @@ class Transferred:
 class Transfer:
     """Stores accepted requests' images in the bucket. Safe to share between threads.
 
-    Args:
-        store: the bucket.
-        ledger: of the bucket.
-        provider: names a picture's URL once more.
-        downloader: reads a picture from its URL.
-        run_id: written beside every image.
-        metrics: counts what happens.
-        timing: how long it waits, and how often it tries.
-        give_up: once set, a silent bucket is waited for no longer; what was accepted stays so.
+    The run id is written beside every image. Once `give_up` is set, a silent bucket is waited for
+    no longer; what was accepted stays so.
     """
 
     def __init__(
@@ -172,7 +164,7 @@ class Transfer:
         timing = self._timing
         is_lost = held.entry.attempt(nonce).outcome is Outcome.LOST
         tries = timing.download_tries_once_lost if is_lost else timing.download_tries
-        for attempt in tenacity.Retrying(
+        retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(
                 lambda e: (
                     isinstance(e, DownloadError) and not isinstance(e, DownloadRefused | _Expired)
@@ -182,10 +174,8 @@ class Transfer:
             stop=tenacity.stop_after_delay(timing.download_seconds)
             | tenacity.stop_after_attempt(tries),
             reraise=True,
-        ):
-            with attempt:
-                return self._transfer_once(held, nonce, sample, url)
-        raise AssertionError  # tenacity gives a result or raises
+        )
+        return retrying(self._transfer_once, held, nonce, sample, url)
 
     def _transfer_once(self, held: Held, nonce: str, sample: int, url: str) -> StoredImage:
         # Unchecked: a rule that is newer than the request must not stop its pictures.
@@ -202,14 +192,7 @@ class Transfer:
         image = _VerifiedImage(key, data, digest.digest(), content_type, delivered.original)
         self._store_with_retries(held, image)
         return StoredImage(
-            sample=sample,
-            sha256=sha256,
-            size=len(data),
-            format=facts.format,
-            width=facts.width,
-            height=facts.height,
-            key=key,
-            marks=facts.marks,
+            sample=sample, sha256=sha256, size=len(data), key=key, **dataclasses.asdict(facts)
         )
 
     def _read(self, held: Held, nonce: str, url: str) -> Delivered:
@@ -233,7 +216,7 @@ class Transfer:
         Raises:
             StorageFull: at once: waiting makes no room.
         """
-        for attempt in tenacity.Retrying(
+        tenacity.Retrying(
             retry=tenacity.retry_if_exception(
                 lambda e: isinstance(e, StorageUnavailable) and not isinstance(e, StorageFull)
             ),
@@ -241,22 +224,16 @@ class Transfer:
             stop=tenacity.stop_after_delay(self._timing.paid_patience_seconds)
             | tenacity.stop_when_event_set(self._give_up),
             sleep=tenacity.sleep_using_event(self._give_up),
+            after=self._count_failure,
             reraise=True,
-        ):
-            with attempt:
-                try:
-                    self._store_once(held, image)
-                except StorageFull:
-                    raise
-                except StorageUnavailable as error:
-                    self._count_failure(error)
-                    raise
+        )(self._store_once, held, image)
 
-    def _count_failure(self, error: StorageUnavailable) -> None:
+    def _count_failure(self, failed: tenacity.RetryCallState) -> None:
         with self._lock:
             self._failures += 1
             is_first = self._failures == self._timing.stuck_after
         if is_first:
+            error = failed.outcome and failed.outcome.exception()
             log.warning("nothing more is bought until S3 takes pictures again: %s", error)
 
     def _store_once(self, held: Held, image: _VerifiedImage) -> None:

@@ -17,14 +17,7 @@ from nanobanana_pipeline.generation.planning.run_files import PlannedRequest
 from nanobanana_pipeline.ledger import Held, State
 from nanobanana_pipeline.provider.outcomes import Done
 
-__all__ = [
-    "Downloadable",
-    "Finished",
-    "Requeue",
-    "Step",
-    "WorkItem",
-    "WorkQueue",
-]
+__all__ = ["Downloadable", "Finished", "Requeue", "Step", "WorkItem", "WorkQueue"]
 
 
 @dataclass(frozen=True)
@@ -90,9 +83,7 @@ class WorkItem:
 class WorkQueue:
     """A queue in which an item can be put back for later. Safe to share between threads.
 
-    Args:
-        items: taken one by one, and not kept once they are finished.
-        count: how many these are.
+    The items, `count` of them, are taken one by one, and not kept once they are finished.
     """
 
     def __init__(self, items: Iterable[WorkItem], count: int) -> None:

@@ -60,11 +60,7 @@ class CellState(StrEnum):
     NOT_REQUESTED = "not_requested"
 
 
-GAPS: Final = frozenset(CellState) - {
-    CellState.SETTLED,
-    CellState.REFUSED,
-    CellState.NOT_REQUESTED,
-}
+GAPS: Final = frozenset(CellState) - {CellState.SETTLED, CellState.REFUSED, CellState.NOT_REQUESTED}
 """States in which a cell that was asked for is missing and may still come."""
 
 ADVICE: Final = {
@@ -122,14 +118,11 @@ class CurrentManifest:
 
     Attributes:
         manifest: the Parquet file's key, below the prefix.
-        fingerprint: of the prompt set.
         parameters: the picture parameters in force, all of them.
         limit: a pilot's number of rows, or None.
         cells: how many cells are in each state.
-        images: distinct pictures, those of lost cells that did come among them.
-        size: their bytes.
+        images, size: distinct pictures, those of lost cells that did come among them; their bytes.
         content: SHA-256 of the requests, states and images: equal where nothing changed.
-        rows: of the manifest.
         request_seconds: how long the provider took for a request, as a mean of the last run that
             bought some; None if unknown.
         abandoned: lost cells that were given up: they are no gaps any more.
@@ -178,9 +171,7 @@ def read_current(
 def list_partitions(store: ObjectStore, begins: str = "") -> Iterator[tuple[str, int]]:
     """Prompt set and seed of every partition that has a manifest, in order; reads none of them.
 
-    Args:
-        store: the bucket.
-        begins: only prompt sets whose names begin so.
+    Only those of prompt sets whose names begin so.
     """
     for key in store.keys(Folder.MANIFESTS.prefix + begins):
         folder, _, leaf = key.rpartition("/")
@@ -190,12 +181,7 @@ def list_partitions(store: ObjectStore, begins: str = "") -> Iterator[tuple[str,
 
 
 def read_all_current(store: ObjectStore, begins: str = "") -> Iterator[CurrentManifest]:
-    """Every partition's current manifest, by prompt set and seed.
-
-    Args:
-        store: the bucket.
-        begins: only prompt sets whose names begin so.
-    """
+    """Every partition's current manifest, by prompt set and seed, as `list_partitions` has them."""
     for name, seed in list_partitions(store, begins):
         current, _ = read_current(store, name, seed)
         if current is not None:
@@ -212,33 +198,21 @@ def read_manifest(store: ObjectStore, key: str, columns: list[str] | None = None
 
 
 def read_manifest_arrow(store: ObjectStore, key: str, columns: list[str] | None = None) -> pa.Table:
-    """The same, as it is stored.
-
-    Raises:
-        StorageError: as `read_manifest`.
-    """
+    """`read_manifest`, as it is stored."""
     return open_manifest(store, key, columns).read_all()
 
 
 def open_manifest(
     store: ObjectStore, key: str, columns: list[str] | None = None
 ) -> pa.RecordBatchReader:
-    """The same, some rows at once.
-
-    Raises:
-        StorageError: as `read_manifest`.
-    """
+    """`read_manifest`, some rows at once."""
     return open_stored(store, key, MANIFEST_COLUMNS, columns)
 
 
 def publish(store: ObjectStore, file: bytes, current: CurrentManifest, etag: str | None) -> bool:
-    """Write a new manifest and make it the current one; False if another was quicker.
+    """Write a new manifest, `packed`, and make it the current one; False if another was quicker.
 
-    Args:
-        store: the bucket.
-        file: the manifest, `packed`.
-        current: names it.
-        etag: of the `current.json` that it follows; None if there was none.
+    The ETag is of the `current.json` that it follows; None if there was none.
 
     Raises:
         StorageUnavailable: S3 stayed silent.

@@ -38,10 +38,7 @@ def read_sample_rows(
 ) -> pd.DataFrame:
     """Sample a manifest: images from all over it, and every row that is not settled.
 
-    Args:
-        store: the bucket.
-        current: the manifest.
-        columns: some of its columns; state and image_sha256 at least.
+    The columns are state and image_sha256 at least.
 
     Returns:
         Rows in the manifest's order: each that was asked for and is not settled, refused ones among
@@ -64,15 +61,10 @@ def read_sample_rows(
 
 
 def write_preview(store: ObjectStore, current: CurrentManifest, rows: pd.DataFrame) -> str | None:
-    """Store the preview of a manifest, if it is not there yet.
+    """Store the preview of a manifest, a WebP, if it is not there yet.
 
-    Args:
-        store: the bucket.
-        current: the manifest.
-        rows: `read_sample_rows`: image_sha256, format, prompt and prompt_id at least.
-
-    Returns:
-        The key of a WebP; None where there is no picture that can be shown.
+    Takes rows of `read_sample_rows`, with image_sha256, format, prompt and prompt_id at least;
+    returns its key, or None where there is no picture that can be shown.
 
     Raises:
         StorageError: S3 refuses.

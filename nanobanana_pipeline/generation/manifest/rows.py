@@ -53,15 +53,10 @@ CELL_OF: Final = {
 def outcomes(
     entries: Iterable[Entry], uri: Callable[[str], str], missing: CellState = CellState.PENDING
 ) -> pa.Table:
-    """The outcomes of requests that were tried.
+    """The outcomes of requests that were tried: a row for each picture of an entry, as `OUTCOMES`.
 
-    Args:
-        entries: the ledger's; taken one by one, and not kept.
-        uri: gives an image's address for its key (`ObjectStore.uri`).
-        missing: the state of those that are open.
-
-    Returns:
-        A row for each picture of an entry: request_key, sample and `OUTCOME_COLUMNS`.
+    The entries are taken one by one, and not kept; open ones get the state `missing`. `uri` gives
+    an image's address for its key (`ObjectStore.uri`).
     """
     rows = (row for entry in entries for row in _outcome_rows(entry, uri, missing))
     batches = iter(lambda: list(islice(rows, MANIFEST_ROWS_AT_ONCE)), [])
@@ -77,36 +72,23 @@ def manifest_batches(
     known: Sequence[pa.Table],
     missing: CellState = CellState.PENDING,
 ) -> pa.RecordBatchReader:
-    """Build a manifest, some rows at once.
+    """Build a manifest of `planning.cells.Cells.frame`, some rows at once, as `MANIFEST_COLUMNS`.
 
-    Args:
-        cells: one row a cell, as `planning.cells.Cells.frame`.
-        prompt_set: the partition's.
-        seed: the partition's.
-        known: the outcomes of its requests: `outcomes`, or rows of an earlier manifest. Of two
-            rows of the same picture the first counts.
-        missing: the state of cells that were asked for, and of which nothing is known.
-
-    Returns:
-        Rows as `manifest.MANIFEST_COLUMNS` says.
+    Known are the outcomes of its requests: `outcomes`, or rows of an earlier manifest. Of two rows
+    of the same picture the first counts. Cells that were asked for, and of which nothing is known,
+    get the state `missing`.
     """
-    return pa.RecordBatchReader.from_batches(
-        MANIFEST_TABLE_SCHEMA, _batches(cells, prompt_set, seed, known, missing)
-    )
+    batches = _batches(cells, {"prompt_set": prompt_set, "seed": seed}, known, missing)
+    return pa.RecordBatchReader.from_batches(MANIFEST_TABLE_SCHEMA, batches)
 
 
 def _batches(
-    cells: pd.DataFrame,
-    prompt_set: str,
-    seed: int,
-    known: Sequence[pa.Table],
-    missing: CellState,
+    cells: pd.DataFrame, named: dict[str, Any], known: Sequence[pa.Table], missing: CellState
 ) -> Iterator[pa.RecordBatch]:
     nothing = pa.Table.from_pylist([{"sample": 0}], OUTCOMES)
     tables = [rows.select(OUTCOMES.names).cast(OUTCOMES) for rows in (*known, nothing)]
     outcome = pa.concat_tables(tables)
     drawn = pa.Table.from_pandas(cells, preserve_index=False)
-    named = {"prompt_set": prompt_set, "seed": seed}
     for places in _places(cells, outcome):
         cell = _taken(drawn, places["cell"].to_numpy())
         came = _taken(outcome, places["outcome"].to_numpy())

@@ -29,8 +29,6 @@ class Cells:
         frame: one row a cell, in the prompt set's order: prompt_id (str), prompt (str),
             request_key (str, 64 hexadecimal digits), seed_asked (int64), samples (int64),
             requested (bool; False outside a pilot's limit).
-        prompts: the prompt set that they were made from.
-        seed: the partition's.
         parameters: in force for rows that do not say otherwise; all named.
         model: of the provider's requests.
     """
@@ -93,16 +91,11 @@ def build_cells(
     limit: int | None,
     model: type[ImageRequest],
 ) -> Cells:
-    """Build a partition's cells, each with its request key.
+    """Build the cells of a prompt set (see `prompts.prompt_set.load`), each with its request key.
 
-    Args:
-        prompts: a prompt set (see `prompts.prompt_set.load`).
-        seed: the partition's; a row with a `seed` of its own keeps that.
-        parameters: all of `model.default_parameters`; a row's own columns go first.
-        realm: part of the key.
-        limit: a pilot's number of rows; which ones depends on their ids alone, and a larger limit
-            holds a smaller one's rows.
-        model: of the provider's requests.
+    A row's own `seed` and columns take precedence over the partition's seed and the parameters,
+    which are all of `model.default_parameters`. Which rows a pilot's limit takes depends on their
+    ids alone, and a larger limit holds a smaller one's rows.
     """
     check_seed(seed)
     requests = (

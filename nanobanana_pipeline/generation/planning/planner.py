@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from nanobanana_pipeline.errors import PlanError
@@ -103,12 +102,6 @@ def plan_cells(
 
     Settled rows of the current manifest are trusted; the ledger is read for the rest only.
 
-    Args:
-        store: the bucket.
-        account: whose pictures these are, their price and the caps.
-        launch: what was asked for.
-        prompts: the prompt set's rows.
-
     Raises:
         PlanError: the launch must not start; the text says why and what to do.
         StorageError: S3 refuses or holds damaged objects.
@@ -126,7 +119,8 @@ def plan_cells(
         model=model,
     )
     asked = cells.frame.loc[cells.frame["requested"], ["request_key", "samples"]]
-    asked = asked[_is_first(asked["request_key"])]
+    # pandas' own `duplicated` makes Python's objects of all strings.
+    asked = asked[~pd.Series(asked["request_key"].factorize()[0]).duplicated().to_numpy()]
     known = read_settled_keys(store, current, ["request_key", "state"])
     is_settled = is_among(asked["request_key"], known.settled["request_key"])
     rest = asked[~is_settled]
@@ -191,8 +185,3 @@ def _check(launch: Launch, budget: Budget) -> None:
             f"max_cost {launch.max_cost} cannot be kept while the price is unknown: set "
             "NANOBANANA_PRICE_PER_IMAGE, or cap the images with max_images"
         )
-
-
-# pandas' own `duplicated` makes Python's objects of all strings.
-def _is_first(column: pd.Series) -> np.ndarray:
-    return ~pd.Series(column.factorize()[0]).duplicated().to_numpy()

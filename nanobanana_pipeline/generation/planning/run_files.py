@@ -155,12 +155,7 @@ def write_shards(
 ) -> tuple[str, ...]:
     """Write the run files, equally long but for one request; a few are in memory at once.
 
-    Args:
-        store: the bucket.
-        run_id: the launch.
-        requests: what is to be settled.
-        count: how many these are.
-        shard_size: most requests a shard; None keeps them in one.
+    There are `count` requests, at most `shard_size` of them in a shard; None keeps them in one.
     """
     left, shards = iter(requests), math.ceil(count / (shard_size or max(1, count)))
     names = []
@@ -184,12 +179,8 @@ def _run_file(requests: Iterable[PlannedRequest]) -> bytes:
 class RunFile:
     """The requests of a shard, in order. Each iteration reads them anew, a few at once.
 
-    Args:
-        body: of the Parquet file.
-        model: of the provider's requests.
-
     Raises:
-        ValueError: it is none.
+        ValueError: the body is no Parquet file.
     """
 
     def __init__(self, body: bytes, model: type[ImageRequest]) -> None:

@@ -38,12 +38,9 @@ class SettledKeys:
 def read_settled_keys(
     store: ObjectStore, current: CurrentManifest | None, columns: Sequence[str]
 ) -> SettledKeys:
-    """Read the requests of a manifest.
+    """Read the requests of the manifest that `current` names; None where there is none yet.
 
-    Args:
-        store: the bucket.
-        current: names the manifest; None where there is none yet.
-        columns: of `settled`, request_key and state among them.
+    The columns are those of `settled`, request_key and state among them.
 
     Raises:
         StorageError: the manifest is missing or damaged.

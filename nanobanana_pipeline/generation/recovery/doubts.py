@@ -143,10 +143,6 @@ class DoubtFilter:
 def find_doubts(store: ObjectStore, price: Decimal | None) -> list[Doubt]:
     """Every doubt and loss that nobody has given up, the oldest first.
 
-    Args:
-        store: the bucket.
-        price: of an image; None if unknown.
-
     Raises:
         StorageError: S3 refuses or holds damaged objects.
     """
@@ -159,16 +155,12 @@ def fresh_doubts(
     """Doubts of runs that ended not long ago, some at a time and in turn.
 
     They are those that the manifests of unfinished runs' partitions name; a run that died before
-    its manifest is rescued first. What this reads does not grow with all that was ever bought.
-
-    Args:
-        store: the bucket.
-        after: where the last look ended: a run and a request key; empty texts for the beginning.
-        runs: look at so many runs at most.
-        most: look at so many requests at most.
+    its manifest is rescued first. What this reads does not grow with all that was ever bought: so
+    many runs and requests at most.
 
     Returns:
-        The doubts, their cost unknown, and where the look ended.
+        The doubts, their cost unknown, and where the look ended, from which the next one goes on
+        `after`: a run and a request key; empty texts for the beginning.
 
     Raises:
         StorageError: S3 refuses or holds damaged objects.
@@ -253,13 +245,7 @@ def settle_doubts(
 ) -> Iterator[Settled]:
     """Do something about doubts, a partition at a time, and publish its manifest.
 
-    Args:
-        store: the bucket.
-        account: who asks and buys.
-        doubts: of `find_doubts`.
-        action: what is done.
-        run_id: names the run of each partition.
-        on_progress: called now and then from this thread.
+    `run_id` names the run of each partition; `on_progress` is called now and then from this thread.
 
     Raises:
         PlanError: a partition cannot be launched.

@@ -29,12 +29,7 @@ def relaunch(
 ) -> Launch:
     """A launch of a partition with the parameters and the pilot's limit of the last one.
 
-    Args:
-        store: the bucket.
-        prompt_set: the partition's.
-        seed: the partition's.
-        run_id: names the launch.
-        last: a plan to go by where the partition has no manifest yet; None looks for one.
+    Where the partition has no manifest yet it goes by the plan `last`; None looks for one.
 
     Raises:
         PlanError: it was never launched.
@@ -76,15 +71,10 @@ def retry(
     run_id: Callable[[], str],
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Iterator[Settled]:
-    """Launch partitions again, one after another, until the cap is reached.
+    """Launch partitions (prompt set, seed) again, in order, until all together reach the cap.
 
-    Args:
-        store: the bucket.
-        account: who buys.
-        partitions: prompt sets and seeds, in order.
-        cap: the most that all of them together may buy; those that are configured hold too.
-        run_id: names the run of each partition.
-        on_progress: called now and then from this thread.
+    The caps that are configured hold too. `run_id` names the run of each partition; `on_progress`
+    is called now and then from this thread.
 
     Raises:
         PlanError: a partition cannot be launched.

@@ -33,7 +33,7 @@ from nanobanana_pipeline.generation.planning.run_files import (
     write_shards,
 )
 from nanobanana_pipeline.generation.recovery.relaunch import Settled, relaunch
-from nanobanana_pipeline.ledger import COSTING, Entry, Ledger, State
+from nanobanana_pipeline.ledger import COSTING, Ledger, State
 from nanobanana_pipeline.provider.account import PROVIDER, Account
 from nanobanana_pipeline.storage import ListedObject, ObjectStore
 
@@ -104,12 +104,8 @@ def list_runs(store: ObjectStore) -> Iterator[Run]:
 def expired_runs(store: ObjectStore, run_ids: Iterable[str]) -> list[Run]:
     """Those of these runs that give no sign of life, the longest silent first.
 
-    One LIST a run; nothing is read.
-
-    Args:
-        store: the bucket.
-        run_ids: of `list_unfinished`. One that is done after all is as good as dead: to rescue it
-            brings nothing, and takes it off that list.
+    One LIST a run of `list_unfinished`; nothing is read. One that is done after all is as good as
+    dead: to rescue it brings nothing, and takes it off that list.
 
     Raises:
         StorageError: S3 refuses.
@@ -124,11 +120,8 @@ def unfinished_runs(
 ) -> list[UnfinishedRun]:
     """Runs that are under way, or died before their manifest: those silent longest first.
 
-    What a run left behind that did publish one stands in its manifest's cells.
-
-    Args:
-        store: the bucket.
-        manifests: every partition's current one.
+    What a run left behind that did publish one stands in its manifest's cells. Needs every
+    partition's current manifest.
 
     Raises:
         StorageError: S3 refuses, or a plan is damaged.
@@ -168,15 +161,8 @@ def rescue(
     done, and a manifest that has everything already stays as it is. A run that was silent for the
     provider's 24 hours is not looked for again by itself, whatever is left of it.
 
-    Args:
-        store: the bucket.
-        account: who asks the provider.
-        run_id: the dead run.
-        new_run_id: names the runs of this rescue.
-        on_progress: called now and then from this thread.
-
-    Returns:
-        The partition as it is now, and what was brought.
+    `new_run_id` names the runs of this rescue; `on_progress` is called now and then from this
+    thread.
 
     Raises:
         PlanError: there is no such run, and the text names those that have not ended; or the prompt
@@ -189,8 +175,12 @@ def rescue(
     seen = _read_run(run_id, store.listing(run_prefix(run_id)))
     own = list(read_request_keys(store, dead))
     ledger = Ledger(store)
-    kept = account.provider.kept_seconds
-    left = {h.entry.request_key for h in ledger.read_many(own) if _may_be_brought(h.entry, kept)}
+    kept, unsettled = account.provider.kept_seconds, {State.ACCEPTED, State.SUBMITTING}
+    left = {
+        held.entry.request_key
+        for held in ledger.read_many(own)
+        if held.entry.state in unsettled or held.entry.can_reconcile(kept)
+    }
     owed = [
         replace(planned, buy=False)
         for shard in dead.shards
@@ -266,10 +256,6 @@ def _has_all(current: CurrentManifest, dead: RunPlan) -> bool:
     told = (current.fingerprint, current.parameters, current.limit)
     is_same = told == (dead.fingerprint, dead.parameters, dead.limit)
     return is_same and set(current.cells) <= {CellState.SETTLED, CellState.NOT_REQUESTED}
-
-
-def _may_be_brought(entry: Entry, kept_seconds: int) -> bool:
-    return entry.state in {State.ACCEPTED, State.SUBMITTING} or entry.can_reconcile(kept_seconds)
 
 
 def _read_run(run_id: str, files: Iterator[ListedObject]) -> Run | None:
