@@ -3,8 +3,6 @@
 from typing import Final
 
 __all__ = ["counted", "shortened", "size_text", "time_text"]
-
-
 PLURAL: Final = {"is": "are", "was": "were", "has": "have"}
 
 

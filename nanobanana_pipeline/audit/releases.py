@@ -15,8 +15,6 @@ from nanobanana_pipeline.storage import ListedObject, ObjectStore
 from nanobanana_pipeline.wording import counted, size_text, time_text
 
 __all__ = ["Build", "check_builds", "find_builds"]
-
-
 DEPTH: Final = 4
 """Parts of ``datasets/<name>/<version>/<path>``."""
 

@@ -47,26 +47,19 @@ def local_profile(data: Path, *, emulator: Sequence[str] = ()) -> Iterator[Local
             use.
     """
     with _sole_user(data):
-        yield from _both_servers(data, emulator)
-
-
-def _both_servers(data: Path, emulator: Sequence[str]) -> Iterator[LocalProfile]:
-    ports = remembered_ports(data / "ports.json", ["emulator", *S3_PORTS])
-    base_url = f"http://127.0.0.1:{ports['emulator']}"
-    with (
-        s3_server(data / "s3", ports) as s3_url,
-        child(
-            "emulator",
-            [
-                *(sys.executable, "-m", "nanobanana_pipeline.emulator"),
-                *("--port", str(ports["emulator"]), "--data", str(data / "emulator")),
-                *emulator,
-            ],
-            log=data / "emulator.log",
-            ready=lambda: answers(f"{base_url}/healthz"),
-        ),
-    ):
-        yield _profile(s3_url, base_url)
+        ports = remembered_ports(data / "ports.json", ["emulator", *S3_PORTS])
+        base_url = f"http://127.0.0.1:{ports['emulator']}"
+        command = [
+            *(sys.executable, "-m", "nanobanana_pipeline.emulator"),
+            *("--port", str(ports["emulator"]), "--data", str(data / "emulator")),
+            *emulator,
+        ]
+        log = data / "emulator.log"
+        with (
+            s3_server(data / "s3", ports) as s3_url,
+            child("emulator", command, log=log, ready=lambda: answers(f"{base_url}/healthz")),
+        ):
+            yield _profile(s3_url, base_url)
 
 
 def running_profile(data: Path) -> LocalProfile:

@@ -16,14 +16,8 @@ from nanobanana_pipeline.storage import s3_config
 __all__ = ["ACCESS_KEY", "BUCKET", "S3_PORTS", "SECRET_KEY", "s3_environment", "s3_server"]
 
 ACCESS_KEY: Final = "nanobanana"
-
-
 SECRET_KEY: Final = "local-profile-only"  # noqa: S105 - a loopback server's own
-
-
 BUCKET: Final = "nanobanana"
-
-
 S3_PORTS = ("s3", "master", "volume", "filer", "admin")
 
 

@@ -15,12 +15,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from nanobanana_pipeline.errors import ObjectTooLarge, StorageError
-from nanobanana_pipeline.storage.faults import (
-    LOST_RACE_CODES,
-    MISSING_CODES,
-    patient,
-    s3_errors,
-)
+from nanobanana_pipeline.storage.faults import LOST_RACE_CODES, MISSING_CODES, patient, s3_errors
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -220,11 +215,7 @@ class ObjectStore:
                 yield found["Key"].removeprefix(self.prefix)
 
     def listing(self, prefix: str) -> Iterator[ListedObject]:
-        """The objects under `prefix` with sizes and ages, by key, a page at a time.
-
-        Args:
-            prefix: what their keys begin with, to the letter.
-        """
+        """The objects whose keys begin with `prefix`, to the letter, by key, a page at a time."""
         for page in self._pages(prefix):
             now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])
             for found in page.get("Contents", []):

@@ -183,10 +183,7 @@ def _job_facets(job: str, facts: RunFacts) -> dict[str, facet.JobFacet]:
     description = DESCRIPTIONS.get(job, "Publishes what a recipe selects as an immutable release.")
     facets: dict[str, facet.JobFacet] = {
         "jobType": facet.job_type_job.JobTypeJobFacet(
-            processingType="BATCH",
-            integration="NANOBANANA",
-            jobType="JOB",
-            producer=PRODUCER,
+            processingType="BATCH", integration="NANOBANANA", jobType="JOB", producer=PRODUCER
         ),
         "documentation": facet.documentation_job.DocumentationJobFacet(
             description=description, producer=PRODUCER

@@ -172,14 +172,11 @@ class _Spool(ExitStack):
         # Two shifts, since one by 64 bits is undefined.
         numbers = rows["k"].to_numpy() >> np.uint64(63 - self._bits) >> np.uint64(1)
         for number in np.unique(numbers).tolist():
-            self._append(order, number, rows.filter(numbers == number))
-
-    def _append(self, order: LookupOrder, number: int, rows: pa.Table) -> None:
-        if (order, number) not in self._files:
-            file = pa.OSFile(str(self._path(order, number)), "wb")
-            self.enter_context(file)
-            self._files[order, number] = self.enter_context(pa.ipc.new_stream(file, SCHEMAS[order]))
-        self._files[order, number].write_table(rows)
+            if (order, number) not in self._files:
+                file = self.enter_context(pa.OSFile(str(self._path(order, number)), "wb"))
+                stream = self.enter_context(pa.ipc.new_stream(file, SCHEMAS[order]))
+                self._files[order, number] = stream
+            self._files[order, number].write_table(rows.filter(numbers == number))
 
     def sorted(self) -> Iterator[tuple[LookupOrder, int, pa.Table]]:
         """Each file's rows, sorted; to be called after the last `add`."""
