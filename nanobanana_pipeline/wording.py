@@ -3,6 +3,7 @@
 from typing import Final
 
 __all__ = ["counted", "shortened", "size_text", "time_text"]
+
 PLURAL: Final = {"is": "are", "was": "were", "has": "have"}
 
 
@@ -20,12 +21,7 @@ def counted(count: int, noun: str, verb: str = "") -> str:
 
 
 def shortened(text: str, most: int = 60) -> str:
-    """The beginning of a text, in one line.
-
-    Args:
-        text: anything; each stretch of white space becomes one space.
-        most: letters.
-    """
+    """The beginning of a text, at most so many letters, in one line with single spaces."""
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
 

@@ -170,9 +170,7 @@ class AuditIndex(ExitStack):
     def sample(self, count: int | None, *, listed: bool) -> Iterator[NamedPicture]:
         """So many of the pictures that entries name, always the same ones; all if None.
 
-        Args:
-            count: how many.
-            listed: only those that are stored, at the size that their entry says.
+        With `listed` only those that are stored, at the size that their entry says.
         """
         # The end of a hash orders pictures as well as any dice, and the same way each time.
         return self._pictures(

@@ -203,11 +203,9 @@ class ObjectStore:
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
 
     def keys(self, prefix: str, *, limit: int | None = None) -> Iterator[str]:
-        """The keys under `prefix`, in order, a page at a time.
+        """The keys that begin with `prefix`, to the letter, in order, a page at a time.
 
-        Args:
-            prefix: what they begin with, to the letter.
-            limit: the first so many (1 to 1,000) only, in one call; None gives all.
+        With `limit` only the first so many (1 to 1,000), in one call.
         """
         pages = [self._page(prefix, {"MaxKeys": limit})] if limit else self._pages(prefix)
         for page in pages:
@@ -238,15 +236,10 @@ class ObjectStore:
 
     @patient
     def read_object(self, bucket: str, key: str, max_bytes: int) -> StoredObject | None:
-        """Read an object of any bucket with the same credentials; None if there is none.
-
-        Args:
-            bucket: its name.
-            key: the whole key; no prefix is put before it.
-            max_bytes: a larger object is not read at all.
+        """Read an object of any bucket, by its whole key, with the same credentials; None if none.
 
         Raises:
-            ObjectTooLarge: it has more bytes.
+            ObjectTooLarge: it has more than `max_bytes`, and is not read at all.
         """
         where = f"s3://{bucket}/{key}"
         with s3_errors("read", where, MISSING_CODES):
@@ -260,10 +253,7 @@ class ObjectStore:
 
     @patient
     def probe(self, key: str) -> None:
-        """Make sure that this bucket honours conditional writes.
-
-        Args:
-            key: of an object that is written for it and deleted again.
+        """Make sure that this bucket honours conditional writes; the object at `key` is deleted.
 
         Raises:
             StorageError: it lets a create or an update through that must not pass.

@@ -140,11 +140,7 @@ class Recording:
         self.facts: RunFacts | None = None
 
     def set_facts(self, get_facts: Callable[[], RunFacts]) -> None:
-        """Set the facts of the next event.
-
-        Args:
-            get_facts: if it fails, the run continues and the event has the earlier facts.
-        """
+        """Set the facts of the next event; if `get_facts` fails, it has the earlier facts."""
         self.facts = self.guarded("what it did", get_facts) or self.facts
 
     def emit_running(self, get_facts: Callable[[], RunFacts]) -> None:
