@@ -10,10 +10,7 @@ PLURAL: Final = {"is": "are", "was": "were", "has": "have"}
 def counted(count: int, noun: str, verb: str = "") -> str:
     """So many of a thing, and what it does: "1 row", "1,234 rows", "1 row is", "2 rows are".
 
-    Args:
-        count: 0 or more.
-        noun: in the singular, of those whose plural takes an s.
-        verb: "is", "was" or "has"; "" for none.
+    The noun is in the singular, and takes an s in the plural; the verb is "is", "was", "has" or "".
     """
     if count == 1:
         return f"{count:,} {noun} {verb}".rstrip()

@@ -36,11 +36,9 @@ class LocalProfile:
 
 @contextlib.contextmanager
 def local_profile(data: Path, *, emulator: Sequence[str] = ()) -> Iterator[LocalProfile]:
-    """Run both servers, with their data under `data`, until the block ends.
+    """Run both servers until the block ends; `emulator` has further command-line options.
 
-    Args:
-        data: made if needed; a later start with the same folder goes on where this one ended.
-        emulator: further command-line options of the emulator.
+    The folder `data` is made if needed; a later start with it goes on where this one ended.
 
     Raises:
         LocalServerError: a server did not come up (the text names its log), or the folder is in

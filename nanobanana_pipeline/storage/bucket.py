@@ -22,10 +22,8 @@ def open_bucket(
 ) -> ObjectStore:
     """The bucket of these settings, once it is sure that it is of the right realm.
 
-    Args:
-        settings: from `Settings.load`.
-        claim: probe a bucket that belongs to no realm yet, and claim it; else write nothing.
-        client: of S3; one from AWS's own variables if None.
+    With `claim` a bucket of no realm is probed and claimed; else nothing is written.
+    Without `client` one is made from AWS's own variables.
 
     Raises:
         SettingsError: the prefix holds another realm's pictures, or a newer layout.

@@ -40,9 +40,7 @@ def s3_config() -> "Config":
 def s3_client(profile: str | None = None, **given: Any) -> "S3Client":  # noqa: ANN401
     """Make an S3 client from AWS's own variables and files (``AWS_ENDPOINT_URL_S3``, …).
 
-    Args:
-        profile: of AWS's configuration files.
-        given: further arguments of boto3's `Session.client`, which go first.
+    Further arguments of boto3's `Session.client` go first.
 
     Raises:
         StorageError: they contradict each other.

@@ -132,14 +132,9 @@ class ObjectStore:
         metadata: Mapping[str, str] | None = None,
         sha256: bytes | None = None,
     ) -> str | None:
-        """Write an object that is not there yet, once, without retries.
+        """Write an object that is not there yet, once, without retries; metadata is ASCII.
 
-        Args:
-            key: where.
-            body: the bytes.
-            content_type: the MIME type.
-            metadata: user metadata (ASCII).
-            sha256: the body's digest (32 bytes) if it is known already.
+        `sha256` is the body's digest (32 bytes) if it is known already.
 
         Returns:
             The new ETag; None if something is there already.

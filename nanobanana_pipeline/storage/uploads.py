@@ -23,10 +23,7 @@ __all__ = ["Multipart", "abort_uploads"]
 class Multipart:
     """One object on its way, which cannot be read before `finish`. Safe to share between threads.
 
-    Args:
-        store: where to.
-        key: the object's; what is there is replaced.
-        content_type: its MIME type.
+    What has its key is replaced.
 
     Raises:
         StorageError: S3 refuses; so does every method.

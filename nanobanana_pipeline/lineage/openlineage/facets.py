@@ -89,17 +89,10 @@ def run_event(
     parent: Parent | None = None,
     error: BaseException | str | None = None,
 ) -> event_v2.RunEvent:
-    """An event of a run.
+    """An event of a run, by its id in the bucket; `when` has a time zone.
 
-    Args:
-        event_type: the run's state.
-        when: with a time zone.
-        job: as `record_run` has it.
-        run_id: as the bucket knows the run.
-        facts: of the run at this moment.
-        parent: whose step it is.
-        error: why it failed or was aborted. Only the class of a foreign exception is written: its
-            text may quote addresses and what was sent there.
+    Of a foreign exception only the class is written: its text may quote addresses and what was
+    sent there.
     """
     return event_v2.RunEvent(
         eventType=event_v2.RunState(event_type),

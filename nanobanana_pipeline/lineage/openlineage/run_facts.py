@@ -271,15 +271,10 @@ def relaunch_complete(
     chosen: int | None = None,
     left: int | None = None,
 ) -> RunFacts:
-    """Facts of partitions that were launched again.
+    """Facts of partitions that were launched again, an image costing `price` (None: unknown).
 
-    Args:
-        store: the bucket.
-        settled: the outcome of each partition.
-        price: of an image; None if unknown.
-        reason: what the relaunch is for.
-        chosen: how many requests in doubt or lost it was to settle; None for other reasons.
-        left: how many of them are still in doubt or lost.
+    `chosen` requests in doubt or lost were to be settled, and `left` of them are not; both are None
+    for other reasons.
     """
     partitions = list(settled)
     reports = [partition.report for partition in partitions]

@@ -70,12 +70,9 @@ class IndexCoverage:
 def refresh_index(
     store: ObjectStore, *, rebuild: bool = False, on_progress: AuditProgress = lambda *_: None
 ) -> IndexCoverage:
-    """Update the index, or rebuild it.
+    """Update the index, or rebuild it from all tables, even if the stored one is damaged.
 
-    Args:
-        store: the bucket.
-        rebuild: read all tables again, even if the stored index is damaged.
-        on_progress: called with the number of tables read.
+    `on_progress` is called with the number of tables read.
 
     Raises:
         StorageError: the index is damaged (not with `rebuild`), or of a newer version; or a

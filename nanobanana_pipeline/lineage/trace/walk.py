@@ -42,12 +42,7 @@ Row = Mapping[str, Any]
 
 
 class Walk:
-    """Collects a lineage graph. Not safe to share between threads.
-
-    Args:
-        store: the bucket.
-        index: to look up cells and releases.
-    """
+    """Collects a lineage graph. Not safe to share between threads."""
 
     def __init__(self, store: ObjectStore, index: TraceIndex) -> None:
         self.index = index
