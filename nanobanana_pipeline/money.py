@@ -24,15 +24,9 @@ class Cap:
     cost: Decimal | None = None
 
     def room(self, images: int, cost: Decimal, price: Decimal | None) -> int | None:
-        """How many more images may be bought.
+        """How many more images may be bought, beside those spent or reserved; None without bound.
 
-        Args:
-            images: spent or reserved so far.
-            cost: spent or reserved so far.
-            price: of one image; None if it is unknown, and then money sets no bound.
-
-        Returns:
-            0 or more; None without bound.
+        Money sets no bound if the price of an image is unknown (None).
         """
         rooms = []
         if self.images is not None:

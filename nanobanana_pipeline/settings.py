@@ -134,9 +134,7 @@ class Settings(BaseSettings):
     def preview_of(self, key: str, version: str = "") -> str | None:
         """The address under which a browser reads an object; None if there is no such way.
 
-        Args:
-            key: below the prefix.
-            version: of what lies there now, so that a browser shows no older one that it has kept.
+        With the `version` of what lies there now, a browser shows no older one that it has kept.
         """
         if not self.preview_url:
             return None

@@ -6,7 +6,6 @@ so what is under way is never taken for a fault.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -71,15 +70,15 @@ def audit(
         manifests = list(work.find_manifests(partition))
         if partition is None:
             work.read_ledger(list_entries(store, work.note_stranger))
-            changed = {(m.current.prompt_set, m.current.seed): m.changed for m in manifests}
+            changed = {(m.prompt_set, m.seed): changed for m, changed in manifests}
             busy = check_runs(store, index, work.report, changed)
         else:
-            for manifest in manifests:
-                work.read_ledger(work.choose(manifest.current, requests))
+            for manifest, _ in manifests:
+                work.read_ledger(work.choose(manifest, requests))
             busy = frozenset()
-        for manifest in manifests:
-            name = (manifest.current.prompt_set, manifest.current.seed)
-            work.compare_manifest(manifest.current, is_busy=name in busy)
+        for manifest, _ in manifests:
+            is_busy = (manifest.prompt_set, manifest.seed) in busy
+            work.compare_manifest(manifest, is_busy=is_busy)
         if partition is None:
             list_images(store, index, work.report, on_progress)
             check_features(store, work.report)
@@ -88,14 +87,6 @@ def audit(
         listed = partition is None
         read_images(store, index, work.report, on_progress, sample=sample, listed=listed)
         return work.report
-
-
-@dataclass(frozen=True)
-class _Manifest:
-    """A partition's current manifest, and when `current.json` was last changed (S3's clock)."""
-
-    current: CurrentManifest
-    changed: datetime
 
 
 class _Audit:
@@ -107,7 +98,10 @@ class _Audit:
         self._chosen: pa.Array | None = None
         self._compared = 0
 
-    def find_manifests(self, partition: tuple[str, int] | None) -> Iterator[_Manifest]:
+    def find_manifests(
+        self, partition: tuple[str, int] | None
+    ) -> Iterator[tuple[CurrentManifest, datetime]]:
+        """Current manifests, and when each `current.json` was last changed (S3's clock)."""
         prefix = Folder.MANIFESTS.prefix if partition is None else manifest_prefix(*partition)
         for found in self._store.listing(prefix):
             folder, _, leaf = found.key.rpartition("/")
@@ -122,7 +116,7 @@ class _Audit:
                 self.report.add(FindingKind.UNREADABLE, found.key, f"{error}; {RESTORE}")
                 continue
             if current is not None:
-                yield _Manifest(current, found.last_modified)
+                yield current, found.last_modified
 
     def note_stranger(self, key: str) -> None:
         text = "this is no name of a ledger entry: move it out of ledger/"

@@ -8,8 +8,8 @@ import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from types import TracebackType
-from typing import Final, NamedTuple, Self
+from contextlib import ExitStack, closing
+from typing import Final, NamedTuple
 
 from nanobanana_pipeline.bucket_keys import Folder
 from nanobanana_pipeline.ledger import Entry, State
@@ -72,23 +72,13 @@ class Mismatch(NamedTuple):
     sha256: str | None
 
 
-class AuditIndex:
+class AuditIndex(ExitStack):
     """The temporary database. To be used in one thread, within `with`."""
 
     def __init__(self) -> None:
-        self._db = sqlite3.connect("", isolation_level=None)
+        super().__init__()
+        self._db = self.enter_context(closing(sqlite3.connect("", isolation_level=None)))
         self._db.executescript(_TABLES)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._db.close()
 
     def add_entry(self, entry: Entry, age_seconds: float) -> None:
         """Note an entry, its pictures and its references."""
@@ -180,9 +170,7 @@ class AuditIndex:
     def sample(self, count: int | None, *, listed: bool) -> Iterator[NamedPicture]:
         """So many of the pictures that entries name, always the same ones; all if None.
 
-        Args:
-            count: how many.
-            listed: only those that are stored, at the size that their entry says.
+        With `listed` only those that are stored, at the size that their entry says.
         """
         # The end of a hash orders pictures as well as any dice, and the same way each time.
         return self._pictures(

@@ -54,13 +54,7 @@ def read_images(
 ) -> None:
     """Read pictures: those whose size is not what an entry says, and a sample of the others.
 
-    Args:
-        store: the bucket.
-        index: what the ledger says.
-        report: takes the findings.
-        on_progress: called now and then.
-        sample: how many; None for all, 0 to read none at all.
-        listed: `list_images` went before.
+    `sample` says how many: None all, 0 none. `listed` says whether `list_images` went before.
     """
     report.images = index.count_pictures(stored=listed)
     other_size = index.of_other_size()

@@ -16,7 +16,6 @@ from nanobanana_pipeline.wording import counted, size_text, time_text
 
 __all__ = ["Build", "check_builds", "find_builds"]
 
-
 DEPTH: Final = 4
 """Parts of ``datasets/<name>/<version>/<path>``."""
 
@@ -45,10 +44,8 @@ def find_builds(
 ) -> Iterator[Build]:
     """Builds that have not come to a release, under way or not, by dataset and version.
 
-    Args:
-        store: the bucket.
-        on_damage: told of a dataset with such builds of which a release is missing or damaged, so
-            that nobody knows what it refers to; none of its builds is given then.
+    `on_damage` is called for a dataset with such builds of which a release is missing or damaged:
+    what it refers to is unknown, and none of its builds is given.
 
     Raises:
         StorageError: S3 refuses or stays silent.

@@ -30,14 +30,8 @@ def check_runs(
 ) -> frozenset[PartitionId]:
     """Report what dead runs still owe, once the ledger is in the index.
 
-    Args:
-        store: the bucket.
-        index: what the ledger says.
-        report: takes the findings.
-        changed: when each partition's `current.json` was last changed, by S3's clock.
-
-    Returns:
-        Partitions that a run is busy with now.
+    `changed` says when each partition's `current.json` was last changed, by S3's clock. Returns the
+    partitions that a run is busy with now.
     """
     dead: list[tuple[Run, RunPlan, bool]] = []
     busy: set[PartitionId] = set()

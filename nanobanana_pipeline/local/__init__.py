@@ -2,12 +2,7 @@
 
 from nanobanana_pipeline.local.ports import check_port, free_port
 from nanobanana_pipeline.local.processes import child, stop
-from nanobanana_pipeline.local.profile import (
-    API_KEY,
-    LocalProfile,
-    local_profile,
-    running_profile,
-)
+from nanobanana_pipeline.local.profile import API_KEY, LocalProfile, local_profile, running_profile
 from nanobanana_pipeline.local.s3_server import (
     ACCESS_KEY,
     BUCKET,

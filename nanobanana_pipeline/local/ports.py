@@ -13,8 +13,6 @@ from nanobanana_pipeline.errors import LocalServerError
 __all__ = ["check_port", "free_port", "remembered_ports"]
 
 LOWEST_PORT: Final = 12_000
-
-
 GRPC_OFFSET: Final = 10_000
 """SeaweedFS opens a second port this far above each of its own."""
 

@@ -25,8 +25,6 @@ __all__ = ["answers", "child", "program", "stop"]
 
 READY_SECONDS: Final = 180
 """Long, since a busy machine takes a minute for Dagster; a child that ends is noticed at once."""
-
-
 PR_SET_PDEATHSIG: Final = 1
 
 

@@ -36,37 +36,28 @@ class LocalProfile:
 
 @contextlib.contextmanager
 def local_profile(data: Path, *, emulator: Sequence[str] = ()) -> Iterator[LocalProfile]:
-    """Run both servers, with their data under `data`, until the block ends.
+    """Run both servers until the block ends; `emulator` has further command-line options.
 
-    Args:
-        data: made if needed; a later start with the same folder goes on where this one ended.
-        emulator: further command-line options of the emulator.
+    The folder `data` is made if needed; a later start with it goes on where this one ended.
 
     Raises:
         LocalServerError: a server did not come up (the text names its log), or the folder is in
             use.
     """
     with _sole_user(data):
-        yield from _both_servers(data, emulator)
-
-
-def _both_servers(data: Path, emulator: Sequence[str]) -> Iterator[LocalProfile]:
-    ports = remembered_ports(data / "ports.json", ["emulator", *S3_PORTS])
-    base_url = f"http://127.0.0.1:{ports['emulator']}"
-    with (
-        s3_server(data / "s3", ports) as s3_url,
-        child(
-            "emulator",
-            [
-                *(sys.executable, "-m", "nanobanana_pipeline.emulator"),
-                *("--port", str(ports["emulator"]), "--data", str(data / "emulator")),
-                *emulator,
-            ],
-            log=data / "emulator.log",
-            ready=lambda: answers(f"{base_url}/healthz"),
-        ),
-    ):
-        yield _profile(s3_url, base_url)
+        ports = remembered_ports(data / "ports.json", ["emulator", *S3_PORTS])
+        base_url = f"http://127.0.0.1:{ports['emulator']}"
+        command = [
+            *(sys.executable, "-m", "nanobanana_pipeline.emulator"),
+            *("--port", str(ports["emulator"]), "--data", str(data / "emulator")),
+            *emulator,
+        ]
+        log = data / "emulator.log"
+        with (
+            s3_server(data / "s3", ports) as s3_url,
+            child("emulator", command, log=log, ready=lambda: answers(f"{base_url}/healthz")),
+        ):
+            yield _profile(s3_url, base_url)
 
 
 def running_profile(data: Path) -> LocalProfile:

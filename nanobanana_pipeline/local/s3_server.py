@@ -6,24 +6,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 from nanobanana_pipeline.local.ports import remembered_ports
 from nanobanana_pipeline.local.processes import answers, child, program
-from nanobanana_pipeline.storage import s3_config
+from nanobanana_pipeline.storage import s3_client
 
 __all__ = ["ACCESS_KEY", "BUCKET", "S3_PORTS", "SECRET_KEY", "s3_environment", "s3_server"]
 
 ACCESS_KEY: Final = "nanobanana"
-
-
 SECRET_KEY: Final = "local-profile-only"  # noqa: S105 - a loopback server's own
-
-
 BUCKET: Final = "nanobanana"
-
-
 S3_PORTS = ("s3", "master", "volume", "filer", "admin")
 
 
@@ -80,13 +73,11 @@ def s3_environment(url: str) -> dict[str, str]:
 
 
 def _has_bucket(url: str) -> bool:
-    client = boto3.session.Session().client(
-        "s3",
+    client = s3_client(
         endpoint_url=url,
         aws_access_key_id=ACCESS_KEY,
         aws_secret_access_key=SECRET_KEY,
         region_name="us-east-1",
-        config=s3_config(),
     )
     try:
         client.head_bucket(Bucket=BUCKET)

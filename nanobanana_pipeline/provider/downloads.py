@@ -25,8 +25,6 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 GONE_STATUSES = frozenset({403, 404, 410})
 IPV4_AT_THE_END = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
 """IPv6 addresses that stand for an IPv4 address: NAT64, and the old compatible ones."""
-
-
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 

@@ -20,6 +20,8 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from nanobanana_pipeline.storage.cas import boot_clock
+
 __all__ = ["AddressGuard", "Answer", "Http", "NoAnswer", "NotSentError", "TooLarge"]
 
 CONNECT_SECONDS: Final = 10.0
@@ -28,7 +30,6 @@ IDLE_SECONDS: Final = 2.0
 closing end gets no answer, and nobody can tell whether it was read: so none is sent on one."""
 CHUNK_BYTES: Final = 65_536
 SHORTEST_WAIT_SECONDS: Final = 0.001
-_BOOT_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 AddressGuard = Callable[[str, str], None]
 """Called with host name and connected IP address before anything is sent; raises to refuse."""
@@ -55,14 +56,12 @@ class Answer:
     body: bytes
 
 
-def _now() -> float:
-    """Seconds, counting those that the machine slept: a suspended call must not go out late."""
-    return time.clock_gettime(_BOOT_CLOCK)
-
-
 @dataclass(eq=False)
 class _Exchange:
-    """One call under way: what the connection, the watchdog and the caller share."""
+    """One call under way: what the connection, the watchdog and the caller share.
+
+    Its deadline is of `boot_clock`: a call of a machine that slept must not go out late.
+    """
 
     deadline: float
     guard: AddressGuard | None
@@ -72,7 +71,7 @@ class _Exchange:
 
     def left(self, most: float) -> float:
         """Seconds until the deadline, `most` at most; always more than nothing."""
-        return max(SHORTEST_WAIT_SECONDS, min(most, self.deadline - _now()))
+        return max(SHORTEST_WAIT_SECONDS, min(most, self.deadline - boot_clock()))
 
 
 class _Watchdog:
@@ -112,7 +111,7 @@ class _Watchdog:
                 before.sock = None
                 if before.cut:
                     raise ConnectionError("the connection was cut before anything was sent")
-            if _now() >= exchange.deadline:
+            if boot_clock() >= exchange.deadline:
                 raise TimeoutError("the deadline passed before anything was sent")
             exchange.sock = sock
 
@@ -123,7 +122,7 @@ class _Watchdog:
                 if not self._exchanges:
                     self._wake.clear()
                     continue
-                now = _now()
+                now = boot_clock()
                 for exchange in self._exchanges:
                     if now >= exchange.deadline and exchange.sock is not None:
                         exchange.cut = True
@@ -146,7 +145,7 @@ class _Watched(HTTPConnection):
 
     def is_idle(self) -> bool:
         """Whether it has been open, unused, for longer than a POST may trust."""
-        return self.sock is not None and _now() - self._last_used > IDLE_SECONDS
+        return self.sock is not None and boot_clock() - self._last_used > IDLE_SECONDS
 
     def _new_conn(self) -> socket.socket:
         exchange: _Exchange = _thread.exchange
@@ -176,11 +175,11 @@ class _Watched(HTTPConnection):
     def connect(self) -> None:
         self._exchange = None
         super().connect()
-        self._last_used = _now()
+        self._last_used = boot_clock()
 
     def getresponse(self) -> Any:  # noqa: ANN401 - urllib3's private type
         response = super().getresponse()
-        self._last_used = _now()
+        self._last_used = boot_clock()
         return response
 
 
@@ -284,7 +283,7 @@ class Http:
             NoAnswer: something was sent, and no whole answer came within the deadline.
             TooLarge: more than `max_bytes` came.
         """
-        exchange = _Exchange(_now() + deadline_seconds, self._guard)
+        exchange = _Exchange(boot_clock() + deadline_seconds, self._guard)
         _thread.exchange = exchange
         timeout = (min(CONNECT_SECONDS, deadline_seconds), deadline_seconds)
         try:

@@ -102,9 +102,5 @@ class Answered:
 
 
 SubmitOutcome = Done | Queued | Refused | Halted | RateLimited | Failed | Unknown | NotSent
-
-
 FetchOutcome = Done | Queued | Failed | Missing | Halted | RateLimited | Unknown
-
-
 OperationOutcome = Answered | Failed | Unknown

@@ -1,7 +1,7 @@
 """Opens the bucket that the settings name, and checks whose it is: one realm, one layout."""
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from nanobanana_pipeline.bucket_keys import MARKER, probe_key
 from nanobanana_pipeline.errors import SettingsError
@@ -22,10 +22,8 @@ def open_bucket(
 ) -> ObjectStore:
     """The bucket of these settings, once it is sure that it is of the right realm.
 
-    Args:
-        settings: from `Settings.load`.
-        claim: probe a bucket that belongs to no realm yet, and claim it; else write nothing.
-        client: of S3; one from AWS's own variables if None.
+    With `claim` a bucket of no realm is probed and claimed; else nothing is written.
+    Without `client` one is made from AWS's own variables.
 
     Raises:
         SettingsError: the prefix holds another realm's pictures, or a newer layout.
@@ -61,7 +59,15 @@ def check_bucket(store: ObjectStore, realm: str) -> bool:
     found = store.get(MARKER)
     if found is None:
         return False
-    marker = _marker(store, found.body)
+    try:
+        marker = json.loads(found.body)
+    except ValueError:
+        marker = None
+    if not isinstance(marker, dict):
+        raise SettingsError(
+            f"{store.uri(MARKER)} is not this package's marker: nobody can tell whose pictures lie "
+            "there; use another NANOBANANA_PREFIX or NANOBANANA_BUCKET"
+        )
     if marker.get("realm") != realm:
         raise SettingsError(
             f"{store.uri('')} holds pictures of realm {marker.get('realm')!r}, and these settings "
@@ -74,16 +80,3 @@ def check_bucket(store: ObjectStore, realm: str) -> bool:
             f"{LAYOUT_VERSION}: upgrade nanobanana-pipeline"
         )
     return True
-
-
-def _marker(store: ObjectStore, body: bytes) -> dict[str, Any]:
-    try:
-        marker = json.loads(body)
-    except ValueError:
-        marker = None
-    if not isinstance(marker, dict):
-        raise SettingsError(
-            f"{store.uri(MARKER)} is not this package's marker: nobody can tell whose pictures lie "
-            "there; use another NANOBANANA_PREFIX or NANOBANANA_BUCKET"
-        )
-    return marker

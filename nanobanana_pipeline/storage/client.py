@@ -17,8 +17,8 @@ SMALL_BYTES: Final = 65_536
 """What fits into the system's own buffers, so that it is sent before any answer could stop it."""
 
 
-def s3_config(connections: int = 64) -> "Config":
-    """How this project speaks S3: no retries inside boto3, bounded waits, `connections` sockets.
+def s3_config() -> "Config":
+    """How this project speaks S3: no retries inside boto3, bounded waits, 64 sockets.
 
     Bodies are not hashed for the signature: each carries its SHA-256 as its checksum, which S3
     compares, and which is signed. boto3 leaves that out over TLS anyway.
@@ -30,7 +30,7 @@ def s3_config(connections: int = 64) -> "Config":
         retries={"total_max_attempts": 1, "mode": "standard"},
         connect_timeout=5,
         read_timeout=20,
-        max_pool_connections=connections,
+        max_pool_connections=64,
         # Not added to boto3's own, which is put together anew for each call (a tenth of its CPU).
         user_agent="nanobanana-pipeline",
         s3={"payload_signing_enabled": False},
@@ -40,9 +40,7 @@ def s3_config(connections: int = 64) -> "Config":
 def s3_client(profile: str | None = None, **given: Any) -> "S3Client":  # noqa: ANN401
     """Make an S3 client from AWS's own variables and files (``AWS_ENDPOINT_URL_S3``, …).
 
-    Args:
-        profile: of AWS's configuration files.
-        given: further arguments of boto3's `Session.client`, which go first.
+    Further arguments of boto3's `Session.client` go first.
 
     Raises:
         StorageError: they contradict each other.

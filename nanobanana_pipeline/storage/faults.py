@@ -160,16 +160,10 @@ def s3_errors(verb: str, where: str, none: Collection[str] = ()) -> Iterator[Non
 
 
 def translated(error: Exception, verb: str, where: str) -> StorageError:
-    """One of `S3_FAULTS` as the error to raise from it; the one place where that is done.
+    """One of `S3_FAULTS` as the error to raise from it; `verb` was tried, such as "write".
 
-    Args:
-        error: what boto3 raised.
-        verb: what was tried, such as "write".
-        where: the object's address.
-
-    Returns:
-        `StorageUnavailable` where trying again may help, `StorageFull` where room is needed,
-        else `StorageError` with how to mend it.
+    `StorageUnavailable` where trying again may help, `StorageFull` where room is needed, else
+    `StorageError` with how to mend it. This is the one place where that is done.
     """
     code = code_of(error)
     if isinstance(error, ClientError):

@@ -15,12 +15,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from nanobanana_pipeline.errors import ObjectTooLarge, StorageError
-from nanobanana_pipeline.storage.faults import (
-    LOST_RACE_CODES,
-    MISSING_CODES,
-    patient,
-    s3_errors,
-)
+from nanobanana_pipeline.storage.faults import LOST_RACE_CODES, MISSING_CODES, patient, s3_errors
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -137,14 +132,9 @@ class ObjectStore:
         metadata: Mapping[str, str] | None = None,
         sha256: bytes | None = None,
     ) -> str | None:
-        """Write an object that is not there yet, once, without retries.
+        """Write an object that is not there yet, once, without retries; metadata is ASCII.
 
-        Args:
-            key: where.
-            body: the bytes.
-            content_type: the MIME type.
-            metadata: user metadata (ASCII).
-            sha256: the body's digest (32 bytes) if it is known already.
+        `sha256` is the body's digest (32 bytes) if it is known already.
 
         Returns:
             The new ETag; None if something is there already.
@@ -208,11 +198,9 @@ class ObjectStore:
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
 
     def keys(self, prefix: str, *, limit: int | None = None) -> Iterator[str]:
-        """The keys under `prefix`, in order, a page at a time.
+        """The keys that begin with `prefix`, to the letter, in order, a page at a time.
 
-        Args:
-            prefix: what they begin with, to the letter.
-            limit: the first so many (1 to 1,000) only, in one call; None gives all.
+        With `limit` only the first so many (1 to 1,000), in one call.
         """
         pages = [self._page(prefix, {"MaxKeys": limit})] if limit else self._pages(prefix)
         for page in pages:
@@ -220,11 +208,7 @@ class ObjectStore:
                 yield found["Key"].removeprefix(self.prefix)
 
     def listing(self, prefix: str) -> Iterator[ListedObject]:
-        """The objects under `prefix` with sizes and ages, by key, a page at a time.
-
-        Args:
-            prefix: what their keys begin with, to the letter.
-        """
+        """The objects whose keys begin with `prefix`, to the letter, by key, a page at a time."""
         for page in self._pages(prefix):
             now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])
             for found in page.get("Contents", []):
@@ -247,15 +231,10 @@ class ObjectStore:
 
     @patient
     def read_object(self, bucket: str, key: str, max_bytes: int) -> StoredObject | None:
-        """Read an object of any bucket with the same credentials; None if there is none.
-
-        Args:
-            bucket: its name.
-            key: the whole key; no prefix is put before it.
-            max_bytes: a larger object is not read at all.
+        """Read an object of any bucket, by its whole key, with the same credentials; None if none.
 
         Raises:
-            ObjectTooLarge: it has more bytes.
+            ObjectTooLarge: it has more than `max_bytes`, and is not read at all.
         """
         where = f"s3://{bucket}/{key}"
         with s3_errors("read", where, MISSING_CODES):
@@ -269,10 +248,7 @@ class ObjectStore:
 
     @patient
     def probe(self, key: str) -> None:
-        """Make sure that this bucket honours conditional writes.
-
-        Args:
-            key: of an object that is written for it and deleted again.
+        """Make sure that this bucket honours conditional writes; the object at `key` is deleted.
 
         Raises:
             StorageError: it lets a create or an update through that must not pass.

@@ -23,10 +23,7 @@ __all__ = ["Multipart", "abort_uploads"]
 class Multipart:
     """One object on its way, which cannot be read before `finish`. Safe to share between threads.
 
-    Args:
-        store: where to.
-        key: the object's; what is there is replaced.
-        content_type: its MIME type.
+    What has its key is replaced.
 
     Raises:
         StorageError: S3 refuses; so does every method.
@@ -40,12 +37,7 @@ class Multipart:
 
     @patient
     def part(self, number: int, body: bytes) -> str:
-        """Write a part; gives its ETag.
-
-        Args:
-            number: from 1 to 10,000.
-            body: at least 5 MiB, unless it is the last part.
-        """
+        """Write part 1 to 10,000, of at least 5 MiB unless it is the last; gives its ETag."""
         with s3_errors(f"write part {number} of", self._uri):
             return self._client.upload_part(
                 **self._where, UploadId=self._upload, PartNumber=number, Body=body
@@ -53,12 +45,7 @@ class Multipart:
 
     @patient
     def finish(self, etags: Sequence[str], size: int) -> None:
-        """Make an object of the parts.
-
-        Args:
-            etags: of the parts, in order.
-            size: the object's bytes.
-        """
+        """Make an object of `size` bytes of the parts, by their ETags in order."""
         parts: Any = [{"PartNumber": n, "ETag": etag} for n, etag in enumerate(etags, 1)]
         try:
             self._client.complete_multipart_upload(

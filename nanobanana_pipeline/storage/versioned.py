@@ -49,12 +49,8 @@ def read_pointer(
 ) -> tuple[Pointer | None, str | None]:
     """A `current.json` and its ETag; (None, None) if there is none.
 
-    Args:
-        store: the bucket.
-        key: where it lies.
-        make: the pointer's class.
-        schema: the newest that this version knows.
-        remedy: how to mend a damaged one.
+    `make` is the pointer's class, `schema` the newest that this version knows; `remedy` says how
+    to mend a damaged one.
 
     Raises:
         StorageError: it is damaged or was written by a newer version.
@@ -113,11 +109,8 @@ def open_stored(
 ) -> pa.RecordBatchReader:
     """A table's rows, some at once; a column that its version did not know yet is there, and empty.
 
-    Args:
-        store: the bucket.
-        key: where it lies.
-        known: the columns that this version knows.
-        wanted: some of them; None gives all, and those that only the table's version knows.
+    `known` columns are those of this version. `wanted` are some of them; None gives all, and those
+    that only the table's version knows.
 
     Raises:
         StorageError: there is none, or it is damaged; of damage the reader tells as well.

@@ -89,17 +89,10 @@ def run_event(
     parent: Parent | None = None,
     error: BaseException | str | None = None,
 ) -> event_v2.RunEvent:
-    """An event of a run.
+    """An event of a run, by its id in the bucket; `when` has a time zone.
 
-    Args:
-        event_type: the run's state.
-        when: with a time zone.
-        job: as `record_run` has it.
-        run_id: as the bucket knows the run.
-        facts: of the run at this moment.
-        parent: whose step it is.
-        error: why it failed or was aborted. Only the class of a foreign exception is written: its
-            text may quote addresses and what was sent there.
+    Of a foreign exception only the class is written: its text may quote addresses and what was
+    sent there.
     """
     return event_v2.RunEvent(
         eventType=event_v2.RunState(event_type),
@@ -129,9 +122,7 @@ def as_line(event: event_v2.RunEvent) -> str:
 def send(event: event_v2.RunEvent, seconds: float) -> None:
     """Send an event where OpenLineage's own variables say.
 
-    Args:
-        event: of `run_event`.
-        seconds: how long an asynchronous transport may take to send it.
+    An asynchronous transport may take so many seconds.
 
     Raises:
         Exception: whatever the transport raises.
@@ -148,8 +139,9 @@ def _run_facets(
     run_id: str, facts: RunFacts, parent: Parent | None, error: BaseException | str | None
 ) -> dict[str, facet.RunFacet]:
     fields = {name: value for name, value in facts.facet.items() if value is not None}
+    own: Any = NanobananaRunFacet(producer=PRODUCER)
     facets: dict[str, facet.RunFacet] = {
-        FACET: _own_facet(runId=run_id, codeVersion=PACKAGE_VERSION, **fields),
+        FACET: own.with_additional_properties(runId=run_id, codeVersion=PACKAGE_VERSION, **fields),
         "processing_engine": facet.processing_engine_run.ProcessingEngineRunFacet(
             version=parent.version if parent else PACKAGE_VERSION,
             name=parent.engine if parent else PACKAGE,
@@ -173,20 +165,11 @@ def _run_facets(
     return facets
 
 
-def _own_facet(**fields: Any) -> facet.RunFacet:  # noqa: ANN401 - as the schema says
-    own: Any = NanobananaRunFacet(producer=PRODUCER)
-    with_fields: facet.RunFacet = own.with_additional_properties(**fields)
-    return with_fields
-
-
 def _job_facets(job: str, facts: RunFacts) -> dict[str, facet.JobFacet]:
     description = DESCRIPTIONS.get(job, "Publishes what a recipe selects as an immutable release.")
     facets: dict[str, facet.JobFacet] = {
         "jobType": facet.job_type_job.JobTypeJobFacet(
-            processingType="BATCH",
-            integration="NANOBANANA",
-            jobType="JOB",
-            producer=PRODUCER,
+            processingType="BATCH", integration="NANOBANANA", jobType="JOB", producer=PRODUCER
         ),
         "documentation": facet.documentation_job.DocumentationJobFacet(
             description=description, producer=PRODUCER
@@ -214,7 +197,8 @@ def _source_location(
     """
     git = checkout / ".git"
     url = get_git_repo_url(git_dir=git) if git.is_dir() else None
-    if url is None or _is_path(url):
+    # Git takes for a path what has no scheme, and no colon before the first slash.
+    if url is None or ("://" not in url and ":" not in url.partition("/")[0]):
         return None
     return facet.source_code_location_job.SourceCodeLocationJobFacet(
         type="git",
@@ -224,11 +208,6 @@ def _source_location(
         version=get_git_version(git),
         producer=PRODUCER,
     )
-
-
-def _is_path(url: str) -> bool:
-    """Whether git takes it for a folder: it has no scheme, and no colon before the first slash."""
-    return "://" not in url and ":" not in url.partition("/")[0]
 
 
 def _without_secrets(url: str) -> str:

@@ -131,13 +131,7 @@ def dataset(
 
 
 def origin(uri: str, column: str, transformation: str = "") -> dict[str, Any]:
-    """A column that another column is derived from.
-
-    Args:
-        uri: of the origin's dataset.
-        column: the origin's name.
-        transformation: a description; "" for an unchanged copy.
-    """
+    """A column that another is derived from; `transformation` is "" for an unchanged copy."""
     namespace, name = dataset_name(uri)
     how = {
         "type": "DIRECT",

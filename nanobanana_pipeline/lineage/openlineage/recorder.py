@@ -89,13 +89,7 @@ def record_run(
 
 
 def record_dead_run(store: "ObjectStore", job: str, run_id: str) -> None:
-    """Write ABORT for a run that was killed, unless its record has an end.
-
-    Args:
-        store: the bucket.
-        job: of the run.
-        run_id: of a run that started within the last 7 days; else nothing is written.
-    """
+    """Write ABORT for a run that was killed, unless its record has an end or is over 7 days old."""
     recording = Recording(store, job, run_id, RunFacts, None)
     recording.guarded("whether it ended", lambda: _end(store, recording, job, run_id))
     recording.close()
@@ -104,10 +98,7 @@ def record_dead_run(store: "ObjectStore", job: str, run_id: str) -> None:
 def was_stopped(store: "ObjectStore", job: str, run_id: str) -> bool:
     """Whether a run was stopped: its record ends with ABORT, and not because the run died.
 
-    Args:
-        store: the bucket.
-        job: of the run.
-        run_id: False for a run that started more than 7 days ago.
+    False for a run that started more than 7 days ago.
 
     Raises:
         StorageError: S3 refuses.
@@ -149,11 +140,7 @@ class Recording:
         self.facts: RunFacts | None = None
 
     def set_facts(self, get_facts: Callable[[], RunFacts]) -> None:
-        """Set the facts of the next event.
-
-        Args:
-            get_facts: if it fails, the run continues and the event has the earlier facts.
-        """
+        """Set the facts of the next event; if `get_facts` fails, it has the earlier facts."""
         self.facts = self.guarded("what it did", get_facts) or self.facts
 
     def emit_running(self, get_facts: Callable[[], RunFacts]) -> None:

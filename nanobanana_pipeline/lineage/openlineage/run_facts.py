@@ -81,12 +81,7 @@ class RelaunchReason(StrEnum):
 
 
 def prompt_set_start(name: str, source: str) -> RunFacts:
-    """Facts before a prompt table is read.
-
-    Args:
-        name: the prompt set's.
-        source: path or URL of the table.
-    """
+    """Facts before a prompt table, by its path or URL, is read."""
     return RunFacts(inputs=(Dataset(_uri_of(source)),), facet={"promptSet": name})
 
 
@@ -210,10 +205,7 @@ def features_complete(store: "ObjectStore", refreshed: "RefreshedFeatures") -> R
             "error": column_metrics(current.errors, current.rows - current.errors),
         },
         counts={"rowCount": current.rows},
-        zeros={
-            "all_measured": (current.errors, "error"),
-            "no_blank": (current.blank, "blank"),
-        },
+        zeros={"all_measured": (current.errors, "error"), "no_blank": (current.blank, "blank")},
     )
     images = {"inManifest": current.rows, "measured": refreshed.measured, "blank": current.blank}
     facet = {**_partition(current.prompt_set, current.seed), "images": images}
@@ -223,8 +215,7 @@ def features_complete(store: "ObjectStore", refreshed: "RefreshedFeatures") -> R
 def release_start(recipe: "Recipe") -> RunFacts:
     """Facts before a release is built."""
     return RunFacts(
-        facet={"dataset": recipe.name},
-        source=("json", recipe.model_dump_json(indent=1)),
+        facet={"dataset": recipe.name}, source=("json", recipe.model_dump_json(indent=1))
     )
 
 
@@ -280,15 +271,10 @@ def relaunch_complete(
     chosen: int | None = None,
     left: int | None = None,
 ) -> RunFacts:
-    """Facts of partitions that were launched again.
+    """Facts of partitions that were launched again, an image costing `price` (None: unknown).
 
-    Args:
-        store: the bucket.
-        settled: the outcome of each partition.
-        price: of an image; None if unknown.
-        reason: what the relaunch is for.
-        chosen: how many requests in doubt or lost it was to settle; None for other reasons.
-        left: how many of them are still in doubt or lost.
+    `chosen` requests in doubt or lost were to be settled, and `left` of them are not; both are None
+    for other reasons.
     """
     partitions = list(settled)
     reports = [partition.report for partition in partitions]

@@ -79,10 +79,11 @@ class CurrentTables:
 
     def by_table(self) -> dict[str, PartitionManifest | ReleaseManifest]:
         """All of them, by their manifests' keys."""
-        by_table: dict[str, PartitionManifest | ReleaseManifest] = {
-            partition.table: partition for partition in self.partitions.values()
-        }
-        return by_table | {release.table: release for release in self.releases}
+        tables: list[PartitionManifest | ReleaseManifest] = [
+            *self.partitions.values(),
+            *self.releases,
+        ]
+        return {each.table: each for each in tables}
 
     def changed(self, etags: Mapping[str, str]) -> list[str]:
         """Keys of pointers that are new, changed or gone, compared with `list_pointers`."""

@@ -4,11 +4,11 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any
+
+from nanobanana_pipeline.wording import shortened
 
 __all__ = ["LineageGraph", "Link", "Node", "NodeKind", "as_dot", "as_json", "as_mermaid"]
-
-NODE_LABEL_CHARACTERS: Final = 60
 
 
 class NodeKind(StrEnum):
@@ -132,16 +132,11 @@ def as_mermaid(graph: LineageGraph) -> str:
 def _label(node: Node) -> list[str]:
     name = f"{node.name[:12]}…" if node.kind in {NodeKind.IMAGE, NodeKind.REQUEST} else node.name
     detail = node.facts.get("prompt") or node.facts.get("state") or node.facts.get("code_version")
-    return [str(node.kind), _cut(name), *([_cut(str(detail))] if detail else [])]
+    return [str(node.kind), shortened(name), *([shortened(str(detail))] if detail else [])]
 
 
 def _facts_text(facts: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_cut(str(value))}" for name, value in facts.items())
-
-
-def _cut(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= NODE_LABEL_CHARACTERS else f"{line[: NODE_LABEL_CHARACTERS - 1]}…"
+    return ", ".join(f"{name} {shortened(str(value))}" for name, value in facts.items())
 
 
 def _dot_text(text: str) -> str:

@@ -88,12 +88,7 @@ def sort_key(order: LookupOrder, value: str) -> int:
 
 
 def read_index_rows(store: ObjectStore, table: str, number: int) -> dict[LookupOrder, pa.Table]:
-    """Read a manifest's or release's rows, by order.
-
-    Args:
-        store: the bucket.
-        table: the key of a partition's or a release's manifest.
-        number: the value of the rows' column ``table``.
+    """Read the rows of the manifest at this key, by order; `number` fills their column ``table``.
 
     Raises:
         StorageError: it is missing or damaged.

@@ -70,12 +70,9 @@ class IndexCoverage:
 def refresh_index(
     store: ObjectStore, *, rebuild: bool = False, on_progress: AuditProgress = lambda *_: None
 ) -> IndexCoverage:
-    """Update the index, or rebuild it.
+    """Update the index, or rebuild it from all tables, even if the stored one is damaged.
 
-    Args:
-        store: the bucket.
-        rebuild: read all tables again, even if the stored index is damaged.
-        on_progress: called with the number of tables read.
+    `on_progress` is called with the number of tables read.
 
     Raises:
         StorageError: the index is damaged (not with `rebuild`), or of a newer version; or a
@@ -172,14 +169,11 @@ class _Spool(ExitStack):
         # Two shifts, since one by 64 bits is undefined.
         numbers = rows["k"].to_numpy() >> np.uint64(63 - self._bits) >> np.uint64(1)
         for number in np.unique(numbers).tolist():
-            self._append(order, number, rows.filter(numbers == number))
-
-    def _append(self, order: LookupOrder, number: int, rows: pa.Table) -> None:
-        if (order, number) not in self._files:
-            file = pa.OSFile(str(self._path(order, number)), "wb")
-            self.enter_context(file)
-            self._files[order, number] = self.enter_context(pa.ipc.new_stream(file, SCHEMAS[order]))
-        self._files[order, number].write_table(rows)
+            if (order, number) not in self._files:
+                file = self.enter_context(pa.OSFile(str(self._path(order, number)), "wb"))
+                stream = self.enter_context(pa.ipc.new_stream(file, SCHEMAS[order]))
+                self._files[order, number] = stream
+            self._files[order, number].write_table(rows.filter(numbers == number))
 
     def sorted(self) -> Iterator[tuple[LookupOrder, int, pa.Table]]:
         """Each file's rows, sorted; to be called after the last `add`."""

@@ -130,39 +130,20 @@ def _owners(store: ObjectStore, sha256: str) -> Iterable[str]:
 
 def _find_name(store: ObjectStore, walk: Walk, name: str) -> bool:
     """Add everything that has this name, since several objects may; False if nothing has it."""
-    known = [_find_prompts(walk, name), _find_provider_id(walk, name)]
-    if _RUN.fullmatch(name):
-        known.append(_find_run(store, walk, name))
-    if _HASH.fullmatch(name):
-        known += [_find_request(store, walk, name), _find_image(store, walk, name)]
-    return any(known)
-
-
-def _find_prompts(walk: Walk, prompt_id: str) -> bool:
-    cells = walk.index.find(LookupOrder.PROMPT, [prompt_id])
+    cells = walk.index.find(LookupOrder.PROMPT, [name])
     walk.add_prompts(cells)
-    return bool(cells)
-
-
-def _find_provider_id(walk: Walk, provider_id: str) -> bool:
-    keys = {row["request_key"] for row in walk.index.find(LookupOrder.PROVIDER, [provider_id])}
-    walk.add_requests(keys)
-    return bool(keys)
-
-
-def _find_request(store: ObjectStore, walk: Walk, request_key: str) -> bool:
-    known = Ledger(store).read(request_key) is not None
-    if known or walk.index.find(LookupOrder.REQUEST, [request_key]):
-        walk.add_requests({request_key})
-        return True
-    return False
-
-
-def _find_run(store: ObjectStore, walk: Walk, run_id: str) -> bool:
-    if store.head(run_plan_key(run_id)) is None:
-        return False
-    walk.add_run(run_id, run_rows(store, run_id))
-    return True
+    requests = {row["request_key"] for row in walk.index.find(LookupOrder.PROVIDER, [name])}
+    walk.add_requests(requests)
+    is_known = bool(cells or requests)
+    if _RUN.fullmatch(name) and store.head(run_plan_key(name)) is not None:
+        walk.add_run(name, run_rows(store, name))
+        is_known = True
+    if _HASH.fullmatch(name):
+        if Ledger(store).read(name) is not None or walk.index.find(LookupOrder.REQUEST, [name]):
+            walk.add_requests({name})
+            is_known = True
+        is_known |= _find_image(store, walk, name)
+    return is_known
 
 
 def _complete_prefix(store: ObjectStore, prefix: str) -> str | None:

@@ -42,12 +42,7 @@ Row = Mapping[str, Any]
 
 
 class Walk:
-    """Collects a lineage graph. Not safe to share between threads.
-
-    Args:
-        store: the bucket.
-        index: to look up cells and releases.
-    """
+    """Collects a lineage graph. Not safe to share between threads."""
 
     def __init__(self, store: ObjectStore, index: TraceIndex) -> None:
         self.index = index
@@ -88,7 +83,8 @@ class Walk:
             self._releases(self._requests(keys, rows))
         else:
             plan = self._plan(run_id)
-            planned = _planned(self._store, plan) if plan else []
+            first = plan.shards[:1] if plan else ()
+            planned = sorted(k for s in first for k in read_shard_keys(self._store, run_id, s))
             self._releases(self._requests(planned, self._cells(planned)))
             self._notes[f"no manifest has anything of run {run_id}: it bought nothing"] = None
         self._run(run_id)
@@ -323,13 +319,6 @@ def run_rows(store: ObjectStore, run_id: str) -> list[Row]:
 def _rows(store: ObjectStore, of: PartitionManifest) -> list[Row]:
     rows = manifest.read_manifest_arrow(store, of.table, INDEXED_COLUMNS)
     return [{**row, "of": of} for row in rows.to_pylist()]
-
-
-def _planned(store: ObjectStore, plan: RunPlan) -> list[str]:
-    """Requests of a run's first shard."""
-    return sorted(
-        key for shard in plan.shards[:1] for key in read_shard_keys(store, plan.run_id, shard)
-    )
 
 
 def _prompt_name(row: Row) -> str:

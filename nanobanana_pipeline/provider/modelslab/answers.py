@@ -61,13 +61,7 @@ _FETCH_ID = re.compile(r"/fetch/([^/?#]+)")
 
 
 def parse_submit(status: int, headers: Mapping[str, str], body: bytes) -> SubmitOutcome:
-    """Read the answer to a generation call.
-
-    Args:
-        status: the HTTP status.
-        headers: the HTTP headers, looked up without regard to case.
-        body: as it came.
-    """
+    """Read the answer to a generation call; headers are looked up without regard to case."""
     answer = _json_object(body)
     if answer is None:
         return _unreadable(status, headers, body)

@@ -35,9 +35,7 @@ _BASE64 = re.compile(rb"[A-Za-z0-9+/=_\s-]+")
 class OutputReader:
     """Reads outputs; a `protocol.ReadOutput`. Safe to share between threads.
 
-    Args:
-        store: our own bucket; `delivery.json` in it names the registered folders.
-        downloader: gets all other URLs.
+    `delivery.json` in our own bucket names the registered folders; all other URLs are downloaded.
     """
 
     def __init__(self, store: ObjectStore, downloader: Downloader) -> None:

@@ -110,8 +110,7 @@ class Places(BaseModel):
 class OwnBucket:
     """Tells output URLs that are objects of the customer. Safe to share between threads.
 
-    Args:
-        store: where `delivery.json` lies; it is read on first use.
+    Reads `delivery.json` of our own bucket on first use.
     """
 
     def __init__(self, store: ObjectStore) -> None:
@@ -146,19 +145,20 @@ def read_places(store: ObjectStore) -> tuple[Places, str | None]:
 
 
 def change_places(store: ObjectStore, change: Callable[[Places], Places]) -> tuple[Places, Places]:
-    """Change `delivery.json` by compare-and-swap; `change` may be called again, on newer places.
+    """Change `delivery.json` by compare-and-swap; returns the places before and after.
 
-    Args:
-        store: where it lies.
-        change: the new places; nothing is written where they are the old ones.
-
-    Returns:
-        The places before and after.
+    `change` may be called again, on newer places. Nothing is written if they stay the same.
 
     Raises:
         StorageError: S3 refuses, or the file is damaged.
     """
-    return swap(store, delivery_key(), lambda found: _parsed(store, found), change, _to_json)
+    return swap(
+        store,
+        delivery_key(),
+        lambda found: _parsed(store, found),
+        change,
+        lambda places: places.model_dump_json(by_alias=True, indent=1).encode(),
+    )
 
 
 def check_copies(store: ObjectStore) -> None:
@@ -223,10 +223,6 @@ def _parsed(store: ObjectStore, found: StoredObject | None) -> Places:
         return Places()
     where = store.uri(delivery_key())
     return parse_json(found.body, where, Places.model_validate_json, SCHEMA)
-
-
-def _to_json(places: Places) -> bytes:
-    return places.model_dump_json(by_alias=True, indent=1).encode()
 
 
 def _parts_of(url: str) -> tuple[tuple[str, str, int | None], list[str]] | None:
