@@ -13,7 +13,7 @@ import dagster as dg
 from dagster_nanobanana.assets.datasets import recipes_here
 from dagster_nanobanana.assets.generated_images import generated_images
 from dagster_nanobanana.automation.sensors import unset
-from dagster_nanobanana.partitions import PROMPTS, partition_key_of, prompt_sets, seeds
+from dagster_nanobanana.partitions import PROMPTS, add_partitions, partition_key_of, seeds
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.datasets.topup_sets import is_topup_set
 from nanobanana_pipeline.errors import PlanError
@@ -53,8 +53,7 @@ def nightly(
     context: dg.ScheduleEvaluationContext, nanobanana: NanobananaResource
 ) -> list[dg.RunRequest] | dg.SkipReason:
     """Deal out the day's room over what is missing."""
-    reason = unset(nanobanana)
-    if reason is not None:
+    if (reason := unset(nanobanana)) is not None:
         return reason
     settings, store = nanobanana.settings(), nanobanana.store()
     budget = settings.budget
@@ -82,10 +81,8 @@ def nightly(
         f"for {room:,}"
     )
     # What the command line has launched, or a recipe lists, may be no partition of Dagster's yet.
-    names = sorted({share.wanted.prompt_set for share in shares})
-    context.instance.add_dynamic_partitions(str(prompt_sets.name), names)
-    numbers = sorted({share.wanted.seed for share in shares})
-    context.instance.add_dynamic_partitions(str(seeds.name), [str(n) for n in numbers])
+    sets = sorted({share.wanted.prompt_set for share in shares})
+    add_partitions(context.instance, sets, sorted({share.wanted.seed for share in shares}))
     day = context.scheduled_execution_time.date().isoformat()
     return [_request(share, place, day) for place, share in enumerate(shares)]
 
@@ -107,8 +104,7 @@ def buy_new_prompt_sets(
     context: dg.SensorEvaluationContext, nanobanana: NanobananaResource
 ) -> dg.SkipReason | dg.SensorResult:
     """Launch each new snapshot once under each seed."""
-    reason = unset(nanobanana)
-    if reason is not None:
+    if (reason := unset(nanobanana)) is not None:
         return reason
     if nanobanana.settings().budget.day == Cap():
         return dg.SkipReason(NO_CAP)

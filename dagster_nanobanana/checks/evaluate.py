@@ -35,9 +35,7 @@ def evaluate_planned(
 
 
 def evaluate(
-    context: dg.OpExecutionContext,
-    nanobanana: NanobananaResource,
-    keys: Iterable[dg.AssetCheckKey],
+    context: dg.OpExecutionContext, nanobanana: NanobananaResource, keys: Iterable[dg.AssetCheckKey]
 ) -> Iterator[dg.AssetCheckEvaluation]:
     """Evaluate checks of the step's partition."""
     name, seed = read_partition_key(context.partition_key)

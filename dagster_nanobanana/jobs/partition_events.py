@@ -3,6 +3,7 @@
 Dagster drops what a step has logged where it fails later: so ops yield `context.consume_events()`.
 """
 
+import itertools
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -50,11 +51,5 @@ def show_settled(
 
 def run_ids(run_id: str, what: str) -> Callable[[], str]:
     """Names for the domain's runs of one of Dagster's: each partition has one of its own."""
-    count = 0
-
-    def name() -> str:
-        nonlocal count
-        count += 1
-        return f"{run_id}-{what}-{count}"
-
-    return name
+    numbers = itertools.count(1)
+    return lambda: f"{run_id}-{what}-{next(numbers)}"

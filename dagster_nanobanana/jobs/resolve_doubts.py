@@ -39,14 +39,12 @@ class DoubtsConfig(dg.Config):
             "is paid for twice. ABANDON gives up: missed no more, and never bought."
         ),
     )
-    keys: list[str] = Field(
-        default=[], description="Request keys, or their first digits. Left out: all."
-    )
-    cause: str | None = Field(default=None, description="A part of the cause.")
-    run_id: str | None = Field(default=None, description="The run that made the attempt.")
-    older_hours: float | None = Field(default=None, description="At least so old.")
+    keys: list[str] = Field([], description="Request keys, or their first digits. Left out: all.")
+    cause: str | None = Field(None, description="A part of the cause.")
+    run_id: str | None = Field(None, description="The run that made the attempt.")
+    older_hours: float | None = Field(None, description="At least so old.")
     min_cost: float | None = Field(
-        default=None, description="At least so dear; none is while the price is unknown."
+        None, description="At least so dear; none is while the price is unknown."
     )
 
 
@@ -84,16 +82,12 @@ def settle_all_doubts(
                 done.append(settled)
             keys = {doubt.request_key for doubt in chosen}
             left = [doubt for doubt in find_doubts(store, price) if doubt.request_key in keys]
-            counts = {"chosen": len(chosen), "left": len(left)}
+            reason, counts = (
+                RelaunchReason(config.action),
+                {"chosen": len(chosen), "left": len(left)},
+            )
             recording.set_facts(
-                partial(
-                    relaunch_complete,
-                    store,
-                    done,
-                    price,
-                    reason=RelaunchReason(config.action),
-                    **counts,
-                )
+                partial(relaunch_complete, store, done, price, reason=reason, **counts)
             )
     rows = pd.DataFrame([vars(doubt) for doubt in left]).astype("str")
     yield dg.Output(

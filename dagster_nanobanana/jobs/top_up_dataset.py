@@ -13,7 +13,7 @@ from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.jobs.partition_events import run_ids, show_settled
 from dagster_nanobanana.launch_config import amount_of
 from dagster_nanobanana.lineage import recorded_step
-from dagster_nanobanana.partitions import partition_key_of, prompt_sets, seeds
+from dagster_nanobanana.partitions import FEATURES, PROMPTS, add_partitions, partition_key_of
 from dagster_nanobanana.presentation.metadata import TABLE_ROWS, sample_table
 from dagster_nanobanana.resources import NanobananaResource
 from dagster_nanobanana.termination import RunWatch
@@ -41,7 +41,7 @@ class TopUpConfig(dg.Config):
     )
     max_images: int = Field(ge=1, description="The budget: buy at most so many images.")
     max_cost: str | None = Field(
-        default=None,
+        None,
         description="Spend at most so much, in the currency of NANOBANANA_PRICE_PER_IMAGE.",
     )
 
@@ -94,10 +94,8 @@ def buy_further_candidates(
                 partial(relaunch_complete, store, done, price, reason=RelaunchReason.TOP_UP)
             )
         standing = stand(store, recipe)
-    metadata = _metadata(standing) | {
-        "images bought": spent,
-        "cost": cost_text(cost_of(spent, price)),
-    }
+    cost = cost_text(cost_of(spent, price))
+    metadata = _metadata(standing) | {"images bought": spent, "cost": cost}
     if halted:
         raise dg.Failure(f"stopped early: {halted}", metadata=metadata, allow_retries=False)
     if len(standing.short):
@@ -125,25 +123,19 @@ def _show_drawn(
     context: dg.OpExecutionContext, store: ObjectStore, drawn: Drawn, price: Decimal | None
 ) -> None:
     """Add a partition's keys, and put what became of it on its three assets' pages."""
-    current, features = drawn.current, drawn.features
-    context.instance.add_dynamic_partitions(str(prompt_sets.name), [current.prompt_set])
-    context.instance.add_dynamic_partitions(str(seeds.name), [str(current.seed)])
+    current = drawn.current
+    add_partitions(context.instance, [current.prompt_set], [current.seed])
     kept = prompt_set.current(store, current.prompt_set)
     if kept is not None:
         # Seen, and not made: what is made is bought under all seeds where a sensor is told to.
-        context.log_event(
-            dg.AssetObservation(
-                "prompt_set",
-                partition=kept.name,
-                metadata={
-                    "dagster/row_count": kept.rows,
-                    "fingerprint": kept.fingerprint,
-                    "source": kept.source,
-                },
-            )
-        )
+        metadata: dict[str, Any] = {
+            "dagster/row_count": kept.rows,
+            "fingerprint": kept.fingerprint,
+            "source": kept.source,
+        }
+        context.log_event(dg.AssetObservation(PROMPTS, partition=kept.name, metadata=metadata))
     show_settled(context, store, Settled(current, drawn.report), price)
-    _show_measured(context, store, features)
+    _show_measured(context, store, drawn.features)
 
 
 def _measure(context: dg.OpExecutionContext, store: ObjectStore, recipe: Recipe) -> None:
@@ -162,20 +154,18 @@ def _measure(context: dg.OpExecutionContext, store: ObjectStore, recipe: Recipe)
 def _show_measured(
     context: dg.OpExecutionContext, store: ObjectStore, features: RefreshedFeatures
 ) -> None:
-    context.log_event(
-        dg.AssetMaterialization(
-            "image_features",
-            partition=partition_key_of(features.current.prompt_set, features.current.seed),
-            metadata={
-                "measured now": features.measured,
-                "blank": features.current.blank,
-                "not measurable": features.current.errors,
-                "dagster/uri": store.uri(features.current.table),
-                "dagster/row_count": features.current.rows,
-            },
-            tags={"dagster/data_version": features.current.content},
-        )
-    )
+    current = features.current
+    metadata: dict[str, Any] = {
+        "measured now": features.measured,
+        "blank": current.blank,
+        "not measurable": current.errors,
+        "dagster/uri": store.uri(current.table),
+        "dagster/row_count": current.rows,
+    }
+    partition = partition_key_of(current.prompt_set, current.seed)
+    tags = {"dagster/data_version": current.content}
+    event = dg.AssetMaterialization(FEATURES, partition=partition, metadata=metadata, tags=tags)
+    context.log_event(event)
 
 
 def _missing(standing: Standing) -> int:
@@ -189,7 +179,7 @@ def _metadata(standing: Standing) -> dict[str, Any]:
     return {
         "prompts complete": standing.complete,
         "prompts short": len(standing.short),
-        "pictures missing": int(standing.short["missing"].sum()),
+        "pictures missing": _missing(standing),
         "short": sample_table(standing.short, TABLE_ROWS),
         "rejected": sample_table(rejected[shown], TABLE_ROWS),
         "reasons": sample_table(counted, TABLE_ROWS),
@@ -197,11 +187,6 @@ def _metadata(standing: Standing) -> dict[str, Any]:
 
 
 def _recipe_of(name: str) -> Recipe:
-    """A recipe of the working directory.
-
-    Raises:
-        RecipeError: there is none of that name, or one of them is faulty.
-    """
     known = {recipe.name: recipe for recipe in recipes_here()}
     if name not in known:
         hint = near_matches(name, known) if known else "recipes/ holds none"
@@ -210,11 +195,6 @@ def _recipe_of(name: str) -> Recipe:
 
 
 def _cap_of(config: TopUpConfig) -> Cap:
-    """The budget of the run.
-
-    Raises:
-        PlanError: it is no amount.
-    """
     cost = amount_of(config.max_cost)
     if cost is not None and not (cost.is_finite() and cost > 0):
         raise PlanError(f"max_cost {config.max_cost} is out of range: use an amount above 0")

@@ -60,6 +60,7 @@ __all__ = [
     "TableFile",
     "generate_command",
     "parse_seeds",
+    "print_outcome",
     "read_launch_parameters",
     "read_money",
 ]
@@ -218,20 +219,21 @@ def _launch(
         made = plan(store, account.realm, launch, account.budget)
         console.print(f"{launch.prompt_set}, seed {launch.seed}: {made}")
         recording.emit_running(lambda: launch_running(store, made))
-        report = engine.Report()
+
+        def account_for(report: engine.Report) -> CurrentManifest:
+            current = collect(store, account.realm, made, report)
+            print_outcome(console, current, report)
+            recording.set_facts(lambda: launch_complete(store, made, current, report))
+            return current
+
         try:
             report = _settle(console, store, account, made)
         except KeyboardInterrupt:
             with _interrupts_held_back():
                 console.print("stopped; the same command goes on from here", style="yellow")
-                current = collect(store, account.realm, made, report)
-                _summary(console, current, report)
-                recording.set_facts(lambda: launch_complete(store, made, current, report))
+                account_for(engine.Report())
             raise
-        current = collect(store, account.realm, made, report)
-        _summary(console, current, report)
-        recording.set_facts(lambda: launch_complete(store, made, current, report))
-    return current, report
+        return account_for(report), report
 
 
 @contextlib.contextmanager
@@ -275,7 +277,8 @@ def _settle(console: Console, store: ObjectStore, account: Account, made: RunPla
     return report
 
 
-def _summary(console: Console, current: CurrentManifest, report: engine.Report) -> None:
+def print_outcome(console: Console, current: CurrentManifest, report: engine.Report) -> None:
+    """Name the reasons of what a run has not settled, and what to do about the partition's gaps."""
     for reason, count in report.reasons.items():
         console.print(f"  {counted(count, 'request')}: {reason}", style="yellow", markup=False)
     if report.halted:

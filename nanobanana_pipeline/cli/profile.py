@@ -188,11 +188,8 @@ def _explain(console: Console, url: str, data: Path, profile: LocalProfile) -> N
 def _sheet(store: ObjectStore, manifests: list[CurrentManifest]) -> bytes:
     pictures = []
     for current in manifests:
-        rows = read_manifest(store, current.manifest)
-        for row in (
-            rows[rows["image_uri"].notna()].head(DEMO_PICTURES // len(manifests)).itertuples()
-        ):
-            data = store.open_url(str(row.image_uri))
+        rows = read_manifest(store, current.manifest).dropna(subset="image_uri")
+        for row in rows.head(DEMO_PICTURES // len(manifests)).itertuples():
             said = caption(str(row.prompt), str(row.prompt_id), current.seed)
-            pictures.append((data, said))
+            pictures.append((store.open_url(str(row.image_uri)), said))
     return contact_sheet(pictures)

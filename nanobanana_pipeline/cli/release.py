@@ -10,7 +10,7 @@ import typer
 
 from nanobanana_pipeline.bucket_keys import Folder
 from nanobanana_pipeline.cli.show import table_of
-from nanobanana_pipeline.cli.terminal import make_console
+from nanobanana_pipeline.cli.terminal import make_console, print_plain
 from nanobanana_pipeline.datasets.changelog import changes
 from nanobanana_pipeline.datasets.layouts import Layout
 from nanobanana_pipeline.datasets.publish import build_release
@@ -53,9 +53,7 @@ Version = Annotated[
 
 
 @release_commands.command("build")
-def build(
-    file: Annotated[Path, typer.Argument(help="The recipe's file.")],
-) -> None:
+def build(file: Annotated[Path, typer.Argument(help="The recipe's file.")]) -> None:
     """Publish what a recipe selects now. Goes on where an earlier try was ended; buys nothing."""
     wanted = read_recipe(file)
     store = open_bucket(Settings.load_without_key(), claim=False)
@@ -72,7 +70,7 @@ def build(
                 markup=False,
             )
         for warning in empty_splits(wanted, chosen.rows):
-            console.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            print_plain(console, warning, style="yellow")
         release = build_release(
             store, wanted, chosen.rows, chosen.rejected, parent=latest, manifests=chosen.manifests
         )
@@ -192,13 +190,11 @@ def pull_(
     store = open_bucket(Settings.load_without_key(), claim=False)
     release = find_release(store, dataset, version)
     pulled = pull(store, release, folder, layout, split)
-    make_console().print(
+    print_plain(
+        make_console(),
         f"{dataset} {release.version} as {layout} in {folder}: "
         f"{counted(pulled.written, 'file')} written, {pulled.kept:,} there already, "
         f"{size_text(pulled.size)}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )
 
 

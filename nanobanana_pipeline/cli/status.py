@@ -27,8 +27,7 @@ NOT_SETTLED = 1
 
 
 def status(
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+    *, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False
 ) -> None:
     """Show what is settled, and what is not, in every partition; and runs that have not ended.
 
