@@ -17,7 +17,7 @@ def recorded_step(
     context: dg.OpExecutionContext | dg.AssetExecutionContext,
     store: ObjectStore,
     job: str,
-    begin: Callable[[], RunFacts],
+    begin: Callable[[], RunFacts] = RunFacts,
     *,
     run_id: str | None = None,
     **steps: Any,  # noqa: ANN401 - as `record_run` has them

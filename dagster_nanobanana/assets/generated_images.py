@@ -14,7 +14,7 @@ import dagster as dg
 import pandas as pd
 from pydantic import TypeAdapter
 
-from dagster_nanobanana.checks.evaluate import evaluate_planned
+from dagster_nanobanana.checks.evaluate import cells_check, evaluate_planned
 from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.launch_config import GenerationConfig, launch_of
 from dagster_nanobanana.lineage import recorded_step
@@ -174,14 +174,7 @@ def collect_op(
             recording.set_facts(partial(launch_complete, store, plan_made, current, report))
         rows = read_sample_rows(store, current, PAGE_COLUMNS)
         metadata = _metadata(store, nanobanana.settings(), current, rows, report, plan_made.price)
-    refused = current.cells.get(CellState.REFUSED, 0)
-    check = dg.AssetCheckResult(
-        asset_key=IMAGES,
-        check_name="cells",
-        passed=current.gaps == 0 and refused == 0,
-        severity=dg.AssetCheckSeverity.ERROR if current.gaps else dg.AssetCheckSeverity.WARN,
-        metadata=metadata,
-    )
+    check = cells_check(current, metadata)
     if current.gaps:
         yield dg.AssetObservation(IMAGES, partition=context.partition_key, metadata=metadata)
         yield check

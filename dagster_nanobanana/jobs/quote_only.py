@@ -53,8 +53,12 @@ def quote_launches(
             )
         prompts = prompt_set.load(store, kept.name, kept.fingerprint)
         slots = config.slots or account.slots
+        try:
+            seeds = read_seeds(config.seeds)
+        except ValueError as error:
+            raise PlanError(f"seeds {error}") from None
         rows: list[dict[str, Any]] = []
-        for seed in _seeds_of(config.seeds):
+        for seed in seeds:
             launch = launch_of(config, kept.name, seed, "quote")
             one = quote(store, account.realm, launch, prompts, budget=account.budget, slots=slots)
             expected = one.estimate
@@ -101,13 +105,6 @@ def quote_launches(
 def quote_only() -> None:
     """One op: nothing is made."""
     quote_launches()
-
-
-def _seeds_of(text: str) -> list[int]:
-    try:
-        return read_seeds(text)
-    except ValueError as error:
-        raise PlanError(f"seeds {error}") from None
 
 
 def _sum_of(rows: list[dict[str, Any]], name: str) -> float | str:

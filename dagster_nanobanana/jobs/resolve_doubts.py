@@ -22,7 +22,6 @@ from nanobanana_pipeline.generation.recovery.doubts import (
     find_doubts,
     settle_doubts,
 )
-from nanobanana_pipeline.lineage.openlineage.facts import RunFacts
 from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
 
 __all__ = ["resolve_doubts"]
@@ -72,7 +71,7 @@ def settle_all_doubts(
         chosen = [doubt for doubt in find_doubts(store, price) if wanted.allows(doubt)]
         names = run_ids(context.run_id, "doubts")
         done = []
-        with recorded_step(context, store, "resolve_doubts", RunFacts) as recording:
+        with recorded_step(context, store, "resolve_doubts") as recording:
             watch = RunWatch(context).look
             for settled in settle_doubts(
                 store, account, chosen, config.action, run_id=names, on_progress=watch

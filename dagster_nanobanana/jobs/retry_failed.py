@@ -19,7 +19,6 @@ from dagster_nanobanana.termination import RunWatch
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.backlog import find_backlog
 from nanobanana_pipeline.generation.recovery.relaunch import Settled, retry
-from nanobanana_pipeline.lineage.openlineage.facts import RunFacts
 from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
 from nanobanana_pipeline.money import Cap, cost_of, cost_text
 from nanobanana_pipeline.wording import counted
@@ -65,7 +64,7 @@ def retry_partitions(
         names = run_ids(context.run_id, "retry")
         price = account.budget.price
         done: list[Settled] = []
-        with recorded_step(context, store, "retry_failed", RunFacts) as recording:
+        with recorded_step(context, store, "retry_failed") as recording:
             watch = RunWatch(context).look
             for settled in retry(store, account, chosen, cap, run_id=names, on_progress=watch):
                 current, report = settled.current, settled.report

@@ -23,7 +23,6 @@ from nanobanana_pipeline.errors import PlanError, RecipeError
 from nanobanana_pipeline.features.table import RefreshedFeatures, refresh_features
 from nanobanana_pipeline.generation.manifest.manifest import list_partitions
 from nanobanana_pipeline.generation.recovery.relaunch import Settled
-from nanobanana_pipeline.lineage.openlineage.facts import RunFacts
 from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
 from nanobanana_pipeline.money import Cap, cost_of, cost_text
 from nanobanana_pipeline.prompts import prompt_set
@@ -61,7 +60,10 @@ def buy_further_candidates(
 ) -> Iterator[Any]:
     """Buy, show every partition on its assets' pages, and account for every rejection."""
     with plain_failures():
-        recipe, cap = _recipe_of(config.recipe), _cap_of(config)
+        recipe, cost = _recipe_of(config.recipe), amount_of(config.max_cost)
+        if cost is not None and not (cost.is_finite() and cost > 0):
+            raise PlanError(f"max_cost {config.max_cost} is out of range: use an amount above 0")
+        cap = Cap(config.max_images, cost)
         store, account = nanobanana.store(), nanobanana.account()
         price = account.budget.price
         spent, halted = 0, None
@@ -79,7 +81,7 @@ def buy_further_candidates(
 
         names = run_ids(context.run_id, "top-up")
         done = []
-        with recorded_step(context, store, "top_up_dataset", RunFacts) as recording:
+        with recorded_step(context, store, "top_up_dataset") as recording:
             watch = RunWatch(context).look
             for drawn in top_up(
                 store, account, recipe, cap, run_id=names, on_round=tell, on_progress=watch
@@ -94,8 +96,8 @@ def buy_further_candidates(
                 partial(relaunch_complete, store, done, price, reason=RelaunchReason.TOP_UP)
             )
         standing = stand(store, recipe)
-    cost = cost_text(cost_of(spent, price))
-    metadata = _metadata(standing) | {"images bought": spent, "cost": cost}
+    paid = cost_text(cost_of(spent, price))
+    metadata = _metadata(standing) | {"images bought": spent, "cost": paid}
     if halted:
         raise dg.Failure(f"stopped early: {halted}", metadata=metadata, allow_retries=False)
     if len(standing.short):
@@ -192,10 +194,3 @@ def _recipe_of(name: str) -> Recipe:
         hint = near_matches(name, known) if known else "recipes/ holds none"
         raise RecipeError(f"there is no recipe {name!r}; {hint}")
     return known[name]
-
-
-def _cap_of(config: TopUpConfig) -> Cap:
-    cost = amount_of(config.max_cost)
-    if cost is not None and not (cost.is_finite() and cost > 0):
-        raise PlanError(f"max_cost {config.max_cost} is out of range: use an amount above 0")
-    return Cap(config.max_images, cost)

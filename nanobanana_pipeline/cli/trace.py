@@ -26,7 +26,7 @@ from nanobanana_pipeline.storage.bucket import open_bucket
 
 __all__ = ["trace_command"]
 
-KINDS = list(NodeKind)
+KIND_ORDER = list(NodeKind)
 LINKS_SHOWN = 20
 """So many of a kind below one thing; machines get them all."""
 UNCUT = sys.maxsize
@@ -84,7 +84,7 @@ def _tree(lineage: LineageGraph, root: Node) -> Tree:
 
 def _grow(branch: Tree, lineage: LineageGraph, node: Node, *, up: bool) -> None:
     neighbours = lineage.upstream(node.id) if up else lineage.downstream(node.id)
-    by_kind = sorted(neighbours, key=lambda each: KINDS.index(each[0].kind))
+    by_kind = sorted(neighbours, key=lambda each: KIND_ORDER.index(each[0].kind))
     for _, alike in groupby(by_kind, key=lambda each: each[0].kind):
         found = list(alike)
         for other, link in found[:LINKS_SHOWN]:
