@@ -10,7 +10,6 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import dagster as dg
@@ -69,7 +68,7 @@ def _materialize(
     instance: dg.DagsterInstance,
     asset: str,
     partition_key: str | None = None,
-    config: Mapping[str, Any] = MappingProxyType({}),
+    config: Mapping[str, Any] | None = None,
 ) -> bool:
     job = defs.resolve_implicit_global_asset_job_def()
     sys.stdout.write(f"{asset} [{partition_key}]\n" if partition_key else f"{asset}\n")
@@ -78,7 +77,7 @@ def _materialize(
         instance=instance,
         asset_selection=[dg.AssetKey(asset.split("/"))],
         partition_key=partition_key,
-        run_config={**config, "loggers": {"console": {}}},
+        run_config={**(config or {}), "loggers": {"console": {}}},
         raise_on_error=False,
     )
     return run.success

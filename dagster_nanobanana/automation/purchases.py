@@ -94,10 +94,9 @@ def nightly(
     description=(
         "Buys the pictures of every prompt set that is new or has changed since this was started, "
         f"under the seed partitions there are (the {SEEDS_A_SET} smallest at most, without those "
-        "that only a top-up has drawn under); a pilot's limit stays. "
-        f"At most {SETS_A_TICK} prompt sets a tick. Costs money, up to the day's "
-        "cap; without such a cap it launches nothing. Ships stopped: set "
-        "NANOBANANA_MAX_IMAGES_PER_DAY, then start it here."
+        f"that only a top-up has drawn under); a pilot's limit stays. At most {SETS_A_TICK} prompt "
+        "sets a tick. Costs money, up to the day's cap; without such a cap it launches nothing. "
+        "Ships stopped: set NANOBANANA_MAX_IMAGES_PER_DAY, then start it here."
     ),
 )
 def buy_new_prompt_sets(

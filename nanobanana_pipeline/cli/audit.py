@@ -18,7 +18,7 @@ from nanobanana_pipeline.audit import audit as audit_bucket
 from nanobanana_pipeline.audit.read_ahead import AuditProgress
 from nanobanana_pipeline.audit.report import NOTES, UNSETTLED_STATES
 from nanobanana_pipeline.cli.show import table_of
-from nanobanana_pipeline.cli.terminal import make_console, print_plain
+from nanobanana_pipeline.cli.terminal import INCOMPLETE, make_console, print_plain
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
@@ -27,7 +27,6 @@ from nanobanana_pipeline.wording import counted, size_text, time_text
 
 __all__ = ["audit_command", "gc"]
 
-DISAGREES = 1
 REFRESH_SECONDS = 0.2
 DAY_SECONDS = 24 * 3600
 
@@ -82,7 +81,7 @@ def audit_command(
     else:
         _show(make_console(), store, report)
     if not report.agrees:
-        raise typer.Exit(DISAGREES)
+        raise typer.Exit(INCOMPLETE)
 
 
 def gc(

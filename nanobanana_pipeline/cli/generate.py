@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nanobanana_pipeline.cli.show import partitions_table, print_carried, print_long
-from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled
-from nanobanana_pipeline.cli.terminal import make_console
+from nanobanana_pipeline.cli.status import all_settled
+from nanobanana_pipeline.cli.terminal import INCOMPLETE, make_console
 from nanobanana_pipeline.generation.engine import engine
 from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
@@ -168,7 +168,7 @@ def generate_command(
             break  # the next seed would be refused as this one was
     console.print(partitions_table(manifests, store))
     if len(manifests) < len(chosen) or not all_settled(manifests):
-        raise typer.Exit(NOT_SETTLED)
+        raise typer.Exit(INCOMPLETE)
 
 
 def parse_seeds(text: str) -> list[int]:

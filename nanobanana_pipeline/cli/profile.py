@@ -19,8 +19,8 @@ import typer
 from rich.console import Console
 
 from nanobanana_pipeline.cli.show import partitions_table
-from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled
-from nanobanana_pipeline.cli.terminal import make_console
+from nanobanana_pipeline.cli.status import all_settled
+from nanobanana_pipeline.cli.terminal import INCOMPLETE, make_console
 from nanobanana_pipeline.errors import LocalServerError
 from nanobanana_pipeline.generation.manifest.manifest import (
     CurrentManifest,
@@ -88,7 +88,7 @@ def demo(*, data: Data = Path(".nanobanana")) -> None:
         )
         console.print("stopping the local servers")
     if code or not manifests or not all_settled(manifests):
-        raise typer.Exit(code or NOT_SETTLED)
+        raise typer.Exit(code or INCOMPLETE)
 
 
 def dev(

@@ -6,7 +6,7 @@ from typing import Annotated, cast
 import typer
 
 from nanobanana_pipeline.cli.show import print_carried, print_long, table_of
-from nanobanana_pipeline.cli.terminal import make_console, print_plain
+from nanobanana_pipeline.cli.terminal import INCOMPLETE, make_console, print_plain
 from nanobanana_pipeline.prompts.checked_prompts import REFERENCE, fingerprint
 from nanobanana_pipeline.prompts.references import References
 from nanobanana_pipeline.prompts.table import read_prompt_table
@@ -20,7 +20,6 @@ from nanobanana_pipeline.wording import counted
 __all__ = ["prompt_commands"]
 
 FAULTS_SHOWN = 50
-NOT_ALL_GOOD = 1
 
 prompt_commands = typer.Typer(
     no_args_is_help=True, help="Look at prompt tables before they are bought for."
@@ -66,4 +65,4 @@ def check_table(
     if fault:
         print_plain(console, f"{fault}. Rename the file, or give generate --name", style="yellow")
     if len(checked.quarantine) or fault:
-        raise typer.Exit(NOT_ALL_GOOD)
+        raise typer.Exit(INCOMPLETE)

@@ -11,8 +11,7 @@ from rich.console import Console
 
 from nanobanana_pipeline.cli.generate import print_outcome, read_money
 from nanobanana_pipeline.cli.show import table_of
-from nanobanana_pipeline.cli.status import NOT_SETTLED
-from nanobanana_pipeline.cli.terminal import make_console, print_plain
+from nanobanana_pipeline.cli.terminal import INCOMPLETE, make_console, print_plain
 from nanobanana_pipeline.datasets.recipe import Recipe, load_recipes, read_recipe
 from nanobanana_pipeline.datasets.release import read_latest
 from nanobanana_pipeline.datasets.selection import Selection, empty_splits, released_rows, select
@@ -140,7 +139,7 @@ def top_up_(
         standing = stand(store, recipe)
     _print_standing(console, recipe, standing)
     if len(standing.short) and not dry_run:
-        raise typer.Exit(NOT_SETTLED)
+        raise typer.Exit(INCOMPLETE)
 
 
 def _quote(recipe: Recipe, standing: Standing, cap: Cap, price: Decimal | None) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from nanobanana_pipeline.bucket_keys import Folder
 from nanobanana_pipeline.cli.show import table_of
-from nanobanana_pipeline.cli.terminal import make_console, print_plain
+from nanobanana_pipeline.cli.terminal import INCOMPLETE, make_console, print_plain
 from nanobanana_pipeline.datasets.changelog import changes
 from nanobanana_pipeline.datasets.layouts import Layout
 from nanobanana_pipeline.datasets.publish import build_release
@@ -40,7 +40,6 @@ __all__ = ["release_commands"]
 
 CHANGES_SHOWN = 20
 SHOWN_OF_ROWS = ["prompt_id", "seed", "split", "prompt"]
-DAMAGED = 1
 
 release_commands = typer.Typer(
     no_args_is_help=True, help="Publish datasets, and look at, check and fetch what was published."
@@ -157,7 +156,7 @@ def verify_(
             "--mend makes shards again from their pictures; a folder that was pulled earlier has "
             "the same files under the same paths"
         )
-        raise typer.Exit(DAMAGED)
+        raise typer.Exit(INCOMPLETE)
     left = 0
     for fault in faults:
         try:
@@ -167,7 +166,7 @@ def verify_(
             left += 1
             console.print(f"{fault.path}: {error}", highlight=False, markup=False)
     if left:
-        raise typer.Exit(DAMAGED)
+        raise typer.Exit(INCOMPLETE)
 
 
 @release_commands.command("pull")

@@ -8,7 +8,7 @@ import pandas as pd
 import typer
 
 from nanobanana_pipeline.cli.show import partitions_table, table_of
-from nanobanana_pipeline.cli.terminal import make_console
+from nanobanana_pipeline.cli.terminal import INCOMPLETE, make_console
 from nanobanana_pipeline.generation.manifest.manifest import (
     CellState,
     CurrentManifest,
@@ -22,8 +22,6 @@ from nanobanana_pipeline.storage.bucket import open_bucket
 from nanobanana_pipeline.wording import time_text
 
 __all__ = ["all_settled", "status"]
-
-NOT_SETTLED = 1
 
 
 def status(
@@ -45,7 +43,7 @@ def status(
     else:
         _show(manifests, unfinished, store)
     if unfinished or not all_settled(manifests):
-        raise typer.Exit(NOT_SETTLED)
+        raise typer.Exit(INCOMPLETE)
 
 
 def _show(

@@ -7,8 +7,10 @@ from rich.console import Console
 
 from nanobanana_pipeline.errors import SettingsError
 
-__all__ = ["confirm", "make_console", "print_plain"]
+__all__ = ["INCOMPLETE", "confirm", "make_console", "print_plain"]
 
+INCOMPLETE = 1
+"""Exit code: something is missing, or is not as it should be."""
 WIDE = 160
 
 
