@@ -46,7 +46,6 @@ from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.modelslab.operations import Operations, S3Details
 from nanobanana_pipeline.provider.modelslab.own_bucket import Place, change_places
-from nanobanana_pipeline.request import PictureParameters
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from nanobanana_pipeline.storage.bucket import open_bucket
@@ -204,15 +203,15 @@ def _launch_until_calm(
 ) -> tuple[int, pd.DataFrame]:
     """Launch again and again; how often it took, and the last manifest's rows."""
     account, before, calm = provider.account, "", 0
-    small = PictureParameters(width=1024, height=1024)
+    small = {"width": 1024, "height": 1024}
     for number in range(1, MOST_LAUNCHES + 1):
         run_id = f"{name}-{number}-{new_nonce()}"
         launch = Launch(name, 1, run_id=run_id, parameters=small)
-        made = plan(store, account.realm, launch)
+        made = plan(store, account, launch)
         report = Report()
         for shard in made.shards:
             report += settle_shard(store, account, run_id, shard, timing=provider.timing)
-        current = collect(store, account.realm, made, report)
+        current = collect(store, account, made, report)
         calm = calm + 1 if current.content == before and not report.bought else 0
         before = current.content
         if calm == CALM:

@@ -11,7 +11,7 @@ import logging
 import multiprocessing
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
@@ -35,7 +35,6 @@ from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.provider.modelslab.client import ModelsLab
-from nanobanana_pipeline.request import PictureParameters
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from nanobanana_pipeline.storage.bucket import claim_bucket
 from nanobanana_pipeline.webhooks.inbox import Webhooks
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
 
 SEED: Final = 1
 SLOTS: Final = 10
-SMALL: Final = PictureParameters(width=1024, height=1024)
+SMALL: Final = {"width": 1024, "height": 1024}
 SUBMIT_SECONDS: Final = 6.0
 LEASE_MARGIN_SECONDS: Final = 1.0
 LEASE_SECONDS: Final = SUBMIT_SECONDS + 2 * LEASE_MARGIN_SECONDS
@@ -68,11 +67,13 @@ class Site:
         webhooks_secret: what its addresses are signed with.
         server, api: the module of the provider's server, and the path of its API.
         realm: of the bucket.
+        parameters: of every launch.
     """
 
     server: ClassVar = "nanobanana_pipeline.emulator"
     api: ClassVar = "/api/v1/enterprise/nano_banana/"
     realm: ClassVar = "emulator"
+    parameters: ClassVar[Mapping[str, Any]] = SMALL
 
     s3_url: str
     base_url: str
@@ -212,11 +213,11 @@ def launch(place: Site, name: str, run_id: str) -> None:
     """One launch of a partition, from its plan to its manifest, with leases of 8 s for 150 s."""
     timing = Timing(lease_margin_seconds=LEASE_MARGIN_SECONDS)
     store, account = place.store(), place.account()
-    made = plan(store, place.realm, Launch(name, SEED, run_id=run_id, parameters=SMALL))
+    made = plan(store, account, Launch(name, SEED, run_id=run_id, parameters=place.parameters))
     report = Report()
     for shard in made.shards:
         report += settle_shard(store, account, run_id, shard, timing=timing)
-    collect(store, place.realm, made, report)
+    collect(store, account, made, report)
 
 
 def keep_prompts(store: ObjectStore, data: Path, name: str, prompts: Iterable[str]) -> None:
@@ -236,16 +237,17 @@ def manifest_of(store: ObjectStore, name: str) -> CurrentManifest:
 
 def request_keys(place: Site, name: str) -> list[str]:
     """The request keys of a partition, as every launch of it will find them."""
-    store = place.store()
+    store, model = place.store(), place.account().provider.request_model
     snapshot = prompt_set.current(store, name)
     if snapshot is None:
         raise RuntimeError(f"{name} has no prompts")
     cells = build_cells(
         prompt_set.load(store, name, snapshot.fingerprint),
         seed=SEED,
-        parameters={**PictureParameters.defaults(), **SMALL.given()},
+        parameters={**model.default_parameters(), **place.parameters},
         realm=place.realm,
         limit=None,
+        model=model,
     )
     return list(cells.frame["request_key"])
 

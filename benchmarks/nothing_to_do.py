@@ -43,7 +43,8 @@ from nanobanana_pipeline.ledger import now_iso
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
-from nanobanana_pipeline.request import PictureParameters
+from nanobanana_pipeline.provider.account import Account
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage.bucket import claim_bucket, open_bucket
 from nanobanana_pipeline.storage.versioned import packed
@@ -112,9 +113,16 @@ def settle_all() -> None:
     store = open_bucket(Settings.load())
     claim_bucket(store, REALM)
     kept = prompt_set.snapshot(store, NAME, check_prompts(read_prompt_table(sys.argv[1])))
-    parameters = {**PictureParameters.defaults(), "width": 1024, "height": 1024}
+    parameters = {**ModelsLabRequest.default_parameters(), "width": 1024, "height": 1024}
     prompts = prompt_set.load(store, NAME, kept.fingerprint)
-    cells = build_cells(prompts, seed=SEED, parameters=parameters, realm=REALM, limit=None).frame
+    cells = build_cells(
+        prompts,
+        seed=SEED,
+        parameters=parameters,
+        realm=REALM,
+        limit=None,
+        model=ModelsLabRequest,
+    ).frame
     count = len(cells)
     said: dict[str, Any] = {
         "prompt_set": [NAME] * count,
@@ -162,10 +170,11 @@ def settle_all() -> None:
 
 def plan_all() -> None:
     """Plan a launch of the partition with the seed given, and tell how long that took."""
-    store = open_bucket(Settings.load())
+    settings = Settings.load()
+    store, account = open_bucket(settings), Account.open(settings)
     seed = int(sys.argv[1])
     began = time.monotonic()
-    made = plan(store, REALM, Launch(NAME, seed, run_id=f"seed-{seed}"))
+    made = plan(store, account, Launch(NAME, seed, run_id=f"seed-{seed}"))
     if made.buy != (made.cells if seed == FRESH_SEED else 0):
         raise SystemExit(f"{made.buy} of {made.cells} requests would be bought")
     sys.stdout.write(json.dumps({"plan seconds": time.monotonic() - began}))

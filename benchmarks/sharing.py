@@ -64,7 +64,7 @@ def main() -> None:
 def _work(place: Site, name: str, slots: int) -> None:
     logging.disable(logging.WARNING)
     store, account = place.store(), replace(place.account(), webhooks=None, slots=slots)
-    made = plan(store, place.realm, Launch(name, SEED, run_id=name, parameters=SMALL))
+    made = plan(store, account, Launch(name, SEED, run_id=name, parameters=SMALL))
     settle_shard(store, account, made.run_id, made.shards[0])
 
 

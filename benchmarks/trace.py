@@ -57,7 +57,7 @@ from nanobanana_pipeline.lineage.trace.trace import trace
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
-from nanobanana_pipeline.request import ImageRequest
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from nanobanana_pipeline.storage.bucket import claim_bucket
 from nanobanana_pipeline.storage.versioned import packed
@@ -355,7 +355,7 @@ def _released(sets: int) -> list[int]:
 
 def _put_history(store: ObjectStore, number: int, seed: int, row: int, sha256: str) -> None:
     """A ledger entry."""
-    request = ImageRequest(prompt=_prompt(number, row), seed=seed, width=1024, height=1024)
+    request = ModelsLabRequest(prompt=_prompt(number, row), seed=seed, width=1024, height=1024)
     run_id, nonce = _run_id(number, seed), new_nonce()
     entry = Entry.new(request, _request_key(number, seed, row), realm=REALM)
     entry = entry.claim(run_id=run_id, nonce=nonce, lease_seconds=150)

@@ -1,18 +1,15 @@
 """What a launch of `generated_images` may say in the launchpad."""
 
 from decimal import Decimal, InvalidOperation
+from typing import Any
 
 import dagster as dg
 from pydantic import Field, ValidationError
 
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.planning.planner import Launch
-from nanobanana_pipeline.request import (
-    DeliveryParameters,
-    PictureParameters,
-    parameter_faults,
-    read_parameters,
-)
+from nanobanana_pipeline.provider.account import PROVIDER
+from nanobanana_pipeline.request import parameter_faults
 
 __all__ = ["GenerationConfig", "launch_of"]
 
@@ -116,13 +113,14 @@ def launch_of(config: GenerationConfig, name: str, seed: int, run_id: str) -> La
         PlanError: values are out of range; all are named. Dagster's config types know no ranges,
             and a config mapping that raises shows the launchpad an internal error instead.
     """
-    named = {*PictureParameters.model_fields, *DeliveryParameters.model_fields}
+    model = PROVIDER.request_model
+    named = {*model.default_parameters(), *model.delivery_fields}
     faults: list[str] = []
-    picture, delivery, max_cost = PictureParameters(), DeliveryParameters(), None
+    picture, delivery, max_cost = dict[str, Any](), dict[str, Any](), None
     try:
-        picture, delivery = read_parameters(config.model_dump(include=named))
+        picture, delivery = model.read_parameters(config.model_dump(include=named))
     except ValidationError as error:
-        faults.append(parameter_faults(error))
+        faults.append(parameter_faults(model, error))
     try:
         max_cost = amount_of(config.max_cost)
     except PlanError as error:

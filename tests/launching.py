@@ -28,13 +28,15 @@ from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.account import Account
+from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.provider.modelslab.client import ModelsLab
-from nanobanana_pipeline.request import PictureParameters
 from nanobanana_pipeline.storage import ObjectStore
 
-SMALL = PictureParameters(width=1024, height=1024)
+SMALL = {"width": 1024, "height": 1024}
 """Drawn fast."""
 NO_CAPS = Budget()
+PLANNER = Account("emulator", ModelsLab("http://127.0.0.1:9/", SecretStr("any")), Downloader(), 1)
+"""An account for what asks no provider."""
 QUICK = Timing(
     failed_pause_seconds=0.05,
     max_backoff_seconds=0.05,
@@ -78,13 +80,13 @@ def planned(
     *,
     seed: int = 1,
     run_id: str | None = None,
-    parameters: PictureParameters = SMALL,
+    parameters: Mapping[str, Any] = SMALL,
     budget: Budget = NO_CAPS,
     **more: Any,
 ) -> RunPlan:
     run_id = run_id or f"run-{uuid.uuid4().hex[:8]}"
     asked = Launch(name, seed, run_id=run_id, parameters=parameters, **more)
-    return plan(store, "emulator", asked, budget)
+    return plan(store, replace(PLANNER, budget=budget), asked)
 
 
 def launch(
@@ -99,7 +101,7 @@ def launch(
     report = Report()
     for shard in made.shards:
         report += settle_shard(store, account, made.run_id, shard, timing=timing)
-    current = collect(store, account.realm, made, report)
+    current = collect(store, account, made, report)
     return Launched(made, report, current, read_manifest(store, current.manifest))
 
 
@@ -149,7 +151,7 @@ def check_images(store: ObjectStore, rows: pd.DataFrame) -> None:
         )
         assert stored.metadata["run-id"]
     for entry in entries(store):
-        assert (entry.state is State.SETTLED) == (len(entry.images) == entry.request.samples)
+        assert (entry.state is State.SETTLED) == (len(entry.images) == entry.samples)
         for image in entry.images:
             stored = store.get(image.key)
             assert stored is not None

@@ -18,7 +18,8 @@ FLOORS = """
     ledger  webhooks
     provider
     provider.modelslab
-    provider.account  prompts
+    provider.account
+    prompts
     generation.manifest
     generation.planning
     generation.budget

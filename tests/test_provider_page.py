@@ -11,7 +11,7 @@ import pytest
 from nanobanana_pipeline.emulator.moods import MOODS
 from nanobanana_pipeline.provider import outcomes
 from nanobanana_pipeline.provider.modelslab.operations import Operations
-from nanobanana_pipeline.request import REQUEST_FIELDS, ImageRequest
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "provider.md").read_text("utf-8")
@@ -90,11 +90,11 @@ def test_every_row_names_a_test_that_is_there() -> None:
 
 
 def test_every_field_of_a_request_has_a_row() -> None:
-    assert {"key", "ref_image", *REQUEST_FIELDS} - first_cells("field") == set()
+    assert {"key", "ref_image", *ModelsLabRequest.model_fields} - first_cells("field") == set()
 
 
 def test_every_endpoint_of_the_client_has_a_row() -> None:
-    generations = get_args(get_type_hints(ImageRequest.endpoint.fget)["return"])  # type: ignore[attr-defined]
+    generations = get_args(get_type_hints(ModelsLabRequest.endpoint.fget)["return"])  # type: ignore[attr-defined]
     operations = {METHODS.get(each, each) for each in vars(Operations) if not each.startswith("_")}
     assert {*generations, "fetch/{id}", *operations} == first_cells("endpoint")
 

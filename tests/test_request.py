@@ -11,18 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from nanobanana_pipeline.request import (
-    KEY_FIELDS,
-    MAX_SEED,
-    NOT_IN_THE_PICTURE,
-    ONLY_WITH_REFERENCES,
-    REQUEST_FIELDS,
-    DeliveryParameters,
-    ImageRequest,
-    PictureParameters,
-    canonical_json,
-    request_key,
-)
+from nanobanana_pipeline.provider.modelslab.request import ONLY_WITH_REFERENCES, ModelsLabRequest
+from nanobanana_pipeline.request import MAX_SEED, canonical_json, request_key
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/request_keys.json").read_text("utf-8"))
 
@@ -31,7 +21,7 @@ prompts = texts.filter(str.strip)
 sides = st.integers(32, 64).map(lambda steps: steps * 32)
 noises = st.floats(allow_nan=False, allow_infinity=False)
 requests = st.builds(
-    ImageRequest,
+    ModelsLabRequest,
     prompt=prompts,
     negative_prompt=texts,
     width=sides,
@@ -57,15 +47,15 @@ OTHER: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-def key(request: ImageRequest) -> str:
+def key(request: ModelsLabRequest) -> str:
     return request_key(request, realm="emulator")
 
 
 A, B = "a" * 64, "b" * 64
 
 
-def made(**fields: object) -> ImageRequest:
-    return ImageRequest.model_validate({"prompt": "a cat", "seed": 1, **fields})
+def made(**fields: object) -> ModelsLabRequest:
+    return ModelsLabRequest.model_validate({"prompt": "a cat", "seed": 1, **fields})
 
 
 # --- golden --------------------------------------------------------------------------------------
@@ -73,7 +63,7 @@ def made(**fields: object) -> ImageRequest:
 
 @pytest.mark.parametrize("vector", GOLDEN["vectors"], ids=lambda vector: str(vector["name"]))
 def test_keys_never_drift(vector: dict[str, Any]) -> None:
-    request = ImageRequest.model_validate(vector["request"])
+    request = ModelsLabRequest.model_validate(vector["request"])
     place = {name: vector[name] for name in ("realm", "endpoint", "variant")}
     canonical = canonical_json(request, **place)
     assert canonical.decode() == vector["canonical"]
@@ -92,10 +82,17 @@ def test_golden_vectors_that_are_the_same_picture_share_a_key_and_no_others_do()
 def test_every_field_is_sorted_into_the_picture_or_out_of_it() -> None:
     canonical = json.loads(canonical_json(made(), realm="emulator"))
     decided = set(canonical) - {"key_version", "realm", "endpoint", "variant"}
-    assert decided == set(REQUEST_FIELDS) - NOT_IN_THE_PICTURE - ONLY_WITH_REFERENCES == set(OTHER)
+    never = ModelsLabRequest.delivery_fields | ONLY_WITH_REFERENCES
+    assert decided == set(ModelsLabRequest.model_fields) - never == set(OTHER)
     referring = json.loads(canonical_json(made(ref_sha256=[A]), realm="emulator"))
     assert set(referring) == set(canonical) | ONLY_WITH_REFERENCES
-    assert set(referring) == {*KEY_FIELDS, "key_version", "realm", "endpoint", "variant"}
+    assert set(referring) == {
+        *ModelsLabRequest.key_fields(),
+        "key_version",
+        "realm",
+        "endpoint",
+        "variant",
+    }
 
 
 # --- what the key ignores ------------------------------------------------------------------------
@@ -109,15 +106,15 @@ def test_every_field_is_sorted_into_the_picture_or_out_of_it() -> None:
     st.sampled_from(["yes", "no"]),
 )
 def test_the_key_ignores_how_the_picture_is_delivered(
-    request: ImageRequest, webhook: str | None, track_id: str | None, temp: str, base64: str
+    request: ModelsLabRequest, webhook: str | None, track_id: str | None, temp: str, base64: str
 ) -> None:
     delivery = {"webhook": webhook, "track_id": track_id, "temp": temp, "base64": base64}
-    other = ImageRequest.model_validate({**request.model_dump(), **delivery})
+    other = ModelsLabRequest.model_validate({**request.model_dump(), **delivery})
     assert key(other) == key(request)
 
 
 @given(requests)
-def test_the_key_ignores_how_numbers_and_switches_are_written(request: ImageRequest) -> None:
+def test_the_key_ignores_how_numbers_and_switches_are_written(request: ModelsLabRequest) -> None:
     fields = request.model_dump()
     spelled: dict[str, object] = {}
     for name, value in fields.items():
@@ -127,9 +124,9 @@ def test_the_key_ignores_how_numbers_and_switches_are_written(request: ImageRequ
             spelled[name] = f" {value!r} "
         else:
             spelled[name] = value
-    assert key(ImageRequest.model_validate(spelled)) == key(request)
+    assert key(ModelsLabRequest.model_validate(spelled)) == key(request)
     as_floats = {n: float(v) if isinstance(v, int) else v for n, v in fields.items()}
-    assert key(ImageRequest.model_validate(as_floats)) == key(request)
+    assert key(ModelsLabRequest.model_validate(as_floats)) == key(request)
 
 
 @pytest.mark.parametrize("seven", [7, 7.0, "7", "7.0", " 7 ", "+7", "7.", "07", "7e0", "0.7e1"])
@@ -149,7 +146,7 @@ def test_no_negative_prompt_is_an_empty_one() -> None:
 
 
 def test_defaults_and_the_same_values_named_are_one_request() -> None:
-    assert key(made(**PictureParameters.defaults())) == key(made())
+    assert key(made(**ModelsLabRequest.default_parameters())) == key(made())
 
 
 @pytest.mark.parametrize(
@@ -167,18 +164,18 @@ def test_switches_are_read_as_people_write_them(written: object, read: str) -> N
 @pytest.mark.parametrize("name", OTHER)
 @given(requests, st.data())
 def test_the_key_changes_with_every_field_of_the_picture(
-    name: str, request: ImageRequest, data: st.DataObject
+    name: str, request: ModelsLabRequest, data: st.DataObject
 ) -> None:
     value = data.draw(OTHER[name])
     assume(value != getattr(request, name))
-    other = ImageRequest.model_validate({**request.model_dump(), name: value})
+    other = ModelsLabRequest.model_validate({**request.model_dump(), name: value})
     assert key(other) != key(request)
 
 
 @pytest.mark.parametrize("what", ["realm", "endpoint", "variant"])
 @given(requests, texts)
 def test_the_key_changes_with_realm_endpoint_and_variant(
-    what: str, request: ImageRequest, value: str
+    what: str, request: ModelsLabRequest, value: str
 ) -> None:
     usual = {"realm": "emulator", "endpoint": "text2img", "variant": ""}
     assume(value != usual[what])
@@ -192,11 +189,8 @@ def test_references_and_their_order_are_part_of_the_key_and_pick_the_endpoint() 
     assert [made().endpoint, alone.endpoint, both.endpoint] == ["text2img", "img2img", "multi_ref"]
     kept = made(ref_sha256=[A], keep_original_aspect=True)
     assert key(kept) != key(alone)
-    assert [r.size_is_asked for r in (made(keep_original_aspect=True), alone, kept)] == [
-        True,
-        True,
-        False,
-    ]
+    asked = [r.size_asked for r in (made(keep_original_aspect=True), alone, kept)]
+    assert asked == [(2048, 2048), (2048, 2048), None]
 
 
 def test_an_aspect_without_a_reference_changes_nothing() -> None:
@@ -243,8 +237,8 @@ def test_neighbouring_seeds_above_32_bits_are_told_apart() -> None:
 
 
 @given(requests)
-def test_a_request_survives_being_written_down(request: ImageRequest) -> None:
-    again = ImageRequest.model_validate_json(request.model_dump_json())
+def test_a_request_survives_being_written_down(request: ModelsLabRequest) -> None:
+    again = ModelsLabRequest.model_validate_json(request.model_dump_json())
     assert again == request
     assert key(again) == key(request)
 
@@ -285,13 +279,13 @@ def test_what_breaks_a_rule_is_refused(name: str, value: object) -> None:
 
 @given(
     st.dictionaries(
-        st.sampled_from(REQUEST_FIELDS),
+        st.sampled_from([*ModelsLabRequest.model_fields]),
         st.none() | st.text() | st.floats() | st.booleans() | st.integers() | st.binary(),
     )
 )
 def test_anything_is_either_a_request_with_a_key_or_refused(fields: dict[str, object]) -> None:
     try:
-        request = ImageRequest.model_validate(fields)
+        request = ModelsLabRequest.model_validate(fields)
     except ValidationError:
         return
     assert len(key(request)) == 64
@@ -303,15 +297,17 @@ def test_a_request_cannot_be_changed() -> None:
 
 
 def test_picture_parameters_keep_what_was_named_only() -> None:
-    named = PictureParameters.model_validate({"width": "1024", "watermark": True})
-    assert named.given() == {"width": 1024, "watermark": "yes"}
+    given = {"width": "1024", "watermark": True, "height": None, "temp": False}
+    picture, delivery = ModelsLabRequest.read_parameters(given)
+    assert picture == {"width": 1024, "watermark": "yes"}
+    assert delivery == {"temp": "no"}
     with pytest.raises(ValidationError):
-        PictureParameters.model_validate({"seed": 1})
+        ModelsLabRequest.read_parameters({"seed": 1})
 
 
 def test_a_webhook_goes_over_https_or_stays_on_this_machine() -> None:
     for good in ("https://hooks.example.org/a", "http://127.0.0.1:8080/x", "http://localhost/y"):
-        assert DeliveryParameters(webhook=good).given() == {"webhook": good}
+        assert ModelsLabRequest.read_parameters({"webhook": good}) == ({}, {"webhook": good})
     for bad in ("http://hooks.example.org/a", "ftp://a.b", "hooks.example.org", "https://[", ""):
         with pytest.raises(ValidationError):
-            DeliveryParameters(webhook=bad)
+            ModelsLabRequest.read_parameters({"webhook": bad})

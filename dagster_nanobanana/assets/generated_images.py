@@ -76,7 +76,7 @@ def plan_op(
         begin = partial(launch_start, store, name, seed)
         with recorded_step(context, store, "generated_images", begin, ends=False) as recording:
             asked = launch_of(config, name, seed, context.run_id)
-            made = launch.plan(store, account.realm, asked, account.budget)
+            made = launch.plan(store, account, asked)
             recording.emit_running(partial(launch_running, store, made))
     context.log.info(f"{made}; {counted(made.cells, 'cell')}: {made.states}")
     for shard in made.shards:
@@ -170,7 +170,7 @@ def collect_op(
         with recorded_step(
             context, store, "generated_images", begin, run_id=plan_made.run_id, starts=False
         ) as recording:
-            current = launch.collect(store, nanobanana.account().realm, plan_made, report)
+            current = launch.collect(store, nanobanana.account(), plan_made, report)
             recording.set_facts(partial(launch_complete, store, plan_made, current, report))
         rows = read_sample_rows(store, current, PAGE_COLUMNS)
         metadata = _metadata(store, nanobanana.settings(), current, rows, report, plan_made.price)

@@ -70,7 +70,7 @@ def nightly(
         for seed in (() if recipe.seeds == "all" else recipe.seeds)
     ]
     wanted = find_backlog(store, named)
-    dealt = share_budget(store, str(settings.realm), wanted, budget, room)
+    dealt = share_budget(store, nanobanana.account(), wanted, room)
     shares = list(itertools.islice(dealt, LAUNCHES_A_NIGHT))
     if not shares:
         return dg.SkipReason("nothing is missing that a launch could bring")

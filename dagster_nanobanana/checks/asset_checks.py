@@ -236,7 +236,8 @@ def sizes_as_asked(nanobanana: NanobananaResource, name: str, seed: int) -> dg.A
     pictures = read_pictures(store, name, seed)
     if pictures is None:
         return _nothing_yet(NOT_MEASURED)
-    wrong = find_wrong_sizes(store, name, seed, pictures)
+    model = nanobanana.account().provider.request_model
+    wrong = find_wrong_sizes(store, name, seed, pictures, model)
     shown = ["prompt_id", "prompt", "sample", "asked", "width", "height", "image_uri"]
     return _pictures(wrong[shown], pictures)
 

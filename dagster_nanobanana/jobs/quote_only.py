@@ -60,7 +60,7 @@ def quote_launches(
         rows: list[dict[str, Any]] = []
         for seed in seeds:
             launch = launch_of(config, kept.name, seed, "quote")
-            one = quote(store, account.realm, launch, prompts, budget=account.budget, slots=slots)
+            one = quote(store, account, launch, prompts, slots=slots)
             expected = one.estimate
             rows.append(
                 {

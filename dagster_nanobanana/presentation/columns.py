@@ -13,7 +13,7 @@ import dagster as dg
 from nanobanana_pipeline.datasets.recipe_inputs import ROW_COLUMNS
 from nanobanana_pipeline.features.table import FEATURE_COLUMNS
 from nanobanana_pipeline.generation.manifest.manifest import MANIFEST_COLUMNS, OUTCOME_COLUMNS
-from nanobanana_pipeline.request import KEY_FIELDS, TABLE_FIELDS, ImageRequest
+from nanobanana_pipeline.provider.account import PROVIDER
 
 __all__ = ["FEATURES_METADATA", "IMAGES_METADATA", "PROMPTS_METADATA", "RELEASES_METADATA"]
 
@@ -22,6 +22,7 @@ ColumnTexts = Mapping[str, tuple[Any, str]]
 Origins = Mapping[str, Iterable[tuple[str, str]]]
 """What a column is made of: assets and their columns."""
 
+REQUEST: Final = PROVIDER.request_model
 OWN_WORDS: Final = {
     "prompt_id": ("string", "of its row: the table's id column, else made from the content"),
     "prompt": ("string", "its text, to the letter"),
@@ -46,17 +47,17 @@ def _metadata(columns: ColumnTexts, origins: Origins) -> dict[str, Any]:
 
 
 def _prompts() -> ColumnTexts:
-    types = get_type_hints(ImageRequest)
+    types = get_type_hints(REQUEST)
     given = {
         name: (_KINDS.get(types[name], "string"), "of the request; only where some row says it")
-        for name in TABLE_FIELDS
+        for name in REQUEST.table_fields()
     }
     own = {name: OWN_WORDS[name] for name in ("prompt_id", "prompt", "ref_image", "ref_sha256")}
     return {"prompt_id": own["prompt_id"], **given, **own}
 
 
 def _of_images() -> Origins:
-    request = [("prompt_set", name) for name in KEY_FIELDS]
+    request = [("prompt_set", name) for name in REQUEST.key_fields()]
     return {
         "prompt_id": [("prompt_set", "prompt_id")],
         "prompt": [("prompt_set", "prompt")],

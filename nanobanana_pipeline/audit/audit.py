@@ -31,7 +31,7 @@ from nanobanana_pipeline.generation.manifest.manifest import (
 )
 from nanobanana_pipeline.generation.manifest.rows import CELL_OF
 from nanobanana_pipeline.ledger import Attempt, Held, State
-from nanobanana_pipeline.provider.protocol import KEPT_SECONDS
+from nanobanana_pipeline.provider.account import PROVIDER
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.storage.cas import RESTORE
 from nanobanana_pipeline.wording import time_text
@@ -260,7 +260,7 @@ def _judge(found: Mismatch) -> FindingKind | None:
 
 def _time_left(attempt: Attempt) -> timedelta:
     since = datetime.fromisoformat(attempt.accepted or attempt.started)
-    return since + timedelta(seconds=KEPT_SECONDS) - datetime.now(UTC)
+    return since + timedelta(seconds=PROVIDER.kept_seconds) - datetime.now(UTC)
 
 
 def _expiring_text(attempt: Attempt, left: timedelta) -> str:
@@ -271,5 +271,5 @@ def _expiring_text(attempt: Attempt, left: timedelta) -> str:
         end, then = f"ended {time_text(-seconds)} ago", "to see what can still be had"
     return (
         f"run {attempt.run_id} bought it (provider id {attempt.provider_id or 'unknown'}), and the "
-        f"provider's {KEPT_SECONDS // 3600} hours {end}: launch its partition again {then}"
+        f"provider's {PROVIDER.kept_seconds // 3600} hours {end}: launch its partition again {then}"
     )

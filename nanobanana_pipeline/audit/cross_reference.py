@@ -102,7 +102,7 @@ class AuditIndex:
                 for i in entry.images
             ),
         )
-        self.add_references(entry.request.ref_sha256)
+        self.add_references(entry.ref_sha256)
 
     def add_unreadable(self, request_key: str) -> None:
         """Note that there is an entry of which nothing is known."""

@@ -10,7 +10,7 @@ from nanobanana_pipeline.bucket_keys import Folder, run_done_key, run_plan_key
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
 from nanobanana_pipeline.generation.budget.counters import Scope
 from nanobanana_pipeline.generation.budget.reservations import EXPIRED_SECONDS, is_expired
-from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan, read_requests
+from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan, read_request_keys
 from nanobanana_pipeline.generation.recovery.rescue import Run, list_runs
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.money import Cap
@@ -84,8 +84,7 @@ def _check_dead(
 ) -> None:
     key = run_plan_key(run.run_id)
     try:
-        keys = (planned.request_key for planned in read_requests(store, made))
-        owed = index.owed(run.run_id, keys)
+        owed = index.owed(run.run_id, read_request_keys(store, made))
     except StorageUnavailable:
         raise
     except (StorageError, ValueError) as error:

@@ -9,7 +9,7 @@ from decimal import Decimal, InvalidOperation
 from functools import partial
 from pathlib import PurePosixPath
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -40,13 +40,8 @@ from nanobanana_pipeline.prompts.prompt_set import snapshot, valid_name
 from nanobanana_pipeline.prompts.references import References
 from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
-from nanobanana_pipeline.provider.account import Account
-from nanobanana_pipeline.request import (
-    DeliveryParameters,
-    PictureParameters,
-    parameter_faults,
-    read_parameters,
-)
+from nanobanana_pipeline.provider.account import PROVIDER, Account
+from nanobanana_pipeline.request import parameter_faults
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.storage.bucket import open_bucket
@@ -199,16 +194,20 @@ def read_money(option: str, text: str | None) -> Decimal | None:
     return cost
 
 
-def read_launch_parameters(given: list[str]) -> tuple[PictureParameters, DeliveryParameters]:
+def read_launch_parameters(given: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parameters of a launch, from ``name=value`` pairs.
 
     Raises:
         typer.BadParameter: one breaks the provider's rules.
     """
     try:
-        return read_parameters(dict(pair.partition("=")[::2] for pair in given))
+        return PROVIDER.request_model.read_parameters(
+            dict(pair.partition("=")[::2] for pair in given)
+        )
     except ValidationError as error:
-        raise typer.BadParameter(f"--param {parameter_faults(error)}") from None
+        raise typer.BadParameter(
+            f"--param {parameter_faults(PROVIDER.request_model, error)}"
+        ) from None
 
 
 def _launch(
@@ -216,12 +215,12 @@ def _launch(
 ) -> tuple[CurrentManifest, engine.Report]:
     begin = partial(launch_start, store, launch.prompt_set, launch.seed)
     with record_run(store, "generated_images", launch.run_id, begin) as recording:
-        made = plan(store, account.realm, launch, account.budget)
+        made = plan(store, account, launch)
         console.print(f"{launch.prompt_set}, seed {launch.seed}: {made}")
         recording.emit_running(lambda: launch_running(store, made))
 
         def account_for(report: engine.Report) -> CurrentManifest:
-            current = collect(store, account.realm, made, report)
+            current = collect(store, account, made, report)
             print_outcome(console, current, report)
             recording.set_facts(lambda: launch_complete(store, made, current, report))
             return current

@@ -59,10 +59,9 @@ def quote_command(
     quotes = [
         quote(
             store,
-            account.realm,
+            account,
             Launch(set_name, seed, "quote", parameters, delivery, limit=limit, rebuy=rebuy),
             checked.prompts,
-            budget=account.budget,
             slots=account.slots,
         )
         for seed in parse_seeds(seeds)

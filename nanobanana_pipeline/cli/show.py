@@ -19,7 +19,7 @@ from nanobanana_pipeline.prompts.checked_prompts import (
     attributes_of,
     long_prompts_warning,
 )
-from nanobanana_pipeline.request import TABLE_FIELDS
+from nanobanana_pipeline.provider.account import PROVIDER
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import size_text
 
@@ -28,8 +28,9 @@ __all__ = ["partitions_table", "print_carried", "print_long", "table_of"]
 
 def print_carried(console: Console, checked: CheckedPrompts) -> None:
     """Name the columns that are not sent: a misspelt field costs money where nobody sees it."""
+    sent = (*PROVIDER.request_model.table_fields(), REFERENCE)
     for name in attributes_of(checked.prompts.columns):
-        near = difflib.get_close_matches(name, (*TABLE_FIELDS, REFERENCE), n=1, cutoff=0.8)
+        near = difflib.get_close_matches(name, sent, n=1, cutoff=0.8)
         hint = f"; did you mean {near[0]}?" if near else ""
         console.print(f"column {name} is carried along, not sent{hint}", markup=False)
 

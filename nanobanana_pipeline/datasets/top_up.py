@@ -34,7 +34,6 @@ from nanobanana_pipeline.generation.recovery.relaunch import relaunch, settle_la
 from nanobanana_pipeline.money import Cap, cost_of
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.provider.account import Account
-from nanobanana_pipeline.request import PictureParameters
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["Drawn", "Standing", "stand", "top_up"]
@@ -173,7 +172,7 @@ def top_up(
                     name,
                     seed,
                     run_id(),
-                    PictureParameters(**each.parameters),
+                    each.parameters,
                     max_images=cap.images,
                     max_cost=cap.cost,
                 )
@@ -269,7 +268,7 @@ def _bring_home(
     for (name, seed), last in left.items():
         launch = replace(relaunch(store, name, seed, run_id(), last), max_images=0)
         _, prompts = _snapshot(store, name)
-        found = plan_cells(store, account.realm, launch, prompts, account.budget)
+        found = plan_cells(store, account, launch, prompts)
         if len(found.todo) or last is not None:
             yield _draw(store, account, launch, on_progress)
     for name, seed in known:

@@ -16,6 +16,7 @@ from nanobanana_pipeline.features.table import read_features
 from nanobanana_pipeline.generation.manifest.manifest import read_current, read_manifest
 from nanobanana_pipeline.generation.planning.cells import build_requests
 from nanobanana_pipeline.prompts import prompt_set as prompt_sets
+from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = [
@@ -66,7 +67,11 @@ def read_pictures(store: ObjectStore, prompt_set: str, seed: int) -> pd.DataFram
 
 
 def find_wrong_sizes(
-    store: ObjectStore, prompt_set: str, seed: int, pictures: pd.DataFrame
+    store: ObjectStore,
+    prompt_set: str,
+    seed: int,
+    pictures: pd.DataFrame,
+    model: type[ImageRequest],
 ) -> pd.DataFrame:
     """The pictures that have another size than was asked for.
 
@@ -77,6 +82,7 @@ def find_wrong_sizes(
         prompt_set: the partition's.
         seed: the partition's.
         pictures: as `read_pictures` gives them.
+        model: of the provider's requests.
 
     Returns:
         Rows of `pictures`, with `asked` (str, such as ``1024×1024``).
@@ -89,12 +95,12 @@ def find_wrong_sizes(
     if current is None:
         return pictures.iloc[:0].assign(asked="")
     prompts = prompt_sets.load(store, prompt_set, current.fingerprint)
-    requests = build_requests(prompts, seed, current.parameters)
+    requests = build_requests(prompts, seed, current.parameters, model)
     asked = pd.DataFrame(
         [
-            (prompt_id, request.width, request.height)
+            (prompt_id, *request.size_asked)
             for prompt_id, request in zip(prompts["prompt_id"], requests, strict=True)
-            if request.size_is_asked
+            if request.size_asked
         ],
         columns=["prompt_id", "width_asked", "height_asked"],
     )

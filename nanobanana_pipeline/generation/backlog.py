@@ -15,9 +15,9 @@ from nanobanana_pipeline.generation.manifest.manifest import (
     read_all_current,
 )
 from nanobanana_pipeline.generation.planning.planner import Launch, plan_cells
-from nanobanana_pipeline.money import Budget
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.prompt_set import PromptSet
+from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["Backlog", "Share", "find_backlog", "share_budget"]
@@ -95,16 +95,16 @@ def find_backlog(store: ObjectStore, first: Iterable[tuple[str, int]] = ()) -> l
 
 
 def share_budget(
-    store: ObjectStore, realm: str, wanted: Iterable[Backlog], budget: Budget, room: int
+    store: ObjectStore, account: Account, wanted: Iterable[Backlog], room: int
 ) -> Iterator[Share]:
     """Deal out the room of a budget, the first ones first.
 
     Args:
         store: the bucket.
-        realm: whose pictures these are.
+        account: whose pictures these are, their price and the caps; partitions whose own cap has no
+            room are left out.
         wanted: of `find_wanted`. One after another is looked into (its prompt set, its manifest,
             and the ledger's entries of what is not settled) until the room is used up.
-        budget: the price and the caps; partitions whose own cap has no room are left out.
         room: images that may be bought in all.
 
     Raises:
@@ -114,7 +114,7 @@ def share_budget(
     for each in wanted:
         if room <= 0:
             return
-        share = _share(store, realm, each, budget, room)
+        share = _share(store, account, each, room)
         if share is not None:
             room -= share.max_images
             yield share
@@ -132,21 +132,19 @@ def _wanted(
     return Backlog(table.name, seed, limit, missing, is_first, is_stale)
 
 
-def _share(
-    store: ObjectStore, realm: str, wanted: Backlog, budget: Budget, room: int
-) -> Share | None:
+def _share(store: ObjectStore, account: Account, wanted: Backlog, room: int) -> Share | None:
     """What may be bought of a partition; None if launching it would come to nothing."""
     table = prompt_set.current(store, wanted.prompt_set)
     if table is None:
         return None
     prompts = prompt_set.load(store, table.name, table.fingerprint)
     launch = Launch(wanted.prompt_set, wanted.seed, "share", limit=wanted.limit)
-    run_plan = plan_cells(store, realm, launch, prompts, budget).run_plan
+    run_plan = plan_cells(store, account, launch, prompts).run_plan
     if not run_plan.buy:
         comes_to_something = run_plan.resume or wanted.is_stale
         return Share(wanted, 0, 0, 0) if comes_to_something else None
-    scope = partition_scope(store, budget, wanted.prompt_set, wanted.seed)
+    scope = partition_scope(store, account.budget, wanted.prompt_set, wanted.seed)
     spent = scope.read()
-    own = scope.cap.room(spent.images_counted, spent.cost_counted, budget.price)
+    own = scope.cap.room(spent.images_counted, spent.cost_counted, account.budget.price)
     allowed = min(run_plan.buy_images, room, run_plan.buy_images if own is None else own)
     return Share(wanted, run_plan.buy, run_plan.buy_images, allowed) if allowed else None

@@ -50,7 +50,7 @@ from nanobanana_pipeline.generation.planning.run_files import (
 )
 from nanobanana_pipeline.generation.planning.settled_keys import is_among, read_settled_keys
 from nanobanana_pipeline.ledger import Entry, Held, Ledger, State, now_iso
-from nanobanana_pipeline.money import Budget, cost_text
+from nanobanana_pipeline.money import cost_text
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.slots import Slots
@@ -69,17 +69,15 @@ __all__ = [
 
 def plan(
     store: ObjectStore,
-    realm: str,
+    account: Account,
     launch: Launch,
-    budget: Budget = Budget(),  # noqa: B008 - frozen
 ) -> RunPlan:
     """Find what is missing, and write run files for it.
 
     Args:
         store: the bucket.
-        realm: of the account at the provider.
+        account: whose pictures these are, their price and the caps.
         launch: what was asked for.
-        budget: the price, and the caps that hold for every launch.
 
     Raises:
         PlanError: the launch must not start; the text says why and what to do.
@@ -92,7 +90,7 @@ def plan(
             "prompt_set first"
         )
     prompts = prompt_set.load(store, launch.prompt_set, snapshot.fingerprint)
-    launch_plan = plan_cells(store, realm, launch, prompts, budget)
+    launch_plan = plan_cells(store, account, launch, prompts)
     run_plan = replace(launch_plan.run_plan, fingerprint=snapshot.fingerprint)
     if launch_plan.changes and not launch.change_parameters:
         raise PlanError(_parameters_changed(run_plan, launch_plan.changes))
@@ -133,7 +131,7 @@ def settle_shard(
     if slots is not None and slots < 1:
         raise PlanError(f"slots {slots} is out of range: use 1 or more, or leave it out")
     run_plan = read_plan(store, run_id)
-    requests = read_shard(store, run_id, shard)
+    requests = read_shard(store, run_id, shard, account.provider.request_model)
     expected = sum(planned.request.samples for planned in requests if planned.buy)
     with (
         open_metrics(run_id, account.budget.price) as metrics,
@@ -157,7 +155,9 @@ def settle_shard(
         return report
 
 
-def collect(store: ObjectStore, realm: str, run_plan: RunPlan, report: Report) -> CurrentManifest:
+def collect(
+    store: ObjectStore, account: Account, run_plan: RunPlan, report: Report
+) -> CurrentManifest:
     """Publish the manifest of a launched partition, as the ledger is now.
 
     Raises:
@@ -167,8 +167,9 @@ def collect(store: ObjectStore, realm: str, run_plan: RunPlan, report: Report) -
         prompt_set.load(store, run_plan.prompt_set, run_plan.fingerprint),
         seed=run_plan.seed,
         parameters=run_plan.parameters,
-        realm=realm,
+        realm=account.realm,
         limit=run_plan.limit,
+        model=account.provider.request_model,
     )
     missing = _state_of_missing(run_plan, report)
     back_off = contention(f"the manifest of {run_plan.prompt_set}, seed {run_plan.seed}")

@@ -16,6 +16,7 @@ from nanobanana_pipeline.generation.manifest.manifest import (
 from nanobanana_pipeline.generation.planning.planner import Launch, plan_cells
 from nanobanana_pipeline.generation.planning.run_files import RunPlan
 from nanobanana_pipeline.money import Budget
+from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["Estimate", "Quote", "estimate", "quote", "room_today"]
@@ -55,28 +56,26 @@ class Quote:
 
 def quote(
     store: ObjectStore,
-    realm: str,
+    account: Account,
     launch: Launch,
     prompts: pd.DataFrame,
     *,
-    budget: Budget,
     slots: int,
 ) -> Quote:
     """Work out what a launch would do. Writes nothing.
 
     Args:
         store: the bucket.
-        realm: of the account at the provider.
+        account: whose pictures these are, their price and the caps.
         launch: what would be launched.
         prompts: checked prompts, of a prompt set or not.
-        budget: the price and the caps.
         slots: most requests at the provider at once.
 
     Raises:
         PlanError: the launch could not start.
         StorageError: S3 refuses or holds damaged objects.
     """
-    launch_plan = plan_cells(store, realm, launch, prompts, budget)
+    launch_plan = plan_cells(store, account, launch, prompts)
     plan = launch_plan.run_plan
     return Quote(plan, estimate(store, plan, slots), bool(launch_plan.changes))
 

@@ -14,9 +14,9 @@ in doubt, lost or settled there is no new one, unless a re-buy was chosen.
 
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, computed_field
 
 from nanobanana_pipeline.errors import ForbiddenTransition
 from nanobanana_pipeline.ledger.attempt import (
@@ -73,8 +73,18 @@ _WEIGHT: Final = {
 """Of several attempts the one of greatest weight decides the state; of equals the last."""
 
 
+def _check_request(request: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what is no request of any provider; its own rules may change, and entries stay."""
+    if not isinstance(request.get("prompt"), str) or not isinstance(request.get("samples"), int):
+        raise ValueError("its request has no prompt or no samples")  # noqa: TRY004 - pydantic's way
+    return request
+
+
 class Entry(BaseModel):
-    """One request and its attempts. Frozen: each step gives a new entry with a new revision."""
+    """All that is known of one request. Frozen: each step gives a new entry with a new revision.
+
+    `request` has the fields of the provider's own model, as they were when it was first tried.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -83,7 +93,7 @@ class Entry(BaseModel):
     realm: str
     endpoint: str
     variant: str
-    request: ImageRequest
+    request: Annotated[dict[str, Any], AfterValidator(_check_request)]
     revision: str
     attempts: tuple[Attempt, ...] = ()
     images: tuple[StoredImage, ...] = ()
@@ -94,6 +104,21 @@ class Entry(BaseModel):
         """Where the request stands, as its deciding attempt says."""
         deciding = self.deciding
         return State(deciding.outcome) if deciding else State.OPEN
+
+    @property
+    def prompt(self) -> str:
+        """The request's prompt."""
+        return str(self.request["prompt"])
+
+    @property
+    def samples(self) -> int:
+        """How many pictures the request asks for."""
+        return int(self.request["samples"])
+
+    @property
+    def ref_sha256(self) -> tuple[str, ...]:
+        """Hashes of the request's reference pictures."""
+        return tuple(self.request.get("ref_sha256", ()))
 
     @classmethod
     def new(
@@ -110,7 +135,7 @@ class Entry(BaseModel):
             realm=realm,
             endpoint=request.endpoint,
             variant=variant,
-            request=request,
+            request=request.model_dump(mode="json", exclude_none=True),
             revision=new_nonce(),
         )
 
@@ -291,7 +316,7 @@ class Entry(BaseModel):
             ForbiddenTransition: they are not all, or it was never accepted.
         """
         images = tuple(images)
-        missing = set(range(self.request.samples)) - {image.sample for image in images}
+        missing = set(range(self.samples)) - {image.sample for image in images}
         if missing:
             raise ForbiddenTransition(
                 f"request {self.request_key} cannot be settled without samples {sorted(missing)}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from nanobanana_pipeline.request import TABLE_FIELDS
+from nanobanana_pipeline.provider.account import PROVIDER
 from nanobanana_pipeline.wording import counted
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class CheckedPrompts:
 
 def attributes_of(columns: Iterable[str]) -> list[str]:
     """The columns that are kept and not sent; a misspelt field is among them."""
-    known = {"prompt_id", *TABLE_FIELDS, REFERENCE, REFERENCE_HASHES}
+    known = {"prompt_id", *PROVIDER.request_model.table_fields(), REFERENCE, REFERENCE_HASHES}
     return [str(name) for name in columns if name not in known]
 
 

@@ -27,14 +27,14 @@ from nanobanana_pipeline.errors import (
 from nanobanana_pipeline.images.inspect import CONTENT_TYPES, MAX_IMAGE_BYTES, inspect
 from nanobanana_pipeline.prompts.readers.base import bounded_value
 from nanobanana_pipeline.provider.downloads import public_url
-from nanobanana_pipeline.request import MAX_REFERENCES, SIDE_MAX, SIDE_MIN, SIDE_STEP
+from nanobanana_pipeline.request import MAX_REFERENCES
 from nanobanana_pipeline.storage.cas import put_if_absent
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.provider.downloads import Downloader
     from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["References", "ResolvedReference", "fitted_size", "without_secrets"]
+__all__ = ["References", "ResolvedReference", "without_secrets"]
 
 REFERENCE_READERS: Final = 8
 """Pictures in memory at once, each of `MAX_IMAGE_BYTES` at most."""
@@ -161,21 +161,6 @@ class References:
     )
     def _download(self, url: str) -> bytes:
         return self._downloader.download(url)
-
-
-def fitted_size(width: int, height: int) -> tuple[int, int]:
-    """The size to ask for where a picture shall be as its reference is.
-
-    Both sides are brought within what the provider allows, with the aspect kept as far as that
-    goes: a small reference grows, a large one shrinks, and a long one is cut short.
-    """
-    scale = max(1.0, SIDE_MIN / min(width, height))
-    scale = min(scale, SIDE_MAX / max(width, height))
-
-    def fitted(side: int) -> int:
-        return min(max(round(side * scale / SIDE_STEP) * SIDE_STEP, SIDE_MIN), SIDE_MAX)
-
-    return fitted(width), fitted(height)
 
 
 def without_secrets(cell: str) -> str:

@@ -1,6 +1,6 @@
 """Validates prompt tables: separates good rows from faulty ones, and gives every row an id.
 
-Every distinct value of a chunk is validated once by `ImageRequest`'s own field, so a table is
+Every distinct value of a chunk is validated once by the request model's own field, so a table is
 refused exactly where a request would be.
 """
 
@@ -26,19 +26,20 @@ from nanobanana_pipeline.prompts.checked_prompts import (
     stable_json,
 )
 from nanobanana_pipeline.prompts.readers.base import CHUNK_ROWS, TEXT, RowFault, bounded_value
-from nanobanana_pipeline.prompts.references import References, fitted_size, without_secrets
+from nanobanana_pipeline.prompts.references import References, without_secrets
 from nanobanana_pipeline.prompts.table import PromptTable
-from nanobanana_pipeline.request import TABLE_FIELDS, ImageRequest
+from nanobanana_pipeline.provider.account import PROVIDER
 
 __all__ = ["check_prompts"]
 
 ID_MAX: Final = 200
 ID_DIGITS: Final = 16
 
+_REQUEST: Final = PROVIDER.request_model
 _FIELD_TYPES: Final = {
     name: TypeAdapter[Any](hint)
-    for name, hint in typing.get_type_hints(ImageRequest, include_extras=True).items()
-    if name in TABLE_FIELDS
+    for name, hint in typing.get_type_hints(_REQUEST, include_extras=True).items()
+    if name in _REQUEST.table_fields()
 }
 _NUMBERS: Final[dict[Any, Any]] = {int: pa.int64(), float: pa.float64()}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -64,7 +65,7 @@ def check_prompts(table: PromptTable, references: References | None = None) -> C
     numbers: RowNumbers = table.numbers.to_numpy()
     faults = _Faults(table.broken)
     id_column = next((name for name in ("prompt_id", "id") if name in rows.column_names), None)
-    fields = [name for name in TABLE_FIELDS if name in rows.column_names]
+    fields = [name for name in _REQUEST.table_fields() if name in rows.column_names]
 
     columns = {name: _validated_column(name, rows[name], numbers, faults) for name in fields}
     if REFERENCE in rows.column_names:
@@ -140,8 +141,8 @@ class _Faults:
 
 
 def _validated_column(name: str, column: Any, numbers: RowNumbers, faults: _Faults) -> Any:  # noqa: ANN401
-    """A column as `ImageRequest` would hold it; null where nothing stands or a fault was found."""
-    info = ImageRequest.model_fields.get(name)
+    """A column as a request would hold it; null where nothing stands or a fault was found."""
+    info = _REQUEST.model_fields.get(name)
     kind = _NUMBERS.get(info.annotation, TEXT) if info else TEXT
     required = name in {"prompt", "prompt_id", "id"}
     judge = _validator(name)
@@ -188,7 +189,9 @@ def _reference_columns(
     faults.add(REFERENCE, table.numbers.to_numpy()[bad], shown.take(bad), why.take(bad).to_pylist())
     hashes = spread((each.sha256 for each in resolved), TEXT)
     sizes = [
-        fitted_size(each.width, each.height) if each.width and each.height else (None, None)
+        _REQUEST.fitted_size(each.width, each.height)
+        if each.width and each.height
+        else (None, None)
         for each in resolved
     ]
     none = pa.nulls(len(cells), pa.int64())
@@ -255,7 +258,7 @@ def _selected(
     columns: dict[str, Any], attributes: dict[str, Any], order: RowNumbers
 ) -> pd.DataFrame:
     """These rows in this order, without optional columns that are empty."""
-    names = ("prompt_id", *TABLE_FIELDS, REFERENCE, REFERENCE_HASHES)
+    names = ("prompt_id", *_REQUEST.table_fields(), REFERENCE, REFERENCE_HASHES)
     taken = {name: columns[name].take(order) for name in names if name in columns}
     taken |= {name: typed_attribute(column.take(order)) for name, column in attributes.items()}
     kept = {

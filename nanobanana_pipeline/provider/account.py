@@ -1,7 +1,7 @@
 """One account at the provider, with all that speaks to it, made from the settings."""
 
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Final, Self
 
 from nanobanana_pipeline.errors import SettingsError
 from nanobanana_pipeline.money import Budget
@@ -11,7 +11,11 @@ from nanobanana_pipeline.provider.protocol import Provider
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.webhooks.inbox import Webhooks
 
-__all__ = ["Account"]
+__all__ = ["PROVIDER", "Account"]
+
+PROVIDER: Final = ModelsLab
+"""The provider that settings open. Its request model holds where no account is open: prompt tables
+are checked without a key."""
 
 
 @dataclass(frozen=True)

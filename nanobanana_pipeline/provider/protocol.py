@@ -2,8 +2,8 @@
 
 Engine, ledger, budgets and planning know a provider by this alone; `account` opens one from the
 settings, and a caller in Python may put another into an `Account`. A second provider supplies a
-class with the members of `Provider`, and a request model (`request.ImageRequest`). It must keep to
-four rules, because money depends on them:
+class with the members of `Provider`, and a subclass of `request.ImageRequest` for its requests. It
+must keep to four rules, because money depends on them:
 
 - `submit` sends a request at most once and repeats nothing by itself. It returns `Unknown` where it
   cannot tell whether the request was bought, and `NotSent` only if no byte has left this machine.
@@ -15,18 +15,14 @@ four rules, because money depends on them:
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Final, Protocol
+from typing import ClassVar, Protocol
 
 from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.provider.outcomes import FetchOutcome, SubmitOutcome
 from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["KEPT_SECONDS", "Delivered", "Original", "Provider", "ReadOutput"]
-
-KEPT_SECONDS: Final = 24 * 3600
-"""ModelsLab deletes its images so long after they are done (D in PROVIDER_CONTRACT.md). What has no
-provider at hand, such as the audit, goes by this."""
+__all__ = ["Delivered", "Original", "Provider", "ReadOutput"]
 
 
 @dataclass(frozen=True)

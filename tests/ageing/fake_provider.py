@@ -12,6 +12,7 @@ from PIL import Image
 
 from nanobanana_pipeline.errors import DownloadError, ImageGone
 from nanobanana_pipeline.provider.downloads import Downloader
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.provider.outcomes import (
     Done,
     Failed,
@@ -25,7 +26,7 @@ from nanobanana_pipeline.provider.outcomes import (
     SubmitOutcome,
     Unknown,
 )
-from nanobanana_pipeline.provider.protocol import KEPT_SECONDS, Delivered, ReadOutput
+from nanobanana_pipeline.provider.protocol import Delivered, ReadOutput
 from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore
 from tests.ageing.scheduler import Scheduler
@@ -101,7 +102,7 @@ class Order:
         )
 
     def is_kept(self, now: float) -> bool:
-        return not self.forgotten and now < self.sold + KEPT_SECONDS
+        return not self.forgotten and now < self.sold + FakeProvider.kept_seconds
 
     def webhook(self, *, shape: int) -> bytes:
         """What is told of it: with or without `track_id`, under one or the other name."""
@@ -120,8 +121,8 @@ class FakeProvider:
         healthy: whether every call is answered soundly.
     """
 
-    request_model: ClassVar = ImageRequest
-    kept_seconds: ClassVar = KEPT_SECONDS
+    request_model: ClassVar[type[ImageRequest]] = ModelsLabRequest
+    kept_seconds: ClassVar = 24 * 3600
     submit_seconds = SUBMIT_SECONDS
 
     def __init__(self, scheduler: Scheduler) -> None:

@@ -38,8 +38,9 @@ from nanobanana_pipeline.ledger import attempt, ledger
 from nanobanana_pipeline.money import Budget, Cap
 from nanobanana_pipeline.provider import slots
 from nanobanana_pipeline.provider.account import Account
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.provider.slots import Slots
-from nanobanana_pipeline.request import ImageRequest, request_key
+from nanobanana_pipeline.request import request_key
 from nanobanana_pipeline.storage import ObjectStore, cas
 from nanobanana_pipeline.webhooks.inbox import Inbox, Webhooks, attempt_id
 from tests.ageing.fake_provider import FakeDownloader, FakeProvider, Order
@@ -59,7 +60,7 @@ FAULTS: Final = (
     *("webhooks", "decay", "stop", "budget"),
 )
 REQUESTS: Final = tuple(
-    ImageRequest(prompt=prompt, seed=1, width=1024, height=1024, samples=samples)
+    ModelsLabRequest(prompt=prompt, seed=1, width=1024, height=1024, samples=samples)
     for prompt, samples in (("a red panda", 1), ("a blue whale", 2), ("a green frog", 1))
 )
 KEYS: Final = tuple(request_key(request, realm="test") for request in REQUESTS)

@@ -35,7 +35,8 @@ from nanobanana_pipeline.generation.budget.counters import partition_scope
 from nanobanana_pipeline.ledger import Entry, Ledger, State
 from nanobanana_pipeline.money import Budget
 from nanobanana_pipeline.provider.account import Account
-from nanobanana_pipeline.request import ImageRequest, request_key
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
+from nanobanana_pipeline.request import request_key
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from tests.conftest import Emulators, account_for
 from tests.later import later
@@ -105,7 +106,7 @@ def plant(
     store: ObjectStore, steps: Iterable[Callable[[Entry], Entry]], prompt: str = "x"
 ) -> Entry:
     """Put an entry into the ledger."""
-    request = ImageRequest(prompt=prompt, seed=1)
+    request = ModelsLabRequest(prompt=prompt, seed=1)
     entry = Entry.new(request, request_key(request, realm="emulator"), realm="emulator")
     for step in steps:
         entry = step(entry)

@@ -27,7 +27,8 @@ from nanobanana_pipeline.prompts.references import References
 from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.account import Account
-from nanobanana_pipeline.request import ImageRequest, request_key
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
+from nanobanana_pipeline.request import request_key
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.webhooks.inbox import Inbox, attempt_id
 from tests.conftest import Emulators, account_for
@@ -157,7 +158,7 @@ def test_names_of_runs_that_are_no_more_unfinished(store: ObjectStore, account: 
 
 def test_references_that_nothing_names(store: ObjectStore) -> None:
     asked, nobodys = "ab" * 32, "cd" * 32
-    request = ImageRequest(prompt="x", seed=1, ref_sha256=(asked,))
+    request = ModelsLabRequest(prompt="x", seed=1, ref_sha256=(asked,))
     key = request_key(request, realm="emulator")
     store.put(ledger_key(key), Entry.new(request, key, realm="emulator").to_json())
     for sha256 in (asked, nobodys):

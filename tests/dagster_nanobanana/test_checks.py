@@ -122,7 +122,7 @@ def test_what_disagrees_is_named_with_what_to_do(project: Projects) -> None:
     here.make_prompt_set()
     here.generate()
     here.generate("demo|2")
-    [image] = next(e.images for e in entries(here.store) if e.request.seed == 1)
+    [image] = next(e.images for e in entries(here.store) if e.request["seed"] == 1)
     here.store.put(image.key, b"no picture")
     found = run_checks(here)
     assert failed(found) == {"audit"}

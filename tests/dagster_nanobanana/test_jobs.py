@@ -15,10 +15,9 @@ from nanobanana_pipeline.generation.launch import plan
 from nanobanana_pipeline.generation.manifest.manifest import read_current
 from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.ledger import State
-from nanobanana_pipeline.request import PictureParameters
 from tests.dagster_nanobanana.conftest import SMALL, Project
 from tests.dagster_nanobanana.test_graph import IMAGES, Projects, bought
-from tests.launching import states, tell
+from tests.launching import PLANNER, states, tell
 
 
 def run(
@@ -168,7 +167,7 @@ def test_a_quote_says_what_a_launch_would_buy_and_changes_nothing(
 def test_a_rescued_run_is_shown_on_its_partition(project: Projects) -> None:
     here = project()
     here.make_prompt_set()
-    plan(here.store, "emulator", Launch("demo", 1, "died", PictureParameters(**SMALL)))
+    plan(here.store, PLANNER, Launch("demo", 1, "died", SMALL))
     result = run(here, rescue_run, "rescue_one_run", {"run_id": "died"})
     assert result.success
     assert shown(result) == [("ASSET_OBSERVATION", "demo|1")]

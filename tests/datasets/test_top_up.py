@@ -23,7 +23,6 @@ from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.money import Cap
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.provider.account import Account
-from nanobanana_pipeline.request import PictureParameters
 from nanobanana_pipeline.storage import ObjectStore
 from tests.cli.conftest import Command
 from tests.conftest import account_for
@@ -323,7 +322,7 @@ def test_another_text_or_a_row_that_is_gone_is_not_drawn_again(world: World) -> 
 def test_other_parameters_make_another_derived_set(world: World) -> None:
     wanted = recipe(images=2)
     (first,) = world.top_up(wanted)
-    wide = PictureParameters(width=1088, height=1024)
+    wide = {"width": 1088, "height": 1024}
     world.draw("animals", 1, parameters=wide, change_parameters=True)
     (second,) = world.top_up(recipe(images=3))
     assert second.current.prompt_set != first.current.prompt_set

@@ -26,7 +26,7 @@ import yaml
 from dagster_nanobanana.executor import executor
 from nanobanana_pipeline import local
 from nanobanana_pipeline.emulator import EmulatorConfig, EmulatorThread
-from nanobanana_pipeline.generation.planning.run_files import read_shard
+from nanobanana_pipeline.generation.planning.run_files import read_shard_keys
 from nanobanana_pipeline.ledger import Ledger, State
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
@@ -45,7 +45,7 @@ PASSWORD = f"redis-{secrets.token_hex(16)}"
 SLOTS = 2
 DRAWING_SECONDS = 2
 VISIBILITY_SECONDS = 35
-PICTURE = {name: value for name, value in SMALL.model_dump().items() if value is not None}
+PICTURE = SMALL
 
 pytestmark = [
     pytest.mark.filterwarnings("default:these hosts are one:UserWarning"),
@@ -109,7 +109,7 @@ class Cluster:
 
     def states(self, run_id: str, shard: str) -> Counter[State]:
         """The ledger's entries of a shard, by state."""
-        keys = [planned.request_key for planned in read_shard(self.store, run_id, shard)]
+        keys = read_shard_keys(self.store, run_id, shard)
         return Counter(h.entry.state for h in Ledger(self.store).read_many(keys))
 
 

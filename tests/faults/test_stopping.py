@@ -60,7 +60,7 @@ def test_a_stopped_command_sends_nothing_more_and_leaves_nothing_in_the_air(
     left = states(store)
     assert left[State.SETTLED] == sold
     assert set(left) <= {State.SETTLED, State.OPEN}
-    assert {entry.request.seed for entry in entries(store)} == {1}, "the next seed is not begun"
+    assert {entry.request["seed"] for entry in entries(store)} == {1}, "the next seed is not begun"
     current, _ = read_current(store, "many", 1)
     assert current is not None
     assert current.cells == {"settled": sold, "pending": ROWS - sold}

@@ -21,6 +21,7 @@ from nanobanana_pipeline.features.table import (
     refresh_features,
 )
 from nanobanana_pipeline.generation.manifest.manifest import read_current, read_manifest
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.storage.versioned import packed, write_table
 from tests.conftest import Emulators, account_for
@@ -103,7 +104,7 @@ def test_where_nothing_was_drawn_or_measured_there_is_nothing_to_judge(
     refresh_features(store, "set", 1)
     pictures = read_pictures(store, "set", 1)
     assert pictures is not None
-    assert find_wrong_sizes(store, "set", 1, pictures).empty
+    assert find_wrong_sizes(store, "set", 1, pictures, ModelsLabRequest).empty
     found = twins(store, 1)
     assert (found.seeds, found.prompts, found.are_too_many) == ([], 0, False)
     assert found.rows.empty

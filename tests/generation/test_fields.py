@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from nanobanana_pipeline.cli import app
 from nanobanana_pipeline.emulator import EmulatorThread
-from nanobanana_pipeline.request import DeliveryParameters, PictureParameters
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import API_KEY, Emulators, account_for
 from tests.emulator.receiver import Receiver, receiving
@@ -109,7 +109,7 @@ def picture(size: tuple[int, int] = (320, 480), red: int = 0) -> bytes:
 
 
 def test_every_parameter_of_a_launch_is_tried() -> None:
-    every = {*PictureParameters.model_fields, *DeliveryParameters.model_fields}
+    every = {*ModelsLabRequest.default_parameters(), *ModelsLabRequest.delivery_fields}
     assert every == {*FIELDS, "keep_original_aspect", "webhook"}
 
 
@@ -130,7 +130,7 @@ def test_a_seed_of_a_row_goes_before_the_partitions(generate: Generate, store: O
         "set", [{"prompt": "own", "seed": 2**40, **SMALL}, {"prompt": "told", **SMALL}]
     )
     assert (found["own"]["seed"], found["told"]["seed"]) == (2**40, 7)
-    assert {e.request.prompt: e.request.seed for e in entries(store)} == {"own": 2**40, "told": 7}
+    assert {e.prompt: e.request["seed"] for e in entries(store)} == {"own": 2**40, "told": 7}
 
 
 def test_the_aspect_of_a_reference_is_kept_where_a_column_or_the_launch_says_so(

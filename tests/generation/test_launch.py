@@ -23,10 +23,11 @@ from nanobanana_pipeline.generation.launch import collect, settle_shard
 from nanobanana_pipeline.generation.manifest.manifest import read_current, read_manifest
 from nanobanana_pipeline.generation.planning.run_files import RunPlan
 from nanobanana_pipeline.ledger import Entry, State
-from nanobanana_pipeline.request import ImageRequest, PictureParameters
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from tests.conftest import Emulators, account_for
 from tests.launching import (
+    PLANNER,
     admin,
     bought,
     check_images,
@@ -141,7 +142,7 @@ def test_other_parameters_are_refused_with_the_cost_and_bought_when_told_so(
     account = account_for(emulator.base_url, store)
     keep_prompts(store, "set", prompts(3))
     launch(store, account)
-    other = PictureParameters(width=1056, samples=2)
+    other = {"width": 1056, "samples": 2}
     with pytest.raises(PlanError) as refusal:
         planned(store, parameters=other)
     for word in (
@@ -156,11 +157,11 @@ def test_other_parameters_are_refused_with_the_cost_and_bought_when_told_so(
     assert (changed.states, changed.current.rows) == ({"settled": 3}, 6)
     assert changed.current.parameters["width"] == 1056
     assert changed.current.parameters["height"] == 1024
-    kept = launch(store, account, parameters=PictureParameters())
+    kept = launch(store, account, parameters={})
     assert (kept.made.buy, kept.current.content) == (0, changed.current.content)
     with pytest.raises(PlanError, match="would buy 0 requests"):
         # Back to what is bought already is a change all the same.
-        planned(store, parameters=PictureParameters(width=1024, samples=1))
+        planned(store, parameters={"width": 1024, "samples": 1})
     assert bought(emulator) == 6
 
 
@@ -194,8 +195,8 @@ def test_a_rows_own_columns_beat_the_launch(store: ObjectStore, emulators: Emula
     assert rows["seed_asked"].to_list() == [99, 5]
     assert rows["width"].to_list() == [1056, 1024]
     assert rows["height"].to_list() == [1024, 1024]
-    asked = {entry.request.prompt: entry.request for entry in entries(store)}
-    assert (asked["own"].negative_prompt, asked["plain"].negative_prompt) == ("text", "")
+    asked = {entry.prompt: entry.request for entry in entries(store)}
+    assert (asked["own"]["negative_prompt"], asked["plain"]["negative_prompt"]) == ("text", "")
 
 
 def test_two_sets_with_common_prompts_buy_those_once(
@@ -272,9 +273,9 @@ def test_manifests_that_are_collected_at_once_are_all_complete(
         for shard in made.shards:
             settle_shard(store, account, made.run_id, shard)
     with ThreadPoolExecutor(len(plans)) as collectors:
-        list(collectors.map(lambda made: collect(store, "emulator", made, Report()), plans))
+        list(collectors.map(lambda made: collect(store, PLANNER, made, Report()), plans))
     # Whoever came last has all that the others had shown: the one with limit 4 at least.
-    assert collect(store, "emulator", plans[0], Report()).cells == {"settled": 4}
+    assert collect(store, PLANNER, plans[0], Report()).cells == {"settled": 4}
     assert bought(emulator) == 4
     assert len([key for key in store.keys("manifests/") if key.endswith(".parquet")]) >= 5
 
@@ -285,7 +286,7 @@ def accept(store: ObjectStore, made: RunPlan, output: tuple[str, ...]) -> None:
     assert stored is not None
     row = pq.read_table(io.BytesIO(stored.body)).to_pylist()[0]
     entry = Entry.new(
-        ImageRequest.model_validate_json(row["request"]), row["request_key"], realm="emulator"
+        ModelsLabRequest.model_validate_json(row["request"]), row["request_key"], realm="emulator"
     )
     entry = entry.claim(run_id="dead", nonce="n1", lease_seconds=60).accept("n1", "1", output)
     assert store.create(ledger_key(entry.request_key), entry.to_json())
@@ -305,8 +306,8 @@ def test_equal_bytes_of_two_requests_lie_once_and_have_two_owners(
     accept(store, made, first.attempts[0].output)
     report = settle_shard(store, account, made.run_id, made.shards[0])
     assert report.states == {State.SETTLED: 1}
-    collect(store, "emulator", made, report)
-    second = next(entry for entry in entries(store) if entry.request.prompt == "second")
+    collect(store, PLANNER, made, report)
+    second = next(entry for entry in entries(store) if entry.prompt == "second")
     (image,) = second.images
     assert image == first.images[0]
     assert store.head(image.key) == {

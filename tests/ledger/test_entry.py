@@ -16,9 +16,10 @@ from nanobanana_pipeline.ledger import (
     State,
     StoredImage,
 )
-from nanobanana_pipeline.request import ImageRequest, request_key
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
+from nanobanana_pipeline.request import request_key
 
-REQUEST = ImageRequest(prompt="a red panda", seed=1, samples=2)
+REQUEST = ModelsLabRequest(prompt="a red panda", seed=1, samples=2)
 KEY = request_key(REQUEST, realm="emulator")
 WHERE = "s3://bucket/ledger/x.json"
 

@@ -11,7 +11,8 @@ from nanobanana_pipeline.generation.planning.cells import build_requests
 from nanobanana_pipeline.ledger import Entry, Ledger, StoredImage
 from nanobanana_pipeline.ledger.existence import MANY, SLICES, leave_out_absent
 from nanobanana_pipeline.prompts import prompt_set
-from nanobanana_pipeline.request import ImageRequest, PictureParameters, request_key
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
+from nanobanana_pipeline.request import ImageRequest, request_key
 from nanobanana_pipeline.storage import ObjectStore
 from tests.deploy.counting import Calls
 from tests.launching import SMALL, keep_prompts, planned, prompts
@@ -23,7 +24,7 @@ GETS, LISTS = ("GetObject", "ledger"), ("ListObjectsV2", "ledger")
 def write_entries(store: ObjectStore, requests: Sequence[ImageRequest]) -> None:
     """An entry of each: settled, as far as the ledger knows."""
 
-    def write(request: ImageRequest) -> None:
+    def write(request: ModelsLabRequest) -> None:
         key = request_key(request, realm="emulator")
         sha256 = hashlib.sha256(key.encode()).hexdigest()
         image = StoredImage(
@@ -43,12 +44,13 @@ def requests_of(store: ObjectStore) -> list[ImageRequest]:
     kept = prompt_set.current(store, "set")
     assert kept is not None
     rows = prompt_set.load(store, "set", kept.fingerprint)
-    return list(build_requests(rows, 1, {**PictureParameters.defaults(), **SMALL.given()}))
+    parameters = {**ModelsLabRequest.default_parameters(), **SMALL}
+    return list(build_requests(rows, 1, parameters, ModelsLabRequest))
 
 
 def test_a_large_fresh_table_is_not_looked_up_cell_by_cell(store: ObjectStore) -> None:
     keep_prompts(store, "set", prompts(CELLS))
-    others = [ImageRequest(prompt=f"elsewhere {n}", seed=1) for n in range(40)]
+    others = [ModelsLabRequest(prompt=f"elsewhere {n}", seed=1) for n in range(40)]
     write_entries(store, [*others, *requests_of(store)[:10]])
     calls = Calls(store)
     made = planned(store)

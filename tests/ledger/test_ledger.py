@@ -11,11 +11,12 @@ import tenacity
 from nanobanana_pipeline.bucket_keys import ledger_key
 from nanobanana_pipeline.errors import ForbiddenTransition, StorageError, StorageUnavailable
 from nanobanana_pipeline.ledger import Entry, Held, Ledger, Outcome, State, new_nonce
-from nanobanana_pipeline.request import ImageRequest, request_key
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
+from nanobanana_pipeline.request import request_key
 from nanobanana_pipeline.storage import ObjectStore
 from tests.s3_proxy import Loss, S3Proxy
 
-REQUEST = ImageRequest(prompt="a red panda", seed=1)
+REQUEST = ModelsLabRequest(prompt="a red panda", seed=1)
 KEY = request_key(REQUEST, realm="emulator")
 PATH = f"ledger/{KEY[:2]}/{KEY}.json"
 RACERS = 16

@@ -21,10 +21,11 @@ from nanobanana_pipeline.errors import PromptTableError, StorageUnavailable
 from nanobanana_pipeline.prompts import references as module
 from nanobanana_pipeline.prompts.checked_prompts import CheckedPrompts, attributes_of, fingerprint
 from nanobanana_pipeline.prompts.prompt_set import load, snapshot
-from nanobanana_pipeline.prompts.references import References, fitted_size, without_secrets
+from nanobanana_pipeline.prompts.references import References, without_secrets
 from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.downloads import Downloader
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import API_KEY, Emulators
 from tests.prompts.conftest import jsonl
@@ -193,16 +194,16 @@ def test_a_row_without_a_size_gets_that_of_its_first_reference(
 def test_sizes_are_fitted_to_what_the_provider_allows(
     reference: tuple[int, int], size: tuple[int, int]
 ) -> None:
-    assert fitted_size(*reference) == size
+    assert ModelsLabRequest.fitted_size(*reference) == size
 
 
 @given(st.integers(1, 64_000), st.integers(1, 64_000))
 def test_any_size_is_fitted_within_the_bounds_and_turns_with_its_reference(
     width: int, height: int
 ) -> None:
-    fitted = fitted_size(width, height)
+    fitted = ModelsLabRequest.fitted_size(width, height)
     assert all(1024 <= side <= 2048 and side % 32 == 0 for side in fitted)
-    assert fitted_size(height, width) == fitted[::-1]
+    assert ModelsLabRequest.fitted_size(height, width) == fitted[::-1]
     if 0.5 <= width / height <= 2:
         # Rounding moves each side by 16 pixels at most.
         assert abs(fitted[0] / fitted[1] - width / height) < 0.05

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from nanobanana_pipeline.prompts.checked_prompts import fingerprint
 from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
-from nanobanana_pipeline.request import TABLE_FIELDS, ImageRequest
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from tests.prompts.conftest import Check, jsonl
 
 SAMPLE = Path(__file__).parents[2] / "prompts" / "sample.csv"
@@ -33,15 +33,15 @@ _CELLS: st.SearchStrategy[Any] = (
 )
 _ROWS = st.fixed_dictionaries(
     {"prompt": st.just("a cat") | _CELLS},
-    optional={name: _CELLS for name in TABLE_FIELDS if name != "prompt"},
+    optional={name: _CELLS for name in ModelsLabRequest.table_fields() if name != "prompt"},
 )
 
 
-def _lawful(row: dict[str, Any]) -> ImageRequest | None:
+def _lawful(row: dict[str, Any]) -> ModelsLabRequest | None:
     """What the model makes of a row; empty cells are not given, and seed 0 is no seed."""
     given = {name: value for name, value in row.items() if value is not None and value != ""}
     try:
-        request = ImageRequest(**{"seed": 1, **given})
+        request = ModelsLabRequest(**{"seed": 1, **given})
     except ValidationError:
         return None
     return request if request.seed else None

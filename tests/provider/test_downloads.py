@@ -12,7 +12,7 @@ from nanobanana_pipeline.images.inspect import MAX_IMAGE_BYTES, inspect
 from nanobanana_pipeline.provider import downloads
 from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.provider.modelslab.client import ModelsLab
-from nanobanana_pipeline.request import ImageRequest
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from tests.conftest import API_KEY, Emulators
 from tests.provider.servers import (
     Handler,
@@ -42,7 +42,7 @@ def exactly(kind: type[DownloadError]) -> pytest.RaisesExc[DownloadError]:
 def test_an_image_comes_as_it_is(emulators: Emulators) -> None:
     emulator = emulators(mode="sync")
     done = ModelsLab(emulator.base_url, SecretStr(API_KEY)).submit(
-        ImageRequest(prompt="a cat", seed=1, width=1024, height=1024)
+        ModelsLabRequest(prompt="a cat", seed=1, width=1024, height=1024)
     )
     data = Downloader(LOCAL).download(done.output[0])  # type: ignore[union-attr]
     assert inspect(data, width=1024, height=1024).format == "png"

@@ -2,12 +2,11 @@
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from pydantic import SecretStr
+from pydantic import Field, SecretStr
 
-from nanobanana_pipeline.errors import ImageBroken, OperationFailed
 from nanobanana_pipeline.provider import outcomes as to
 from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.provider.http import Answer, Http, NoAnswer, NotSentError
@@ -15,41 +14,52 @@ from nanobanana_pipeline.provider.protocol import Delivered, ReadOutput
 from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore
 
+WORDS = {"text": "prompt", "w": "width", "h": "height", "n": "samples", "ref": "track_id"}
+
+
+class Order(ImageRequest):
+    """A request of this vendor: small pictures, two at most, and no references."""
+
+    prompt: str = Field(min_length=1)
+    width: int = Field(64, ge=16, le=512)
+    height: int = Field(64, ge=16, le=512)
+    seed: int = Field(ge=0)
+    samples: int = Field(1, ge=1, le=2)
+    ref_sha256: tuple[str, ...] = Field((), max_length=0)
+    webhook: str | None = None
+    track_id: str | None = None
+
 
 class Atelier:
     """One account at the vendor; a `Provider`."""
 
-    request_model: ClassVar = ImageRequest
+    request_model: ClassVar[type[ImageRequest]] = Order
     kept_seconds: ClassVar = 3600
 
-    def __init__(self, url: str, key: SecretStr, *, submit_seconds: float = 30.0) -> None:
-        self._url, self._key, self._http = url.rstrip("/"), key, Http(32)
-        self.submit_seconds = submit_seconds
+    def __init__(self, url: str, key: SecretStr, submit_seconds: float) -> None:
+        self._url, self._key, self.submit_seconds = url.rstrip("/"), key, submit_seconds
+        self._http = Http(32)
 
     def submit(self, request: ImageRequest, references: Sequence[bytes] = ()) -> to.SubmitOutcome:
-        if references:
-            return to.Refused("this vendor draws from no references")
-        order = {"text": request.prompt, "w": request.width, "h": request.height}
-        order |= {"n": request.samples, "seed": request.seed}
-        order |= {"ref": request.track_id, "tell": request.webhook}
+        del references  # `Order` has none
+        order = {"seed": request.seed, "tell": request.webhook}
+        order |= {word: getattr(request, name) for word, name in WORDS.items()}
         try:
             answer = self._call("POST", "orders", json.dumps(order).encode(), self.submit_seconds)
         except NotSentError as error:
             return to.NotSent(str(error))
         except NoAnswer as error:
             return to.Unknown(str(error))
-        said = _json(answer)
-        why = str(said.get("why", f"HTTP {answer.status}"))
-        match answer.status:
-            case 201 if "order" in said:
-                return to.Queued(str(said["order"]))
-            case 422:
+        match answer.status, _json(answer):
+            case 201, {"order": str(name)}:
+                return to.Queued(name)
+            case 422, {"why": str(why)}:
                 return to.Refused(why)
-            case 401 | 402:
-                return to.Halted(why)
-            case 429:
-                return to.RateLimited(float(answer.headers.get("Retry-After", 1)), why)
-        return to.Unknown(why)
+            case 401 | 402, _:
+                return to.Halted(f"HTTP {answer.status}")
+            case 429, _:
+                return to.RateLimited(float(answer.headers.get("Retry-After", 1)), "too many")
+        return to.Unknown(f"HTTP {answer.status}")
 
     def fetch(self, provider_id: str) -> to.FetchOutcome:
         try:
@@ -61,23 +71,20 @@ class Atelier:
                 return to.Done(provider_id, tuple(map(str, images)), prompt=text)
             case 200, {"state": "drawing"}:
                 return to.Queued(provider_id)
-            case 404, {"why": str(why)}:
-                return to.Missing(why)
+            case 404, _:
+                return to.Missing("there is no such order")
         return to.Unknown(f"HTTP {answer.status}")
 
     def reader(self, store: ObjectStore, downloader: Downloader) -> ReadOutput:
         del store, downloader  # every picture comes inline
-        return _decode
+        return lambda output: Delivered(base64.b64decode(output))
 
     def folders(self, store: ObjectStore) -> list[ObjectStore]:
         del store  # this vendor writes into nobody's bucket
         return []
 
-    def health(self) -> Mapping[str, str]:
-        try:
-            return {name: str(value) for name, value in _json(self._call("GET", "health")).items()}
-        except (NotSentError, NoAnswer) as error:
-            raise OperationFailed(str(error)) from error
+    def health(self) -> dict[str, str]:
+        return {name: str(value) for name, value in _json(self._call("GET", "health")).items()}
 
     def _call(self, method: str, path: str, body: bytes | None = None, by: float = 20.0) -> Answer:
         headers = {"Authorization": self._key.get_secret_value()}
@@ -90,10 +97,3 @@ def _json(answer: Answer) -> dict[str, Any]:
         return dict(json.loads(answer.body))
     except (TypeError, ValueError):
         return {}
-
-
-def _decode(output: str) -> Delivered:
-    try:
-        return Delivered(base64.b64decode(output, validate=True))
-    except ValueError as error:
-        raise ImageBroken(str(error)) from error

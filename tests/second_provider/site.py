@@ -17,12 +17,13 @@ class SecondSite(Site):
     server: ClassVar = "tests.second_provider.server"
     api: ClassVar = "/api/"
     realm: ClassVar = "atelier"
+    parameters: ClassVar = {"width": 96}
 
     def account(self) -> Account:
         """Who buys, with a short deadline for a POST, as `Site` has it."""
         return Account(
             self.realm,
-            Atelier(self.base_url, SecretStr("a key"), submit_seconds=SUBMIT_SECONDS),
+            Atelier(self.base_url, SecretStr("a key"), SUBMIT_SECONDS),
             Downloader(),
             SLOTS,
             Webhooks(self.webhooks_url, SecretStr(self.webhooks_secret)),

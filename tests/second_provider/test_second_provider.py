@@ -6,11 +6,12 @@ import pytest
 
 from benchmarks import chaos, kills
 from benchmarks.launches import SLOTS
+from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.generation.recovery.relaunch import settle_launch
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.storage import ObjectStore
-from tests.launching import SMALL, keep_prompts, prompts
+from tests.launching import entries, keep_prompts, prompts
 from tests.second_provider import adapter
 from tests.second_provider.site import SecondSite
 from tests.test_extending_page import example
@@ -63,6 +64,9 @@ def test_a_provider_as_the_page_writes_one(store: ObjectStore) -> None:
     account = example("A provider")["account"]
     keep_prompts(store, "set", prompts(3))
     for run_id, sold in (("first", 3), ("again", 3)):
-        settled = settle_launch(store, account, Launch("set", 1, run_id, SMALL))
+        settled = settle_launch(store, account, Launch("set", 1, run_id, {"label": "a"}))
         assert settled.current.cells == {"settled": 3}
         assert account.provider.health() == {"orders": str(sold)}
+    assert {entry.request["label"] for entry in entries(store)} == {"a"}
+    with pytest.raises(PlanError, match="label 'a' → 'b'"):
+        settle_launch(store, account, Launch("set", 1, "other", {"label": "b"}))

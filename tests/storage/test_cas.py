@@ -18,7 +18,8 @@ from nanobanana_pipeline.lineage.openlineage import recorder
 from nanobanana_pipeline.lineage.trace.index_writer import refresh_index
 from nanobanana_pipeline.money import Budget
 from nanobanana_pipeline.provider.modelslab.own_bucket import Place, change_places
-from nanobanana_pipeline.request import ImageRequest, request_key
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
+from nanobanana_pipeline.request import request_key
 from nanobanana_pipeline.storage import ObjectStore, StoredObject, cas, faults
 from tests.datasets.release_rows import rows_of
 from tests.datasets.test_release import built
@@ -131,13 +132,13 @@ def test_an_object_that_is_gone_is_no_victory(store: ObjectStore) -> None:
 
 def by_claim(store: ObjectStore, far: ObjectStore) -> None:
     del store
-    request = ImageRequest(prompt="a red panda", seed=1)
+    request = ModelsLabRequest(prompt="a red panda", seed=1)
     fresh = Entry.new(request, request_key(request, realm="emulator"), realm="emulator")
     Ledger(far).claim(None, fresh, run_id="run", nonce="n1", lease_seconds=60)
 
 
 def by_step(store: ObjectStore, far: ObjectStore) -> None:
-    request = ImageRequest(prompt="a red panda", seed=1)
+    request = ModelsLabRequest(prompt="a red panda", seed=1)
     fresh = Entry.new(request, request_key(request, realm="emulator"), realm="emulator")
     held = Ledger(store).claim(None, fresh, run_id="run", nonce="n1", lease_seconds=60)
     assert held is not None

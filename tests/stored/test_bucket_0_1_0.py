@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from nanobanana_pipeline.emulator import EmulatorThread
-from nanobanana_pipeline.request import ImageRequest, request_key
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
+from nanobanana_pipeline.request import request_key
 from nanobanana_pipeline.storage import ObjectStore
 from tests.launching import admin
 from tests.stored.conftest import Command
@@ -121,7 +122,7 @@ def test_every_request_key_is_the_same(frozen: FrozenBucket) -> None:
         stored += [(key, json.loads(line)) for line in gzip.decompress(body).splitlines()]
     for key, entry in stored:
         recomputed = request_key(
-            ImageRequest.model_validate(entry["request"]),
+            ModelsLabRequest.model_validate(entry["request"]),
             realm=entry["realm"],
             endpoint=entry["endpoint"],
             variant=entry["variant"],

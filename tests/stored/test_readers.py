@@ -33,7 +33,7 @@ from nanobanana_pipeline.generation.manifest.manifest import (
     read_manifest,
 )
 from nanobanana_pipeline.generation.manifest.shard_log import read_shard_log
-from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan, read_requests
+from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan, read_request_keys
 from nanobanana_pipeline.ledger import Entry, Ledger
 from nanobanana_pipeline.lineage.trace.index_reader import StoredIndex, read_index
 from nanobanana_pipeline.money import Budget
@@ -41,7 +41,8 @@ from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.checked_prompts import fingerprint
 from nanobanana_pipeline.prompts.prompt_set import PromptSet
 from nanobanana_pipeline.provider.modelslab.own_bucket import read_places
-from nanobanana_pipeline.request import ImageRequest, request_key
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
+from nanobanana_pipeline.request import request_key
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.storage.bucket import check_bucket
 from tests.stored.conftest import Command
@@ -99,7 +100,7 @@ def test_a_model_writes_what_it_has_read_to_the_byte(kind: str) -> None:
 def test_a_run_file_holds_requests_as_they_are_written_today(frozen: FrozenBucket) -> None:
     for _, body in frozen.objects("run file"):
         for row in pq.read_table(io.BytesIO(body)).to_pylist():
-            request = ImageRequest.model_validate_json(row["request"])
+            request = ModelsLabRequest.model_validate_json(row["request"])
             assert request.model_dump_json() == row["request"]
             assert request_key(request, realm="emulator") == row["request_key"]
 
@@ -139,7 +140,7 @@ def test_every_plan_and_its_run_files_are_read(held: ObjectStore, frozen: Frozen
     for key, said in frozen.json("run plan"):
         run_id = key.split("/")[1]
         made = read_plan(held, run_id)
-        assert len(list(read_requests(held, made))) == said["buy"]
+        assert len(list(read_request_keys(held, made))) == said["buy"]
         for shard in made.shards:
             settled += len(list(read_shard_log(held, run_id, shard)))
     bodies = (gzip.decompress(body) for _, body in frozen.objects("settled entries"))

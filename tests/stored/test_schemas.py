@@ -37,7 +37,7 @@ from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.prompt_set import PromptSet
 from nanobanana_pipeline.provider.modelslab import own_bucket
 from nanobanana_pipeline.provider.modelslab.own_bucket import Places
-from nanobanana_pipeline.request import ImageRequest
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from tests.stored.frozen import KINDS, FrozenBucket, archives
 
 GOLDEN: Final = Path(__file__).parents[1] / "golden" / "stored_schemas.json"
@@ -59,7 +59,7 @@ MODELS: Final[Mapping[str, tuple[int, Any]]] = {
     "prompt set pointer": (prompt_set.SCHEMA, PromptSet),
     "release": (release.SCHEMA, Release),
     "release receipt": (release.SCHEMA, list[ReleaseFile]),
-    "request of a run file": (run_files.SCHEMA, ImageRequest),
+    "request of a run file": (run_files.SCHEMA, ModelsLabRequest),
     "run plan": (run_files.SCHEMA, RunPlan),
 }
 """Stored JSON that a model describes: its schema number, and the model."""
@@ -103,7 +103,11 @@ def fields_of(schema: Mapping[str, Any], names: Mapping[str, Any]) -> Any:
 
 def model_fields(model: Any) -> Any:
     schema = TypeAdapter(model).json_schema(mode="serialization")
-    return fields_of(schema, schema.get("$defs", {}))
+    fields = fields_of(schema, schema.get("$defs", {}))
+    if model is Entry:
+        # An entry keeps the fields of the provider's own model, and is read without it.
+        fields["request"] = model_fields(ModelsLabRequest)
+    return fields
 
 
 def columns_of(schema: pa.Schema) -> dict[str, str]:

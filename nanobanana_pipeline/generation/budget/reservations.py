@@ -27,7 +27,7 @@ from nanobanana_pipeline.generation.planning.run_files import (
     RunPlan,
     mark_unfinished,
     read_plan,
-    read_shard,
+    read_shard_keys,
 )
 from nanobanana_pipeline.ledger import COSTING, Ledger, State, boot_clock
 from nanobanana_pipeline.money import Budget, Cap
@@ -368,9 +368,9 @@ def spent_by(store: ObjectStore, name: str, reservation: Reservation) -> int:
     """Images that a shard may have bought since its reservation began, from the ledger."""
     run_id, _, shard = name.rpartition("/")
     since = datetime.fromisoformat(reservation.since) - CLOCK_MARGIN
-    keys = (planned.request_key for planned in read_shard(store, run_id, shard))
+    keys = read_shard_keys(store, run_id, shard)
     return sum(
-        held.entry.request.samples
+        held.entry.samples
         for held in Ledger(store).read_many(keys)
         for attempt in held.entry.attempts
         if attempt.run_id == run_id
@@ -392,7 +392,7 @@ def _is_over(store: ObjectStore, name: str) -> bool:
         return True
     run_id, _, shard = name.rpartition("/")
     try:
-        keys = [planned.request_key for planned in read_shard(store, run_id, shard)]
+        keys = read_shard_keys(store, run_id, shard)
     except StorageUnavailable:
         raise
     except StorageError as error:

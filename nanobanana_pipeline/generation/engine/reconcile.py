@@ -63,7 +63,7 @@ class Reconciler:
         if isinstance(outcome, Halted):
             raise ProviderHalt(outcome.reason)
         drawn = outcome.prompt if isinstance(outcome, Done) else None
-        if not is_sure and drawn != held.entry.request.prompt:
+        if not is_sure and drawn != held.entry.prompt:
             return None
         match outcome:
             case Done() if attempt.outcome is Outcome.LOST:

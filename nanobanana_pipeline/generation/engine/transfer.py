@@ -29,7 +29,7 @@ from nanobanana_pipeline.images.inspect import CONTENT_TYPES, inspect
 from nanobanana_pipeline.ledger import Held, Ledger, Outcome, StoredImage
 from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.provider.outcomes import Done, Failed, Missing
-from nanobanana_pipeline.provider.protocol import KEPT_SECONDS, Delivered, Original, Provider
+from nanobanana_pipeline.provider.protocol import Delivered, Original, Provider
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import time_text
 
@@ -123,27 +123,27 @@ class Transfer:
         Raises:
             StorageUnavailable: S3 stayed silent; the entry is as accepted as before.
         """
-        request = held.entry.request
+        samples = held.entry.samples
         images: list[StoredImage] = []
         problems: list[str] = []
         passing = refused = False
-        for sample, url in enumerate(done.output[: request.samples]):
+        for sample, url in enumerate(done.output[:samples]):
             try:
                 images.append(self._transfer_or_ask_again(held, nonce, sample, url))
             except DownloadError as error:
                 passing = passing or not isinstance(error, ImageGone | ImageBroken)
                 refused = refused or isinstance(error, DownloadRefused)
                 problems.append(f"sample {sample}: {error}")
-        missing = request.samples - len(done.output)
+        missing = samples - len(done.output)
         if missing < 0:
             log.warning(
                 "request %s: %d pictures for %d samples; the rest is left where it is",
                 held.entry.request_key,
                 len(done.output),
-                request.samples,
+                samples,
             )
         if missing > 0:
-            problems.append(f"{missing} of {request.samples} samples never came")
+            problems.append(f"{missing} of {samples} samples never came")
         size = sum(image.size for image in images)
         reason = "; ".join(problems) or None
         if reason is None:
@@ -188,11 +188,12 @@ class Transfer:
         raise AssertionError  # tenacity gives a result or raises
 
     def _transfer_once(self, held: Held, nonce: str, sample: int, url: str) -> StoredImage:
-        request = held.entry.request
+        # Unchecked: a rule that is newer than the request must not stop its pictures.
+        request = self._provider.request_model.model_construct(**held.entry.request)
         with self._metrics.timed(Duration.DOWNLOAD):
             delivered = self._read(held, nonce, url)
         data = delivered.data
-        asked = (request.width, request.height) if request.size_is_asked else (None, None)
+        asked = request.size_asked or (None, None)
         facts = inspect(data, width=asked[0], height=asked[1])
         digest = hashlib.sha256(data)
         sha256 = digest.hexdigest()
@@ -222,7 +223,9 @@ class Transfer:
         except NotDelivered:
             raise
         except ImageGone as error:
-            raise _explain_gone(error, held.entry.attempt(nonce).accepted) from None
+            raise _explain_gone(
+                error, held.entry.attempt(nonce).accepted, self._provider.kept_seconds
+            ) from None
 
     def _store_with_retries(self, held: Held, image: _VerifiedImage) -> None:
         """`_store_once`, repeated while S3 is silent, within the patience for what was paid for.
@@ -326,14 +329,14 @@ class Transfer:
         raise DownloadError(f"there are no good bytes yet, and the provider says: {outcome}")
 
 
-def _explain_gone(error: ImageGone, accepted: str | None) -> ImageGone:
+def _explain_gone(error: ImageGone, accepted: str | None, kept_seconds: int) -> ImageGone:
     """The error with the image's age, and whether the provider has deleted it by its own rule."""
     if accepted is None:
         return error
     age = (datetime.now(UTC) - datetime.fromisoformat(accepted)).total_seconds()
-    if age >= KEPT_SECONDS:
+    if age >= kept_seconds:
         return _Expired(
-            f"expired: the provider deletes pictures after {KEPT_SECONDS // 3600} hours; "
+            f"expired: the provider deletes pictures after {kept_seconds // 3600} hours; "
             f"accepted at {accepted} ({error})"
         )
     return ImageGone(f"{error}, {time_text(age)} after it was accepted")

@@ -214,7 +214,7 @@ def _outcome_rows(
         "accepted": attempt.accepted if attempt else None,
     }
     images = {image.sample: image for image in entry.images}
-    for sample in sorted(set(images) | set(range(entry.request.samples))):
+    for sample in sorted(set(images) | set(range(entry.samples))):
         image = images.get(sample)
         yield {
             **row,

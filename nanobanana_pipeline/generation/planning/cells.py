@@ -5,17 +5,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
+from types import MappingProxyType
 from typing import Any, Final
 
 import pandas as pd
 
 from nanobanana_pipeline.errors import PlanError
-from nanobanana_pipeline.request import (
-    REQUEST_FIELDS,
-    DeliveryParameters,
-    ImageRequest,
-    request_key,
-)
+from nanobanana_pipeline.request import ImageRequest, request_key
 
 __all__ = ["LAST_SEED", "Cells", "build_cells", "build_requests", "check_seed", "read_seeds"]
 
@@ -36,21 +32,23 @@ class Cells:
         prompts: the prompt set that they were made from.
         seed: the partition's.
         parameters: in force for rows that do not say otherwise; all named.
+        model: of the provider's requests.
     """
 
     frame: pd.DataFrame
     prompts: pd.DataFrame
     seed: int
     parameters: Mapping[str, Any]
+    model: type[ImageRequest]
 
     def requests(
-        self, positions: list[int] | pd.Index, delivery: DeliveryParameters | None = None
+        self, positions: list[int] | pd.Index, delivery: Mapping[str, Any] = MappingProxyType({})
     ) -> Iterator[ImageRequest]:
         """The requests of the cells at these positions of `frame`, delivered as a launch says."""
-        chosen = {**self.parameters, **(delivery.given() if delivery else {})}
+        chosen = {**self.parameters, **delivery}
         for first in range(0, len(positions), CELLS_AT_ONCE):
             some = self.prompts.iloc[positions[first : first + CELLS_AT_ONCE]]
-            yield from build_requests(some, self.seed, chosen)
+            yield from build_requests(some, self.seed, chosen, self.model)
 
 
 def check_seed(seed: int) -> int:
@@ -93,21 +91,23 @@ def build_cells(
     parameters: Mapping[str, Any],
     realm: str,
     limit: int | None,
+    model: type[ImageRequest],
 ) -> Cells:
     """Build a partition's cells, each with its request key.
 
     Args:
         prompts: a prompt set (see `prompts.prompt_set.load`).
         seed: the partition's; a row with a `seed` of its own keeps that.
-        parameters: all of `PictureParameters`' fields; a row's own columns go first.
+        parameters: all of `model.default_parameters`; a row's own columns go first.
         realm: part of the key.
         limit: a pilot's number of rows; which ones depends on their ids alone, and a larger limit
             holds a smaller one's rows.
+        model: of the provider's requests.
     """
     check_seed(seed)
     requests = (
         (request_key(request, realm=realm), request.seed, request.samples)
-        for request in build_requests(prompts, seed, parameters)
+        for request in build_requests(prompts, seed, parameters, model)
     )
     kinds = {"request_key": "str", "seed_asked": "int64", "samples": "int64"}
     drawn = [
@@ -117,15 +117,15 @@ def build_cells(
     frame = prompts[["prompt_id", "prompt"]].reset_index(drop=True)
     frame = pd.concat([frame, pd.concat(drawn, ignore_index=True)], axis="columns")
     return Cells(
-        frame.assign(requested=_pilot(frame["prompt_id"], limit)), prompts, seed, parameters
+        frame.assign(requested=_pilot(frame["prompt_id"], limit)), prompts, seed, parameters, model
     )
 
 
 def build_requests(
-    prompts: pd.DataFrame, seed: int, parameters: Mapping[str, Any]
+    prompts: pd.DataFrame, seed: int, parameters: Mapping[str, Any], model: type[ImageRequest]
 ) -> Iterator[ImageRequest]:
     """The request of each row of a prompt set, in order; arguments as `build_cells` takes them."""
-    named = [name for name in REQUEST_FIELDS if name in prompts.columns]
+    named = [name for name in model.model_fields if name in prompts.columns]
     for first in range(0, len(prompts), CELLS_AT_ONCE):
         # Python's own strings take several times the memory of a column's.
         some = prompts[named].iloc[first : first + CELLS_AT_ONCE].astype(object)
@@ -134,7 +134,7 @@ def build_requests(
             own = {k: value for k, value in zip(named, values, strict=True) if value is not None}
             if "ref_sha256" in own:
                 own["ref_sha256"] = own["ref_sha256"].split()
-            yield ImageRequest(**{"seed": seed, **parameters, **own})
+            yield model(**{"seed": seed, **parameters, **own})
 
 
 def _pilot(prompt_ids: pd.Series, limit: int | None) -> pd.Series:

@@ -19,8 +19,8 @@ from nanobanana_pipeline.generation.planning.run_files import PlannedRequest, Ru
 from nanobanana_pipeline.generation.planning.settled_keys import is_among, read_settled_keys
 from nanobanana_pipeline.ledger import Ledger, State
 from nanobanana_pipeline.money import Budget
-from nanobanana_pipeline.provider.protocol import KEPT_SECONDS
-from nanobanana_pipeline.request import DeliveryParameters, PictureParameters
+from nanobanana_pipeline.provider.account import Account
+from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["Launch", "LaunchPlan", "plan_cells"]
@@ -48,8 +48,8 @@ class Launch:
     prompt_set: str
     seed: int
     run_id: str
-    parameters: PictureParameters = field(default_factory=PictureParameters)
-    delivery: DeliveryParameters = field(default_factory=DeliveryParameters)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    delivery: Mapping[str, Any] = field(default_factory=dict)
     change_parameters: bool = False
     limit: int | None = None
     shard_size: int | None = None
@@ -97,7 +97,7 @@ class LaunchPlan:
 
 
 def plan_cells(
-    store: ObjectStore, realm: str, launch: Launch, prompts: pd.DataFrame, budget: Budget
+    store: ObjectStore, account: Account, launch: Launch, prompts: pd.DataFrame
 ) -> LaunchPlan:
     """Find what is missing of a partition, and what it will cost.
 
@@ -105,20 +105,25 @@ def plan_cells(
 
     Args:
         store: the bucket.
-        realm: whose pictures these are.
+        account: whose pictures these are, their price and the caps.
         launch: what was asked for.
         prompts: the prompt set's rows.
-        budget: the price, and the caps that hold for every launch.
 
     Raises:
         PlanError: the launch must not start; the text says why and what to do.
         StorageError: S3 refuses or holds damaged objects.
     """
+    model, budget = account.provider.request_model, account.budget
     _check(launch, budget)
     current, _ = read_current(store, launch.prompt_set, launch.seed)
-    parameters, changes = _parameters(current, launch.parameters)
+    parameters, changes = _parameters(current, launch.parameters, model)
     cells = build_cells(
-        prompts, seed=launch.seed, parameters=parameters, realm=realm, limit=launch.limit
+        prompts,
+        seed=launch.seed,
+        parameters=parameters,
+        realm=account.realm,
+        limit=launch.limit,
+        model=model,
     )
     asked = cells.frame.loc[cells.frame["requested"], ["request_key", "samples"]]
     asked = asked[_is_first(asked["request_key"])]
@@ -134,7 +139,7 @@ def plan_cells(
         counted[entry.state.value] += 1
         if not (may_buy and entry.may_claim(rebuy=launch.rebuy)):
             barred.add(entry.request_key)
-            if entry.can_reconcile(KEPT_SECONDS):
+            if entry.can_reconcile(account.provider.kept_seconds):
                 look.add(entry.request_key)
         if entry.state in {State.ACCEPTED, State.SUBMITTING}:
             resume.add(entry.request_key)
@@ -166,11 +171,11 @@ def plan_cells(
 
 
 def _parameters(
-    current: CurrentManifest | None, named: PictureParameters
+    current: CurrentManifest | None, named: Mapping[str, Any], model: type[ImageRequest]
 ) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
     """The parameters in force, and those that differ from what the partition was made with."""
-    before = {**PictureParameters.defaults(), **(current.parameters if current else {})}
-    given = named.given()
+    before = {**model.default_parameters(), **(current.parameters if current else {})}
+    given, _ = model.read_parameters(named)
     changes = {
         name: (before[name], value) for name, value in given.items() if before[name] != value
     }

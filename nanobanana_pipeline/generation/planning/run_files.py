@@ -37,8 +37,9 @@ __all__ = [
     "mark_done",
     "mark_unfinished",
     "read_plan",
-    "read_requests",
+    "read_request_keys",
     "read_shard",
+    "read_shard_keys",
     "unfinished_plans",
     "write_plan",
     "write_shards",
@@ -185,12 +186,14 @@ class RunFile:
 
     Args:
         body: of the Parquet file.
+        model: of the provider's requests.
 
     Raises:
         ValueError: it is none.
     """
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, model: type[ImageRequest]) -> None:
+        self._model = model
         self._body = pa.BufferReader(body)
         self._count: int = pq.ParquetFile(self._body).metadata.num_rows
 
@@ -201,33 +204,49 @@ class RunFile:
         for batch in pq.ParquetFile(self._body).iter_batches(REQUESTS_AT_ONCE):
             for row in batch.to_pylist():
                 # Files of before the budget say nothing of `buy`: all may be bought.
-                request = ImageRequest.model_validate_json(row["request"])
+                request = self._model.model_validate_json(row["request"])
                 yield PlannedRequest(row["request_key"], request, row.get("buy", True))
 
 
-def read_shard(store: ObjectStore, run_id: str, shard: str) -> RunFile:
+def read_shard(store: ObjectStore, run_id: str, shard: str, model: type[ImageRequest]) -> RunFile:
     """A run file's requests.
 
     Raises:
         StorageError: it is missing.
         ValueError: it is damaged.
     """
-    key = run_shard_key(run_id, shard)
-    found = store.get(key)
-    if found is None:
-        raise StorageError(f"{store.uri(key)} is missing: launch the partition again")
-    return RunFile(found.body)
+    return RunFile(_read_file(store, run_id, shard), model)
 
 
-def read_requests(store: ObjectStore, plan: RunPlan) -> Iterator[PlannedRequest]:
-    """All planned requests of a run, shard after shard; a few in memory at once.
+def read_shard_keys(store: ObjectStore, run_id: str, shard: str) -> list[str]:
+    """The request keys of a run file, in order.
+
+    Raises:
+        StorageError: it is missing.
+        ValueError: it is damaged.
+    """
+    file = pa.BufferReader(_read_file(store, run_id, shard))
+    keys: list[str] = pq.read_table(file, columns=["request_key"])["request_key"].to_pylist()
+    return keys
+
+
+def read_request_keys(store: ObjectStore, made: RunPlan) -> Iterator[str]:
+    """The keys of all that a run set out to settle, shard after shard.
 
     Raises:
         StorageError: a run file is missing.
         ValueError: it is damaged.
     """
-    for shard in plan.shards:
-        yield from read_shard(store, plan.run_id, shard)
+    for shard in made.shards:
+        yield from read_shard_keys(store, made.run_id, shard)
+
+
+def _read_file(store: ObjectStore, run_id: str, shard: str) -> bytes:
+    key = run_shard_key(run_id, shard)
+    found = store.get(key)
+    if found is None:
+        raise StorageError(f"{store.uri(key)} is missing: launch the partition again")
+    return found.body
 
 
 def unfinished_plans(store: ObjectStore) -> Iterator[RunPlan]:

@@ -30,7 +30,7 @@ from nanobanana_pipeline.generation.manifest.manifest import (
 from nanobanana_pipeline.generation.planning.run_files import (
     list_unfinished,
     read_plan,
-    read_requests,
+    read_request_keys,
     unfinished_plans,
 )
 from nanobanana_pipeline.generation.recovery.relaunch import Settled, relaunch, settle_launch
@@ -286,8 +286,8 @@ def _suspects(store: ObjectStore) -> Iterator[tuple[str, tuple[str, int]]]:
         for key in _unsure_keys(store, current):
             yield key, (current.prompt_set, current.seed)
     for made in unfinished_plans(store):
-        for planned in read_requests(store, made):
-            yield planned.request_key, (made.prompt_set, made.seed)
+        for key in read_request_keys(store, made):
+            yield key, (made.prompt_set, made.seed)
 
 
 def _unsure_of_run(store: ObjectStore, run_id: str) -> Iterator[tuple[str, tuple[str, int]]]:
@@ -340,12 +340,12 @@ def _doubt(prompt_set: str, seed: int, entry: Entry, price: Decimal | None) -> D
         prompt_set=prompt_set,
         seed=seed,
         request_key=entry.request_key,
-        prompt=entry.request.prompt,
+        prompt=entry.prompt,
         state=State.LOST if lost else State.IN_DOUBT,
         cause=attempt.reason or f"run {attempt.run_id} ended while it was sending",
         since=datetime.fromisoformat(attempt.accepted or attempt.started),
-        images=entry.request.samples,
-        cost=cost_of(entry.request.samples, price),
+        images=entry.samples,
+        cost=cost_of(entry.samples, price),
         nonce=attempt.nonce,
         run_id=attempt.run_id,
         provider_id=attempt.provider_id,

@@ -11,7 +11,6 @@ from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.generation.planning.run_files import RunPlan, unfinished_plans
 from nanobanana_pipeline.money import Cap
 from nanobanana_pipeline.provider.account import Account
-from nanobanana_pipeline.request import PictureParameters
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["Settled", "relaunch", "retry", "settle_launch"]
@@ -45,8 +44,7 @@ def relaunch(
     if current is not None:
         return Launch(prompt_set, seed, run_id, limit=current.limit)
     made = last or _last_plan(store, prompt_set, seed)
-    parameters = PictureParameters(**made.parameters)
-    return Launch(prompt_set, seed, run_id, parameters=parameters, limit=made.limit)
+    return Launch(prompt_set, seed, run_id, parameters=made.parameters, limit=made.limit)
 
 
 def settle_launch(
@@ -62,11 +60,11 @@ def settle_launch(
         PlanError: the launch must not start.
         StorageError: S3 refuses or holds damaged objects.
     """
-    made = plan(store, account.realm, launch, account.budget)
+    made = plan(store, account, launch)
     report = Report()
     for shard in made.shards:
         report += settle_shard(store, account, made.run_id, shard, on_progress=on_progress)
-    return Settled(collect(store, account.realm, made, report), report)
+    return Settled(collect(store, account, made, report), report)
 
 
 def retry(

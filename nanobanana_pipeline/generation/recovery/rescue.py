@@ -27,20 +27,20 @@ from nanobanana_pipeline.generation.planning.run_files import (
     list_unfinished,
     mark_done,
     read_plan,
-    read_requests,
+    read_request_keys,
+    read_shard,
     write_plan,
     write_shards,
 )
 from nanobanana_pipeline.generation.recovery.relaunch import Settled, relaunch
 from nanobanana_pipeline.ledger import COSTING, Entry, Ledger, State
-from nanobanana_pipeline.provider.account import Account
-from nanobanana_pipeline.provider.protocol import KEPT_SECONDS
+from nanobanana_pipeline.provider.account import PROVIDER, Account
 from nanobanana_pipeline.storage import ListedObject, ObjectStore
 
 __all__ = ["Run", "UnfinishedRun", "expired_runs", "list_runs", "rescue", "unfinished_runs"]
 
 ROUND_SECONDS: Final = 4 * 3600
-LAST_ROUND: Final = KEPT_SECONDS // ROUND_SECONDS
+LAST_ROUND: Final = PROVIDER.kept_seconds // ROUND_SECONDS
 """The rounds in which the provider still keeps pictures; after them it tells no more."""
 RUNS_NAMED: Final = 10
 
@@ -187,10 +187,16 @@ def rescue(
         raise PlanError(_no_such_run(store, run_id))
     dead = read_plan(store, run_id)
     seen = _read_run(run_id, store.listing(run_prefix(run_id)))
-    own = [planned.request_key for planned in read_requests(store, dead)]
+    own = list(read_request_keys(store, dead))
     ledger = Ledger(store)
-    left = {h.entry.request_key for h in ledger.read_many(own) if _may_be_brought(h.entry)}
-    owed = [replace(p, buy=False) for p in read_requests(store, dead) if p.request_key in left]
+    kept = account.provider.kept_seconds
+    left = {h.entry.request_key for h in ledger.read_many(own) if _may_be_brought(h.entry, kept)}
+    owed = [
+        replace(planned, buy=False)
+        for shard in dead.shards
+        for planned in read_shard(store, run_id, shard, account.provider.request_model)
+        if planned.request_key in left
+    ]
     report = Report()
     if owed:
         report = _bring(store, account, dead, new_run_id(), owed, on_progress)
@@ -199,8 +205,8 @@ def rescue(
         launch = relaunch(store, dead.prompt_set, dead.seed, new_run_id(), last=dead)
         # Of the partition as a whole only the manifest is made: the rest is for who launches it.
         settle_nothing = replace(launch, max_images=0, only=frozenset())
-        made = plan(store, account.realm, settle_nothing, account.budget)
-        current = collect(store, account.realm, made, report)
+        made = plan(store, account, settle_nothing)
+        current = collect(store, account, made, report)
     # After the manifest: what was brought by then is known to be all that the run has spent.
     names = [f"{run_id}/{shard}" for shard in dead.shards]
     reclaim_reservations(store, dead.prompt_set, dead.seed, names)
@@ -262,8 +268,8 @@ def _has_all(current: CurrentManifest, dead: RunPlan) -> bool:
     return is_same and set(current.cells) <= {CellState.SETTLED, CellState.NOT_REQUESTED}
 
 
-def _may_be_brought(entry: Entry) -> bool:
-    return entry.state in {State.ACCEPTED, State.SUBMITTING} or entry.can_reconcile(KEPT_SECONDS)
+def _may_be_brought(entry: Entry, kept_seconds: int) -> bool:
+    return entry.state in {State.ACCEPTED, State.SUBMITTING} or entry.can_reconcile(kept_seconds)
 
 
 def _read_run(run_id: str, files: Iterator[ListedObject]) -> Run | None:

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Final
 
 from nanobanana_pipeline.bucket_keys import run_plan_key
-from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan, read_requests
+from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan, read_request_keys
 from nanobanana_pipeline.ledger import COSTING, Ledger, State
 from nanobanana_pipeline.money import cost_of, cost_text
 from nanobanana_pipeline.storage import ObjectStore
@@ -67,13 +67,13 @@ def run_outcome(store: ObjectStore, run_id: str) -> RunOutcome | None:
     if store.head(run_plan_key(run_id)) is None:
         return None
     made = read_plan(store, run_id)
-    keys = [planned.request_key for planned in read_requests(store, made)]
+    keys = list(read_request_keys(store, made))
     chosen = keys[:MOST]
     states: Counter[State] = Counter()
     spent = 0
     for held in Ledger(store).read_many(chosen):
         states[held.entry.state] += 1
         own = (a for a in held.entry.attempts if a.run_id == run_id)
-        spent += held.entry.request.samples * sum(a.outcome in COSTING for a in own)
+        spent += held.entry.samples * sum(a.outcome in COSTING for a in own)
     states[State.OPEN] += len(chosen) - states.total()
     return RunOutcome(made, +states, len(chosen), len(keys), spent)

@@ -33,7 +33,7 @@ from nanobanana_pipeline.lineage.openlineage.facts import (
 from nanobanana_pipeline.money import cost_of
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.checked_prompts import REFERENCE, REFERENCE_HASHES
-from nanobanana_pipeline.request import KEY_FIELDS
+from nanobanana_pipeline.provider.account import PROVIDER
 
 if TYPE_CHECKING:
     from nanobanana_pipeline.datasets.recipe import Recipe
@@ -336,7 +336,7 @@ def _manifest(
 def _origins_of_cells(prompts: Dataset) -> dict[str, list[dict[str, Any]]]:
     schema = prompts.facets.get("schema", {"fields": []})
     columns = {column["name"] for column in schema["fields"]}
-    asked = [name for name in KEY_FIELDS if name in columns]
+    asked = [name for name in PROVIDER.request_model.key_fields() if name in columns]
     origins = {
         name: [origin(prompts.uri, column, OUTCOME) for column in asked]
         for name in manifest.OUTCOME_COLUMNS

@@ -17,7 +17,7 @@ from nanobanana_pipeline.bucket_keys import (
 )
 from nanobanana_pipeline.errors import PromptTableError, StorageError, StorageUnavailable
 from nanobanana_pipeline.generation.manifest import manifest
-from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan, read_shard
+from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan, read_shard_keys
 from nanobanana_pipeline.ledger import Entry, Ledger
 from nanobanana_pipeline.lineage.openlineage.recorder import was_stopped
 from nanobanana_pipeline.lineage.trace.current_tables import (
@@ -29,7 +29,7 @@ from nanobanana_pipeline.lineage.trace.index_reader import TraceIndex
 from nanobanana_pipeline.lineage.trace.index_rows import INDEXED_COLUMNS, LookupOrder
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.checked_prompts import attributes_of
-from nanobanana_pipeline.request import NOT_IN_THE_PICTURE
+from nanobanana_pipeline.provider.account import PROVIDER
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["Walk", "run_rows"]
@@ -162,7 +162,7 @@ class Walk:
         return list(images)
 
     def _entry(self, request: str, entry: Entry, only: set[str] | None) -> dict[str, None]:
-        parameters = entry.request.model_dump(mode="json", exclude=set(NOT_IN_THE_PICTURE))
+        delivery = PROVIDER.request_model.delivery_fields
         self._add(
             NodeKind.REQUEST,
             entry.request_key,
@@ -170,7 +170,11 @@ class Walk:
             reason=entry.reason,
             realm=entry.realm,
             endpoint=entry.endpoint,
-            parameters={k: v for k, v in parameters.items() if v not in ("", [])},
+            parameters={
+                name: value
+                for name, value in entry.request.items()
+                if name not in delivery and value not in ("", [])
+            },
             attempts=[
                 # Output URLs are secret: they give access to the image.
                 attempt.model_dump(mode="json", exclude={"output"}, exclude_none=True)
@@ -324,9 +328,7 @@ def _rows(store: ObjectStore, of: PartitionManifest) -> list[Row]:
 def _planned(store: ObjectStore, plan: RunPlan) -> list[str]:
     """Requests of a run's first shard."""
     return sorted(
-        each.request_key
-        for shard in plan.shards[:1]
-        for each in read_shard(store, plan.run_id, shard)
+        key for shard in plan.shards[:1] for key in read_shard_keys(store, plan.run_id, shard)
     )
 
 

@@ -15,9 +15,9 @@ from nanobanana_pipeline.provider.modelslab.answers import parse_fetch, parse_su
 from nanobanana_pipeline.provider.modelslab.delivery import OutputReader
 from nanobanana_pipeline.provider.modelslab.operations import Operations
 from nanobanana_pipeline.provider.modelslab.own_bucket import read_places
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.provider.modelslab.secrets import mask
 from nanobanana_pipeline.provider.outcomes import FetchOutcome, NotSent, SubmitOutcome, Unknown
-from nanobanana_pipeline.provider.protocol import KEPT_SECONDS
 from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore
 
@@ -41,8 +41,8 @@ class ModelsLab:
         submit_seconds: the total deadline of a generation call.
     """
 
-    request_model: ClassVar[type[ImageRequest]] = ImageRequest
-    kept_seconds: ClassVar[int] = KEPT_SECONDS
+    request_model: ClassVar[type[ImageRequest]] = ModelsLabRequest
+    kept_seconds: ClassVar[int] = 24 * 3600
 
     def __init__(
         self,
@@ -68,6 +68,8 @@ class ModelsLab:
             references: their bytes, in the request's order. They are sent as base64: what was
                 hashed is what is drawn from, and no address needs to be open to the provider.
         """
+        if not isinstance(request, ModelsLabRequest):
+            raise TypeError(f"{type(request).__name__} is no request of ModelsLab")
         fields = request.fields()
         if references:
             fields["ref_image"] = [base64.b64encode(data).decode() for data in references]

@@ -18,7 +18,6 @@ from nanobanana_pipeline.generation.planning.run_files import list_unfinished, m
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.money import Budget, Cap
 from nanobanana_pipeline.provider.account import Account
-from nanobanana_pipeline.request import PictureParameters
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import Emulators, account_for
 from tests.launching import QUICK, bought, keep_prompts, launch, planned, prompts, states, tell
@@ -87,7 +86,7 @@ def test_a_runs_own_cap_holds_over_its_shards(
 def test_samples_count_each(store: ObjectStore, emulator_and_account: tuple[Any, Account]) -> None:
     emulator, account = emulator_and_account
     keep_prompts(store, "set", prompts(3))
-    three = PictureParameters(width=1024, height=1024, samples=3)
+    three = {"width": 1024, "height": 1024, "samples": 3}
     made = launch(store, account, parameters=three, max_images=7)
     assert made.states == {"over_budget": 1, "settled": 2}
     assert (bought(emulator), made.report.spent) == (2, 6)

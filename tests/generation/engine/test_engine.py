@@ -18,10 +18,12 @@ from nanobanana_pipeline.generation.launch import collect, settle_shard
 from nanobanana_pipeline.ledger import Entry, Ledger, Outcome, State
 from nanobanana_pipeline.local import free_port
 from nanobanana_pipeline.provider.account import Account
-from nanobanana_pipeline.request import ImageRequest, request_key
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
+from nanobanana_pipeline.request import request_key
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import API_KEY, Emulators, account_for
 from tests.launching import (
+    PLANNER,
     QUICK,
     admin,
     bought,
@@ -57,9 +59,9 @@ def proxy(s3_url: str) -> Iterator[S3Proxy]:
         yield proxy
 
 
-def request_for(prompt: str) -> tuple[str, ImageRequest]:
+def request_for(prompt: str) -> tuple[str, ModelsLabRequest]:
     """As `launch` asks for a plain prompt under seed 1."""
-    request = ImageRequest(prompt=prompt, seed=1, width=1024, height=1024)
+    request = ModelsLabRequest(prompt=prompt, seed=1, width=1024, height=1024)
     return request_key(request, realm="emulator"), request
 
 
@@ -330,7 +332,7 @@ def test_s3_that_goes_away_in_the_middle_and_comes_back_costs_nothing(
     report = settle_shard(far, account, made.run_id, made.shards[0])
     breaking.join()
     assert (report.states, report.bought) == ({State.SETTLED: 12}, 12)
-    current = collect(store, "emulator", made, report)
+    current = collect(store, PLANNER, made, report)
     assert current.cells == {"settled": 12}
     record = admin(emulator, "purchases")
     assert (record["total"], record["bought_twice"]) == (12, 0)
@@ -346,7 +348,7 @@ def test_every_third_answer_of_s3_is_lost_and_nothing_else(
     proxy.rule = lambda _method, _path: Loss.ANSWER if len(proxy.calls) % 3 == 0 else None
     report = settle_shard(proxy.store_like(store), account, made.run_id, made.shards[0])
     assert (report.states, report.bought) == ({State.SETTLED: 6}, 6)
-    assert collect(store, "emulator", made, report).cells == {"settled": 6}
+    assert collect(store, PLANNER, made, report).cells == {"settled": 6}
     record = admin(emulator, "purchases")
     assert (record["total"], record["bought_twice"]) == (6, 0)
     assert not [key for key in store.keys("images/") if ".refs/" in key], "each owns its own"
@@ -374,7 +376,7 @@ def test_s3_that_stays_away_ends_the_shard_and_says_what_is_known(
         timing=Timing(paid_patience_seconds=0.5),
     )
     assert (report.states, report.bought) == ({State.SUBMITTING: 1}, 1)
-    assert collect(store, "emulator", made, report).cells == {"pending": 1}
+    assert collect(store, PLANNER, made, report).cells == {"pending": 1}
 
 
 def test_a_missing_run_file_is_named(store: ObjectStore, emulators: Emulators) -> None:

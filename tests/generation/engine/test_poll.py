@@ -78,7 +78,7 @@ def test_a_webhook_of_ones_own_goes_before_this_projects_and_a_label_follows_the
         assert launch(store, account).states == {"settled": 2}
     groups = admin(emulator, "purchases")["groups"]
     sent = {track_id for group in groups for track_id in group["track_ids"]}
-    names = {e.request.prompt: f"{e.request_key}.{e.attempts[0].nonce}" for e in entries(store)}
+    names = {e.prompt: f"{e.request_key}.{e.attempts[0].nonce}" for e in entries(store)}
     assert sent == {f"{names['a']}.mine", names["b"]}
     assert all(key.startswith(f"webhooks/{names['b']}/") for key in store.keys("webhooks/"))
 

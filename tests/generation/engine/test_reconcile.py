@@ -9,9 +9,10 @@ import pytest
 
 from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.ledger import Entry, Ledger
+from nanobanana_pipeline.provider.modelslab.client import ModelsLab
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.provider.outcomes import Done
-from nanobanana_pipeline.provider.protocol import KEPT_SECONDS
-from nanobanana_pipeline.request import ImageRequest, request_key
+from nanobanana_pipeline.request import request_key
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.webhooks.inbox import Inbox, attempt_id
 from tests.conftest import Emulators, account_for
@@ -96,7 +97,7 @@ def test_a_payload_that_names_another_requests_pictures_settles_nothing(
 
 
 def own_track_id_of(store: ObjectStore, prompt: str) -> str:
-    (entry,) = [entry for entry in entries(store) if entry.request.prompt == prompt]
+    (entry,) = [entry for entry in entries(store) if entry.prompt == prompt]
     return attempt_id(entry.request_key, entry.attempts[0].nonce)
 
 
@@ -144,7 +145,7 @@ def test_a_doubt_whose_broken_answer_held_the_id_is_settled_by_it(
 
 
 def a_doubted_entry(prompt: str) -> tuple[str, Any]:
-    request = ImageRequest(prompt=prompt, seed=1, width=1024, height=1024)
+    request = ModelsLabRequest(prompt=prompt, seed=1, width=1024, height=1024)
     key = request_key(request, realm="emulator")
     entry = Entry.new(request, key, realm="emulator").claim(
         run_id="dead", nonce="0" * 16, lease_seconds=1
@@ -169,13 +170,13 @@ def test_what_the_provider_says_it_failed_is_bought_anew(
 def test_a_loss_is_looked_into_for_a_day_only() -> None:
     _, doubted = a_doubted_entry("a cat")
     lost = doubted(None).accept("0" * 16, "id-1").lose("0" * 16, "gone")
-    assert lost.can_reconcile(KEPT_SECONDS)
+    assert lost.can_reconcile(ModelsLab.kept_seconds)
     attempt = lost.attempts[0]
     long_ago = (datetime.now(UTC) - timedelta(hours=25)).isoformat()
     old = lost.model_copy(update={"attempts": (attempt.model_copy(update={"accepted": long_ago}),)})
-    assert not old.can_reconcile(KEPT_SECONDS)
-    assert doubted(None).can_reconcile(KEPT_SECONDS)
-    assert not doubted(None).accept("0" * 16, "id-1").can_reconcile(KEPT_SECONDS)
+    assert not old.can_reconcile(ModelsLab.kept_seconds)
+    assert doubted(None).can_reconcile(ModelsLab.kept_seconds)
+    assert not doubted(None).accept("0" * 16, "id-1").can_reconcile(ModelsLab.kept_seconds)
 
 
 def test_a_rebuy_waits_until_no_late_answer_can_come(

@@ -13,8 +13,9 @@ from nanobanana_pipeline.generation.engine.submit import Submitter
 from nanobanana_pipeline.generation.engine.work_queue import Finished, WorkItem
 from nanobanana_pipeline.generation.planning.run_files import PlannedRequest
 from nanobanana_pipeline.ledger import State
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.provider.outcomes import SubmitOutcome
-from nanobanana_pipeline.request import ImageRequest, request_key
+from nanobanana_pipeline.request import request_key
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import Emulators, account_for
 from tests.generation.engine.test_submit import submitter
@@ -28,7 +29,7 @@ def kept(store: ObjectStore, data: bytes) -> str:
 
 
 def work_with(*hashes: str) -> WorkItem:
-    request = ImageRequest(prompt="a fox", seed=1, width=1024, height=1024, ref_sha256=hashes)
+    request = ModelsLabRequest(prompt="a fox", seed=1, width=1024, height=1024, ref_sha256=hashes)
     return WorkItem(PlannedRequest(request_key(request, realm="emulator"), request))
 
 
@@ -54,7 +55,7 @@ def test_what_is_sent_is_what_was_read_before_the_claim(
     sent: list[tuple[bytes, ...]] = []
     submit = one._provider.submit
 
-    def note(request: ImageRequest, references: Sequence[bytes]) -> SubmitOutcome:
+    def note(request: ModelsLabRequest, references: Sequence[bytes]) -> SubmitOutcome:
         sent.append(tuple(references))
         return submit(request, references)
 

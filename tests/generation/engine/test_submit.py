@@ -19,14 +19,15 @@ from nanobanana_pipeline.generation.engine.work_queue import (
 from nanobanana_pipeline.generation.planning.run_files import PlannedRequest
 from nanobanana_pipeline.ledger import Entry, Ledger, Outcome, State
 from nanobanana_pipeline.provider.account import Account
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.provider.slots import Slots
-from nanobanana_pipeline.request import ImageRequest, request_key
+from nanobanana_pipeline.request import request_key
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import Emulators, account_for
 from tests.launching import bought, entries, tell
 from tests.s3_proxy import Loss, S3Proxy, wait_until
 
-REQUEST = ImageRequest(prompt="a red panda", seed=1, width=1024, height=1024)
+REQUEST = ModelsLabRequest(prompt="a red panda", seed=1, width=1024, height=1024)
 KEY = request_key(REQUEST, realm="emulator")
 
 

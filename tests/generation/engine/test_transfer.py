@@ -19,8 +19,9 @@ from nanobanana_pipeline.generation.engine.transfer import Transfer, Transferred
 from nanobanana_pipeline.ledger import Entry, Held, Ledger, State
 from nanobanana_pipeline.provider.modelslab import delivery
 from nanobanana_pipeline.provider.modelslab.own_bucket import Place, change_places
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.provider.outcomes import Done
-from nanobanana_pipeline.request import ImageRequest, request_key
+from nanobanana_pipeline.request import request_key
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import Emulators, account_for
 from tests.launching import admin
@@ -47,7 +48,7 @@ def accepted(
     **fields: object,
 ) -> Held:
     """A request that the provider took so long ago, by the ledger."""
-    request = ImageRequest.model_validate(
+    request = ModelsLabRequest.model_validate(
         {"prompt": prompt, "seed": 1, "width": 1024, "height": 1024, **fields}
     )
     key = request_key(request, realm="emulator")
@@ -360,7 +361,9 @@ def test_an_expired_picture_is_asked_for_anew_before_it_is_given_up(
 ) -> None:
     emulator = emulators(mode="sync")
     account = account_for(emulator.base_url, store)
-    drawn = account.provider.submit(ImageRequest(prompt="a fox", seed=1, width=1024, height=1024))
+    drawn = account.provider.submit(
+        ModelsLabRequest(prompt="a fox", seed=1, width=1024, height=1024)
+    )
     assert isinstance(drawn, Done)
     held = accepted(store, age=timedelta(hours=25), provider_id=drawn.provider_id)
     transfer = Transfer(store, Ledger(store), account.provider, account.downloader, run_id="r")

@@ -7,14 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from nanobanana_pipeline.generation.engine.work_queue import WorkItem, WorkQueue
 from nanobanana_pipeline.generation.planning.run_files import PlannedRequest
 from nanobanana_pipeline.ledger import State
-from nanobanana_pipeline.request import ImageRequest
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 
 GO = threading.Event()
 
 
 def work(count: int) -> list[WorkItem]:
     return [
-        WorkItem(PlannedRequest(str(number), ImageRequest(prompt="a red panda", seed=number + 1)))
+        WorkItem(
+            PlannedRequest(str(number), ModelsLabRequest(prompt="a red panda", seed=number + 1))
+        )
         for number in range(count)
     ]
 

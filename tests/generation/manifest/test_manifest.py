@@ -37,28 +37,31 @@ from nanobanana_pipeline.generation.planning.cells import Cells, build_cells
 from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.ledger import Entry, StoredImage
 from nanobanana_pipeline.prompts import prompt_set
-from nanobanana_pipeline.request import DeliveryParameters, PictureParameters
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.storage import ObjectStore, StoredObject
 from nanobanana_pipeline.storage.versioned import packed
-from tests.launching import keep_prompts, prompts
+from tests.launching import PLANNER, keep_prompts, prompts
 
-DEFAULTS = PictureParameters.defaults()
+DEFAULTS = ModelsLabRequest.default_parameters()
 MANY = 20_000
 
 
 def cells(count: int, *, samples: int = 1, limit: int | None = None) -> Cells:
     rows = pd.DataFrame({"prompt_id": [f"row-{n}" for n in range(count)], "prompt": prompts(count)})
     return build_cells(
-        rows, seed=1, parameters={**DEFAULTS, "samples": samples}, realm="emulator", limit=limit
+        rows,
+        seed=1,
+        parameters={**DEFAULTS, "samples": samples},
+        realm="emulator",
+        limit=limit,
+        model=ModelsLabRequest,
     )
 
 
 def tried(cells: Cells) -> Iterator[Entry]:
     """Each cell's entry, claimed."""
     everyone = list(range(len(cells.frame)))
-    for key, request in zip(
-        cells.frame["request_key"], cells.requests(everyone, DeliveryParameters()), strict=True
-    ):
+    for key, request in zip(cells.frame["request_key"], cells.requests(everyone, {}), strict=True):
         yield Entry.new(request, key, realm="emulator").claim(
             run_id="run", nonce="n1", lease_seconds=60
         )
@@ -141,7 +144,14 @@ def test_rows_of_one_request_share_its_pictures_in_the_order_of_the_set(
     texts = ["an owl", "a fox", "an owl", "a newt", "a fox"]
     rows = pd.DataFrame({"prompt_id": [f"row-{n}" for n in range(5)], "prompt": texts})
     parameters = {**DEFAULTS, "samples": 2}
-    asked = build_cells(rows, seed=1, parameters=parameters, realm="emulator", limit=None)
+    asked = build_cells(
+        rows,
+        seed=1,
+        parameters=parameters,
+        realm="emulator",
+        limit=None,
+        model=ModelsLabRequest,
+    )
     owl, fox, *_ = tried(asked)
     came = [STEPS["settled"](owl), STEPS["lost"](fox)]
     made = table(asked, came, settled_of(table(asked, came[:1])))
@@ -279,6 +289,7 @@ def settle_on_paper(store: ObjectStore, name: str, count: int) -> None:
         parameters=DEFAULTS,
         realm="emulator",
         limit=None,
+        model=ModelsLabRequest,
     )
     done = [
         entry.accept("n1", "7").settle("n1", [image(0, entry.request_key)])
@@ -302,8 +313,8 @@ def test_a_large_partition_costs_in_proportion_and_reads_no_settled_entry(
         counting.reads = 0
         profile = cProfile.Profile(subcalls=False, builtins=False)
         profile.enable()
-        made = plan(counting, "emulator", Launch(name, 1, run_id=name))
-        current = collect(counting, "emulator", made, Report())
+        made = plan(counting, PLANNER, Launch(name, 1, run_id=name))
+        current = collect(counting, PLANNER, made, Report())
         profile.disable()
         assert (made.buy, made.shards, current.cells) == (0, (), {"settled": count})
         calls[count] = sum(entry.callcount for entry in profile.getstats())

@@ -11,7 +11,7 @@ from nanobanana_pipeline.generation.manifest.shard_log import ShardLog, read_sha
 from nanobanana_pipeline.ledger import Entry
 from nanobanana_pipeline.storage import ObjectStore, StoredObject
 from tests.conftest import Emulators, account_for
-from tests.launching import entries, keep_prompts, planned, prompts
+from tests.launching import PLANNER, entries, keep_prompts, planned, prompts
 
 
 class LedgerReads(ObjectStore):
@@ -41,7 +41,7 @@ def test_a_manifest_reads_no_entry_that_was_noted_and_needs_no_notes(
     elif damage != "none":
         store.put(key, stored.body[:-20] if damage == "cut short" else b"{}")
     counting = LedgerReads(store.client, store.bucket, store.prefix)
-    current = collect(counting, "emulator", made, reports[0])
+    current = collect(counting, PLANNER, made, reports[0])
     assert current.cells == {"settled": 6}
     assert (counting.count == 0) == (damage == "none")
     rows = read_manifest(store, current.manifest).set_index("request_key")

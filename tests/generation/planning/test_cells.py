@@ -13,9 +13,10 @@ from nanobanana_pipeline.generation.planning.cells import (
     build_cells,
     check_seed,
 )
-from nanobanana_pipeline.request import ImageRequest, PictureParameters, request_key
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
+from nanobanana_pipeline.request import request_key
 
-DEFAULTS = PictureParameters.defaults()
+DEFAULTS = ModelsLabRequest.default_parameters()
 
 
 def prompt_set(count: int, **columns: object) -> pd.DataFrame:
@@ -31,7 +32,9 @@ def prompt_set(count: int, **columns: object) -> pd.DataFrame:
 def drawn(
     rows: pd.DataFrame, *, seed: int = 7, limit: int | None = None, realm: str = "emulator"
 ) -> Cells:
-    return build_cells(rows, seed=seed, parameters=DEFAULTS, realm=realm, limit=limit)
+    return build_cells(
+        rows, seed=seed, parameters=DEFAULTS, realm=realm, limit=limit, model=ModelsLabRequest
+    )
 
 
 def test_every_row_has_a_cell_with_its_requests_key() -> None:
@@ -45,7 +48,7 @@ def test_every_row_has_a_cell_with_its_requests_key() -> None:
         "requested",
     ]
     expected = [
-        request_key(ImageRequest(prompt=f"animal {number}", seed=7), realm="emulator")
+        request_key(ModelsLabRequest(prompt=f"animal {number}", seed=7), realm="emulator")
         for number in range(3)
     ]
     assert cells.frame["request_key"].to_list() == expected
@@ -86,6 +89,8 @@ def test_a_rows_own_columns_go_first_and_missing_ones_do_not() -> None:
         mood=["an attribute", "that is no field"],
     )
     first, second = drawn(rows).requests([0, 1])
+    assert isinstance(first, ModelsLabRequest)
+    assert isinstance(second, ModelsLabRequest)
     assert (first.seed, first.samples, first.noise_clip_std, first.watermark) == (99, 1, 2.5, "yes")
     assert (second.seed, second.samples, second.noise_clip_std) == (7, 3, 1.5)
     assert drawn(rows).frame["seed_asked"].to_list() == [99, 7]

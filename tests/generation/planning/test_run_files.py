@@ -12,13 +12,13 @@ from nanobanana_pipeline.generation.planning.run_files import (
     read_shard,
     write_shards,
 )
-from nanobanana_pipeline.request import ImageRequest
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.storage import ObjectStore
 
 
 def asked(count: int) -> list[PlannedRequest]:
     return [
-        PlannedRequest(f"{n:064x}", ImageRequest(prompt=f"a paper fox {n}", seed=1), n % 3 > 0)
+        PlannedRequest(f"{n:064x}", ModelsLabRequest(prompt=f"a paper fox {n}", seed=1), n % 3 > 0)
         for n in range(count)
     ]
 
@@ -36,7 +36,7 @@ def test_requests_are_dealt_out_evenly_and_in_order(
 ) -> None:
     monkeypatch.setattr(run_files, "REQUESTS_AT_ONCE", 2)
     names = write_shards(store, "run", iter(asked(count)), count, shard_size)
-    files = [read_shard(store, "run", name) for name in names]
+    files = [read_shard(store, "run", name, ModelsLabRequest) for name in names]
     assert [len(file) for file in files] == lengths
     assert [planned for file in files for planned in file] == asked(count)
     assert [planned for file in files for planned in file] == asked(count), "each time anew"

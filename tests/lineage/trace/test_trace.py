@@ -19,14 +19,13 @@ from nanobanana_pipeline.lineage.trace import index_reader
 from nanobanana_pipeline.lineage.trace.graph import LineageGraph, NodeKind
 from nanobanana_pipeline.lineage.trace.index_writer import refresh_index
 from nanobanana_pipeline.lineage.trace.trace import trace
-from nanobanana_pipeline.request import PictureParameters
 from nanobanana_pipeline.storage import ObjectStore
 from tests.cli.conftest import Command
 from tests.conftest import API_KEY, Emulators, account_for
 from tests.datasets.release_rows import read
 from tests.launching import Launched, entries, keep_prompts, launch, prompts
 
-BIGGER = PictureParameters(width=1056, height=1024)
+BIGGER = {"width": 1056, "height": 1024}
 
 
 def names(lineage: LineageGraph, kind: NodeKind) -> set[str]:
