@@ -95,8 +95,7 @@ class GenerationConfig(dg.Config):
         ),
     )
     slots: int | None = Field(
-        None,
-        description="Most requests at the provider at once. Default: NANOBANANA_SLOTS.",
+        None, description="Most requests at the provider at once. Default: NANOBANANA_SLOTS."
     )
     shard_size: int | None = Field(
         None,

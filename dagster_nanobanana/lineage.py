@@ -17,20 +17,14 @@ def recorded_step(
     context: dg.OpExecutionContext | dg.AssetExecutionContext,
     store: ObjectStore,
     job: str,
-    begin: Callable[[], RunFacts],
+    begin: Callable[[], RunFacts] = RunFacts,
     *,
     run_id: str | None = None,
     **steps: Any,  # noqa: ANN401 - as `record_run` has them
 ) -> AbstractContextManager[Recording]:
-    """Record what a step does, as part of Dagster's run.
+    """Record what a step does, with the arguments of `record_run`, as part of Dagster's run.
 
-    Args:
-        context: the step's.
-        store: the bucket.
-        job: what it makes: an asset's name.
-        begin: gives what is known before anything is done.
-        run_id: as the bucket knows the run; Dagster's if None.
-        steps: which step of the run this is; see `record_run`.
+    `run_id` is as the bucket knows the run, Dagster's if None; `job` is an asset's name.
     """
     run = context.run
     parent = Parent(run.run_id, run.job_name, "dagster", dg.__version__)

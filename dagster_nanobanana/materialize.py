@@ -10,14 +10,13 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import dagster as dg
 
 from dagster_nanobanana.assets.datasets import recipes_here
 from dagster_nanobanana.definitions import defs
-from dagster_nanobanana.partitions import prompt_sets, read_partition_key, seeds
+from dagster_nanobanana.partitions import add_partitions, read_partition_key
 from nanobanana_pipeline.datasets.recipe import Recipe
 from nanobanana_pipeline.errors import NanobananaError
 
@@ -42,8 +41,7 @@ def main() -> int:
     except NanobananaError as error:
         parser.error(str(error))
     with dg.DagsterInstance.get() as instance:
-        instance.add_dynamic_partitions(str(prompt_sets.name), [args.prompt_set])
-        instance.add_dynamic_partitions(str(seeds.name), [str(seed) for seed in args.seed])
+        add_partitions(instance, [args.prompt_set], args.seed)
         table = {"ops": {"prompt_set": {"config": {"table": args.table}}}}
         if not _materialize(instance, "prompt_set", args.prompt_set, table):
             return _WRONG_USE
@@ -70,15 +68,16 @@ def _materialize(
     instance: dg.DagsterInstance,
     asset: str,
     partition_key: str | None = None,
-    config: Mapping[str, Any] = MappingProxyType({}),
+    config: Mapping[str, Any] | None = None,
 ) -> bool:
     job = defs.resolve_implicit_global_asset_job_def()
-    _print(f"{asset} [{partition_key}]" if partition_key else asset)
+    sys.stdout.write(f"{asset} [{partition_key}]\n" if partition_key else f"{asset}\n")
+    sys.stdout.flush()
     run = job.with_logger_defs({"console": dg.LoggerDefinition(_terse)}).execute_in_process(
         instance=instance,
         asset_selection=[dg.AssetKey(asset.split("/"))],
         partition_key=partition_key,
-        run_config={**config, "loggers": {"console": {}}},
+        run_config={**(config or {}), "loggers": {"console": {}}},
         raise_on_error=False,
     )
     return run.success
@@ -98,11 +97,6 @@ def _is_ours(record: logging.LogRecord) -> bool:
     event = getattr(record, "dagster_meta", {}).get("dagster_event")
     record.msg = str(record.msg).rpartition(" - ")[2]
     return event is None or event.is_step_failure
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

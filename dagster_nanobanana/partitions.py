@@ -1,5 +1,7 @@
 """The partitioned assets and their two dimensions, prompt set and seed. Never one per image."""
 
+from collections.abc import Sequence
+
 import dagster as dg
 
 from nanobanana_pipeline.errors import PlanError
@@ -10,6 +12,7 @@ __all__ = [
     "FEATURES",
     "IMAGES",
     "PROMPTS",
+    "add_partitions",
     "grid",
     "partition_key_of",
     "prompt_sets",
@@ -25,6 +28,14 @@ FEATURES = dg.AssetKey("image_features")
 prompt_sets = dg.DynamicPartitionsDefinition(name="prompt_set")
 seeds = dg.DynamicPartitionsDefinition(name="seed")
 grid = dg.MultiPartitionsDefinition({"prompt_set": prompt_sets, "seed": seeds})
+
+
+def add_partitions(
+    instance: dg.DagsterInstance, names: Sequence[str], numbers: Sequence[int]
+) -> None:
+    """Add prompt sets and seeds to the instance's partitions; those that are there stay."""
+    instance.add_dynamic_partitions(str(prompt_sets.name), names)
+    instance.add_dynamic_partitions(str(seeds.name), [str(number) for number in numbers])
 
 
 def partition_key_of(prompt_set: str, seed: int) -> dg.MultiPartitionKey:

@@ -43,9 +43,7 @@ class S3(dg.ConfigurableResource):  # type: ignore[type-arg]
             StorageError: AWS's settings contradict each other.
         """
         return s3_client(
-            profile=self.profile_name,
-            region_name=self.region_name,
-            endpoint_url=self.endpoint_url,
+            profile=self.profile_name, region_name=self.region_name, endpoint_url=self.endpoint_url
         )
 
 
@@ -131,8 +129,8 @@ class BucketValues(dg.ConfigurableIOManager):
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:  # noqa: ANN401
         """Store what an op gave."""
-        body = json.dumps(obj).encode()
-        self.nanobanana.store().put(_value_key(context), body, content_type="application/json")
+        key, body = run_value_key(*context.get_identifier()), json.dumps(obj).encode()
+        self.nanobanana.store().put(key, body, content_type="application/json")
 
     def load_input(self, context: dg.InputContext) -> Any:  # noqa: ANN401
         """Read what the op before gave.
@@ -143,23 +141,15 @@ class BucketValues(dg.ConfigurableIOManager):
         output = context.upstream_output
         if output is None:
             raise StorageError("this input has no op before it")
-        store, key = self.nanobanana.store(), _value_key(output)
+        store, key = self.nanobanana.store(), run_value_key(*output.get_identifier())
         found = store.get(key)
         if found is None:
             raise StorageError(f"{store.uri(key)} is gone: launch the partition again")
         return json.loads(found.body)
 
 
-def _value_key(context: dg.OutputContext) -> str:
-    return run_value_key(*context.get_identifier())
-
-
 def resources() -> dict[str, Any]:
     """The resources of every job; the environment's variables say the rest."""
     s3 = S3()
     nanobanana = NanobananaResource(s3=s3)
-    return {
-        "s3": s3,
-        "nanobanana": nanobanana,
-        "io_manager": BucketValues(nanobanana=nanobanana),
-    }
+    return {"s3": s3, "nanobanana": nanobanana, "io_manager": BucketValues(nanobanana=nanobanana)}

@@ -33,9 +33,6 @@ class RunOver(BaseException):
 class RunWatch:
     """Looks whether a step's run is still wanted.
 
-    Args:
-        context: the step's.
-
     Raises:
         RunOver: its run is over already, and nothing is begun.
     """
@@ -48,10 +45,7 @@ class RunWatch:
             raise self._interruption()
 
     def look(self, _progress: object = None) -> None:
-        """Ask for the run's status, at most every 2 s; to be called often.
-
-        Args:
-            _progress: so that it may stand where the domain tells of progress.
+        """Ask for the run's status, at most every 2 s; to be called often, as `on_progress`.
 
         Raises:
             RunOver: somebody stopped the run 5 s ago or earlier.

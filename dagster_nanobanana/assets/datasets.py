@@ -22,19 +22,9 @@ from nanobanana_pipeline.datasets.formats.gallery import GALLERY
 from nanobanana_pipeline.datasets.publish import build_release, samples_path
 from nanobanana_pipeline.datasets.pull import verify
 from nanobanana_pipeline.datasets.recipe import Recipe, load_recipes
-from nanobanana_pipeline.datasets.release import (
-    MANIFEST,
-    Release,
-    read_latest,
-    read_release_table,
-)
+from nanobanana_pipeline.datasets.release import MANIFEST, Release, read_latest, read_release_table
 from nanobanana_pipeline.datasets.row_thumbnails import read_thumbnails
-from nanobanana_pipeline.datasets.selection import (
-    Selection,
-    empty_splits,
-    released_rows,
-    select,
-)
+from nanobanana_pipeline.datasets.selection import Selection, empty_splits, released_rows, select
 from nanobanana_pipeline.datasets.splits import find_leaks
 from nanobanana_pipeline.lineage.openlineage.run_facts import release_complete, release_start
 from nanobanana_pipeline.settings import Settings
@@ -109,17 +99,11 @@ def _asset(recipe: Recipe) -> dg.AssetsDefinition:
             with recorded_step(context, store, f"datasets.{recipe.name}", begin) as recording:
                 latest, _ = read_latest(store, recipe.name)
                 chosen = select(store, recipe, released_rows(store, latest))
+                manifests = chosen.manifests
                 release = build_release(
-                    store,
-                    recipe,
-                    chosen.rows,
-                    chosen.rejected,
-                    parent=latest,
-                    manifests=chosen.manifests,
+                    store, recipe, chosen.rows, chosen.rejected, parent=latest, manifests=manifests
                 )
-                recording.set_facts(
-                    partial(release_complete, store, recipe, chosen.manifests, release)
-                )
+                recording.set_facts(partial(release_complete, store, recipe, manifests, release))
             metadata = _metadata(store, nanobanana.settings(), release, chosen)
         if latest is not None and release.version == latest.version:
             context.log.info(f"nothing has changed since {release.version}: no release was made")
@@ -130,10 +114,8 @@ def _asset(recipe: Recipe) -> dg.AssetsDefinition:
             context.log.warning(
                 f"{counted(missing, 'picture', 'is')} missing to what per_prompt asks for"
             )
-        return dg.MaterializeResult(
-            data_version=dg.DataVersion(release.fingerprint),
-            metadata=metadata,
-        )
+        version = dg.DataVersion(release.fingerprint)
+        return dg.MaterializeResult(data_version=version, metadata=metadata)
 
     return dataset
 
@@ -253,7 +235,11 @@ def _checks(recipe: Recipe) -> dg.AssetChecksDefinition:
                 else:
                     faults = pd.DataFrame([vars(fault) for fault in verify(store, release)])
                     passed, found = faults.empty, _shown("faults", faults)
-                about = {} if release is None else _about(store, nanobanana.settings(), release)
+                about: dict[str, Any] = {}
+                if release is not None:
+                    gallery = _gallery(store, nanobanana.settings(), release)
+                    about = {"version": release.version, "gallery": gallery}
+                    about["files"] = len(release.files)
             yield dg.AssetCheckResult(
                 asset_key=asset,
                 check_name=key.name,
@@ -267,14 +253,6 @@ def _checks(recipe: Recipe) -> dg.AssetChecksDefinition:
 
 def _shown(what: str, bad: pd.DataFrame) -> dict[str, Any]:
     return {} if bad.empty else {what: sample_table(bad, rows=20)}
-
-
-def _about(store: ObjectStore, settings: Settings, release: Release) -> dict[str, Any]:
-    return {
-        "version": release.version,
-        "gallery": _gallery(store, settings, release),
-        "files": len(release.files),
-    }
 
 
 def _key(recipe: Recipe) -> dg.AssetKey:

@@ -14,18 +14,13 @@ import dagster as dg
 import pandas as pd
 from pydantic import TypeAdapter
 
-from dagster_nanobanana.checks.evaluate import evaluate_planned
+from dagster_nanobanana.checks.evaluate import cells_check, evaluate_planned
 from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.launch_config import GenerationConfig, launch_of
 from dagster_nanobanana.lineage import recorded_step
-from dagster_nanobanana.partitions import grid, read_partition_key
+from dagster_nanobanana.partitions import IMAGES, grid, read_partition_key
 from dagster_nanobanana.presentation.columns import IMAGES_METADATA
-from dagster_nanobanana.presentation.metadata import (
-    SAMPLE_ROWS,
-    column_schema,
-    named_pictures,
-    sample_table,
-)
+from dagster_nanobanana.presentation.metadata import SAMPLE_ROWS, named_pictures, sample_table
 from dagster_nanobanana.presentation.pictures import STRIP_PICTURES, shown_picture
 from dagster_nanobanana.presentation.run_summary import failure_summary, termination_summary
 from dagster_nanobanana.resources import NanobananaResource
@@ -34,11 +29,7 @@ from nanobanana_pipeline.errors import NanobananaError, StorageError
 from nanobanana_pipeline.generation import launch
 from nanobanana_pipeline.generation.engine.engine import Progress, Report
 from nanobanana_pipeline.generation.engine.timing import Timing
-from nanobanana_pipeline.generation.manifest.manifest import (
-    MANIFEST_COLUMNS,
-    CellState,
-    CurrentManifest,
-)
+from nanobanana_pipeline.generation.manifest.manifest import CellState, CurrentManifest
 from nanobanana_pipeline.generation.manifest.preview import (
     read_sample_rows,
     sample_pictures,
@@ -56,7 +47,7 @@ from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import counted
 
-__all__ = ["generated_images"]
+__all__ = ["generated_images", "progress_log"]
 
 CODE_VERSION = "1"
 PROGRESS_SECONDS = 2.0
@@ -116,19 +107,19 @@ def generate_op(
     shard: dict[str, str],
 ) -> dict[str, Any]:
     """Settle one run file."""
+    log = progress_log(context)
+
+    def on_progress(progress: Progress) -> None:
+        watch.look()
+        log(progress.seconds, f"{shard['shard']}: {progress}")
+
     try:
         watch = RunWatch(context)
         store = nanobanana.store()
         begin = partial(launch_start, store, *read_partition_key(context.partition_key))
+        steps = {"starts": False, "ends": False, "passes": (NanobananaError,)}
         with recorded_step(
-            context,
-            store,
-            "generated_images",
-            begin,
-            run_id=shard["run_id"],
-            starts=False,
-            ends=False,
-            passes=(NanobananaError,),
+            context, store, "generated_images", begin, run_id=shard["run_id"], **steps
         ):
             report = launch.settle_shard(
                 store,
@@ -136,7 +127,7 @@ def generate_op(
                 shard["run_id"],
                 shard["shard"],
                 slots=config.slots,
-                on_progress=_progress_log(context, shard["shard"], watch),
+                on_progress=on_progress,
                 timing=Timing(progress_seconds=PROGRESS_SECONDS),
             )
     except dg.DagsterExecutionInterruptedError:
@@ -159,10 +150,7 @@ def generate_op(
 
 @dg.op(
     name="collect",
-    out={
-        "result": dg.Out(dg.Nothing, is_required=False),
-        "cells": dg.Out(dg.Nothing),
-    },
+    out={"result": dg.Out(dg.Nothing, is_required=False), "cells": dg.Out(dg.Nothing)},
     description="Publishes the manifest: every cell with its state. Fails where cells are missing.",
 )
 def collect_op(
@@ -186,28 +174,16 @@ def collect_op(
             recording.set_facts(partial(launch_complete, store, plan_made, current, report))
         rows = read_sample_rows(store, current, PAGE_COLUMNS)
         metadata = _metadata(store, nanobanana.settings(), current, rows, report, plan_made.price)
-    refused = current.cells.get(CellState.REFUSED, 0)
-    check = dg.AssetCheckResult(
-        asset_key=dg.AssetKey("generated_images"),
-        check_name="cells",
-        passed=current.gaps == 0 and refused == 0,
-        severity=dg.AssetCheckSeverity.ERROR if current.gaps else dg.AssetCheckSeverity.WARN,
-        metadata=metadata,
-    )
+    check = cells_check(current, metadata)
     if current.gaps:
-        yield dg.AssetObservation(
-            "generated_images", partition=context.partition_key, metadata=metadata
-        )
+        yield dg.AssetObservation(IMAGES, partition=context.partition_key, metadata=metadata)
         yield check
         yield from evaluate_planned(context, nanobanana)
         raise dg.Failure(
             failure_summary(current, rows, report), metadata=metadata, allow_retries=False
         )
-    yield dg.MaterializeResult(
-        asset_key="generated_images",
-        metadata=metadata,
-        data_version=dg.DataVersion(current.content),
-    )
+    version = dg.DataVersion(current.content)
+    yield dg.MaterializeResult(IMAGES, metadata, data_version=version)
     yield check
 
 
@@ -266,18 +242,17 @@ def _quoted(made: RunPlan, expected: Estimate) -> dict[str, Any]:
     }
 
 
-def _progress_log(
-    context: dg.OpExecutionContext, shard: str, watch: RunWatch
-) -> Callable[[Progress], None]:
-    """Write progress to the event log, more and more rarely: it is kept for ever."""
+def progress_log(
+    context: dg.OpExecutionContext | dg.AssetExecutionContext,
+) -> Callable[[float, str], None]:
+    """Write progress, told with its seconds, ever more rarely: the event log is kept for ever."""
     due = PROGRESS_SECONDS
 
-    def write(progress: Progress) -> None:
+    def write(seconds: float, text: str) -> None:
         nonlocal due
-        watch.look()
-        if progress.seconds >= due:
-            due = progress.seconds * PROGRESS_GROWTH
-            context.log.info(f"{shard}: {progress}")
+        if seconds >= due:
+            due = seconds * PROGRESS_GROWTH
+            context.log.info(text)
 
     return write
 
@@ -308,9 +283,7 @@ def _metadata(
         "cost of this run": cost_text(cost_of(report.spent, price)),
         "dagster/uri": store.uri(current.manifest),
         "dagster/row_count": current.rows,
-        "dagster/column_schema": column_schema(
-            {name: (str(kind), text) for name, (kind, text) in MANIFEST_COLUMNS.items()}
-        ),
+        "dagster/column_schema": IMAGES_METADATA["dagster/column_schema"],
         "rows": sample_table(rows_shown),
         "addresses": addresses,
         "fingerprint": current.fingerprint,

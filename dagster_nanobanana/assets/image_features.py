@@ -1,22 +1,21 @@
 """What the pictures of one prompt set under one seed look like."""
 
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import dagster as dg
 
 from dagster_nanobanana.assets.conditions import on_changed_inputs
-from dagster_nanobanana.assets.generated_images import PROGRESS_GROWTH, PROGRESS_SECONDS
+from dagster_nanobanana.assets.generated_images import progress_log
 from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.lineage import recorded_step
 from dagster_nanobanana.partitions import grid, read_partition_key
 from dagster_nanobanana.presentation.columns import FEATURES_METADATA
-from dagster_nanobanana.presentation.metadata import column_schema, sample_table
+from dagster_nanobanana.presentation.metadata import sample_table
 from dagster_nanobanana.presentation.pictures import STRIP_PICTURES, shown_picture
 from dagster_nanobanana.resources import NanobananaResource
-from nanobanana_pipeline.features.table import FEATURE_COLUMNS, RefreshedFeatures, refresh_features
+from nanobanana_pipeline.features.table import RefreshedFeatures, refresh_features
 from nanobanana_pipeline.lineage.openlineage.run_facts import features_complete, features_start
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
@@ -48,13 +47,18 @@ def image_features(
     context: dg.AssetExecutionContext, nanobanana: NanobananaResource
 ) -> dg.MaterializeResult[None]:
     """Measure what is new, and publish the table."""
-    start = time.monotonic()
+    start, log = time.monotonic(), progress_log(context)
+
+    def on_progress(pictures: int, measured: int) -> None:
+        seconds = time.monotonic() - start
+        log(seconds, f"{measured:,} of {counted(pictures, 'picture')} measured in {seconds:.0f} s")
+
     with plain_failures():
         name, seed = read_partition_key(context.partition_key)
         store = nanobanana.store()
         begin = partial(features_start, store, name, seed)
         with recorded_step(context, store, "image_features", begin) as recording:
-            done = refresh_features(store, name, seed, _progress_log(context, start))
+            done = refresh_features(store, name, seed, on_progress)
             recording.set_facts(partial(features_complete, store, done))
     if done.gaps:
         context.log.warning(
@@ -70,22 +74,6 @@ def image_features(
         metadata=_metadata(store, nanobanana.settings(), done)
         | {"seconds": round(time.monotonic() - start, 1)},
     )
-
-
-def _progress_log(context: dg.AssetExecutionContext, start: float) -> Callable[[int, int], None]:
-    """Write progress to the event log, more and more rarely: it is kept for ever."""
-    due = PROGRESS_SECONDS
-
-    def write(pictures: int, measured: int) -> None:
-        nonlocal due
-        seconds = time.monotonic() - start
-        if seconds >= due:
-            due = seconds * PROGRESS_GROWTH
-            context.log.info(
-                f"{measured:,} of {counted(pictures, 'picture')} measured in {seconds:.0f} s"
-            )
-
-    return write
 
 
 def _metadata(store: ObjectStore, settings: Settings, done: RefreshedFeatures) -> dict[str, Any]:
@@ -108,8 +96,6 @@ def _metadata(store: ObjectStore, settings: Settings, done: RefreshedFeatures) -
         "contact sheet lies at": store.uri(current.sheet) if current.sheet else "none",
         "dagster/uri": store.uri(current.table),
         "dagster/row_count": current.rows,
-        "dagster/column_schema": column_schema(
-            {name: (str(kind), text) for name, (kind, text) in FEATURE_COLUMNS.items()}
-        ),
+        "dagster/column_schema": FEATURES_METADATA["dagster/column_schema"],
         "rows": sample_table(first),
     }

@@ -13,7 +13,7 @@ import dagster as dg
 from dagster_nanobanana.assets.datasets import recipes_here
 from dagster_nanobanana.assets.generated_images import generated_images
 from dagster_nanobanana.automation.sensors import unset
-from dagster_nanobanana.partitions import PROMPTS, partition_key_of, prompt_sets, seeds
+from dagster_nanobanana.partitions import PROMPTS, add_partitions, partition_key_of, seeds
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.datasets.topup_sets import is_topup_set
 from nanobanana_pipeline.errors import PlanError
@@ -53,8 +53,7 @@ def nightly(
     context: dg.ScheduleEvaluationContext, nanobanana: NanobananaResource
 ) -> list[dg.RunRequest] | dg.SkipReason:
     """Deal out the day's room over what is missing."""
-    reason = unset(nanobanana)
-    if reason is not None:
+    if (reason := unset(nanobanana)) is not None:
         return reason
     settings, store = nanobanana.settings(), nanobanana.store()
     budget = settings.budget
@@ -82,10 +81,8 @@ def nightly(
         f"for {room:,}"
     )
     # What the command line has launched, or a recipe lists, may be no partition of Dagster's yet.
-    names = sorted({share.wanted.prompt_set for share in shares})
-    context.instance.add_dynamic_partitions(str(prompt_sets.name), names)
-    numbers = sorted({share.wanted.seed for share in shares})
-    context.instance.add_dynamic_partitions(str(seeds.name), [str(n) for n in numbers])
+    sets = sorted({share.wanted.prompt_set for share in shares})
+    add_partitions(context.instance, sets, sorted({share.wanted.seed for share in shares}))
     day = context.scheduled_execution_time.date().isoformat()
     return [_request(share, place, day) for place, share in enumerate(shares)]
 
@@ -97,18 +94,16 @@ def nightly(
     description=(
         "Buys the pictures of every prompt set that is new or has changed since this was started, "
         f"under the seed partitions there are (the {SEEDS_A_SET} smallest at most, without those "
-        "that only a top-up has drawn under); a pilot's limit stays. "
-        f"At most {SETS_A_TICK} prompt sets a tick. Costs money, up to the day's "
-        "cap; without such a cap it launches nothing. Ships stopped: set "
-        "NANOBANANA_MAX_IMAGES_PER_DAY, then start it here."
+        f"that only a top-up has drawn under); a pilot's limit stays. At most {SETS_A_TICK} prompt "
+        "sets a tick. Costs money, up to the day's cap; without such a cap it launches nothing. "
+        "Ships stopped: set NANOBANANA_MAX_IMAGES_PER_DAY, then start it here."
     ),
 )
 def buy_new_prompt_sets(
     context: dg.SensorEvaluationContext, nanobanana: NanobananaResource
 ) -> dg.SkipReason | dg.SensorResult:
     """Launch each new snapshot once under each seed."""
-    reason = unset(nanobanana)
-    if reason is not None:
+    if (reason := unset(nanobanana)) is not None:
         return reason
     if nanobanana.settings().budget.day == Cap():
         return dg.SkipReason(NO_CAP)

@@ -75,8 +75,7 @@ def daily_releases(
     context: dg.ScheduleEvaluationContext, nanobanana: NanobananaResource
 ) -> list[dg.RunRequest] | dg.SkipReason:
     """Ask for each recipe once with the same inputs."""
-    reason = unset(nanobanana)
-    if reason is not None:
+    if (reason := unset(nanobanana)) is not None:
         return reason
     store, requests = nanobanana.store(), []
     for recipe in recipes_here():

@@ -13,7 +13,7 @@ import dagster as dg
 from dagster._core.storage.tags import RUN_KEY_TAG, SENSOR_NAME_TAG
 
 from dagster_nanobanana.assets.prompt_set import TABLES_FOLDER, prompt_set
-from dagster_nanobanana.partitions import prompt_sets
+from dagster_nanobanana.partitions import IMAGES, prompt_sets
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.errors import SettingsError
 from nanobanana_pipeline.generation.planning.run_files import list_unfinished
@@ -64,8 +64,7 @@ def new_prompt_tables(
     context: dg.SensorEvaluationContext, nanobanana: NanobananaResource
 ) -> dg.SkipReason | dg.SensorResult:
     """Ask for each table once, until it changes."""
-    reason = unset(nanobanana)
-    if reason is not None:
+    if (reason := unset(nanobanana)) is not None:
         return reason
     found = list_tables(Path(TABLES_FOLDER), nanobanana.store())
     if len(found) > MAX_TABLES:
@@ -114,8 +113,7 @@ def webhook_inbox(
     context: dg.SensorEvaluationContext, nanobanana: NanobananaResource
 ) -> dg.SkipReason | dg.SensorResult:
     """Look whether there is mail for what is in doubt."""
-    reason = unset(nanobanana)
-    if reason is not None:
+    if (reason := unset(nanobanana)) is not None:
         return reason
     if not nanobanana.settings().webhook_url:
         return dg.SkipReason("no webhooks: NANOBANANA_WEBHOOK_URL is not set")
@@ -156,8 +154,7 @@ def rescue_sensor(
     context: dg.SensorEvaluationContext, nanobanana: NanobananaResource
 ) -> dg.SkipReason | dg.SensorResult:
     """Launch each try of each rescue once."""
-    reason = unset(nanobanana)
-    if reason is not None:
+    if (reason := unset(nanobanana)) is not None:
         return reason
     told = json.loads(context.cursor or "{}")
     known: dict[str, int] = told.get("tried", {})
@@ -204,8 +201,7 @@ def run_summary(
     context: dg.RunFailureSensorContext, nanobanana: NanobananaResource
 ) -> dg.SkipReason | None:
     """Account for one failed run."""
-    reason = unset(nanobanana)
-    if reason is not None:
+    if (reason := unset(nanobanana)) is not None:
         return reason
     run = context.dagster_run
     left = run_outcome(nanobanana.store(), run.run_id)
@@ -220,22 +216,20 @@ def run_summary(
         "nanobanana/cost": cost_text(left.cost),
     }
     context.instance.add_run_tags(run.run_id, tags)
-    context.instance.report_runless_asset_event(
-        dg.AssetObservation(
-            "generated_images",
-            partition=f"{left.made.prompt_set}|{left.made.seed}",
-            description=f"run {run.run_id} failed: {left}",
-            metadata={
-                "failed run": dg.MetadataValue.dagster_run(run.run_id),
-                "summary": str(left),
-                "requests by state": dg.MetadataValue.json(
-                    {state.value: count for state, count in left.states.items()}
-                ),
-                "images bought": left.spent,
-                "cost": cost_text(left.cost),
-            },
-        )
+    states = {state.value: count for state, count in left.states.items()}
+    observation = dg.AssetObservation(
+        IMAGES,
+        partition=f"{left.made.prompt_set}|{left.made.seed}",
+        description=f"run {run.run_id} failed: {left}",
+        metadata={
+            "failed run": dg.MetadataValue.dagster_run(run.run_id),
+            "summary": str(left),
+            "requests by state": dg.MetadataValue.json(states),
+            "images bought": left.spent,
+            "cost": cost_text(left.cost),
+        },
     )
+    context.instance.report_runless_asset_event(observation)
     context.log.info(f"run {run.run_id} failed: {left}")
     return None
 

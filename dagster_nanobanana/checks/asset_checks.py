@@ -23,6 +23,7 @@ from dagster_nanobanana.partitions import (
 from dagster_nanobanana.presentation.metadata import (
     TABLE_CHARACTERS,
     TABLE_ROWS,
+    findings_of,
     named_pictures,
     sample_table,
 )
@@ -152,12 +153,8 @@ def audit_partition(nanobanana: NanobananaResource, name: str, seed: int) -> dg.
     report = audit_bucket(nanobanana.store(), partition=(name, seed), requests=AUDITED)
     if not report.manifests and report.agrees:
         return _nothing_yet(NEVER_LAUNCHED)
-    findings = pd.DataFrame(
-        [(found.kind.value, found.key, found.text) for found in report.findings],
-        columns=["kind", "key", "what is wrong, and what to do"],
-    )
     return _verdict(
-        findings,
+        findings_of(report),
         "findings",
         {
             "ledger entries read": report.states.total(),

@@ -3,11 +3,15 @@
 from typing import Any
 
 import dagster as dg
-import pandas as pd
 from pydantic import Field
 
 from dagster_nanobanana.failures import plain_failures
-from dagster_nanobanana.presentation.metadata import TABLE_CHARACTERS, TABLE_ROWS, sample_table
+from dagster_nanobanana.presentation.metadata import (
+    TABLE_CHARACTERS,
+    TABLE_ROWS,
+    findings_of,
+    sample_table,
+)
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.audit import audit as audit_bucket
 from nanobanana_pipeline.wording import counted
@@ -35,19 +39,15 @@ def audit_whole_bucket(
     """Audit everything, and fail where something disagrees."""
     with plain_failures():
         report = audit_bucket(nanobanana.store(), sample=config.sample)
-    found = pd.DataFrame(
-        [(each.kind.value, each.key, each.text) for each in report.findings],
-        columns=["kind", "key", "what is wrong, and what to do"],
-    )
     metadata: dict[str, Any] = {
-        "findings": sample_table(found, TABLE_ROWS, TABLE_CHARACTERS),
+        "findings": sample_table(findings_of(report), TABLE_ROWS, TABLE_CHARACTERS),
         "ledger entries": report.states.total(),
         "images": report.images,
         "images read": report.images_read,
     }
     if not report.agrees:
         raise dg.Failure(
-            f"{counted(len(found), 'finding')}: see the table; each says what to do",
+            f"{counted(len(report.findings), 'finding')}: see the table; each says what to do",
             metadata=metadata,
             allow_retries=False,
         )

@@ -3,14 +3,15 @@
 Dagster drops what a step has logged where it fails later: so ops yield `context.consume_events()`.
 """
 
+import itertools
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
 import dagster as dg
 
+from dagster_nanobanana.checks.evaluate import cells_check, evaluation_of
 from dagster_nanobanana.partitions import IMAGES, partition_key_of
-from nanobanana_pipeline.generation.manifest.manifest import CellState
 from nanobanana_pipeline.generation.recovery.relaunch import Settled
 from nanobanana_pipeline.money import cost_of, cost_text
 from nanobanana_pipeline.storage import ObjectStore
@@ -35,26 +36,13 @@ def show_settled(
     event = dg.AssetObservation if current.gaps else dg.AssetMaterialization
     tags = {"dagster/data_version": current.content}
     context.log_event(event(IMAGES, partition=partition, metadata=metadata, tags=tags))
-    refused = current.cells.get(CellState.REFUSED, 0)
-    check = dg.AssetCheckEvaluation(
-        asset_key=IMAGES,
-        check_name="cells",
-        passed=current.gaps == 0 and refused == 0,
-        severity=dg.AssetCheckSeverity.ERROR if current.gaps else dg.AssetCheckSeverity.WARN,
-        metadata={"cells": dg.MetadataValue.json(dict(current.cells))},
-        partition=partition,
-    )
+    check = cells_check(current, {"cells": metadata["cells"]})
+    evaluation = evaluation_of(check, dg.AssetCheckKey(IMAGES, "cells"), partition)
     # Dagster takes it; only its annotation does not say so.
-    context.log_event(check)  # type: ignore[arg-type]
+    context.log_event(evaluation)  # type: ignore[arg-type]
 
 
 def run_ids(run_id: str, what: str) -> Callable[[], str]:
     """Names for the domain's runs of one of Dagster's: each partition has one of its own."""
-    count = 0
-
-    def name() -> str:
-        nonlocal count
-        count += 1
-        return f"{run_id}-{what}-{count}"
-
-    return name
+    numbers = itertools.count(1)
+    return lambda: f"{run_id}-{what}-{next(numbers)}"

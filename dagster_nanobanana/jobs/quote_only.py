@@ -32,8 +32,7 @@ class QuoteConfig(GenerationConfig):
 @dg.op(
     out={
         "quote": dg.Out(
-            dg.Nothing,
-            description="Images, cost, bytes and time, together and for each seed.",
+            dg.Nothing, description="Images, cost, bytes and time, together and for each seed."
         )
     },
     description=(
@@ -54,8 +53,12 @@ def quote_launches(
             )
         prompts = prompt_set.load(store, kept.name, kept.fingerprint)
         slots = config.slots or account.slots
+        try:
+            seeds = read_seeds(config.seeds)
+        except ValueError as error:
+            raise PlanError(f"seeds {error}") from None
         rows: list[dict[str, Any]] = []
-        for seed in _seeds_of(config.seeds):
+        for seed in seeds:
             launch = launch_of(config, kept.name, seed, "quote")
             one = quote(store, account, launch, prompts, slots=slots)
             expected = one.estimate
@@ -75,8 +78,10 @@ def quote_launches(
     images = sum(row["images"] for row in rows)
     cost = cost_text(cost_of(images, account.budget.price))
     size, seconds = _sum_of(rows, "bytes"), _sum_of(rows, "seconds")
+    stored = "size unknown" if isinstance(size, str) else size_text(size)
+    lasts = "time unknown" if isinstance(seconds, str) else f"about {time_text(seconds)}"
     context.log.info(
-        f"{counted(images, 'image')}, cost: {cost}, {_size_text(size)}, {_time_text(seconds)}; "
+        f"{counted(images, 'image')}, cost: {cost}, {stored}, {lasts}; "
         f"under {counted(len(rows), 'seed')} of {config.prompt_set}"
     )
     context.add_output_metadata(
@@ -85,7 +90,7 @@ def quote_launches(
             "cost": cost,
             "bytes": size,
             "seconds": seconds,
-            "time": _time_text(seconds),
+            "time": lasts,
             "room today, in images": "no cap" if room is None else room,
             "seeds": sample_table(pd.DataFrame(rows), TABLE_ROWS),
         }
@@ -102,21 +107,6 @@ def quote_only() -> None:
     quote_launches()
 
 
-def _seeds_of(text: str) -> list[int]:
-    try:
-        return read_seeds(text)
-    except ValueError as error:
-        raise PlanError(f"seeds {error}") from None
-
-
 def _sum_of(rows: list[dict[str, Any]], name: str) -> float | str:
     values = [row[name] for row in rows]
     return UNKNOWN if UNKNOWN in values else round(sum(values), 1)
-
-
-def _size_text(size: float | str) -> str:
-    return "size unknown" if isinstance(size, str) else size_text(size)
-
-
-def _time_text(seconds: float | str) -> str:
-    return "time unknown" if isinstance(seconds, str) else f"about {time_text(seconds)}"

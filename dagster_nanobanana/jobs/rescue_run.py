@@ -10,7 +10,6 @@ from dagster_nanobanana.jobs.partition_events import run_ids, show_settled
 from dagster_nanobanana.lineage import recorded_step
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.generation.recovery.rescue import rescue
-from nanobanana_pipeline.lineage.openlineage.facts import RunFacts
 from nanobanana_pipeline.lineage.openlineage.recorder import record_dead_run
 from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
 from nanobanana_pipeline.wording import counted
@@ -41,7 +40,7 @@ def rescue_one_run(
         names = run_ids(context.run_id, "rescue")
         price = account.budget.price
         record_dead_run(store, "generated_images", config.run_id)
-        with recorded_step(context, store, "rescue_run", RunFacts) as recording:
+        with recorded_step(context, store, "rescue_run") as recording:
             settled = rescue(store, account, config.run_id, new_run_id=names)
             show_settled(context, store, settled, price)
             recording.set_facts(

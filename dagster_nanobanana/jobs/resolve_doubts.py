@@ -22,7 +22,6 @@ from nanobanana_pipeline.generation.recovery.doubts import (
     find_doubts,
     settle_doubts,
 )
-from nanobanana_pipeline.lineage.openlineage.facts import RunFacts
 from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
 
 __all__ = ["resolve_doubts"]
@@ -39,14 +38,12 @@ class DoubtsConfig(dg.Config):
             "is paid for twice. ABANDON gives up: missed no more, and never bought."
         ),
     )
-    keys: list[str] = Field(
-        default=[], description="Request keys, or their first digits. Left out: all."
-    )
-    cause: str | None = Field(default=None, description="A part of the cause.")
-    run_id: str | None = Field(default=None, description="The run that made the attempt.")
-    older_hours: float | None = Field(default=None, description="At least so old.")
+    keys: list[str] = Field([], description="Request keys, or their first digits. Left out: all.")
+    cause: str | None = Field(None, description="A part of the cause.")
+    run_id: str | None = Field(None, description="The run that made the attempt.")
+    older_hours: float | None = Field(None, description="At least so old.")
     min_cost: float | None = Field(
-        default=None, description="At least so dear; none is while the price is unknown."
+        None, description="At least so dear; none is while the price is unknown."
     )
 
 
@@ -74,7 +71,7 @@ def settle_all_doubts(
         chosen = [doubt for doubt in find_doubts(store, price) if wanted.allows(doubt)]
         names = run_ids(context.run_id, "doubts")
         done = []
-        with recorded_step(context, store, "resolve_doubts", RunFacts) as recording:
+        with recorded_step(context, store, "resolve_doubts") as recording:
             watch = RunWatch(context).look
             for settled in settle_doubts(
                 store, account, chosen, config.action, run_id=names, on_progress=watch
@@ -84,16 +81,12 @@ def settle_all_doubts(
                 done.append(settled)
             keys = {doubt.request_key for doubt in chosen}
             left = [doubt for doubt in find_doubts(store, price) if doubt.request_key in keys]
-            counts = {"chosen": len(chosen), "left": len(left)}
+            reason, counts = (
+                RelaunchReason(config.action),
+                {"chosen": len(chosen), "left": len(left)},
+            )
             recording.set_facts(
-                partial(
-                    relaunch_complete,
-                    store,
-                    done,
-                    price,
-                    reason=RelaunchReason(config.action),
-                    **counts,
-                )
+                partial(relaunch_complete, store, done, price, reason=reason, **counts)
             )
     rows = pd.DataFrame([vars(doubt) for doubt in left]).astype("str")
     yield dg.Output(

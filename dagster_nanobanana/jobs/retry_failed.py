@@ -19,7 +19,6 @@ from dagster_nanobanana.termination import RunWatch
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.backlog import find_backlog
 from nanobanana_pipeline.generation.recovery.relaunch import Settled, retry
-from nanobanana_pipeline.lineage.openlineage.facts import RunFacts
 from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
 from nanobanana_pipeline.money import Cap, cost_of, cost_text
 from nanobanana_pipeline.wording import counted
@@ -34,11 +33,11 @@ class RetryConfig(dg.Config):
         description="The budget: buy at most so many images, over all partitions together."
     )
     max_cost: str | None = Field(
-        default=None,
+        None,
         description="Spend at most so much, in the currency of NANOBANANA_PRICE_PER_IMAGE.",
     )
     partitions: list[str] = Field(
-        default=[], description="Keys such as animals|1. Left out: all that lack cells."
+        [], description="Keys such as animals|1. Left out: all that lack cells."
     )
 
 
@@ -55,22 +54,22 @@ def retry_partitions(
 ) -> Iterator[Any]:
     """Buy what is missing of partitions that were launched before."""
     with plain_failures():
-        cap = _budget_of(config)
+        if config.max_images < 1:
+            raise PlanError(f"max_images {config.max_images} is out of range: use 1 or more")
+        cap = Cap(config.max_images, amount_of(config.max_cost))
         store, account = nanobanana.store(), nanobanana.account()
         only = {read_partition_key(key) for key in config.partitions}
         wanted = [(each.prompt_set, each.seed) for each in find_backlog(store)]
         chosen = [partition for partition in wanted if not only or partition in only]
-        done = []
         names = run_ids(context.run_id, "retry")
         price = account.budget.price
-        again: list[Settled] = []
-        with recorded_step(context, store, "retry_failed", RunFacts) as recording:
+        done: list[Settled] = []
+        with recorded_step(context, store, "retry_failed") as recording:
             watch = RunWatch(context).look
             for settled in retry(store, account, chosen, cap, run_id=names, on_progress=watch):
                 current, report = settled.current, settled.report
                 show_settled(context, store, settled, price)
                 yield from context.consume_events()
-                row = (current.prompt_set, current.seed, report.bought, report.spent, current.gaps)
                 context.log.info(
                     f"{current.prompt_set}, seed {current.seed}: "
                     f"{counted(report.bought, 'request')} bought, "
@@ -78,13 +77,18 @@ def retry_partitions(
                 )
                 if report.halted:
                     context.log.warning(f"stopped early: {report.halted}")
-                done.append(row)
-                again.append(settled)
+                done.append(settled)
             recording.set_facts(
-                partial(relaunch_complete, store, again, price, reason=RelaunchReason.RETRY)
+                partial(relaunch_complete, store, done, price, reason=RelaunchReason.RETRY)
             )
     columns = ["prompt set", "seed", "requests bought", "images bought", "still missing"]
-    rows = pd.DataFrame(done, columns=columns)
+    rows = pd.DataFrame(
+        [
+            (s.current.prompt_set, s.current.seed, s.report.bought, s.report.spent, s.current.gaps)
+            for s in done
+        ],
+        columns=columns,
+    )
     images = int(rows["images bought"].sum())
     yield dg.Output(
         None,
@@ -92,7 +96,7 @@ def retry_partitions(
             "partitions that lack cells": len(chosen),
             "launched": len(done),
             "images bought": images,
-            "cost": cost_text(cost_of(images, account.budget.price)),
+            "cost": cost_text(cost_of(images, price)),
             "partitions": sample_table(rows, TABLE_ROWS) if done else "none",
         },
     )
@@ -107,14 +111,3 @@ def retry_partitions(
 def retry_failed() -> None:
     """One op: partitions share its budget."""
     retry_partitions()
-
-
-def _budget_of(config: RetryConfig) -> Cap:
-    """What a retry may spend.
-
-    Raises:
-        PlanError: it is no amount.
-    """
-    if config.max_images < 1:
-        raise PlanError(f"max_images {config.max_images} is out of range: use 1 or more")
-    return Cap(config.max_images, amount_of(config.max_cost))

@@ -13,7 +13,7 @@ from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.jobs.partition_events import run_ids, show_settled
 from dagster_nanobanana.launch_config import amount_of
 from dagster_nanobanana.lineage import recorded_step
-from dagster_nanobanana.partitions import partition_key_of, prompt_sets, seeds
+from dagster_nanobanana.partitions import FEATURES, PROMPTS, add_partitions, partition_key_of
 from dagster_nanobanana.presentation.metadata import TABLE_ROWS, sample_table
 from dagster_nanobanana.resources import NanobananaResource
 from dagster_nanobanana.termination import RunWatch
@@ -23,7 +23,6 @@ from nanobanana_pipeline.errors import PlanError, RecipeError
 from nanobanana_pipeline.features.table import RefreshedFeatures, refresh_features
 from nanobanana_pipeline.generation.manifest.manifest import list_partitions
 from nanobanana_pipeline.generation.recovery.relaunch import Settled
-from nanobanana_pipeline.lineage.openlineage.facts import RunFacts
 from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
 from nanobanana_pipeline.money import Cap, cost_of, cost_text
 from nanobanana_pipeline.prompts import prompt_set
@@ -41,7 +40,7 @@ class TopUpConfig(dg.Config):
     )
     max_images: int = Field(ge=1, description="The budget: buy at most so many images.")
     max_cost: str | None = Field(
-        default=None,
+        None,
         description="Spend at most so much, in the currency of NANOBANANA_PRICE_PER_IMAGE.",
     )
 
@@ -61,7 +60,10 @@ def buy_further_candidates(
 ) -> Iterator[Any]:
     """Buy, show every partition on its assets' pages, and account for every rejection."""
     with plain_failures():
-        recipe, cap = _recipe_of(config.recipe), _cap_of(config)
+        recipe, cost = _recipe_of(config.recipe), amount_of(config.max_cost)
+        if cost is not None and not (cost.is_finite() and cost > 0):
+            raise PlanError(f"max_cost {config.max_cost} is out of range: use an amount above 0")
+        cap = Cap(config.max_images, cost)
         store, account = nanobanana.store(), nanobanana.account()
         price = account.budget.price
         spent, halted = 0, None
@@ -79,7 +81,7 @@ def buy_further_candidates(
 
         names = run_ids(context.run_id, "top-up")
         done = []
-        with recorded_step(context, store, "top_up_dataset", RunFacts) as recording:
+        with recorded_step(context, store, "top_up_dataset") as recording:
             watch = RunWatch(context).look
             for drawn in top_up(
                 store, account, recipe, cap, run_id=names, on_round=tell, on_progress=watch
@@ -94,10 +96,8 @@ def buy_further_candidates(
                 partial(relaunch_complete, store, done, price, reason=RelaunchReason.TOP_UP)
             )
         standing = stand(store, recipe)
-    metadata = _metadata(standing) | {
-        "images bought": spent,
-        "cost": cost_text(cost_of(spent, price)),
-    }
+    paid = cost_text(cost_of(spent, price))
+    metadata = _metadata(standing) | {"images bought": spent, "cost": paid}
     if halted:
         raise dg.Failure(f"stopped early: {halted}", metadata=metadata, allow_retries=False)
     if len(standing.short):
@@ -125,25 +125,19 @@ def _show_drawn(
     context: dg.OpExecutionContext, store: ObjectStore, drawn: Drawn, price: Decimal | None
 ) -> None:
     """Add a partition's keys, and put what became of it on its three assets' pages."""
-    current, features = drawn.current, drawn.features
-    context.instance.add_dynamic_partitions(str(prompt_sets.name), [current.prompt_set])
-    context.instance.add_dynamic_partitions(str(seeds.name), [str(current.seed)])
+    current = drawn.current
+    add_partitions(context.instance, [current.prompt_set], [current.seed])
     kept = prompt_set.current(store, current.prompt_set)
     if kept is not None:
         # Seen, and not made: what is made is bought under all seeds where a sensor is told to.
-        context.log_event(
-            dg.AssetObservation(
-                "prompt_set",
-                partition=kept.name,
-                metadata={
-                    "dagster/row_count": kept.rows,
-                    "fingerprint": kept.fingerprint,
-                    "source": kept.source,
-                },
-            )
-        )
+        metadata: dict[str, Any] = {
+            "dagster/row_count": kept.rows,
+            "fingerprint": kept.fingerprint,
+            "source": kept.source,
+        }
+        context.log_event(dg.AssetObservation(PROMPTS, partition=kept.name, metadata=metadata))
     show_settled(context, store, Settled(current, drawn.report), price)
-    _show_measured(context, store, features)
+    _show_measured(context, store, drawn.features)
 
 
 def _measure(context: dg.OpExecutionContext, store: ObjectStore, recipe: Recipe) -> None:
@@ -162,20 +156,18 @@ def _measure(context: dg.OpExecutionContext, store: ObjectStore, recipe: Recipe)
 def _show_measured(
     context: dg.OpExecutionContext, store: ObjectStore, features: RefreshedFeatures
 ) -> None:
-    context.log_event(
-        dg.AssetMaterialization(
-            "image_features",
-            partition=partition_key_of(features.current.prompt_set, features.current.seed),
-            metadata={
-                "measured now": features.measured,
-                "blank": features.current.blank,
-                "not measurable": features.current.errors,
-                "dagster/uri": store.uri(features.current.table),
-                "dagster/row_count": features.current.rows,
-            },
-            tags={"dagster/data_version": features.current.content},
-        )
-    )
+    current = features.current
+    metadata: dict[str, Any] = {
+        "measured now": features.measured,
+        "blank": current.blank,
+        "not measurable": current.errors,
+        "dagster/uri": store.uri(current.table),
+        "dagster/row_count": current.rows,
+    }
+    partition = partition_key_of(current.prompt_set, current.seed)
+    tags = {"dagster/data_version": current.content}
+    event = dg.AssetMaterialization(FEATURES, partition=partition, metadata=metadata, tags=tags)
+    context.log_event(event)
 
 
 def _missing(standing: Standing) -> int:
@@ -189,7 +181,7 @@ def _metadata(standing: Standing) -> dict[str, Any]:
     return {
         "prompts complete": standing.complete,
         "prompts short": len(standing.short),
-        "pictures missing": int(standing.short["missing"].sum()),
+        "pictures missing": _missing(standing),
         "short": sample_table(standing.short, TABLE_ROWS),
         "rejected": sample_table(rejected[shown], TABLE_ROWS),
         "reasons": sample_table(counted, TABLE_ROWS),
@@ -197,25 +189,8 @@ def _metadata(standing: Standing) -> dict[str, Any]:
 
 
 def _recipe_of(name: str) -> Recipe:
-    """A recipe of the working directory.
-
-    Raises:
-        RecipeError: there is none of that name, or one of them is faulty.
-    """
     known = {recipe.name: recipe for recipe in recipes_here()}
     if name not in known:
         hint = near_matches(name, known) if known else "recipes/ holds none"
         raise RecipeError(f"there is no recipe {name!r}; {hint}")
     return known[name]
-
-
-def _cap_of(config: TopUpConfig) -> Cap:
-    """The budget of the run.
-
-    Raises:
-        PlanError: it is no amount.
-    """
-    cost = amount_of(config.max_cost)
-    if cost is not None and not (cost.is_finite() and cost > 0):
-        raise PlanError(f"max_cost {config.max_cost} is out of range: use an amount above 0")
-    return Cap(config.max_images, cost)

@@ -10,7 +10,6 @@ from typing import Any, Final, get_type_hints
 
 import dagster as dg
 
-from dagster_nanobanana.presentation.metadata import column_schema
 from nanobanana_pipeline.datasets.recipe_inputs import ROW_COLUMNS
 from nanobanana_pipeline.features.table import FEATURE_COLUMNS
 from nanobanana_pipeline.generation.manifest.manifest import MANIFEST_COLUMNS, OUTCOME_COLUMNS
@@ -18,7 +17,8 @@ from nanobanana_pipeline.provider.account import PROVIDER
 
 __all__ = ["FEATURES_METADATA", "IMAGES_METADATA", "PROMPTS_METADATA", "RELEASES_METADATA"]
 
-ColumnTexts = Mapping[str, tuple[str, str]]
+ColumnTexts = Mapping[str, tuple[Any, str]]
+"""A column's type and what it holds."""
 Origins = Mapping[str, Iterable[tuple[str, str]]]
 """What a column is made of: assets and their columns."""
 
@@ -36,20 +36,17 @@ OWN_WORDS: Final = {
 _KINDS: Final[Mapping[Any, str]] = {int: "int64", float: "double"}
 
 
-def _plain(columns: Mapping[str, tuple[Any, str]]) -> dict[str, tuple[str, str]]:
-    return {name: (str(kind), text) for name, (kind, text) in columns.items()}
-
-
 def _metadata(columns: ColumnTexts, origins: Origins) -> dict[str, Any]:
     deps = {
         name: [dg.TableColumnDep(dg.AssetKey(asset), column) for asset, column in made_of]
         for name, made_of in origins.items()
     }
     lineage = {"dagster/column_lineage": dg.TableColumnLineage(deps)} if deps else {}
-    return {"dagster/column_schema": column_schema(columns), **lineage}
+    schema = [dg.TableColumn(name, str(kind), text) for name, (kind, text) in columns.items()]
+    return {"dagster/column_schema": dg.TableSchema(schema), **lineage}
 
 
-def _prompts() -> dict[str, tuple[str, str]]:
+def _prompts() -> ColumnTexts:
     types = get_type_hints(REQUEST)
     given = {
         name: (_KINDS.get(types[name], "string"), "of the request; only where some row says it")
@@ -70,8 +67,8 @@ def _of_images() -> Origins:
     }
 
 
-def _released() -> dict[str, tuple[str, str]]:
-    known = {**_plain(FEATURE_COLUMNS), **_plain(MANIFEST_COLUMNS), **OWN_WORDS}
+def _released() -> ColumnTexts:
+    known = {**FEATURE_COLUMNS, **MANIFEST_COLUMNS, **OWN_WORDS}
     # Pandas' names of types say no more to a reader of shards than these.
     return {name: known[name] for name in ROW_COLUMNS}
 
@@ -92,9 +89,8 @@ def _of_releases() -> Origins:
 
 
 PROMPTS_METADATA: Final = _metadata(_prompts(), {})
-IMAGES_METADATA: Final = _metadata(_plain(MANIFEST_COLUMNS), _of_images())
+IMAGES_METADATA: Final = _metadata(MANIFEST_COLUMNS, _of_images())
 FEATURES_METADATA: Final = _metadata(
-    _plain(FEATURE_COLUMNS),
-    dict.fromkeys(FEATURE_COLUMNS, (("generated_images", "image_sha256"),)),
+    FEATURE_COLUMNS, dict.fromkeys(FEATURE_COLUMNS, (("generated_images", "image_sha256"),))
 )
 RELEASES_METADATA: Final = _metadata(_released(), _of_releases())

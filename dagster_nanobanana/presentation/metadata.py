@@ -1,14 +1,14 @@
 """Tables as Dagster shows them: it breaks no long word, and each text of a row is in the event."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
 import pandas as pd
 
+from nanobanana_pipeline.audit.report import AuditReport
 from nanobanana_pipeline.wording import shortened
 
-__all__ = ["TABLE_CHARACTERS", "TABLE_ROWS", "column_schema", "named_pictures", "sample_table"]
+__all__ = ["TABLE_CHARACTERS", "TABLE_ROWS", "findings_of", "named_pictures", "sample_table"]
 
 SAMPLE_ROWS = 10
 TABLE_ROWS, TABLE_CHARACTERS = 100, 1000
@@ -20,13 +20,7 @@ NAME_DIGITS = 12
 def sample_table(
     frame: pd.DataFrame, rows: int = SAMPLE_ROWS, longest: int = MAX_CELL_CHARACTERS
 ) -> dg.TableMetadataValue:
-    """The first rows of a table, texts in one line each, for the asset's page.
-
-    Args:
-        frame: the table.
-        rows: how many.
-        longest: characters of a text; a prompt has 60 at most, by which it is known again.
-    """
+    """The first rows of a table, texts in one line each: prompts of 60 characters at most."""
     first = frame.head(rows)
     if "prompt" in first:
         first = first.assign(prompt=first["prompt"].map(shortened, na_action="ignore"))
@@ -41,12 +35,8 @@ def sample_table(
 def named_pictures(frame: pd.DataFrame) -> tuple[pd.DataFrame, dg.JsonMetadataValue]:
     """Name pictures by the first digits of their SHA-256; whole addresses would stretch the page.
 
-    Args:
-        frame: columns such as ``image_uri`` have their addresses; null where there is none.
-
-    Returns:
-        The table with columns such as ``image`` instead, and the addresses by these names, which
-        Dagster shows behind a link.
+    Columns such as ``image_uri``, null where there is no picture, become columns such as ``image``.
+    The addresses come by these names, which Dagster shows behind a link.
     """
     ends = {str(name): str(name)[:-4] for name in frame if str(name).endswith("_uri")}
     addresses: dict[str, str] = {}
@@ -58,13 +48,11 @@ def named_pictures(frame: pd.DataFrame) -> tuple[pd.DataFrame, dg.JsonMetadataVa
     return frame.assign(**short).rename(columns=ends), dg.MetadataValue.json(addresses)
 
 
-def column_schema(columns: Mapping[str, tuple[str, str]]) -> dg.TableSchema:
-    """A table's columns: name → (type, description)."""
-    return dg.TableSchema(
-        [
-            dg.TableColumn(name, kind, description=description)
-            for name, (kind, description) in columns.items()
-        ]
+def findings_of(report: AuditReport) -> pd.DataFrame:
+    """All that an audit lists, each with its remedy."""
+    return pd.DataFrame(
+        [(each.kind.value, each.key, each.text) for each in report.findings],
+        columns=["kind", "key", "what is wrong, and what to do"],
     )
 
 

@@ -7,6 +7,7 @@ is one of a lasting object, never a presigned one.
 
 import base64
 import html
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -30,12 +31,9 @@ LABEL_CHARACTERS: Final = 22
 def shown_picture(
     words: str, address: str | None, small: Callable[[], Sequence[bytes]]
 ) -> dg.MetadataValue:
-    """Show a stored picture, or where browsers cannot reach it, some small ones in the event.
+    """Show a stored picture; without its address, as many encoded small ones as fit in the event.
 
-    Args:
-        words: what is to be seen; for those who see no pictures.
-        address: of the stored picture; None if there is none that a browser can read.
-        small: gives encoded images, of which as many are shown as fit; asked only without address.
+    `words` are the picture's alternative text.
     """
     if address is not None:
         return _image(words, address)
@@ -46,13 +44,8 @@ def shown_picture(
 
 
 def plot(words: str, counts: Mapping[str, int]) -> dg.MetadataValue:
-    """Draw counts as bars, the largest first; the smallest share one bar if they do not fit.
-
-    Args:
-        words: what is counted.
-        counts: by label.
-    """
-    sorted_ = sorted(counts.items(), key=lambda each: -each[1])
+    """Draw counts as bars, the largest first; the smallest share one bar if they do not fit."""
+    sorted_ = Counter(counts).most_common()
     for kept in range(len(sorted_), 0, -1):
         bars = sorted_[:kept]
         if rest := sorted_[kept:]:

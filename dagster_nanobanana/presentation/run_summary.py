@@ -36,10 +36,7 @@ LAUNCH_AGAIN = (
 def failure_summary(current: CurrentManifest, rows: pd.DataFrame, report: Report) -> str:
     """Why a partition fails, in lines: its cells, the commonest reasons, and the remedy.
 
-    Args:
-        current: the manifest.
-        rows: `read_sample_rows`: prompt_id, state and reason at least.
-        report: of the run.
+    Of the manifest's rows it reads prompt_id, state and reason.
     """
     states = ", ".join(f"{n:,} {state}" for state, n in current.cells.items())
     halted = [f"Stopped early: {report.halted}"] if report.halted else []
@@ -68,12 +65,9 @@ def termination_summary(store: ObjectStore, run_id: str) -> str:
 def _reasons(rows: pd.DataFrame) -> list[str]:
     missing = rows[rows["state"].isin(GAPS)].drop_duplicates("prompt_id").dropna(subset="reason")
     found = missing["reason"].astype("str").value_counts()
-    told = [f"Why: {why} ({count:,}×)" for why, count in _shown(found)]
+    told = [
+        f"Why: {shortened(str(why), REASON_CHARACTERS)} ({count:,}×)"
+        for why, count in found.head(REASONS).items()
+    ]
     more = len(found) - len(told)
     return [*told, f"Why: {counted(more, 'other reason')}, in the manifest"] if more else told
-
-
-def _shown(found: "pd.Series[int]") -> list[tuple[str, int]]:
-    return [
-        (shortened(str(why), REASON_CHARACTERS), int(n)) for why, n in found.head(REASONS).items()
-    ]

@@ -77,7 +77,7 @@ class _Commands(typer.core.TyperGroup):
             return super().invoke(ctx)
         except NanobananaError as error:
             Console(stderr=True).print(
-                f"[bold red]error[/] {_plain(error)}", highlight=False, soft_wrap=True
+                f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True
             )
             raise typer.Exit(WRONG_USE) from None
         except KeyboardInterrupt:
@@ -136,7 +136,3 @@ def main(
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
     """SIGTERM and Ctrl-C end a command the same way: through its context managers."""
     raise KeyboardInterrupt
-
-
-def _plain(error: NanobananaError) -> str:
-    return escape(str(error))

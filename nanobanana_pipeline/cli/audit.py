@@ -13,12 +13,12 @@ import typer
 from pydantic import TypeAdapter
 from rich.console import Console
 
-from nanobanana_pipeline.audit import AuditReport, Unsettled, find_garbage
+from nanobanana_pipeline.audit import AuditReport, find_garbage
 from nanobanana_pipeline.audit import audit as audit_bucket
 from nanobanana_pipeline.audit.read_ahead import AuditProgress
 from nanobanana_pipeline.audit.report import NOTES, UNSETTLED_STATES
 from nanobanana_pipeline.cli.show import table_of
-from nanobanana_pipeline.cli.terminal import make_console
+from nanobanana_pipeline.cli.terminal import INCOMPLETE, make_console, print_plain
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
@@ -27,7 +27,6 @@ from nanobanana_pipeline.wording import counted, size_text, time_text
 
 __all__ = ["audit_command", "gc"]
 
-DISAGREES = 1
 REFRESH_SECONDS = 0.2
 DAY_SECONDS = 24 * 3600
 
@@ -82,7 +81,7 @@ def audit_command(
     else:
         _show(make_console(), store, report)
     if not report.agrees:
-        raise typer.Exit(DISAGREES)
+        raise typer.Exit(INCOMPLETE)
 
 
 def gc(
@@ -113,12 +112,10 @@ def gc(
         }
     )
     console.print(table_of(totals, "nothing refers to"))
-    console.print(
+    print_plain(
+        console,
         "nothing was deleted: that is for you, an address at a time, with aws s3 rm ADDRESS "
         "(--endpoint-url for another S3)",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -139,22 +136,30 @@ def _progress() -> Iterator[AuditProgress]:
 
 def _show(console: Console, store: ObjectStore, report: AuditReport) -> None:
     states = ", ".join(f"{n:,} {state}" for state, n in sorted(report.states.items())) or "none"
-    console.print(
+    print_plain(
+        console,
         f"{store.uri('')}: {report.states.total():,} in the ledger ({states}), "
         f"{counted(report.images, 'image')} ({report.images_read:,} read whole), "
         f"{counted(report.manifests, 'manifest')}, {counted(report.runs, 'run')}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
     )
     if report.unsettled:
-        rows = pd.DataFrame([_row(found) for found in report.unsettled])
-        console.print(table_of(rows, "ended without all pictures (no disagreement)"))
+        rows = [
+            {
+                "state": found.state,
+                "request": found.request_key,
+                "run": found.run_id,
+                "for": time_text(found.age_seconds),
+                "cause": found.reason or "",
+            }
+            for found in report.unsettled
+        ]
+        title = "ended without all pictures (no disagreement)"
+        console.print(table_of(pd.DataFrame(rows), title))
         _say_rest(console, sum(report.states[state] for state in UNSETTLED_STATES), len(rows))
     for found in report.findings:
         style = "yellow" if found.kind in NOTES else "red"
         console.print(f"{found.kind}  {store.uri(found.key)}", style=style, soft_wrap=True)
-        console.print(f"  {found.text}", markup=False, highlight=False, soft_wrap=True)
+        print_plain(console, f"  {found.text}")
     _say_rest(console, report.counts.total(), len(report.findings))
     counts = ", ".join(f"{n:,} {kind}" for kind, n in sorted(report.counts.items()))
     if report.agrees:
@@ -162,16 +167,6 @@ def _show(console: Console, store: ObjectStore, report: AuditReport) -> None:
         console.print(f"everything agrees{notes}", style="green", soft_wrap=True)
     else:
         console.print(f"does not agree: {counts}", style="bold red", soft_wrap=True)
-
-
-def _row(found: Unsettled) -> dict[str, str]:
-    return {
-        "state": found.state,
-        "request": found.request_key,
-        "run": found.run_id,
-        "for": time_text(found.age_seconds),
-        "cause": found.reason or "",
-    }
 
 
 def _say_rest(console: Console, count: int, listed: int) -> None:

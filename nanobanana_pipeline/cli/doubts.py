@@ -3,6 +3,7 @@
 import json
 import re
 import uuid
+from collections import Counter
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Annotated
@@ -13,8 +14,7 @@ from rich.console import Console
 
 from nanobanana_pipeline.cli.generate import read_money
 from nanobanana_pipeline.cli.show import partitions_table, table_of
-from nanobanana_pipeline.cli.terminal import confirm, make_console
-from nanobanana_pipeline.generation.engine.engine import Report
+from nanobanana_pipeline.cli.terminal import INCOMPLETE, confirm, make_console
 from nanobanana_pipeline.generation.recovery.doubts import (
     Action,
     Doubt,
@@ -37,7 +37,6 @@ from nanobanana_pipeline.wording import counted, shortened, time_text
 
 __all__ = ["doubt_commands"]
 
-DOUBTS_LEFT = 1
 KEY_SHOWN = 12
 UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
@@ -87,7 +86,7 @@ def list_doubts(
     else:
         _show(make_console(), store, account, found)
     if found:
-        raise typer.Exit(DOUBTS_LEFT)
+        raise typer.Exit(INCOMPLETE)
 
 
 @doubt_commands.command("resolve")
@@ -152,15 +151,12 @@ def resolve(
                 left=len(left),
             )
         )
-    report = Report()
-    for one in settled:
-        report += one.report
-    for reason, count in report.reasons.items():
+    for reason, count in sum((one.report.reasons for one in settled), Counter[str]()).items():
         console.print(f"  {counted(count, 'request')}: {reason}", style="yellow", markup=False)
     console.print(partitions_table([s.current for s in settled], store))
     console.print(f"settled {len(chosen) - len(left):,} of {counted(len(chosen), 'request')}")
     if left:
-        raise typer.Exit(DOUBTS_LEFT)
+        raise typer.Exit(INCOMPLETE)
 
 
 def _ask(chosen: list[Doubt], action: Action, *, yes: bool) -> None:

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nanobanana_pipeline.cli.show import partitions_table, print_carried, print_long
-from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled
-from nanobanana_pipeline.cli.terminal import make_console
+from nanobanana_pipeline.cli.status import all_settled
+from nanobanana_pipeline.cli.terminal import INCOMPLETE, make_console
 from nanobanana_pipeline.generation.engine import engine
 from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
@@ -55,6 +55,7 @@ __all__ = [
     "TableFile",
     "generate_command",
     "parse_seeds",
+    "print_outcome",
     "read_launch_parameters",
     "read_money",
 ]
@@ -162,7 +163,7 @@ def generate_command(
             break  # the next seed would be refused as this one was
     console.print(partitions_table(manifests, store))
     if len(manifests) < len(chosen) or not all_settled(manifests):
-        raise typer.Exit(NOT_SETTLED)
+        raise typer.Exit(INCOMPLETE)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -217,20 +218,21 @@ def _launch(
         made = plan(store, account, launch)
         console.print(f"{launch.prompt_set}, seed {launch.seed}: {made}")
         recording.emit_running(lambda: launch_running(store, made))
-        report = engine.Report()
+
+        def account_for(report: engine.Report) -> CurrentManifest:
+            current = collect(store, account, made, report)
+            print_outcome(console, current, report)
+            recording.set_facts(lambda: launch_complete(store, made, current, report))
+            return current
+
         try:
             report = _settle(console, store, account, made)
         except KeyboardInterrupt:
             with _interrupts_held_back():
                 console.print("stopped; the same command goes on from here", style="yellow")
-                current = collect(store, account, made, report)
-                _summary(console, current, report)
-                recording.set_facts(lambda: launch_complete(store, made, current, report))
+                account_for(engine.Report())
             raise
-        current = collect(store, account, made, report)
-        _summary(console, current, report)
-        recording.set_facts(lambda: launch_complete(store, made, current, report))
-    return current, report
+        return account_for(report), report
 
 
 @contextlib.contextmanager
@@ -274,7 +276,8 @@ def _settle(console: Console, store: ObjectStore, account: Account, made: RunPla
     return report
 
 
-def _summary(console: Console, current: CurrentManifest, report: engine.Report) -> None:
+def print_outcome(console: Console, current: CurrentManifest, report: engine.Report) -> None:
+    """Name the reasons of what a run has not settled, and what to do about the partition's gaps."""
     for reason, count in report.reasons.items():
         console.print(f"  {counted(count, 'request')}: {reason}", style="yellow", markup=False)
     if report.halted:

@@ -19,8 +19,8 @@ import typer
 from rich.console import Console
 
 from nanobanana_pipeline.cli.show import partitions_table
-from nanobanana_pipeline.cli.status import NOT_SETTLED, all_settled
-from nanobanana_pipeline.cli.terminal import make_console
+from nanobanana_pipeline.cli.status import all_settled
+from nanobanana_pipeline.cli.terminal import INCOMPLETE, make_console
 from nanobanana_pipeline.errors import LocalServerError
 from nanobanana_pipeline.generation.manifest.manifest import (
     CurrentManifest,
@@ -88,7 +88,7 @@ def demo(*, data: Data = Path(".nanobanana")) -> None:
         )
         console.print("stopping the local servers")
     if code or not manifests or not all_settled(manifests):
-        raise typer.Exit(code or NOT_SETTLED)
+        raise typer.Exit(code or INCOMPLETE)
 
 
 def dev(
@@ -188,11 +188,8 @@ def _explain(console: Console, url: str, data: Path, profile: LocalProfile) -> N
 def _sheet(store: ObjectStore, manifests: list[CurrentManifest]) -> bytes:
     pictures = []
     for current in manifests:
-        rows = read_manifest(store, current.manifest)
-        for row in (
-            rows[rows["image_uri"].notna()].head(DEMO_PICTURES // len(manifests)).itertuples()
-        ):
-            data = store.open_url(str(row.image_uri))
+        rows = read_manifest(store, current.manifest).dropna(subset="image_uri")
+        for row in rows.head(DEMO_PICTURES // len(manifests)).itertuples():
             said = caption(str(row.prompt), str(row.prompt_id), current.seed)
-            pictures.append((data, said))
+            pictures.append((store.open_url(str(row.image_uri)), said))
     return contact_sheet(pictures)

@@ -6,7 +6,7 @@ from typing import Annotated, cast
 import typer
 
 from nanobanana_pipeline.cli.show import print_carried, print_long, table_of
-from nanobanana_pipeline.cli.terminal import make_console
+from nanobanana_pipeline.cli.terminal import INCOMPLETE, make_console, print_plain
 from nanobanana_pipeline.prompts.checked_prompts import REFERENCE, fingerprint
 from nanobanana_pipeline.prompts.references import References
 from nanobanana_pipeline.prompts.table import read_prompt_table
@@ -20,7 +20,6 @@ from nanobanana_pipeline.wording import counted
 __all__ = ["prompt_commands"]
 
 FAULTS_SHOWN = 50
-NOT_ALL_GOOD = 1
 
 prompt_commands = typer.Typer(
     no_args_is_help=True, help="Look at prompt tables before they are bought for."
@@ -43,12 +42,12 @@ def check_table(
     """
     store = ObjectStore(s3_client(), "") if file.startswith("s3://") else None
     table = read_prompt_table(file, store)
+    references = None
     if REFERENCE in table.rows.column_names:
         hosts = cast("tuple[str, ...]", split_hosts(os.environ.get("NANOBANANA_ALLOWED_HOSTS", "")))
         store = store or ObjectStore(s3_client(), "")
-        checked = check_prompts(table, References(Downloader(hosts), store, keep=False))
-    else:
-        checked = check_prompts(table)
+        references = References(Downloader(hosts), store, keep=False)
+    checked = check_prompts(table, references)
     console = make_console()
     if len(checked.quarantine):
         bad = checked.quarantine["row"].nunique()
@@ -64,12 +63,6 @@ def check_table(
         console.print(f"fingerprint {fingerprint(checked.prompts)}", highlight=False)
     fault = fault_of_name(file)
     if fault:
-        console.print(
-            f"{fault}. Rename the file, or give generate --name",
-            style="yellow",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        print_plain(console, f"{fault}. Rename the file, or give generate --name", style="yellow")
     if len(checked.quarantine) or fault:
-        raise typer.Exit(NOT_ALL_GOOD)
+        raise typer.Exit(INCOMPLETE)

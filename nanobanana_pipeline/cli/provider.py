@@ -8,7 +8,7 @@ import typer
 from pydantic import SecretStr, ValidationError
 
 from nanobanana_pipeline.cli.show import table_of
-from nanobanana_pipeline.cli.terminal import confirm, make_console
+from nanobanana_pipeline.cli.terminal import confirm, make_console, print_plain
 from nanobanana_pipeline.errors import OperationFailed, OperationInDoubt, SettingsError
 from nanobanana_pipeline.ledger import now_iso
 from nanobanana_pipeline.provider.account import Account
@@ -54,7 +54,7 @@ def clear_queue(*, yes: Yes = False) -> None:
         yes=yes,
     )
     operations.clear_queue()
-    _say("the queue is cleared")
+    print_plain(make_console(), "the queue is cleared")
 
 
 @provider_commands.command("clear-cache")
@@ -63,7 +63,7 @@ def clear_cache(*, yes: Yes = False) -> None:
     operations = _operations(Settings.load())
     confirm("clear-cache may make what follows slower, for everybody on the server", yes=yes)
     operations.clear_cache()
-    _say("the cache is cleared")
+    print_plain(make_console(), "the cache is cleared")
 
 
 @provider_commands.command("restart")
@@ -75,7 +75,7 @@ def restart(*, yes: Yes = False) -> None:
         yes=yes,
     )
     operations.restart_server()
-    _say("the server restarts")
+    print_plain(make_console(), "the server restarts")
 
 
 @provider_commands.command("update")
@@ -88,7 +88,7 @@ def update(*, yes: Yes = False) -> None:
         yes=yes,
     )
     operations.update_server()
-    _say("the server is updated")
+    print_plain(make_console(), "the server is updated")
 
 
 @provider_commands.command("set-s3")
@@ -137,7 +137,10 @@ def set_s3(
         secret_access_key=secret,
     )
     _tell_of(operations, store, place, told)
-    _say(f"the provider writes into {place.uri} from now on, and answers {place.public_url}/…")
+    print_plain(
+        make_console(),
+        f"the provider writes into {place.uri} from now on, and answers {place.public_url}/…",
+    )
 
 
 @provider_commands.command("reset-s3")
@@ -153,7 +156,10 @@ def reset_s3(*, yes: Yes = False) -> None:
     operations.reset_s3()
     when = now_iso()
     change_places(store, lambda places: places.end(when))
-    _say("the provider keeps pictures itself again; what it has written stays and is still found")
+    print_plain(
+        make_console(),
+        "the provider keeps pictures itself again; what it has written stays and is still found",
+    )
 
 
 def _operations(settings: Settings) -> Operations:
@@ -198,7 +204,3 @@ def _tell_of(operations: Operations, store: ObjectStore, place: Place, told: S3D
     except OperationFailed:
         change_places(store, lambda places: before if places == after else places)
         raise
-
-
-def _say(done: str) -> None:
-    make_console().print(done, markup=False, highlight=False, soft_wrap=True)

@@ -66,18 +66,17 @@ def quote_command(
         )
         for seed in parse_seeds(seeds)
     ]
-    console.print(table_of(_rows(quotes), f"{set_name}: {counted(len(checked.prompts), 'row')}"))
+    rows = [_row(str(one.plan.seed), [one]) for one in quotes]
+    if len(quotes) > 1:
+        rows.append(_row("all", quotes))
+    title = f"{set_name}: {counted(len(checked.prompts), 'row')}"
+    console.print(table_of(pd.DataFrame(rows), title))
     if any(q.changes for q in quotes):
         console.print(
             "parameters differ from those some partitions were made with: generate needs "
             "--change-parameters"
         )
     _print_budget(console, store, account.budget, sum(q.plan.buy_images for q in quotes))
-
-
-def _rows(quotes: list[Quote]) -> pd.DataFrame:
-    rows = [_row(str(one.plan.seed), [one]) for one in quotes]
-    return pd.DataFrame(rows if len(quotes) == 1 else [*rows, _row("all", quotes)])
 
 
 def _row(label: str, quotes: list[Quote]) -> dict[str, str]:

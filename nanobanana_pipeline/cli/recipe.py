@@ -9,21 +9,14 @@ import pandas as pd
 import typer
 from rich.console import Console
 
-from nanobanana_pipeline.cli.generate import read_money
+from nanobanana_pipeline.cli.generate import print_outcome, read_money
 from nanobanana_pipeline.cli.show import table_of
-from nanobanana_pipeline.cli.status import NOT_SETTLED
-from nanobanana_pipeline.cli.terminal import make_console
+from nanobanana_pipeline.cli.terminal import INCOMPLETE, make_console, print_plain
 from nanobanana_pipeline.datasets.recipe import Recipe, load_recipes, read_recipe
 from nanobanana_pipeline.datasets.release import read_latest
-from nanobanana_pipeline.datasets.selection import (
-    Selection,
-    empty_splits,
-    released_rows,
-    select,
-)
+from nanobanana_pipeline.datasets.selection import Selection, empty_splits, released_rows, select
 from nanobanana_pipeline.datasets.top_up import Drawn, Standing, stand, top_up
 from nanobanana_pipeline.errors import RecipeError
-from nanobanana_pipeline.generation.manifest.manifest import advice
 from nanobanana_pipeline.generation.recovery.relaunch import Settled
 from nanobanana_pipeline.lineage.openlineage.facts import RunFacts
 from nanobanana_pipeline.lineage.openlineage.recorder import record_run
@@ -64,19 +57,14 @@ def check_recipe(
 
 
 @recipe_commands.command("preview")
-def preview(
-    file: Annotated[Path, typer.Argument(help="The recipe's file.")],
-) -> None:
+def preview(file: Annotated[Path, typer.Argument(help="The recipe's file.")]) -> None:
     """Say what a recipe would select now, and what it would leave out and why. Writes nothing."""
     recipe = read_recipe(file)
     store = open_bucket(Settings.load_without_key(), claim=False)
     latest, _ = read_latest(store, recipe.name)
     selection = select(store, recipe, released_rows(store, latest))
     console = make_console()
-    for title, frame in _summary(recipe, selection):
-        console.print(table_of(_first(frame), title))
-        if len(frame) > ROWS_SHOWN:
-            console.print(f"… and {len(frame) - ROWS_SHOWN:,} more")
+    _print_tables(console, _summary(recipe, selection))
     after = f"; the latest is {latest.version}" if latest else ""
     prompts = len(selection.rows.drop_duplicates(["prompt_set", "prompt_id"]))
     console.print(
@@ -87,7 +75,7 @@ def preview(
         soft_wrap=True,
     )
     for warning in empty_splits(recipe, selection.rows):
-        console.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        print_plain(console, warning, style="yellow")
     if len(selection.shortfall):
         console.print(
             f"nanobanana recipe top-up {file} buys what is missing", markup=False, highlight=False
@@ -107,8 +95,7 @@ def top_up_(
     max_cost: Annotated[
         str | None,
         typer.Option(
-            metavar="AMOUNT",
-            help="Spend at most so much money, by NANOBANANA_PRICE_PER_IMAGE.",
+            metavar="AMOUNT", help="Spend at most so much money, by NANOBANANA_PRICE_PER_IMAGE."
         ),
     ] = None,
 ) -> None:
@@ -124,8 +111,7 @@ def top_up_(
     price = account.budget.price
 
     def tell(standing: Standing) -> None:
-        told = _quote(recipe, standing, cap, price)
-        console.print(told, markup=False, highlight=False, soft_wrap=True)
+        print_plain(console, _quote(recipe, standing, cap, price))
 
     if dry_run:
         store = open_bucket(settings, claim=False)
@@ -153,7 +139,7 @@ def top_up_(
         standing = stand(store, recipe)
     _print_standing(console, recipe, standing)
     if len(standing.short) and not dry_run:
-        raise typer.Exit(NOT_SETTLED)
+        raise typer.Exit(INCOMPLETE)
 
 
 def _quote(recipe: Recipe, standing: Standing, cap: Cap, price: Decimal | None) -> str:
@@ -179,12 +165,7 @@ def _print_drawn(console: Console, drawn: Drawn) -> None:
         markup=False,
         highlight=False,
     )
-    for reason, count in report.reasons.items():
-        console.print(f"  {counted(count, 'request')}: {reason}", style="yellow", markup=False)
-    if report.halted:
-        console.print(f"stopped early: {report.halted}", style="bold red", markup=False)
-    for sentence in advice(current):
-        console.print(f"  {sentence}", markup=False, highlight=False)
+    print_outcome(console, current, report)
 
 
 def _print_standing(console: Console, recipe: Recipe, standing: Standing) -> None:
@@ -192,19 +173,11 @@ def _print_standing(console: Console, recipe: Recipe, standing: Standing) -> Non
     excluded = len(standing.selection.excluded)
     rejected = standing.rejected[["prompt_set", "prompt_id", "prompt", "seed", "reason"]]
     by_step = standing.rejected.groupby("step", sort=False).size().rename("pictures").reset_index()
-    for title, frame in (
-        ("rejected, by step", by_step),
-        ("rejected", rejected),
-        ("too few pictures", short),
-    ):
-        if len(frame):
-            console.print(table_of(_first(frame), title))
-        if len(frame) > ROWS_SHOWN:
-            console.print(f"… and {len(frame) - ROWS_SHOWN:,} more")
+    tables = {"rejected, by step": by_step, "rejected": rejected, "too few pictures": short}
+    _print_tables(console, tables)
     if excluded:
         console.print(
-            f"{counted(excluded, 'prompt')} left out by what the prompt table says",
-            highlight=False,
+            f"{counted(excluded, 'prompt')} left out by what the prompt table says", highlight=False
         )
     missing = int(standing.short["missing"].sum())
     console.print(
@@ -215,14 +188,20 @@ def _print_standing(console: Console, recipe: Recipe, standing: Standing) -> Non
     )
 
 
-def _first(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows that are shown, with prompts in one line each."""
-    shown = frame.head(ROWS_SHOWN)
-    return shown.assign(prompt=shown["prompt"].map(shortened)) if "prompt" in shown else shown
+def _print_tables(console: Console, tables: dict[str, pd.DataFrame]) -> None:
+    """The first rows of each table that has any, under its title; prompts in one line each."""
+    for title, frame in tables.items():
+        if len(frame):
+            shown = frame.head(ROWS_SHOWN)
+            if "prompt" in shown:
+                shown = shown.assign(prompt=shown["prompt"].map(shortened))
+            console.print(table_of(shown, title))
+        if len(frame) > ROWS_SHOWN:
+            console.print(f"… and {len(frame) - ROWS_SHOWN:,} more")
 
 
-def _summary(recipe: Recipe, selection: Selection) -> list[tuple[str, pd.DataFrame]]:
-    """Small tables with their titles; those that would be empty are left out."""
+def _summary(recipe: Recipe, selection: Selection) -> dict[str, pd.DataFrame]:
+    """Small tables by their titles."""
     rows, rejected = selection.rows, selection.rejected
     distinct = rows.drop_duplicates(["split", "prompt_set", "prompt_id"])
     splits = pd.DataFrame(
@@ -238,11 +217,10 @@ def _summary(recipe: Recipe, selection: Selection) -> list[tuple[str, pd.DataFra
         pictures=("row_id", "size"), reason=("reason", "first")
     )
     sample = rows[["split", "prompt_set", "prompt_id", "seed", "sample", "prompt"]]
-    tables = [
-        (f"{recipe.name}, step by step", selection.steps),
-        ("by split", splits.reset_index()),
-        ("left out, with the reason of the first", reasons.reset_index()),
-        ("too few pictures", selection.shortfall.drop(columns=["prompt", "wanted"])),
-        ("some of the rows", sample),
-    ]
-    return [(title, frame) for title, frame in tables if len(frame)]
+    return {
+        f"{recipe.name}, step by step": selection.steps,
+        "by split": splits.reset_index(),
+        "left out, with the reason of the first": reasons.reset_index(),
+        "too few pictures": selection.shortfall.drop(columns=["prompt", "wanted"]),
+        "some of the rows": sample,
+    }

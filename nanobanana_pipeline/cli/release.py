@@ -10,7 +10,7 @@ import typer
 
 from nanobanana_pipeline.bucket_keys import Folder
 from nanobanana_pipeline.cli.show import table_of
-from nanobanana_pipeline.cli.terminal import make_console
+from nanobanana_pipeline.cli.terminal import INCOMPLETE, make_console, print_plain
 from nanobanana_pipeline.datasets.changelog import changes
 from nanobanana_pipeline.datasets.layouts import Layout
 from nanobanana_pipeline.datasets.publish import build_release
@@ -40,7 +40,6 @@ __all__ = ["release_commands"]
 
 CHANGES_SHOWN = 20
 SHOWN_OF_ROWS = ["prompt_id", "seed", "split", "prompt"]
-DAMAGED = 1
 
 release_commands = typer.Typer(
     no_args_is_help=True, help="Publish datasets, and look at, check and fetch what was published."
@@ -53,9 +52,7 @@ Version = Annotated[
 
 
 @release_commands.command("build")
-def build(
-    file: Annotated[Path, typer.Argument(help="The recipe's file.")],
-) -> None:
+def build(file: Annotated[Path, typer.Argument(help="The recipe's file.")]) -> None:
     """Publish what a recipe selects now. Goes on where an earlier try was ended; buys nothing."""
     wanted = read_recipe(file)
     store = open_bucket(Settings.load_without_key(), claim=False)
@@ -72,7 +69,7 @@ def build(
                 markup=False,
             )
         for warning in empty_splits(wanted, chosen.rows):
-            console.print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            print_plain(console, warning, style="yellow")
         release = build_release(
             store, wanted, chosen.rows, chosen.rejected, parent=latest, manifests=chosen.manifests
         )
@@ -159,7 +156,7 @@ def verify_(
             "--mend makes shards again from their pictures; a folder that was pulled earlier has "
             "the same files under the same paths"
         )
-        raise typer.Exit(DAMAGED)
+        raise typer.Exit(INCOMPLETE)
     left = 0
     for fault in faults:
         try:
@@ -169,7 +166,7 @@ def verify_(
             left += 1
             console.print(f"{fault.path}: {error}", highlight=False, markup=False)
     if left:
-        raise typer.Exit(DAMAGED)
+        raise typer.Exit(INCOMPLETE)
 
 
 @release_commands.command("pull")
@@ -192,13 +189,11 @@ def pull_(
     store = open_bucket(Settings.load_without_key(), claim=False)
     release = find_release(store, dataset, version)
     pulled = pull(store, release, folder, layout, split)
-    make_console().print(
+    print_plain(
+        make_console(),
         f"{dataset} {release.version} as {layout} in {folder}: "
         f"{counted(pulled.written, 'file')} written, {pulled.kept:,} there already, "
         f"{size_text(pulled.size)}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from nanobanana_pipeline.cli.terminal import print_plain
 from nanobanana_pipeline.generation.budget.counters import partition_scope
 from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest
 from nanobanana_pipeline.money import Budget
@@ -22,12 +23,7 @@ from nanobanana_pipeline.provider.account import PROVIDER
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import size_text
 
-__all__ = [
-    "partitions_table",
-    "print_carried",
-    "print_long",
-    "table_of",
-]
+__all__ = ["partitions_table", "print_carried", "print_long", "table_of"]
 
 
 def print_carried(console: Console, checked: CheckedPrompts) -> None:
@@ -41,9 +37,8 @@ def print_carried(console: Console, checked: CheckedPrompts) -> None:
 
 def print_long(console: Console, checked: CheckedPrompts) -> None:
     """Name prompts of which nobody knows whether the provider reads them to their end."""
-    told = long_prompts_warning(checked.prompts)
-    if told:
-        console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if told := long_prompts_warning(checked.prompts):
+        print_plain(console, told, style="yellow")
 
 
 def table_of(frame: pd.DataFrame, title: str) -> Table:

@@ -8,7 +8,7 @@ import pandas as pd
 import typer
 
 from nanobanana_pipeline.cli.show import partitions_table, table_of
-from nanobanana_pipeline.cli.terminal import make_console
+from nanobanana_pipeline.cli.terminal import INCOMPLETE, make_console
 from nanobanana_pipeline.generation.manifest.manifest import (
     CellState,
     CurrentManifest,
@@ -23,12 +23,9 @@ from nanobanana_pipeline.wording import time_text
 
 __all__ = ["all_settled", "status"]
 
-NOT_SETTLED = 1
-
 
 def status(
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+    *, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False
 ) -> None:
     """Show what is settled, and what is not, in every partition; and runs that have not ended.
 
@@ -46,7 +43,7 @@ def status(
     else:
         _show(manifests, unfinished, store)
     if unfinished or not all_settled(manifests):
-        raise typer.Exit(NOT_SETTLED)
+        raise typer.Exit(INCOMPLETE)
 
 
 def _show(

@@ -7,8 +7,10 @@ from rich.console import Console
 
 from nanobanana_pipeline.errors import SettingsError
 
-__all__ = ["confirm", "make_console"]
+__all__ = ["INCOMPLETE", "confirm", "make_console", "print_plain"]
 
+INCOMPLETE = 1
+"""Exit code: something is missing, or is not as it should be."""
 WIDE = 160
 
 
@@ -16,6 +18,11 @@ def make_console() -> Console:
     """The terminal, or a page wide enough for tables where the output goes elsewhere."""
     console = Console()
     return console if console.is_terminal else Console(width=max(WIDE, console.width))
+
+
+def print_plain(console: Console, text: str, *, style: str | None = None) -> None:
+    """Print a text to the letter: no markup, no highlighting, and no line breaks of its own."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def confirm(what: str, *, yes: bool) -> None:

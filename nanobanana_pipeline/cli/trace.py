@@ -1,7 +1,7 @@
 """`nanobanana trace`: where a picture comes from, and what became of a prompt or a run."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from itertools import groupby
 from typing import Annotated, Any
@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
-from nanobanana_pipeline.cli.terminal import make_console
+from nanobanana_pipeline.cli.terminal import make_console, print_plain
 from nanobanana_pipeline.lineage.trace.graph import (
     LineageGraph,
-    Link,
     Node,
     NodeKind,
     as_dot,
@@ -27,6 +26,7 @@ from nanobanana_pipeline.storage.bucket import open_bucket
 
 __all__ = ["trace_command"]
 
+KIND_ORDER = list(NodeKind)
 LINKS_SHOWN = 20
 """So many of a kind below one thing; machines get them all."""
 UNCUT = sys.maxsize
@@ -68,7 +68,7 @@ def trace_command(
         for found in lineage.matches[:LINKS_SHOWN]:
             console.print(_tree(lineage, lineage.nodes[found]), highlight=False)
     for note in lineage.notes:
-        Console(stderr=True).print(note, markup=False, highlight=False, soft_wrap=True)
+        print_plain(Console(stderr=True), note)
 
 
 def _tree(lineage: LineageGraph, root: Node) -> Tree:
@@ -83,7 +83,9 @@ def _tree(lineage: LineageGraph, root: Node) -> Tree:
 
 
 def _grow(branch: Tree, lineage: LineageGraph, node: Node, *, up: bool) -> None:
-    for _, alike in groupby(_neighbours(lineage, node, up=up), key=lambda each: each[0].kind):
+    neighbours = lineage.upstream(node.id) if up else lineage.downstream(node.id)
+    by_kind = sorted(neighbours, key=lambda each: KIND_ORDER.index(each[0].kind))
+    for _, alike in groupby(by_kind, key=lambda each: each[0].kind):
         found = list(alike)
         for other, link in found[:LINKS_SHOWN]:
             told = ", ".join(f"{k} {v}" for k, v in link.facts.items() if v is not None)
@@ -92,14 +94,6 @@ def _grow(branch: Tree, lineage: LineageGraph, node: Node, *, up: bool) -> None:
             _grow(twig, lineage, other, up=up)
         if len(found) > LINKS_SHOWN:
             branch.add(f"and {len(found) - LINKS_SHOWN:,} more: --json has them all")
-
-
-def _neighbours(lineage: LineageGraph, node: Node, *, up: bool) -> list[tuple[Node, Link]]:
-    order = list(NodeKind)
-    found: Iterator[tuple[Node, Link]] = (
-        lineage.upstream(node.id) if up else lineage.downstream(node.id)
-    )
-    return sorted(found, key=lambda each: order.index(each[0].kind))
 
 
 def _title(node: Node) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from nanobanana_pipeline.bucket_keys import Folder
-from nanobanana_pipeline.cli.terminal import make_console
+from nanobanana_pipeline.cli.terminal import make_console, print_plain
 from nanobanana_pipeline.errors import LocalServerError, SettingsError
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage.bucket import open_bucket
@@ -43,13 +43,13 @@ def serve(
     with _listening(host, port) as listener, contextlib.suppress(KeyboardInterrupt):
         taken = listener.getsockname()[1]
         url = f"http://[{host}]:{taken}" if ":" in host else f"http://{host}:{taken}"
-        said = (
+        print_plain(
+            make_console(),
             f"listening on  {url}\n"
             f"keeping in    {store.uri(Folder.WEBHOOKS.prefix)}\n"
             f"The provider calls {webhooks.url.rstrip('/')}/webhooks/…: see to it that this leads "
-            f"to {url}/webhooks/…"
+            f"to {url}/webhooks/…",
         )
-        make_console().print(said, highlight=False, markup=False, soft_wrap=True)
         server.run(sockets=[listener])
 
 

@@ -68,10 +68,10 @@ def test_a_step_that_is_interrupted_says_at_last_how_it_stands(
     here = project(latency_seconds=(0.3, 0.5), cap=4)
     here.make_prompt_set("many", MANY)
 
-    def interrupt(_progress: object) -> None:
+    def interrupt(_seconds: float, _text: str) -> None:
         raise dg.DagsterExecutionInterruptedError
 
-    monkeypatch.setattr(generated_images, "_progress_log", lambda *_: interrupt)
+    monkeypatch.setattr(generated_images, "progress_log", lambda *_: interrupt)
     assert not here.generate("many|1", {**SMALL, "slots": 4}).success
     sold = bought(here.emulator)
     [run] = here.instance.get_runs(dg.RunsFilter(tags={"dagster/partition": "many|1"}))
