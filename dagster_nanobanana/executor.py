@@ -4,7 +4,7 @@ import os
 
 import dagster as dg
 
-__all__ = ["CELERY", "executor", "settings_file"]
+__all__ = ["executor", "settings_file"]
 
 CELERY = "NANOBANANA_CELERY"
 """Names the YAML file of `deploy/celery`: for what launches runs, and for the workers alike."""

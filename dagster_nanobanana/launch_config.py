@@ -11,7 +11,7 @@ from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.provider.account import PROVIDER
 from nanobanana_pipeline.request import parameter_faults
 
-__all__ = ["GenerationConfig", "launch_of"]
+__all__ = ["GenerationConfig", "amount_of", "launch_of"]
 
 
 class GenerationConfig(dg.Config):

@@ -6,6 +6,7 @@ from typing import Final
 
 __all__ = [
     "FILES",
+    "MARKER",
     "Folder",
     "contact_sheet_key",
     "day_budget_key",

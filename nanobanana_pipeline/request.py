@@ -14,7 +14,6 @@ import rfc8785
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 __all__ = [
-    "KEY_VERSION",
     "MAX_REFERENCES",
     "MAX_SEED",
     "ImageRequest",

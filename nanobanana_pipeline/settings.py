@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from nanobanana_pipeline.errors import SettingsError
 from nanobanana_pipeline.money import Budget, Cap
 
-__all__ = ["EMULATOR_REALM", "VENDOR_BASE_URL", "VENDOR_REALM", "Settings", "split_hosts"]
+__all__ = ["VENDOR_BASE_URL", "Settings", "split_hosts"]
 
 VENDOR_BASE_URL: Final = "https://modelslab.com/api/v1/enterprise/nano_banana/"
 VENDOR_HOST: Final = "modelslab.com"

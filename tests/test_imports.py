@@ -1,10 +1,13 @@
 """Imports run one way: floor by floor from one table, and without a circle among modules."""
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+
+from nanobanana_pipeline.cli.app import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("nanobanana_pipeline", "dagster_nanobanana", "dagster_project")
@@ -53,6 +56,21 @@ is named) may import what is in itself and on lower floors, and nothing beside o
 FLOOR_OF = {
     room: floor for floor, line in enumerate(FLOORS.strip().splitlines()) for room in line.split()
 }
+
+
+LOADED_BY_NAME = {
+    *(
+        (f"nanobanana_pipeline.{module}", name)
+        for module, name in (command.split(":") for command in COMMANDS.values())
+    ),
+    ("nanobanana_pipeline.cli", "app"),
+    ("dagster_nanobanana.celery_worker", "app"),
+    ("dagster_nanobanana.celery_worker", "execute_plan"),
+    ("dagster_nanobanana.definitions", "defs"),
+    ("dagster_nanobanana.materialize", "main"),
+    ("dagster_project.definitions", "defs"),
+}
+"""What no import names: commands, and what Dagster, Celery and child processes load."""
 
 
 @cache
@@ -144,3 +162,63 @@ def test_the_domain_imports_without_dagster() -> None:
         f"for name in {domain}: importlib.import_module(name)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def names_taken(path: Path, modules_only: set[str]) -> set[tuple[str, str]]:
+    """What a file takes from modules, by import or as an attribute of an imported module."""
+    tree = ast.parse(path.read_text())
+    taken: set[tuple[str, str]] = set()
+    local: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in modules_only:
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                if full in modules_only:
+                    local[alias.asname or alias.name] = full
+                if full not in modules_only or alias.name in (
+                    exported(modules()[node.module]) or ()
+                ):
+                    taken.add((node.module, alias.name))
+    return taken | {
+        (local[node.value.id], node.attr)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in local
+    }
+
+
+def exported(path: Path) -> set[str] | None:
+    """The names in a module's ``__all__``; None if it has none."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return set(ast.literal_eval(node.value))
+    return None
+
+
+def test_all_holds_exactly_what_other_modules_use() -> None:
+    """Tests and benchmarks may use a name of `__all__` alone, but none is there for nobody."""
+    every = set(modules())
+    product = {pair for path in modules().values() for pair in names_taken(path, every)}
+    outside = {
+        pair
+        for folder in ("tests", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+        for pair in names_taken(path, every)
+    }
+    page = (ROOT / "docs" / "extending.md").read_text()
+    promised = set(re.findall(r"^from (\S+) import (.+)$", page, re.MULTILINE))
+    outside |= {(module, name) for module, names in promised for name in names.split(", ")}
+    wrong = {}
+    for module, path in modules().items():
+        listed = exported(path)
+        if listed is None or room_of(module) == "emulator":
+            continue
+        needed = {name for owner, name in product if owner == module}
+        allowed = needed | {name for owner, name in outside if owner == module}
+        allowed |= {name for owner, name in LOADED_BY_NAME if owner == module}
+        if missing := needed - listed:
+            wrong[module] = f"used by other modules, and not in __all__: {sorted(missing)}"
+        elif unused := listed - allowed:
+            wrong[module] = f"in __all__, and used by no other module: {sorted(unused)}"
+    assert wrong == {}

@@ -22,7 +22,7 @@ from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.wording import counted
 
-__all__ = ["PromptTableConfig", "prompt_set"]
+__all__ = ["TABLES_FOLDER", "prompt_set"]
 
 TABLES_FOLDER = "prompts"
 DESCRIBED = {

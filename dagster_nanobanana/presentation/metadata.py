@@ -8,7 +8,14 @@ import pandas as pd
 from nanobanana_pipeline.audit.report import AuditReport
 from nanobanana_pipeline.wording import shortened
 
-__all__ = ["TABLE_CHARACTERS", "TABLE_ROWS", "findings_of", "named_pictures", "sample_table"]
+__all__ = [
+    "SAMPLE_ROWS",
+    "TABLE_CHARACTERS",
+    "TABLE_ROWS",
+    "findings_of",
+    "named_pictures",
+    "sample_table",
+]
 
 SAMPLE_ROWS = 10
 TABLE_ROWS, TABLE_CHARACTERS = 100, 1000

@@ -14,7 +14,7 @@ from nanobanana_pipeline.errors import ReleaseError
 from nanobanana_pipeline.storage import ListedObject, ObjectStore
 from nanobanana_pipeline.wording import counted, size_text, time_text
 
-__all__ = ["Build", "check_builds", "find_builds"]
+__all__ = ["check_builds", "find_builds"]
 
 DEPTH: Final = 4
 """Parts of ``datasets/<name>/<version>/<path>``."""

@@ -12,7 +12,7 @@ from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import counted
 
-__all__ = ["InputStatus", "read_input_status"]
+__all__ = ["read_input_status"]
 
 
 @dataclass(frozen=True)

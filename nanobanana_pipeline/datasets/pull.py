@@ -24,7 +24,7 @@ from nanobanana_pipeline.wording import counted
 if TYPE_CHECKING:
     from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["FileFault", "PullResult", "pull", "verify"]
+__all__ = ["PullResult", "pull", "verify"]
 
 DOWNLOADS_AT_ONCE: Final = 8
 PART: Final = ".part"

@@ -35,7 +35,6 @@ from nanobanana_pipeline.prompts.prompt_set import valid_name
 
 __all__ = [
     "ALL_SEEDS",
-    "Deduplicate",
     "Filter",
     "PerPrompt",
     "Recipe",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from nanobanana_pipeline.datasets.recipe import ShardSize
 
-__all__ = ["BUILD", "Shard", "ShardAssignment", "assign_shards"]
+__all__ = ["BUILD", "Shard", "assign_shards"]
 
 BUILD: Final = 2
 """Raised when the same rows shall give other bytes or paths: every shard is built anew then."""

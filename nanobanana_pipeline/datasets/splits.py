@@ -20,7 +20,7 @@ from nanobanana_pipeline.datasets.recipe import Splits
 from nanobanana_pipeline.errors import RecipeError
 from nanobanana_pipeline.features.judging import hashes_of
 
-__all__ = ["SPLIT_COLUMNS", "Shares", "assign_splits", "find_leaks", "prompt_key"]
+__all__ = ["SPLIT_COLUMNS", "assign_splits", "find_leaks", "prompt_key"]
 
 SPLIT_COLUMNS: Final = ["row_id", "prompt", "image_sha256", "ref_sha256", "phash"]
 """What of a row decides with which others it belongs."""

@@ -22,7 +22,6 @@ from nanobanana_pipeline.storage import ObjectStore
 __all__ = [
     "ALIKE_BITS",
     "ALIKE_SHARE",
-    "OTHER_SEEDS",
     "Hashes",
     "Twins",
     "find_twins",

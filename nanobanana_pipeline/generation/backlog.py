@@ -20,7 +20,7 @@ from nanobanana_pipeline.prompts.prompt_set import PromptSet
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["Backlog", "Share", "find_backlog", "share_budget"]
+__all__ = ["Share", "find_backlog", "share_budget"]
 
 BUYABLE: Final = frozenset({CellState.PENDING, CellState.OVER_BUDGET, CellState.FAILED})
 """Cells that another launch may buy; what is in doubt or lost is held, and no matter of budget."""

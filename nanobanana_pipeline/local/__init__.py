@@ -1,7 +1,7 @@
 """Real servers on loopback, as child processes: the local profile, and what tests run on."""
 
 from nanobanana_pipeline.local.ports import check_port, free_port
-from nanobanana_pipeline.local.processes import child, stop
+from nanobanana_pipeline.local.processes import child
 from nanobanana_pipeline.local.profile import API_KEY, LocalProfile, local_profile, running_profile
 from nanobanana_pipeline.local.s3_server import (
     ACCESS_KEY,
@@ -24,5 +24,4 @@ __all__ = [
     "running_profile",
     "s3_environment",
     "s3_server",
-    "stop",
 ]

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from nanobanana_pipeline.provider.downloads import Downloader
     from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["References", "ResolvedReference", "without_secrets"]
+__all__ = ["References", "without_secrets"]
 
 REFERENCE_READERS: Final = 8
 """Pictures in memory at once, each of `MAX_IMAGE_BYTES` at most."""

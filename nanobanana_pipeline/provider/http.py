@@ -22,7 +22,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from nanobanana_pipeline.storage.cas import boot_clock
 
-__all__ = ["AddressGuard", "Answer", "Http", "NoAnswer", "NotSentError", "TooLarge"]
+__all__ = ["Answer", "Http", "NoAnswer", "NotSentError", "TooLarge"]
 
 CONNECT_SECONDS: Final = 10.0
 IDLE_SECONDS: Final = 2.0

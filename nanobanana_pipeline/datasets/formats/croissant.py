@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["CROISSANT", "CROISSANT_FORMAT", "croissant"]
+__all__ = ["CROISSANT", "CROISSANT_FORMAT"]
 
 CROISSANT: Final = "croissant.json"
 SHARDS: Final = "parquet-shards"

@@ -19,7 +19,7 @@ import pyarrow as pa
 from nanobanana_pipeline.datasets.release import Release
 from nanobanana_pipeline.datasets.release_rows import attributes
 
-__all__ = ["GALLERY", "MOST_ROWS", "gallery", "shown_places"]
+__all__ = ["GALLERY", "gallery", "shown_places"]
 
 GALLERY: Final = "gallery.html"
 MOST_ROWS: Final = 5_000

@@ -23,7 +23,7 @@ from nanobanana_pipeline.wording import size_text
 if TYPE_CHECKING:
     from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["CARD", "HUGGINGFACE_FORMAT", "PREVIEW", "card", "card_of_tars", "preview_places"]
+__all__ = ["CARD", "HUGGINGFACE_FORMAT", "card", "card_of_tars", "preview_places"]
 
 CARD: Final = "README.md"
 PREVIEW: Final = "preview.png"

@@ -22,7 +22,7 @@ from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["Launch", "LaunchPlan", "plan_cells"]
+__all__ = ["Launch", "plan_cells"]
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,6 @@ from nanobanana_pipeline.wording import counted
 
 __all__ = [
     "PlannedRequest",
-    "RunFile",
     "RunPlan",
     "forget_unfinished",
     "list_unfinished",

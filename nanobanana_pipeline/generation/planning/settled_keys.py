@@ -17,7 +17,7 @@ from nanobanana_pipeline.generation.manifest.manifest import (
 )
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["SettledKeys", "is_among", "read_settled_keys"]
+__all__ = ["is_among", "read_settled_keys"]
 
 Strings: TypeAlias = pd.Series | pa.ChunkedArray | pa.Array | Collection[str]
 

@@ -13,7 +13,7 @@ from nanobanana_pipeline.money import cost_of, cost_text
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import counted
 
-__all__ = ["RunOutcome", "run_outcome"]
+__all__ = ["run_outcome"]
 
 MOST: Final = 10_000
 """Entries that are read: some 20 s. A larger run is accounted for by its manifest."""

@@ -14,13 +14,7 @@ from nanobanana_pipeline.datasets.release import MANIFEST, all_releases
 from nanobanana_pipeline.generation.manifest.manifest import read_current
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = [
-    "CurrentTables",
-    "PartitionManifest",
-    "ReleaseManifest",
-    "list_pointers",
-    "read_partition_manifest",
-]
+__all__ = ["CurrentTables", "PartitionManifest", "list_pointers", "read_partition_manifest"]
 
 POINTER_READERS: Final = 8
 

@@ -37,7 +37,7 @@ from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.storage.cas import contention, refuse_newer
 from nanobanana_pipeline.storage.versioned import swap_pointer
 
-__all__ = ["IndexCoverage", "refresh_index"]
+__all__ = ["refresh_index"]
 
 FILE_ROWS: Final = 2**18
 MAX_FILES: Final = 64

@@ -8,7 +8,7 @@ from nanobanana_pipeline.prompts.readers.jsonl import JSONL
 from nanobanana_pipeline.prompts.readers.parquet import PARQUET
 from nanobanana_pipeline.prompts.readers.tsv import TSV
 
-__all__ = ["READERS", "ReaderMatch", "known_suffixes", "match_reader"]
+__all__ = ["READERS", "known_suffixes", "match_reader"]
 
 READERS: Final[list[Reader]] = [CSV, TSV, JSONL, PARQUET]
 """The formats that a prompt table may have. docs/extending.md adds one."""

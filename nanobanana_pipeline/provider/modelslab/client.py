@@ -21,7 +21,7 @@ from nanobanana_pipeline.provider.outcomes import FetchOutcome, NotSent, SubmitO
 from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["SUBMIT_SECONDS", "ModelsLab"]
+__all__ = ["ModelsLab"]
 
 SUBMIT_SECONDS: Final = 90.0
 """A server that draws before it answers needs this long for four pictures of 2048²."""
