@@ -35,7 +35,7 @@ from nanobanana_pipeline.ledger import Held
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.storage import ListedObject, ObjectStore
 
-__all__ = ["Garbage", "Waste", "find_garbage"]
+__all__ = ["Waste", "find_garbage"]
 
 WEEK_SECONDS: Final = 7 * 24 * 3600.0
 

@@ -21,7 +21,7 @@ import requests
 
 from nanobanana_pipeline.errors import LocalServerError
 
-__all__ = ["answers", "child", "program", "stop"]
+__all__ = ["answers", "child", "program"]
 
 READY_SECONDS: Final = 180
 """Long, since a busy machine takes a minute for Dagster; a child that ends is noticed at once."""

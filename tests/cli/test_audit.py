@@ -132,7 +132,7 @@ def test_gc_lists_and_never_deletes(
     assert today.exit_code == 0
     assert "is referred to" in today.output
     before = list(store.keys(""))
-    monkeypatch.setattr(command, "_bucket", lambda: later(store, timedelta(days=8)))
+    monkeypatch.setattr(command, "open_bucket", lambda *_, **__: later(store, timedelta(days=8)))
     result = nanobanana("gc", "--dry-run")
     assert result.exit_code == 0, result.output
     for key in keys:

@@ -5,11 +5,10 @@ from datetime import timedelta
 
 import pytest
 
-from nanobanana_pipeline.cli import status
 from nanobanana_pipeline.emulator import EmulatorThread
 from nanobanana_pipeline.lineage.openlineage.facts import EventType, RunFacts
 from nanobanana_pipeline.lineage.openlineage.recorder import Recording
-from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage import ObjectStore, bucket
 from tests.buying_child import kill_once_accepted
 from tests.cli.conftest import Command
 from tests.conftest import Emulators, account_for
@@ -37,7 +36,7 @@ def test_a_killed_run_is_shown_until_the_partition_is_launched_again(
     assert shown.exit_code == 1
     assert "killed" in shown.output
     assert "under way, or died in the last 15 minutes" in shown.output
-    monkeypatch.setattr(status, "ObjectStore", lambda *_: later(store, timedelta(minutes=16)))
+    monkeypatch.setattr(bucket, "ObjectStore", lambda *_: later(store, timedelta(minutes=16)))
     assert "died: launch it again" in nanobanana("status").output
     [run] = json.loads(nanobanana("status", "--json").output)["unfinished_runs"]
     assert (run["run_id"], run["prompt_set"], run["seed"], run["buy"]) == ("killed", "set", 2, 2)
