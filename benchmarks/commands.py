@@ -24,7 +24,7 @@ def generate(table: Path, side: int = 1024) -> Sequence[str | Path]:
 def materialize(table: Path, side: int = 1024) -> Sequence[str | Path]:
     """The same through Dagster; ``DAGSTER_HOME`` says where its storage is."""
     config = json.dumps({"width": side, "height": side})
-    target = ("dagster_nanobanana.materialize:main", table.stem)
+    target = ("dagster_nanobanana.materialize_command:main", table.stem)
     return [*target, "--table", table, "--seed", "1", "--config", config]
 
 

@@ -2,9 +2,9 @@
 
 ``uv run python -m benchmarks dagsters_toll [--requests 1632] [--rounds 3] [--latency 0.2:0.6]``
 
-The same table through `dagster_nanobanana.materialize` and through `nanobanana generate`, each as a
-whole process with servers of its own, then both again with nothing left to buy: what Dagster takes
-longer then is its fixed cost. A shorter latency than the provider's makes its share larger.
+The same table through `dagster_nanobanana.materialize_command` and through `nanobanana generate`,
+each as a whole process with servers of its own, then both again with nothing left to buy: what
+Dagster takes longer then is its fixed cost. A shorter latency than the provider's makes its share larger.
 """
 
 import argparse

@@ -42,7 +42,7 @@ def main() -> None:
         environment = {**os.environ, **profile.environment, "DAGSTER_HOME": str(dagster_home(data))}
         seeds = range(1, len(SHARDS) * len(EXECUTORS) + 1)
         # One row of each seed, so that set and partitions exist before the clock runs.
-        prepare = [sys.executable, "-m", "dagster_nanobanana.materialize", "bench"]
+        prepare = [sys.executable, "-m", "dagster_nanobanana.materialize_command", "bench"]
         prepare += ["--table", str(table)]
         prepare += [part for seed in seeds for part in ("--seed", str(seed))]
         prepare += ["--config", json.dumps({"width": 1024, "height": 1024, "limit": 1})]

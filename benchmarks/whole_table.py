@@ -50,7 +50,7 @@ def main() -> None:
         os.environ.update(profile.environment)
         config = {"width": 1024, "height": 1024} | ({"limit": args.limit} if args.limit else {})
         command = [
-            *(sys.executable, "-m", "dagster_nanobanana.materialize", PROMPT_SET),
+            *(sys.executable, "-m", "dagster_nanobanana.materialize_command", PROMPT_SET),
             *("--table", args.table, "--config", json.dumps(config)),
             *(part for seed in args.seeds.split(",") for part in ("--seed", seed)),
         ]

@@ -11,8 +11,9 @@ from dagster_nanobanana.assets.datasets import dataset_assets, dataset_checks, r
 from dagster_nanobanana.assets.generated_images import generated_images
 from dagster_nanobanana.assets.image_features import image_features
 from dagster_nanobanana.assets.prompt_set import prompt_set
-from dagster_nanobanana.automation.purchases import buy_new_prompt_sets, nightly
-from dagster_nanobanana.automation.schedules import automation, releases, weekly_audit
+from dagster_nanobanana.automation.condition_sensors import condition_sensors
+from dagster_nanobanana.automation.paid_automation import buy_new_prompt_sets, nightly
+from dagster_nanobanana.automation.schedules import releases, weekly_audit
 from dagster_nanobanana.automation.sensors import (
     new_prompt_tables,
     rescue_sensor,
@@ -54,7 +55,7 @@ def build_definitions() -> dg.Definitions:
             rescue_sensor,
             run_summary,
             buy_new_prompt_sets,
-            *automation(recipes),
+            *condition_sensors(recipes),
         ],
         schedules=[nightly, weekly_audit, *releases(recipes)],
         resources=resources(),

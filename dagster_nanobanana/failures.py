@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from dagster_nanobanana.termination import RunOver
+from dagster_nanobanana.run_watch import RunOver
 from nanobanana_pipeline.errors import NanobananaError
 
 __all__ = ["plain_failures"]

@@ -38,9 +38,9 @@ FLOORS = """
     lineage.openlineage
     lineage.trace
     cli
-    dagster_nanobanana.termination
+    dagster_nanobanana.run_watch
     dagster_nanobanana.failures  dagster_nanobanana.partitions  dagster_nanobanana.resources
-    dagster_nanobanana.executor  dagster_nanobanana.launch_config  dagster_nanobanana.lineage
+    dagster_nanobanana.executor  dagster_nanobanana.launch_config  dagster_nanobanana.openlineage
     dagster_nanobanana.presentation  dagster_nanobanana.celery_worker
     dagster_nanobanana.checks
     dagster_nanobanana.assets
@@ -48,7 +48,7 @@ FLOORS = """
     dagster_nanobanana.automation
     dagster_nanobanana.build
     dagster_nanobanana.definitions  dagster_project
-    dagster_nanobanana.materialize
+    dagster_nanobanana.materialize_command
 """
 """From the ground up. A room (a package or a module of `nanobanana_pipeline` where no other package
 is named) may import what is in itself and on lower floors, and nothing beside or above it."""
@@ -67,7 +67,7 @@ LOADED_BY_NAME = {
     ("dagster_nanobanana.celery_worker", "app"),
     ("dagster_nanobanana.celery_worker", "execute_plan"),
     ("dagster_nanobanana.definitions", "defs"),
-    ("dagster_nanobanana.materialize", "main"),
+    ("dagster_nanobanana.materialize_command", "main"),
     ("dagster_project.definitions", "defs"),
 }
 """What no import names: commands, and what Dagster, Celery and child processes load."""

@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from dagster_nanobanana.assets.conditions import on_changed_inputs
 from dagster_nanobanana.failures import plain_failures
-from dagster_nanobanana.lineage import recorded_step
+from dagster_nanobanana.openlineage import recorded_step
 from dagster_nanobanana.partitions import partition_key_of
 from dagster_nanobanana.presentation.columns import RELEASES_METADATA
-from dagster_nanobanana.presentation.metadata import sample_table
-from dagster_nanobanana.presentation.pictures import STRIP_PICTURES, plot, shown_picture
+from dagster_nanobanana.presentation.pictures_and_plots import STRIP_PICTURES, plot, shown_picture
+from dagster_nanobanana.presentation.tables import sample_table
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.bucket_keys import release_key
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY
@@ -31,7 +31,10 @@ from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import counted
 
-__all__ = ["dataset_assets", "dataset_checks", "recipes_here"]
+__all__ = ["DATASETS", "dataset_assets", "dataset_checks", "recipes_here"]
+
+GROUP = "datasets"
+DATASETS = dg.AssetSelection.groups(GROUP)
 
 RECIPES_FOLDER = Path("recipes")
 NO_LEAKS, READABLE = "no_leaks", "readable"
@@ -77,7 +80,7 @@ def _asset(recipe: Recipe) -> dg.AssetsDefinition:
     @dg.asset(
         key=_key(recipe),
         deps=[dg.AssetDep("image_features", partition_mapping=_partitions(recipe))],
-        group_name="datasets",
+        group_name=GROUP,
         kinds={"s3", str(recipe.formats[0])},
         owners=["team:data"],
         tags={"cost": "free"},

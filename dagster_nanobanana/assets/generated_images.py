@@ -14,17 +14,17 @@ import dagster as dg
 import pandas as pd
 from pydantic import TypeAdapter
 
-from dagster_nanobanana.checks.evaluate import cells_check, evaluate_planned
+from dagster_nanobanana.checks.evaluate_in_step import cells_check, evaluate_planned
 from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.launch_config import GenerationConfig, launch_of
-from dagster_nanobanana.lineage import recorded_step
+from dagster_nanobanana.openlineage import recorded_step
 from dagster_nanobanana.partitions import IMAGES, grid, read_partition_key
 from dagster_nanobanana.presentation.columns import IMAGES_METADATA
-from dagster_nanobanana.presentation.metadata import SAMPLE_ROWS, named_pictures, sample_table
-from dagster_nanobanana.presentation.pictures import STRIP_PICTURES, shown_picture
-from dagster_nanobanana.presentation.run_summary import failure_summary, termination_summary
+from dagster_nanobanana.presentation.failure_summary import failure_summary, termination_summary
+from dagster_nanobanana.presentation.pictures_and_plots import STRIP_PICTURES, shown_picture
+from dagster_nanobanana.presentation.tables import SAMPLE_ROWS, named_pictures, sample_table
 from dagster_nanobanana.resources import NanobananaResource
-from dagster_nanobanana.termination import RunOver, RunWatch
+from dagster_nanobanana.run_watch import RunOver, RunWatch
 from nanobanana_pipeline.errors import NanobananaError, StorageError
 from nanobanana_pipeline.generation import launch
 from nanobanana_pipeline.generation.engine.engine import Progress, Report

@@ -7,10 +7,10 @@ import dagster as dg
 from pydantic import Field
 
 from dagster_nanobanana.failures import plain_failures
-from dagster_nanobanana.lineage import recorded_step
+from dagster_nanobanana.openlineage import recorded_step
 from dagster_nanobanana.partitions import prompt_sets
 from dagster_nanobanana.presentation.columns import PROMPTS_METADATA
-from dagster_nanobanana.presentation.metadata import sample_table
+from dagster_nanobanana.presentation.tables import sample_table
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.bucket_keys import prompt_set_key
 from nanobanana_pipeline.errors import PromptTableError

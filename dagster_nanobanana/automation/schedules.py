@@ -1,16 +1,14 @@
-"""Schedules that buy nothing, and the sensors that follow what changes upstream."""
+"""The schedules that buy nothing: the weekly audit and the daily releases."""
 
 import dagster as dg
 
-from dagster_nanobanana.assets.datasets import recipes_here
+from dagster_nanobanana.assets.datasets import DATASETS, recipes_here
 from dagster_nanobanana.automation.sensors import unset
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.datasets.input_fingerprint import read_input_status
 from nanobanana_pipeline.datasets.recipe import Recipe
 
-__all__ = ["automation", "releases", "weekly_audit"]
-
-DATASETS = dg.AssetSelection.groups("datasets")
+__all__ = ["releases", "weekly_audit"]
 
 weekly_audit = dg.ScheduleDefinition(
     name="weekly_audit",
@@ -24,34 +22,6 @@ weekly_audit = dg.ScheduleDefinition(
         "of the ledger."
     ),
 )
-
-
-def automation(recipes: list[Recipe]) -> list[dg.AutomationConditionSensorDefinition]:
-    """Sensors that evaluate the conditions of features and, where there are recipes, releases."""
-    features = dg.AutomationConditionSensorDefinition(
-        "features_on_change",
-        target=dg.AssetSelection.assets("image_features"),
-        default_status=dg.DefaultSensorStatus.STOPPED,
-        minimum_interval_seconds=60,
-        description=(
-            "Measures the features of each partition whose pictures have changed. Buys "
-            "nothing, and takes this machine's time: so it ships stopped, as Dagster's own does. "
-            "Start it here."
-        ),
-    )
-    published = dg.AutomationConditionSensorDefinition(
-        "releases_on_change",
-        target=DATASETS,
-        default_status=dg.DefaultSensorStatus.STOPPED,
-        minimum_interval_seconds=60,
-        description=(
-            "Publishes a release as soon as features change and none of a recipe's partitions is "
-            "missing; a recipe over all seeds waits for all of the grid. Buys nothing, and "
-            "stores what is published: so it ships stopped. Start this, or the schedule "
-            "daily_releases."
-        ),
-    )
-    return [features, *([published] if recipes else [])]
 
 
 def releases(recipes: list[Recipe]) -> list[dg.ScheduleDefinition]:

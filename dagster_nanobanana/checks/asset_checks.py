@@ -20,7 +20,7 @@ from dagster_nanobanana.partitions import (
     prompt_sets,
     read_partition_key,
 )
-from dagster_nanobanana.presentation.metadata import (
+from dagster_nanobanana.presentation.tables import (
     TABLE_CHARACTERS,
     TABLE_ROWS,
     findings_of,

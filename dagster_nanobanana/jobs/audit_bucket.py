@@ -6,7 +6,7 @@ import dagster as dg
 from pydantic import Field
 
 from dagster_nanobanana.failures import plain_failures
-from dagster_nanobanana.presentation.metadata import (
+from dagster_nanobanana.presentation.tables import (
     TABLE_CHARACTERS,
     TABLE_ROWS,
     findings_of,

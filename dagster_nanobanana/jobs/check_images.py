@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from dagster_nanobanana.checks.asset_checks import CHECKS_OF_PARTITIONS, NO_PARTITION
-from dagster_nanobanana.checks.evaluate import evaluate
+from dagster_nanobanana.checks.evaluate_in_step import evaluate
 from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.partitions import grid
 from dagster_nanobanana.resources import NanobananaResource

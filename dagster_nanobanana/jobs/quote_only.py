@@ -8,7 +8,7 @@ from pydantic import Field
 
 from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.launch_config import GenerationConfig, launch_of
-from dagster_nanobanana.presentation.metadata import TABLE_ROWS, sample_table
+from dagster_nanobanana.presentation.tables import TABLE_ROWS, sample_table
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.planning.cells import read_seeds

@@ -42,7 +42,7 @@ from nanobanana_pipeline.storage.bucket import open_bucket
 __all__ = ["dagster_home", "demo", "dev", "environment"]
 
 # Not with -m: processes that measure pictures would load that module too, and Dagster with it.
-MATERIALIZE = "from dagster_nanobanana.materialize import main; raise SystemExit(main())"
+MATERIALIZE = "from dagster_nanobanana.materialize_command import main; raise SystemExit(main())"
 SEEDS = (1, 2)
 DEMO_SET = "sample"
 DEMO_PICTURES = 24

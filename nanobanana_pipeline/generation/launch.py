@@ -60,7 +60,15 @@ from nanobanana_pipeline.storage.cas import contention
 from nanobanana_pipeline.storage.versioned import packed
 from nanobanana_pipeline.wording import counted
 
-__all__ = ["collect", "needs_rescue", "plan", "settle_shard"]
+__all__ = ["Settled", "collect", "needs_rescue", "plan", "settle_launch", "settle_shard"]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What came of a launch: the manifest now current, and what its shards did."""
+
+    current: CurrentManifest
+    report: Report
 
 
 def plan(store: ObjectStore, account: Account, launch: Launch) -> RunPlan:
@@ -190,6 +198,26 @@ def collect(
         mark_done(store, run_plan.run_id, report.bought)
     reclaim_reservations(store, run_plan.prompt_set, run_plan.seed, is_complete=not current.gaps)
     return current
+
+
+def settle_launch(
+    store: ObjectStore,
+    account: Account,
+    launch: Launch,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Settled:
+    """Plan, settle and account for one launch, all in this process.
+
+    Raises:
+        PlanError: the launch must not start.
+        StorageError: S3 refuses or holds damaged objects.
+    """
+    made = plan(store, account, launch)
+    report = Report()
+    for shard in made.shards:
+        report += settle_shard(store, account, made.run_id, shard, on_progress=on_progress)
+    return Settled(collect(store, account, made, report), report)
 
 
 def _outcome_tables(

@@ -10,7 +10,8 @@ import pytest
 
 from dagster_nanobanana.assets.generated_images import generated_images
 from dagster_nanobanana.assets.image_features import image_features
-from dagster_nanobanana.automation.schedules import automation, releases
+from dagster_nanobanana.automation.condition_sensors import condition_sensors
+from dagster_nanobanana.automation.schedules import releases
 from dagster_nanobanana.definitions import defs
 from nanobanana_pipeline.generation.manifest.manifest import read_current
 from tests.conftest import account_for
@@ -173,6 +174,6 @@ def test_a_release_is_asked_for_once_its_inputs_are_there_and_when_they_change(
 
 def test_without_recipes_there_is_nothing_to_release() -> None:
     assert releases([]) == []
-    assert [sensor.name for sensor in automation([])] == ["features_on_change"]
+    assert [sensor.name for sensor in condition_sensors([])] == ["features_on_change"]
     audit = defs.get_repository_def().get_schedule_def("weekly_audit")
     assert audit.job_name == "audit_bucket"

@@ -1,27 +1,19 @@
-"""Launching a partition once more, as it was launched the last time."""
+"""Launches partitions again, each as it was launched the last time."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from nanobanana_pipeline.errors import PlanError
-from nanobanana_pipeline.generation.engine.engine import Progress, Report
-from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
-from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, read_current
+from nanobanana_pipeline.generation.engine.engine import Progress
+from nanobanana_pipeline.generation.launch import Settled, settle_launch
+from nanobanana_pipeline.generation.manifest.manifest import read_current
 from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.generation.planning.run_files import RunPlan, unfinished_plans
 from nanobanana_pipeline.money import Cap
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["Settled", "relaunch", "retry", "settle_launch"]
-
-
-@dataclass(frozen=True)
-class Settled:
-    """What came of launching a partition again."""
-
-    current: CurrentManifest
-    report: Report
+__all__ = ["relaunch", "retry"]
 
 
 def relaunch(
@@ -40,26 +32,6 @@ def relaunch(
         return Launch(prompt_set, seed, run_id, limit=current.limit)
     made = last or _last_plan(store, prompt_set, seed)
     return Launch(prompt_set, seed, run_id, parameters=made.parameters, limit=made.limit)
-
-
-def settle_launch(
-    store: ObjectStore,
-    account: Account,
-    launch: Launch,
-    *,
-    on_progress: Callable[[Progress], None] | None = None,
-) -> Settled:
-    """Plan, settle and account for one launch, all in this process.
-
-    Raises:
-        PlanError: the launch must not start.
-        StorageError: S3 refuses or holds damaged objects.
-    """
-    made = plan(store, account, launch)
-    report = Report()
-    for shard in made.shards:
-        report += settle_shard(store, account, made.run_id, shard, on_progress=on_progress)
-    return Settled(collect(store, account, made, report), report)
 
 
 def retry(

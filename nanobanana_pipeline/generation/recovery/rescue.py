@@ -14,7 +14,7 @@ from nanobanana_pipeline.bucket_keys import Folder, run_done_key, run_plan_key, 
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.budget.reservations import EXPIRED_SECONDS, reclaim_reservations
 from nanobanana_pipeline.generation.engine.engine import Progress, Report
-from nanobanana_pipeline.generation.launch import collect, needs_rescue, plan, settle_shard
+from nanobanana_pipeline.generation.launch import Settled, collect, needs_rescue, plan, settle_shard
 from nanobanana_pipeline.generation.manifest.manifest import (
     CellState,
     CurrentManifest,
@@ -32,7 +32,7 @@ from nanobanana_pipeline.generation.planning.run_files import (
     write_plan,
     write_shards,
 )
-from nanobanana_pipeline.generation.recovery.relaunch import Settled, relaunch
+from nanobanana_pipeline.generation.recovery.relaunch import relaunch
 from nanobanana_pipeline.ledger import COSTING, Ledger, State
 from nanobanana_pipeline.provider.account import PROVIDER, Account
 from nanobanana_pipeline.storage import ListedObject, ObjectStore

@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from nanobanana_pipeline.datasets.release import Release
     from nanobanana_pipeline.features.table import RefreshedFeatures
     from nanobanana_pipeline.generation.engine.engine import Report
+    from nanobanana_pipeline.generation.launch import Settled
     from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest
     from nanobanana_pipeline.generation.planning.run_files import RunPlan
-    from nanobanana_pipeline.generation.recovery.relaunch import Settled
     from nanobanana_pipeline.prompts.checked_prompts import CheckedPrompts
     from nanobanana_pipeline.prompts.prompt_set import PromptSet
     from nanobanana_pipeline.storage import ObjectStore

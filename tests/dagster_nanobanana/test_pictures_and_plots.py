@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dagster_nanobanana.presentation.pictures import MARKDOWN_CHARACTERS, plot, shown_picture
+from dagster_nanobanana.presentation.pictures_and_plots import (
+    MARKDOWN_CHARACTERS,
+    plot,
+    shown_picture,
+)
 
 
 def noisy(seed: int) -> bytes:

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from dagster_nanobanana.presentation.metadata import named_pictures, sample_table
+from dagster_nanobanana.presentation.tables import named_pictures, sample_table
 
 
 def test_texts_stand_in_one_line_and_prompts_are_shortened_most() -> None:

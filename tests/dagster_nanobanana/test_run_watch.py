@@ -9,9 +9,9 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from dagster_nanobanana import termination
+from dagster_nanobanana import run_watch
 from dagster_nanobanana.assets import generated_images
-from dagster_nanobanana.termination import RunOver, RunWatch
+from dagster_nanobanana.run_watch import RunOver, RunWatch
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.lineage.openlineage.recorder import was_stopped
 from tests.dagster_nanobanana.conftest import SMALL, Project
@@ -24,8 +24,8 @@ MANY = "prompt\n" + "".join(f"animal {number}\n" for number in range(40))
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generated_images, "PROGRESS_SECONDS", 0.1)
-    monkeypatch.setattr(termination, "LOOK_SECONDS", 0.1)
-    monkeypatch.setattr(termination, "LOOK_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(run_watch, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(run_watch, "LOOK_PATIENCE_SECONDS", 0.3)
 
 
 def stop_once_it_buys(project: Project) -> str:

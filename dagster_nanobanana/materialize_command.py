@@ -1,6 +1,6 @@
 """Materialize the graph for one prompt table and some seeds, from the command line.
 
-``python -m dagster_nanobanana.materialize sample --table sample.csv --seed 1 --seed 2 --onward``
+``python -m dagster_nanobanana.materialize_command sample --table sample.csv --seed 1 --onward``
 
 What `nanobanana demo` runs: the same assets and the same instance as the UI's.
 """
@@ -27,7 +27,9 @@ _NOT_DONE, _WRONG_USE = 1, 2
 
 def main() -> int:
     """Run it; 0 if every partition was materialized, 1 if not, 2 for wrong use."""
-    parser = argparse.ArgumentParser(prog="dagster_nanobanana.materialize", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="dagster_nanobanana.materialize_command", description=__doc__
+    )
     parser.add_argument("prompt_set")
     parser.add_argument("--table", required=True)
     parser.add_argument("--seed", type=int, action="append", required=True)
