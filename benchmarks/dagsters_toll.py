@@ -4,7 +4,8 @@
 
 The same table through `dagster_nanobanana.materialize_command` and through `nanobanana generate`,
 each as a whole process with servers of its own, then both again with nothing left to buy: what
-Dagster takes longer then is its fixed cost. A shorter latency than the provider's makes its share larger.
+Dagster takes longer then is its fixed cost. A shorter latency than the provider's makes its share
+larger.
 """
 
 import argparse

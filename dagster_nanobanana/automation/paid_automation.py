@@ -69,20 +69,20 @@ def nightly(
         for name in recipe.prompt_sets
         for seed in (() if recipe.seeds == "all" else recipe.seeds)
     ]
-    wanted = find_backlog(store, named)
-    dealt = share_budget(store, nanobanana.account(), wanted, room)
+    backlog = find_backlog(store, named)
+    dealt = share_budget(store, nanobanana.account(), backlog, room)
     shares = list(itertools.islice(dealt, LAUNCHES_A_NIGHT))
     if not shares:
         return dg.SkipReason("nothing is missing that a launch could bring")
     images = sum(share.max_images for share in shares)
     context.log.info(
-        f"launched: {len(shares):,} of {counted(len(wanted), 'partition')} with cells missing, for "
-        f"{counted(images, 'image')} at {cost_text(cost_of(images, budget.price))}; today has room "
-        f"for {room:,}"
+        f"launched: {len(shares):,} of {counted(len(backlog), 'partition')} with cells missing, "
+        f"for {counted(images, 'image')} at {cost_text(cost_of(images, budget.price))}; today has "
+        f"room for {room:,}"
     )
     # What the command line has launched, or a recipe lists, may be no partition of Dagster's yet.
-    sets = sorted({share.wanted.prompt_set for share in shares})
-    add_partitions(context.instance, sets, sorted({share.wanted.seed for share in shares}))
+    sets = sorted({share.backlog.prompt_set for share in shares})
+    add_partitions(context.instance, sets, sorted({share.backlog.seed for share in shares}))
     day = context.scheduled_execution_time.date().isoformat()
     return [_request(share, place, day) for place, share in enumerate(shares)]
 
@@ -138,11 +138,11 @@ def buy_new_prompt_sets(
 
 
 def _request(share: Share, place: int, day: str) -> dg.RunRequest:
-    wanted = share.wanted
-    key = partition_key_of(wanted.prompt_set, wanted.seed)
+    backlog = share.backlog
+    key = partition_key_of(backlog.prompt_set, backlog.seed)
     # Of runs that wait in Dagster's queue the one with the highest priority goes first.
     tags = {"dagster/priority": str(-place), "nanobanana/automation": "nightly"}
-    config: dict[str, Any] = {"max_images": share.max_images, "limit": wanted.limit}
+    config: dict[str, Any] = {"max_images": share.max_images, "limit": backlog.limit}
     return dg.RunRequest(
         run_key=f"nightly:{day}:{key}", partition_key=key, run_config=_config(config), tags=tags
     )

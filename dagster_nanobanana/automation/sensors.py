@@ -161,8 +161,8 @@ def rescue_sensor(
     store, after = nanobanana.store(), told.get("after", "")
     unfinished = list_unfinished(store)
     turn = ([name for name in unfinished if name > after] or unfinished)[:RUNS_A_TICK]
-    dead = expired_runs(store, turn)
-    waiting = [run for run in dead if known.get(run.run_id) != run.round]
+    expired = expired_runs(store, turn)
+    waiting = [run for run in expired if known.get(run.run_id) != run.round]
     due = waiting[:RESCUES_A_TICK]
     if len(due) == len(waiting):  # else these runs are looked at once more
         after = turn[-1] if len(turn) == RUNS_A_TICK else ""
@@ -183,7 +183,7 @@ def rescue_sensor(
             )
             for run in due
         ],
-        skip_reason=None if due else f"no run needs rescue; {len(dead):,} were tried already",
+        skip_reason=None if due else f"no run needs rescue; {len(expired):,} were tried already",
         cursor=json.dumps({"after": after, "tried": seen}, separators=(",", ":")),
     )
 

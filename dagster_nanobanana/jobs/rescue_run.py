@@ -10,7 +10,7 @@ from dagster_nanobanana.jobs.partition_events import run_ids, show_settled
 from dagster_nanobanana.openlineage import recorded_step
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.generation.recovery.rescue import rescue
-from nanobanana_pipeline.lineage.openlineage.recorder import record_dead_run
+from nanobanana_pipeline.lineage.openlineage.recorder import record_expired_run
 from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
 from nanobanana_pipeline.wording import counted
 
@@ -27,19 +27,19 @@ class RescueConfig(dg.Config):
 
 @dg.op(
     description=(
-        "Brings what a dead run has bought and not stored, looks for evidence of what is in "
+        "Brings what an expired run has bought and not stored, looks for evidence of what is in "
         "doubt, and publishes its partition's manifest. **Costs nothing: buys nothing.**"
     )
 )
 def rescue_one_run(
     context: dg.OpExecutionContext, config: RescueConfig, nanobanana: NanobananaResource
 ) -> None:
-    """Settle what a dead run has left."""
+    """Settle what an expired run has left."""
     with plain_failures():
         store, account = nanobanana.store(), nanobanana.account()
         names = run_ids(context.run_id, "rescue")
         price = account.budget.price
-        record_dead_run(store, "generated_images", config.run_id)
+        record_expired_run(store, "generated_images", config.run_id)
         with recorded_step(context, store, "rescue_run") as recording:
             settled = rescue(store, account, config.run_id, new_run_id=names)
             show_settled(context, store, settled, price)
@@ -66,7 +66,7 @@ def rescue_one_run(
 
 @dg.job(
     description=(
-        "Bring what a dead run has bought, before the provider deletes it after 24 hours. The "
+        "Bring what an expired run has bought, before the provider deletes it after 24 hours. The "
         "sensor `rescue` launches it by itself. Buys nothing."
     )
 )

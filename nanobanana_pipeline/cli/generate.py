@@ -27,7 +27,7 @@ from nanobanana_pipeline.generation.planning.cells import read_seeds
 from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.generation.planning.run_files import RunPlan, list_unfinished
 from nanobanana_pipeline.generation.recovery.rescue import expired_runs
-from nanobanana_pipeline.lineage.openlineage.recorder import record_dead_run, record_run
+from nanobanana_pipeline.lineage.openlineage.recorder import record_expired_run, record_run
 from nanobanana_pipeline.lineage.openlineage.run_facts import (
     launch_complete,
     launch_running,
@@ -126,8 +126,8 @@ def generate_command(
     cap = Cap(max_images, read_money("--max-cost", max_cost))
     settings = Settings.load()
     account, store = Account.open(settings), open_bucket(settings)
-    for dead in expired_runs(store, list_unfinished(store)):
-        record_dead_run(store, "generated_images", dead.run_id)
+    for expired in expired_runs(store, list_unfinished(store)):
+        record_expired_run(store, "generated_images", expired.run_id)
     console = make_console()
     set_name = valid_name(name or PurePosixPath(file).name.partition(".")[0])
     references = References(account.downloader, store, keep=True)

@@ -1,6 +1,6 @@
 """Which partitions lack cells that a launch could buy, and how far a budget goes over them.
 
-What is wanted is what somebody has launched, and what is named from above (recipes). What is
+It holds what was launched before and what is named from above (recipes). What is
 missing of it comes from manifests and the ledger alone.
 """
 
@@ -55,7 +55,7 @@ class Share:
             is missing.
     """
 
-    wanted: Backlog
+    backlog: Backlog
     max_images: int
 
 
@@ -75,18 +75,18 @@ def find_backlog(store: ObjectStore, first: Iterable[tuple[str, int]] = ()) -> l
     partitions = named | manifests.keys()
     tables = {name: prompt_set.current(store, name) for name in {name for name, _ in partitions}}
     found = (
-        _wanted(table, seed, manifests.get((name, seed)), is_first=(name, seed) in named)
+        _backlog_of(table, seed, manifests.get((name, seed)), is_first=(name, seed) in named)
         for name, seed in partitions
         if (table := tables[name]) is not None
     )
     return sorted(
-        (wanted for wanted in found if wanted.missing or wanted.is_stale),
-        key=lambda w: (not w.is_first, w.missing, w.prompt_set, w.seed),
+        (each for each in found if each.missing or each.is_stale),
+        key=lambda b: (not b.is_first, b.missing, b.prompt_set, b.seed),
     )
 
 
 def share_budget(
-    store: ObjectStore, account: Account, wanted: Iterable[Backlog], room: int
+    store: ObjectStore, account: Account, backlog: Iterable[Backlog], room: int
 ) -> Iterator[Share]:
     """Deal out the room of a budget, the first ones first.
 
@@ -98,7 +98,7 @@ def share_budget(
         PlanError: a partition cannot be launched.
         StorageError: S3 refuses or holds damaged objects.
     """
-    for each in wanted:
+    for each in backlog:
         if room <= 0:
             return
         share = _share(store, account, each, room)
@@ -107,7 +107,7 @@ def share_budget(
             yield share
 
 
-def _wanted(
+def _backlog_of(
     table: PromptSet, seed: int, current: CurrentManifest | None, *, is_first: bool
 ) -> Backlog:
     limit = current.limit if current else None
@@ -119,18 +119,18 @@ def _wanted(
     return Backlog(table.name, seed, limit, missing, is_first, is_stale)
 
 
-def _share(store: ObjectStore, account: Account, wanted: Backlog, room: int) -> Share | None:
+def _share(store: ObjectStore, account: Account, backlog: Backlog, room: int) -> Share | None:
     """What may be bought of a partition; None if launching it would come to nothing."""
-    table = prompt_set.current(store, wanted.prompt_set)
+    table = prompt_set.current(store, backlog.prompt_set)
     if table is None:
         return None
     prompts = prompt_set.load(store, table.name, table.fingerprint)
-    launch = Launch(wanted.prompt_set, wanted.seed, "share", limit=wanted.limit)
+    launch = Launch(backlog.prompt_set, backlog.seed, "share", limit=backlog.limit)
     run_plan = plan_cells(store, account, launch, prompts).run_plan
     if not run_plan.buy:
-        return Share(wanted, 0) if run_plan.resume or wanted.is_stale else None
-    scope = partition_scope(store, account.budget, wanted.prompt_set, wanted.seed)
+        return Share(backlog, 0) if run_plan.resume or backlog.is_stale else None
+    scope = partition_scope(store, account.budget, backlog.prompt_set, backlog.seed)
     spent = scope.read()
     own = scope.cap.room(spent.images_counted, spent.cost_counted, account.budget.price)
     allowed = min(run_plan.buy_images, room, run_plan.buy_images if own is None else own)
-    return Share(wanted, allowed) if allowed else None
+    return Share(backlog, allowed) if allowed else None

@@ -69,7 +69,7 @@ class Run:
 
     @property
     def is_dead(self) -> bool:
-        """It gives no sign of life: nothing of it goes on by itself."""
+        """It has no heartbeat: nothing of it goes on by itself."""
         return not self.has_shards_alive and self.quiet_seconds > EXPIRED_SECONDS
 
 
@@ -79,7 +79,7 @@ class UnfinishedRun:
 
     Attributes:
         buy: requests that it set out to buy.
-        quiet_seconds: since its last sign of life, which comes every minute while it buys.
+        quiet_seconds: since its last heartbeat, which comes every minute while it buys.
         is_dead: it will not go on by itself: it was silent for 15 minutes.
     """
 
@@ -102,17 +102,17 @@ def list_runs(store: ObjectStore) -> Iterator[Run]:
 
 
 def expired_runs(store: ObjectStore, run_ids: Iterable[str]) -> list[Run]:
-    """Those of these runs that give no sign of life, the longest silent first.
+    """Those of these runs that have no heartbeat, the longest silent first.
 
     One LIST a run of `list_unfinished`; nothing is read. One that is done after all is as good as
-    dead: to rescue it brings nothing, and takes it off that list.
+    expired: to rescue it brings nothing, and takes it off that list.
 
     Raises:
         StorageError: S3 refuses.
     """
     found = (_read_run(run_id, store.listing(run_prefix(run_id))) for run_id in run_ids)
-    dead = [run for run in found if run is not None and run.is_dead]
-    return sorted(dead, key=lambda run: (-run.quiet_seconds, run.run_id))
+    expired = [run for run in found if run is not None and run.is_dead]
+    return sorted(expired, key=lambda run: (-run.quiet_seconds, run.run_id))
 
 
 def unfinished_runs(
@@ -154,7 +154,7 @@ def rescue(
     new_run_id: Callable[[], str],
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Settled:
-    """Bring what a dead run has bought, and publish its partition's manifest. Buys nothing.
+    """Bring what an expired run has bought, and publish its partition's manifest. Buys nothing.
 
     What it bought is brought even where the prompt table or the pilot's limit is another by now,
     and nobody asks for those cells any more. Where nothing is left to rescue the run is marked as
@@ -171,9 +171,9 @@ def rescue(
     """
     if store.head(run_plan_key(run_id)) is None:
         raise PlanError(_no_such_run(store, run_id))
-    dead = read_plan(store, run_id)
+    expired = read_plan(store, run_id)
     seen = _read_run(run_id, store.listing(run_prefix(run_id)))
-    own = list(read_request_keys(store, dead))
+    own = list(read_request_keys(store, expired))
     ledger = Ledger(store)
     kept, unsettled = account.provider.kept_seconds, {State.ACCEPTED, State.SUBMITTING}
     left = {
@@ -183,23 +183,23 @@ def rescue(
     }
     owed = [
         replace(planned, buy=False)
-        for shard in dead.shards
+        for shard in expired.shards
         for planned in read_shard(store, run_id, shard, account.provider.request_model)
         if planned.request_key in left
     ]
     report = Report()
     if owed:
-        report = _bring(store, account, dead, new_run_id(), owed, on_progress)
-    current, _ = read_current(store, dead.prompt_set, dead.seed)
-    if current is None or owed or not _has_all(current, dead):
-        launch = relaunch(store, dead.prompt_set, dead.seed, new_run_id(), last=dead)
+        report = _bring(store, account, expired, new_run_id(), owed, on_progress)
+    current, _ = read_current(store, expired.prompt_set, expired.seed)
+    if current is None or owed or not _has_all(current, expired):
+        launch = relaunch(store, expired.prompt_set, expired.seed, new_run_id(), last=expired)
         # Of the partition as a whole only the manifest is made: the rest is for who launches it.
         settle_nothing = replace(launch, max_images=0, only=frozenset())
         made = plan(store, account, settle_nothing)
         current = collect(store, account, made, report)
     # After the manifest: what was brought by then is known to be all that the run has spent.
-    names = [f"{run_id}/{shard}" for shard in dead.shards]
-    reclaim_reservations(store, dead.prompt_set, dead.seed, names)
+    names = [f"{run_id}/{shard}" for shard in expired.shards]
+    reclaim_reservations(store, expired.prompt_set, expired.seed, names)
     bought, is_done = 0, True
     for held in ledger.read_many(own):
         bought += sum(a.run_id == run_id and a.outcome in COSTING for a in held.entry.attempts)
@@ -224,15 +224,15 @@ def _no_such_run(store: ObjectStore, run_id: str) -> str:
 def _bring(
     store: ObjectStore,
     account: Account,
-    dead: RunPlan,
+    expired: RunPlan,
     run_id: str,
     owed: list[PlannedRequest],
     on_progress: Callable[[Progress], None] | None,
 ) -> Report:
-    """Settle these requests of a dead run under a run of their own, which may buy nothing."""
+    """Settle these requests of an expired run under a run of their own, which may buy nothing."""
     shards = write_shards(store, run_id, owed, len(owed), None)
     made = replace(
-        dead,
+        expired,
         run_id=run_id,
         shards=shards,
         buy=0,
@@ -251,10 +251,10 @@ def _bring(
     return report
 
 
-def _has_all(current: CurrentManifest, dead: RunPlan) -> bool:
-    """Whether a manifest has all pictures that a dead run set out for."""
+def _has_all(current: CurrentManifest, expired: RunPlan) -> bool:
+    """Whether a manifest has all pictures that an expired run set out for."""
     told = (current.fingerprint, current.parameters, current.limit)
-    is_same = told == (dead.fingerprint, dead.parameters, dead.limit)
+    is_same = told == (expired.fingerprint, expired.parameters, expired.limit)
     return is_same and set(current.cells) <= {CellState.SETTLED, CellState.NOT_REQUESTED}
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["Recording", "record_dead_run", "record_run", "was_stopped"]
+__all__ = ["Recording", "record_expired_run", "record_run", "was_stopped"]
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def record_run(
         recording.close()
 
 
-def record_dead_run(store: "ObjectStore", job: str, run_id: str) -> None:
+def record_expired_run(store: "ObjectStore", job: str, run_id: str) -> None:
     """Write ABORT for a run that was killed, unless its record has an end or is over 7 days old."""
     recording = Recording(store, job, run_id, RunFacts, None)
     recording.guarded("whether it ended", lambda: _end(store, recording, job, run_id))

@@ -373,7 +373,7 @@ def test_a_run_that_was_killed_is_declared_dead_once(store: ObjectStore) -> None
     with record_run(store, "generated_images", "ended", RunFacts):
         pass
     for run_id in ("killed", "ended", "unknown", "killed"):
-        recorder.record_dead_run(store, "generated_images", run_id)
+        recorder.record_expired_run(store, "generated_images", run_id)
     assert states_of(events_of(store, "killed")) == ["START", "ABORT"]
     assert "died" in events_of(store, "killed")[-1]["run"]["facets"]["errorMessage"]["message"]
     assert states_of(events_of(store, "ended")) == ["START", "COMPLETE"]
