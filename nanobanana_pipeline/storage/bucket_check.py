@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from http import HTTPStatus
 from threading import Lock
 from typing import Final
 from urllib.parse import urlsplit
@@ -41,7 +42,6 @@ LEASE_SECONDS: Final = 60.0
 LEASE_PATIENCE_SECONDS: Final = 5.0
 MOST_SECONDS_YOUNG: Final = 2.0
 MOST_SECONDS_OLD: Final = 5.0
-BAD_REQUEST, NOT_IMPLEMENTED = 400, 501
 USE: Final = "use AWS S3 or SeaweedFS 4"
 NO_ETAG: Final = '"00000000000000000000000000000000"'
 
@@ -321,9 +321,9 @@ def _checksums(store: ObjectStore) -> Trial:
     except S3_FAULTS as error:
         answer = error.response if isinstance(error, ClientError) else {}
         status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        if status not in {BAD_REQUEST, NOT_IMPLEMENTED}:
+        if status not in {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_IMPLEMENTED}:
             raise translated(error, "write", store.uri(key)) from error
-        is_refused = status == BAD_REQUEST
+        is_refused = status == HTTPStatus.BAD_REQUEST
     else:
         is_refused = False
         with suppress(StorageError):

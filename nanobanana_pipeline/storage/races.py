@@ -26,7 +26,7 @@ from nanobanana_pipeline.storage.store import ObjectStore, StoredObject
 __all__ = ["WRITERS", "Race", "run_races"]
 
 WRITERS: Final = 16
-KEYS: Final = 4
+KEYS_AT_A_TIME: Final = 4
 """Rounds run on so many keys at a time: with 16 writers each they fill a client's 64 sockets."""
 TRIES: Final = 5
 """A round without a winner is run so often: S3 may answer 409 to all that come at once."""
@@ -70,8 +70,8 @@ def run_races(stores: Sequence[ObjectStore], rounds: int, renew: Callable[[], No
         StorageError: S3 refuses writes altogether.
         StorageUnavailable: S3 does not answer.
     """
-    chains = [range(first, (rounds + 1) // 2, KEYS) for first in range(KEYS)]
-    with _held_back(stores), ThreadPoolExecutor(KEYS) as pool:
+    chains = [range(first, (rounds + 1) // 2, KEYS_AT_A_TIME) for first in range(KEYS_AT_A_TIME)]
+    with _held_back(stores), ThreadPoolExecutor(KEYS_AT_A_TIME) as pool:
         racing = [
             pool.submit(_chain, stores, probe_key(f"race-{number}"), pairs, rounds, renew)
             for number, pairs in enumerate(chains)
