@@ -58,7 +58,7 @@ class World:
         return stand(self.store, recipe)
 
     def select(self, recipe: Recipe) -> Selection:
-        latest, _ = read_latest(self.store, recipe.name)
+        latest = read_latest(self.store, recipe.name)
         return select(self.store, recipe, released_rows(self.store, latest))
 
     @property
