@@ -145,7 +145,9 @@ def today() -> dict[str, dict[str, Any]]:
     for kind in BY_HAND:
         found[kind] = {}
         for archive in archives():
-            _, body = max(FrozenBucket.read(archive).objects(kind))
+            _, body = max(FrozenBucket.read(archive).objects(kind), default=("", None))
+            if body is None:  # a later bucket need not hold every kind
+                continue
             found[kind][stored_number(kind, body)] = stored_fields(kind, body)
     return dict(sorted(found.items()))
 
