@@ -26,12 +26,12 @@ class Cap:
     def room(self, images: int, cost: Decimal, price: Decimal | None) -> int | None:
         """How many more images may be bought, beside those spent or reserved; None without bound.
 
-        Money sets no bound if the price of an image is unknown (None).
+        Money sets no bound if the price of an image is unknown (None), or 0.
         """
         rooms = []
         if self.images is not None:
             rooms.append(self.images - images)
-        if self.cost is not None and price is not None:
+        if self.cost is not None and price:
             rooms.append(int(((self.cost - cost) / price).to_integral_value(ROUND_DOWN)))
         return max(0, min(rooms)) if rooms else None
 

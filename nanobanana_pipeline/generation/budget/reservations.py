@@ -15,7 +15,7 @@ from functools import partial
 from typing import Final
 
 from nanobanana_pipeline.bucket_keys import day_budget_prefix, run_alive_key, run_plan_key
-from nanobanana_pipeline.errors import StorageError, StorageUnavailable
+from nanobanana_pipeline.errors import EntryDamaged, StorageError, StorageUnavailable
 from nanobanana_pipeline.generation.budget.counters import (
     Reservation,
     Scope,
@@ -29,7 +29,7 @@ from nanobanana_pipeline.generation.planning.run_files import (
     read_plan,
     read_shard_keys,
 )
-from nanobanana_pipeline.ledger import COSTING, Ledger, State, boot_clock
+from nanobanana_pipeline.ledger import COSTING, Held, Ledger, State, boot_clock
 from nanobanana_pipeline.money import Budget, Cap
 from nanobanana_pipeline.storage import ObjectStore
 
@@ -365,18 +365,25 @@ def _scopes_of(store: ObjectStore, name: str) -> list[Scope]:
 
 
 def spent_by(store: ObjectStore, name: str, reservation: Reservation) -> int:
-    """Images that a shard may have bought since its reservation began, from the ledger."""
+    """Images that a shard may have bought since its reservation began, from the ledger.
+
+    Raises:
+        EntryDamaged: what it spent on one of its requests is unknown.
+    """
     run_id, _, shard = name.rpartition("/")
     since = datetime.fromisoformat(reservation.since) - CLOCK_MARGIN
     keys = read_shard_keys(store, run_id, shard)
-    return sum(
-        held.entry.samples
-        for held in Ledger(store).read_many(keys)
-        for attempt in held.entry.attempts
-        if attempt.run_id == run_id
-        and attempt.outcome in COSTING
-        and datetime.fromisoformat(attempt.started) >= since
-    )
+    spent = 0
+    for held in Ledger(store).read_many(keys):
+        if isinstance(held, EntryDamaged):
+            raise held
+        spent += held.entry.samples * sum(
+            attempt.run_id == run_id
+            and attempt.outcome in COSTING
+            and datetime.fromisoformat(attempt.started) >= since
+            for attempt in held.entry.attempts
+        )
+    return spent
 
 
 def is_expired(store: ObjectStore, name: str, *, expired_seconds: float = EXPIRED_SECONDS) -> bool:
@@ -399,4 +406,5 @@ def _is_over(store: ObjectStore, name: str) -> bool:
         log.warning("whether shard %s has anything left to buy cannot be known: %s", name, error)
         return False
     held = Ledger(store).read_many(keys)
-    return sum(each.entry.state is State.SETTLED for each in held) == len(keys)
+    settled = (isinstance(h, Held) and h.entry.state is State.SETTLED for h in held)
+    return sum(settled) == len(keys)

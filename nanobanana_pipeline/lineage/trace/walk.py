@@ -15,10 +15,15 @@ from nanobanana_pipeline.bucket_keys import (
     run_done_key,
     run_plan_key,
 )
-from nanobanana_pipeline.errors import PromptTableError, StorageError, StorageUnavailable
+from nanobanana_pipeline.errors import (
+    EntryDamaged,
+    PromptTableError,
+    StorageError,
+    StorageUnavailable,
+)
 from nanobanana_pipeline.generation.manifest import manifest
 from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan, read_shard_keys
-from nanobanana_pipeline.ledger import Entry, Ledger
+from nanobanana_pipeline.ledger import Entry, Held, Ledger
 from nanobanana_pipeline.lineage.openlineage.recorder import was_stopped
 from nanobanana_pipeline.lineage.trace.current_tables import (
     PartitionManifest,
@@ -118,7 +123,7 @@ class Walk:
         missing = set(request_keys) - {row["request_key"] for row in cells}
         if missing:
             held = Ledger(self._store).read_many(sorted(missing)[:MAX_ENTRIES])
-            runs = {a.run_id for each in held for a in each.entry.attempts}
+            runs = {a.run_id for h in held if isinstance(h, Held) for a in h.entry.attempts}
             plans = [plan for run in sorted(runs)[:MAX_RUNS] if (plan := self._plan(run))]
             for name, seed in sorted({(plan.prompt_set, plan.seed) for plan in plans}):
                 partition = read_partition_manifest(self._store, name, seed)
@@ -130,10 +135,12 @@ class Walk:
         self, keys: Sequence[str], cells: Sequence[Row], only: set[str] | None = None
     ) -> list[str]:
         """Add requests with their cells, runs and images; returns the images' hashes."""
-        held = {
-            each.entry.request_key: each.entry
-            for each in Ledger(self._store).read_many(keys[:MAX_ENTRIES])
-        }
+        held = {}
+        for each in Ledger(self._store).read_many(keys[:MAX_ENTRIES]):
+            if isinstance(each, EntryDamaged):
+                self._notes[str(each)] = None
+            else:
+                held[each.entry.request_key] = each.entry
         if len(keys) > MAX_ENTRIES:
             self._notes[
                 f"of {len(keys):,} requests the first {MAX_ENTRIES} have parameters and attempts; "
