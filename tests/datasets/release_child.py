@@ -1,13 +1,15 @@
-"""Builds a release in a process of its own, to be killed or to be weighed.
+"""Builds releases in a process of its own, to be killed or to be weighed.
 
-    python -m tests.datasets.release_child PREFIX ROWS.pickle NAME SECONDS IMAGES FORMAT…
+    python -m tests.datasets.release_child PREFIX SECONDS IMAGES FORMAT[,FORMAT] ROWS.pickle…
 
-Takes so many seconds more a picture, and puts so many into a shard. Prints its peak memory in KiB.
+Builds a release of each file of rows, named like the file. Takes so many seconds more a picture,
+and puts so many into a shard. Prints the process's peak memory in KiB after each release.
 """
 
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -19,7 +21,7 @@ from nanobanana_pipeline.storage import ObjectStore, s3_client
 from tests.datasets.release_rows import NOTHING_REJECTED, recipe
 
 
-def main(prefix: str, rows: str, name: str, seconds: str, images: str, *formats: str) -> None:
+def main(prefix: str, seconds: str, images: str, formats: str, *files: str) -> None:
     fetch = row_images.read_image
 
     def slowly(store: ObjectStore, row: dict[str, Any]) -> bytes:
@@ -27,14 +29,15 @@ def main(prefix: str, rows: str, name: str, seconds: str, images: str, *formats:
         return fetch(store, row)
 
     row_images.read_image = slowly
-    build_release(
-        ObjectStore(s3_client(), local.BUCKET, prefix),
-        recipe(*formats, images=int(images), name=name),
-        pd.read_pickle(rows),  # noqa: S301 - the test's own
-        NOTHING_REJECTED,
-        parent=None,
-    )
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # noqa: T201
+    for rows in files:
+        build_release(
+            ObjectStore(s3_client(), local.BUCKET, prefix),
+            recipe(*formats.split(","), images=int(images), name=Path(rows).stem),
+            pd.read_pickle(rows),  # noqa: S301 - the test's own
+            NOTHING_REJECTED,
+            parent=None,
+        )
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # noqa: T201
 
 
 if __name__ == "__main__":

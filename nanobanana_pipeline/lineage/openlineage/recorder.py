@@ -111,7 +111,7 @@ def was_stopped(store: "ObjectStore", job: str, run_id: str) -> bool:
 
 
 def _events(store: "ObjectStore", job: str, run_id: str) -> list[dict[str, Any]]:
-    stored = store.get(_file_key(store, datetime.now(UTC), LONGEST_RUN_DAYS, run_id))
+    stored = store.get(_file_key(store, datetime.now(UTC), run_id))
     events = [] if stored is None else [json.loads(line) for line in stored.body.splitlines()]
     return [event for event in events if event["job"]["name"] == job]
 
@@ -136,6 +136,7 @@ class Recording:
         self._store, self._job, self._run_id, self._parent = store, job, run_id, parent
         self._begin = begin
         self._start_facts: RunFacts | None = None
+        self._key: str | None = None
         self._endpoint = _Endpoint() if _is_configured() else None
         self.facts: RunFacts | None = None
 
@@ -187,8 +188,15 @@ class Recording:
         if self._endpoint is not None:
             # Serialized before: the client adds fields to the event.
             self._endpoint.send(event)
-        days = LONGEST_RUN_DAYS if event_type is not EventType.START else 0
-        _append(self._store, now, days, self._run_id, line)
+        if self._key is None:
+            # START creates the file; a later step looks for it.
+            is_start = event_type is EventType.START
+            self._key = (
+                lineage_key(now.date().isoformat(), self._run_id)
+                if is_start
+                else _file_key(self._store, now, self._run_id)
+            )
+        _append(self._store, self._key, line)
 
     def guarded(self, what: str, act: Callable[[], Result]) -> Result | None:
         """Return `act()`; on any exception warn that `what` is missing and return None."""
@@ -262,12 +270,12 @@ def _is_configured() -> bool:
     return any(name.startswith(ENDPOINT_VARIABLES) and value for name, value in os.environ.items())
 
 
-def _append(store: "ObjectStore", now: datetime, days: int, run_id: str, line: str) -> None:
-    """Append a line, unlike any other, to a run's file, begun at most so many days before `now`."""
+def _append(store: "ObjectStore", key: str, line: str) -> None:
+    """Append a line, unlike any other, to a run's file."""
     new = line.encode() + b"\n"
     swap(
         store,
-        _file_key(store, now, days, run_id),
+        key,
         lambda stored: stored.body if stored else b"",
         lambda lines: lines if new in lines else lines + new,
         bytes,
@@ -275,10 +283,10 @@ def _append(store: "ObjectStore", now: datetime, days: int, run_id: str, line: s
     )
 
 
-def _file_key(store: "ObjectStore", now: datetime, days: int, run_id: str) -> str:
-    """The key of a run's file, which lies under the UTC day of its start."""
+def _file_key(store: "ObjectStore", now: datetime, run_id: str) -> str:
+    """The key of a run's file, which lies under the UTC day of its start; today's if it is new."""
     keys = [
         lineage_key((now - timedelta(days=ago)).date().isoformat(), run_id)
-        for ago in range(days + 1)
+        for ago in range(LONGEST_RUN_DAYS + 1)
     ]
     return next((key for key in keys if store.head(key) is not None), keys[0])

@@ -12,7 +12,7 @@ import io
 import threading
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
@@ -257,7 +257,9 @@ def _read_file(store: ObjectStore, file: IndexFile, keys: "array[int]") -> list[
     try:
         # With `pre_buffer` neighbouring row groups are fetched in one GET.
         parquet = pq.ParquetFile(_ObjectFile(store, file.key, file.size), pre_buffer=True)
-        groups = list(_groups(parquet.metadata, keys))
+        row_groups = map(parquet.metadata.row_group, range(parquet.metadata.num_row_groups))
+        ranges = [group.column(0).statistics for group in row_groups]
+        groups = [n for n, k in enumerate(ranges) if _may_contain(keys, k.min, k.max)]
         batches = parquet.iter_batches(row_groups=groups, use_threads=False) if groups else ()
         return [row for batch in batches for row in _matching(batch, keys)]
     except StorageUnavailable:
@@ -266,14 +268,6 @@ def _read_file(store: ObjectStore, file: IndexFile, keys: "array[int]") -> list[
         raise StorageError(
             f"{store.uri(file.key)} cannot be read ({error}): {REBUILD_HINT}"
         ) from error
-
-
-def _groups(metadata: Any, keys: "array[int]") -> Iterator[int]:  # noqa: ANN401 - pyarrow
-    """The row groups whose statistics do not rule all keys out."""
-    for number in range(metadata.num_row_groups):
-        statistics = metadata.row_group(number).column(0).statistics
-        if _may_contain(keys, statistics.min, statistics.max):
-            yield number
 
 
 def _may_contain(keys: "array[int]", first: int, last: int) -> bool:

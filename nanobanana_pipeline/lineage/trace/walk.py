@@ -5,6 +5,7 @@ runs and prompt sets; manifests tell enough about the rest.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final
 
 from nanobanana_pipeline.bucket_keys import (
@@ -22,8 +23,8 @@ from nanobanana_pipeline.errors import (
     StorageUnavailable,
 )
 from nanobanana_pipeline.generation.manifest import manifest
-from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan, read_shard_keys
-from nanobanana_pipeline.ledger import Entry, Held, Ledger
+from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan, read_request_keys
+from nanobanana_pipeline.ledger import COSTING, Entry, Held, Ledger, Outcome
 from nanobanana_pipeline.lineage.openlineage.recorder import was_stopped
 from nanobanana_pipeline.lineage.trace.current_tables import (
     PartitionManifest,
@@ -36,10 +37,14 @@ from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.checked_prompts import attributes_of
 from nanobanana_pipeline.provider.account import PROVIDER
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.wording import counted
 
 __all__ = ["Walk", "run_rows"]
 
 MAX_ENTRIES: Final = 100
+MAX_COUNTED: Final = 10_000
+"""Of a run without a manifest, so many requests are looked up in the ledger."""
+UNANSWERED: Final = frozenset({Outcome.SUBMITTING, Outcome.IN_DOUBT})
 MAX_RUNS: Final = 32
 MAX_SNAPSHOTS: Final = 8
 
@@ -88,12 +93,33 @@ class Walk:
             self._releases(self._requests(keys, rows))
         else:
             plan = self._plan(run_id)
-            first = plan.shards[:1] if plan else ()
-            planned = sorted(k for s in first for k in read_shard_keys(self._store, run_id, s))
+            all_planned = read_request_keys(self._store, plan) if plan else iter(())
+            planned = sorted(islice(all_planned, MAX_COUNTED))
             self._releases(self._requests(planned, self._cells(planned)))
-            self._notes[f"no manifest has anything of run {run_id}: it bought nothing"] = None
+            self._notes[self._bought(run_id, planned)] = None
         self._run(run_id)
         self._matches[f"{NodeKind.RUN}:{run_id}"] = None
+
+    def _bought(self, run_id: str, planned: Sequence[str]) -> str:
+        """What a run without a manifest has bought, by the ledger."""
+        bought = unsure = 0
+        for held in Ledger(self._store).read_many(planned):
+            if isinstance(held, EntryDamaged):
+                self._notes[str(held)] = None
+                continue
+            outcomes = [a.outcome for a in held.entry.attempts if a.run_id == run_id]
+            bought += held.entry.samples * sum(
+                outcome in COSTING - UNANSWERED for outcome in outcomes
+            )
+            unsure += held.entry.samples * sum(outcome in UNANSWERED for outcome in outcomes)
+        said = f"it bought {counted(bought, 'image') if bought else 'nothing'}"
+        if unsure:
+            said += f", and may have bought {unsure:,} more"
+        if bought or unsure:
+            said = f"the ledger says that {said}"
+        if len(planned) == MAX_COUNTED:
+            said += f" (only its first {MAX_COUNTED:,} requests were counted)"
+        return f"no manifest has anything of run {run_id}: {said}"
 
     def graph(self, query: str) -> LineageGraph:
         """The collected graph."""

@@ -229,13 +229,35 @@ def test_steps_of_one_run_at_once_lose_no_event(
 def test_a_step_after_midnight_goes_on_with_its_runs_file(store: ObjectStore) -> None:
     now = datetime.now(UTC)
     for days, line in enumerate(['{"a":1}', '{"b":2}', '{"c":3}']):
-        when = now + timedelta(days=days)
-        recorder._append(store, when, 0 if days == 0 else 7, "long", line)
+        key = recorder._file_key(store, now + timedelta(days=days), "long")
+        recorder._append(store, key, line)
     [key] = store.keys("lineage/")
     assert key == f"lineage/{now.date().isoformat()}/long.ndjson"
     stored = store.get(key)
     assert stored is not None
     assert stored.body == b'{"a":1}\n{"b":2}\n{"c":3}\n'
+
+
+def test_the_step_that_starts_a_run_looks_for_no_file_and_a_later_step_looks_once(
+    store: ObjectStore,
+) -> None:
+    looked: list[str] = []
+
+    def note(params: dict[str, str], **_: object) -> None:
+        looked.append(params["Key"])
+
+    events = store.client.meta.events
+    events.register("provide-client-params.s3.HeadObject", note)
+    try:
+        with record_run(store, "prompt_set", "r", RunFacts, ends=False) as recording:
+            recording.emit_running(RunFacts)
+        assert looked == []
+        with record_run(store, "prompt_set", "r", RunFacts, starts=False) as recording:
+            recording.emit_running(RunFacts)
+        assert len(looked) == 1
+    finally:
+        events.unregister("provide-client-params.s3.HeadObject", note)
+    assert states_of(events_of(store)) == ["START", "RUNNING", "RUNNING", "COMPLETE"]
 
 
 def test_an_answer_that_is_lost_writes_no_line_twice(

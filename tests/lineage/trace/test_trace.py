@@ -15,6 +15,7 @@ import yaml
 from nanobanana_pipeline.bucket_keys import index_key, ledger_key, manifest_prefix
 from nanobanana_pipeline.errors import StorageError, TraceError
 from nanobanana_pipeline.features.table import refresh_features
+from nanobanana_pipeline.generation.launch import settle_shard
 from nanobanana_pipeline.lineage.trace import index_reader
 from nanobanana_pipeline.lineage.trace.graph import LineageGraph, NodeKind
 from nanobanana_pipeline.lineage.trace.index_writer import refresh_index
@@ -23,7 +24,7 @@ from nanobanana_pipeline.storage import ObjectStore
 from tests.cli.conftest import Command
 from tests.conftest import API_KEY, Emulators, account_for
 from tests.datasets.release_rows import read
-from tests.launching import Launched, entries, keep_prompts, launch, prompts
+from tests.launching import QUICK, Launched, entries, keep_prompts, launch, planned, prompts
 
 BIGGER = {"width": 1056, "height": 1024}
 
@@ -190,6 +191,31 @@ def test_requests_without_a_picture_are_found(store: ObjectStore, emulators: Emu
         assert facts(found, NodeKind.REQUEST, entry.request_key)["state"] == "in_doubt"
         assert not names(found, NodeKind.IMAGE)
         assert names(found, NodeKind.PROMPT_SET) == {"set"}
+
+
+def test_a_killed_run_without_a_manifest_says_what_the_ledger_says_it_bought(
+    store: ObjectStore, made: Launched
+) -> None:
+    for key in list(store.keys(manifest_prefix("set", 1))):
+        store.delete(key)
+    found = trace(store, "run-a")
+    assert names(found, NodeKind.IMAGE) == set(made.rows["image_sha256"])
+    (note,) = found.notes
+    assert note.endswith("of run run-a: the ledger says that it bought 3 images")
+    planned(store, run_id="run-b")
+    (note,) = trace(store, "run-b").notes
+    assert note.endswith("of run run-b: it bought nothing")
+
+
+def test_a_killed_run_says_what_it_may_have_bought(
+    store: ObjectStore, emulators: Emulators
+) -> None:
+    keep_prompts(store, "set", prompts(2))
+    account = account_for(emulators(moods={"http_500_after": 1.0}).base_url, store)
+    made = planned(store, run_id="run-a", shard_size=1)
+    settle_shard(store, account, "run-a", made.shards[1], timing=QUICK)
+    (note,) = trace(store, "run-a").notes
+    assert note.endswith("the ledger says that it bought nothing, and may have bought 1 more")
 
 
 def test_what_is_unknown_is_told_with_all_that_was_looked_for(
