@@ -8,6 +8,7 @@ __all__ = [
     "FILES",
     "MARKER",
     "Folder",
+    "clock_key",
     "contact_sheet_key",
     "day_budget_key",
     "day_budget_prefix",
@@ -177,9 +178,9 @@ def run_settled_key(run_id: str, shard: str) -> str:
     return f"{run_values_prefix(run_id)}settled/{shard}.jsonl.gz"
 
 
-def run_alive_key(run_id: str, shard: str) -> str:
-    """Written anew now and then while a shard buys: its age says whether the shard lives."""
-    return f"{run_prefix(run_id)}{shard}.alive"
+def run_alive_key(run_id: str, start: str) -> str:
+    """The heartbeat of one start of a shard: ``<shard>.<incarnation>``, in 0.1.0 ``<shard>``."""
+    return f"{run_prefix(run_id)}{start}.alive"
 
 
 def run_budget_key(run_id: str) -> str:
@@ -195,6 +196,11 @@ def day_budget_key(day: str) -> str:
 def day_budget_prefix() -> str:
     """The folder of the counters of days."""
     return f"{Folder.BUDGET}/days/"
+
+
+def clock_key() -> str:
+    """Written to learn the time by the clock that stamps objects."""
+    return f"{Folder.BUDGET}/clock"
 
 
 def partition_budget_key(prompt_set: str, seed: int) -> str:

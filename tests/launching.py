@@ -7,6 +7,8 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from pydantic import SecretStr
 
 from nanobanana_pipeline.bucket_keys import image_owner_key
 from nanobanana_pipeline.emulator import EmulatorThread
+from nanobanana_pipeline.generation.budget.counters import Counter as BudgetCounter
+from nanobanana_pipeline.generation.budget.counters import Reservation, Scope
 from nanobanana_pipeline.generation.engine.engine import Report
 from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
@@ -45,6 +49,25 @@ QUICK = Timing(
     grace_seconds=60.0,
 )
 """Pauses of a provider and a bucket on this machine; a stop may take its time on a loaded one."""
+
+
+def reserve(
+    scope: Scope,
+    name: str,
+    images: int,
+    *,
+    price: Decimal | None = None,
+    opened: datetime | None = None,
+) -> None:
+    """Put a reservation of another shard into a counter."""
+    since = (opened or datetime.now(UTC)).isoformat()
+    reservation = Reservation(images=images, price=price, opened=since)
+    scope.change(lambda counter: counter.with_reservation(name, reservation))
+
+
+def spent_and_open(counter: BudgetCounter) -> tuple[int, int]:
+    """Images that closed reservations spent, and how many reservations are open."""
+    return counter.images_counted - sum(r.images for r in counter.open.values()), len(counter.open)
 
 
 @dataclass(frozen=True)

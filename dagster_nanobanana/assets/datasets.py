@@ -100,7 +100,7 @@ def _asset(recipe: Recipe) -> dg.AssetsDefinition:
             store = nanobanana.store()
             begin = partial(release_start, recipe)
             with recorded_step(context, store, f"datasets.{recipe.name}", begin) as recording:
-                latest, _ = read_latest(store, recipe.name)
+                latest = read_latest(store, recipe.name)
                 chosen = select(store, recipe, released_rows(store, latest))
                 manifests = chosen.manifests
                 release = build_release(
@@ -112,10 +112,9 @@ def _asset(recipe: Recipe) -> dg.AssetsDefinition:
             context.log.info(f"nothing has changed since {release.version}: no release was made")
         for warning in empty_splits(recipe, chosen.rows):
             context.log.warning(warning)
-        if len(chosen.shortfall):
-            missing = int(chosen.shortfall["missing"].sum())
+        if chosen.missing:
             context.log.warning(
-                f"{counted(missing, 'picture', 'is')} missing to what per_prompt asks for"
+                f"{counted(chosen.missing, 'picture', 'is')} missing to what per_prompt asks for"
             )
         version = dg.DataVersion(release.fingerprint)
         return dg.MaterializeResult(data_version=version, metadata=metadata)
@@ -227,7 +226,7 @@ def _checks(recipe: Recipe) -> dg.AssetChecksDefinition:
         for key in sorted(context.selected_asset_check_keys):
             with plain_failures():
                 store = nanobanana.store()
-                release, _ = read_latest(store, recipe.name)
+                release = read_latest(store, recipe.name)
                 if release is None:
                     passed, found = True, {}
                 elif key.name == NO_LEAKS:

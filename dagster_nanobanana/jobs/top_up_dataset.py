@@ -73,8 +73,9 @@ def buy_further_candidates(
         def tell(standing: Standing) -> None:
             context.log.info(
                 f"{counted(standing.complete, 'prompt', 'has')} all pictures, "
-                f"{len(standing.short):,} short by {counted(_missing(standing), 'picture')} "
-                f"together; at most {counted(standing.most, 'image')} to buy, "
+                f"{len(standing.short):,} short by "
+                f"{counted(standing.selection.missing, 'picture')} together; "
+                f"at most {counted(standing.most, 'image')} to buy, "
                 "less what is bought already under those seeds; cost at most: "
                 f"{cost_text(standing.cost(price))}; the budget of this run: {cap}"
             )
@@ -103,8 +104,8 @@ def buy_further_candidates(
     if len(standing.short):
         context.log.warning(
             f"{counted(len(standing.short), 'prompt', 'is')} short by "
-            f"{counted(_missing(standing), 'picture')} together; the table says which may have "
-            "more candidates: launch again with a budget for them"
+            f"{counted(standing.selection.missing, 'picture')} together; the table says which may "
+            "have more candidates: launch again with a budget for them"
         )
     yield dg.Output(None, metadata=metadata)
 
@@ -170,10 +171,6 @@ def _show_measured(
     context.log_event(event)
 
 
-def _missing(standing: Standing) -> int:
-    return int(standing.short["missing"].sum())
-
-
 def _metadata(standing: Standing) -> dict[str, Any]:
     rejected = standing.rejected
     counted = rejected["reason"].value_counts().rename_axis("reason").reset_index(name="pictures")
@@ -181,7 +178,7 @@ def _metadata(standing: Standing) -> dict[str, Any]:
     return {
         "prompts complete": standing.complete,
         "prompts short": len(standing.short),
-        "pictures missing": _missing(standing),
+        "pictures missing": standing.selection.missing,
         "short": sample_table(standing.short, TABLE_ROWS),
         "rejected": sample_table(rejected[shown], TABLE_ROWS),
         "reasons": sample_table(counted, TABLE_ROWS),

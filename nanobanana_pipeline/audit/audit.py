@@ -21,7 +21,7 @@ from nanobanana_pipeline.audit.report import UNSETTLED_STATES, AuditReport, Find
 from nanobanana_pipeline.audit.runs import check_reservations, check_runs
 from nanobanana_pipeline.bucket_keys import Folder, ledger_key, manifest_prefix
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
-from nanobanana_pipeline.generation.budget.reservations import EXPIRED_SECONDS
+from nanobanana_pipeline.generation.budget.reclaim import EXPIRED_SECONDS
 from nanobanana_pipeline.generation.manifest.manifest import (
     CellState,
     CurrentManifest,
@@ -149,10 +149,10 @@ class _Audit:
             left = _time_left(attempt)
             if left < EXPIRING:
                 self.report.add(FindingKind.ACCEPTANCE_EXPIRING, key, _expiring_text(attempt, left))
-        elif entry.state is State.SUBMITTING and held.lease_left < -EXPIRED_SECONDS:
+        elif entry.state is State.SUBMITTING and held.expires_in < -EXPIRED_SECONDS:
             text = (
                 f"run {attempt.run_id} claimed it, and its lease ran out "
-                f"{time_text(-held.lease_left)} ago: launch its partition again, which looks for "
+                f"{time_text(-held.expires_in)} ago: launch its partition again, which looks for "
                 "evidence and holds it in doubt where there is none"
             )
             self.report.add(FindingKind.CLAIM_ABANDONED, key, text)

@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from nanobanana_pipeline.audit.cross_reference import AuditIndex
 from nanobanana_pipeline.audit.report import AuditReport, FindingKind
 from nanobanana_pipeline.bucket_keys import Folder, run_done_key, run_plan_key
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
 from nanobanana_pipeline.generation.budget.counters import Scope
-from nanobanana_pipeline.generation.budget.reservations import EXPIRED_SECONDS, is_expired
+from nanobanana_pipeline.generation.budget.reclaim import EXPIRED_SECONDS, is_expired
 from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan, read_request_keys
 from nanobanana_pipeline.generation.recovery.rescue import Run, list_runs
 from nanobanana_pipeline.ledger import State
@@ -60,10 +60,10 @@ def check_runs(
 
 
 def check_reservations(store: ObjectStore, report: AuditReport) -> None:
-    """Report what dead shards hold back in the counters of spending."""
+    """Report what expired shards hold back in the counters of spending."""
     for folder in (Folder.BUDGET, Folder.RUNS):
         for key in store.keys(folder.prefix):
-            if folder is Folder.BUDGET or key.endswith("/budget.json"):
+            if key.endswith(".json" if folder is Folder.BUDGET else "/budget.json"):
                 _check_counter(store, report, key)
 
 
@@ -109,20 +109,28 @@ def _owes(owed: Counter[State], *, accounted: bool) -> str:
 def _check_counter(store: ObjectStore, report: AuditReport, key: str) -> None:
     scope = Scope(store, key, Cap(), key)
     try:
-        reserved = scope.read().reserved
-        dead = [name for name in reserved if is_expired(store, name)]
-        # A shard that has ended meanwhile has closed its account before its sign of life went.
-        still = scope.read().reserved if dead else {}
+        left, now = scope.read().open, _server_time(store, key)
+        expired = [name for name, found in left.items() if is_expired(store, name, found, now)]
+        # An incarnation that has ended meanwhile has closed it before its heartbeat was deleted.
+        still = scope.read().open if expired else {}
     except StorageUnavailable:
         raise
     except StorageError as error:
         report.add(FindingKind.UNREADABLE, key, str(error))
         return
-    for name in dead:
+    for name in expired:
         if name in still:
             text = (
-                f"shard {name} is dead and holds {counted(still[name].images, 'image')} back since "
-                f"{still[name].since}: launch its partition again (with max_images 0 it buys "
-                "nothing), which counts what it spent and frees the rest"
+                f"shard {name} has expired and holds {counted(still[name].images, 'image')} back "
+                f"since {still[name].opened}: launch its partition again (with max_images 0 it "
+                "buys nothing), which counts what it spent and frees the rest"
             )
             report.add(FindingKind.RESERVATION_DEAD, key, text)
+
+
+def _server_time(store: ObjectStore, key: str) -> datetime:
+    """The time by the server's ``Date``: an audit writes nothing that would tell a better one."""
+    found = store.get(key)
+    if found is None:
+        raise StorageError(f"{store.uri(key)} was deleted meanwhile")
+    return found.last_modified + timedelta(seconds=found.age_seconds)

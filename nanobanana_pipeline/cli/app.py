@@ -39,6 +39,7 @@ COMMANDS: Final = {
     "recipe": "cli.recipe:recipe_commands",
     "release": "cli.release:release_commands",
     "trace": "cli.trace:trace_command",
+    "budget": "cli.budget:budget_commands",
     "index": "cli.index:index_commands",
     "audit": "cli.audit:audit_command",
     "gc": "cli.audit:gc",

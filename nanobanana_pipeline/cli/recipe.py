@@ -61,7 +61,7 @@ def preview(file: Annotated[Path, typer.Argument(help="The recipe's file.")]) ->
     """Say what a recipe would select now, and what it would leave out and why. Writes nothing."""
     recipe = read_recipe(file)
     store = open_bucket(Settings.load_without_key(), claim=False)
-    latest, _ = read_latest(store, recipe.name)
+    latest = read_latest(store, recipe.name)
     selection = select(store, recipe, released_rows(store, latest))
     console = make_console()
     _print_tables(console, _summary(recipe, selection))
@@ -148,7 +148,7 @@ def _quote(recipe: Recipe, standing: Standing, cap: Cap, price: Decimal | None) 
         return f"{recipe.name}: no picture is missing of {counted(standing.complete, 'prompt')}"
     told = (
         f"{recipe.name}: {counted(standing.complete, 'prompt', 'has')} all pictures, "
-        f"{len(short):,} short by {counted(int(short['missing'].sum()), 'picture')} together; "
+        f"{len(short):,} short by {counted(standing.selection.missing, 'picture')} together; "
         f"at most {counted(standing.most, 'image')} to buy"
     )
     cost = standing.cost(price)
@@ -179,10 +179,10 @@ def _print_standing(console: Console, recipe: Recipe, standing: Standing) -> Non
         console.print(
             f"{counted(excluded, 'prompt')} left out by what the prompt table says", highlight=False
         )
-    missing = int(standing.short["missing"].sum())
     console.print(
         f"{recipe.name}: {counted(standing.complete, 'prompt')} accepted, {len(short):,} short by "
-        f"{counted(missing, 'picture')}, {counted(len(rejected), 'picture')} rejected",
+        f"{counted(standing.selection.missing, 'picture')}, "
+        f"{counted(len(rejected), 'picture')} rejected",
         markup=False,
         highlight=False,
     )

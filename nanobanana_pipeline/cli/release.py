@@ -59,12 +59,11 @@ def build(file: Annotated[Path, typer.Argument(help="The recipe's file.")]) -> N
     console = make_console()
     begin = partial(release_start, wanted)
     with record_run(store, f"datasets.{wanted.name}", uuid.uuid4().hex, begin) as recording:
-        latest, _ = read_latest(store, wanted.name)
+        latest = read_latest(store, wanted.name)
         chosen = select(store, wanted, released_rows(store, latest))
-        if len(chosen.shortfall):
-            missing = int(chosen.shortfall["missing"].sum())
+        if chosen.missing:
             console.print(
-                f"{counted(missing, 'picture', 'is')} missing to what "
+                f"{counted(chosen.missing, 'picture', 'is')} missing to what "
                 f"{wanted.where('per_prompt')} asks for; see nanobanana recipe preview",
                 markup=False,
             )

@@ -121,7 +121,7 @@ def build_release(
     digests = row_digests(table)
     made_of = [BUILD, recipe.fingerprint, schema_text(table.schema), digests]
     fingerprint = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
-    latest, _ = read_latest(store, recipe.name)
+    latest = read_latest(store, recipe.name)
     if latest is not None and latest.fingerprint == fingerprint:
         return latest
     _refuse_overtaken(store, recipe.name, parent, latest)

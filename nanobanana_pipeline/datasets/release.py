@@ -162,14 +162,13 @@ class Release:
 _RELEASE: Final = TypeAdapter(Release)
 
 
-def read_latest(store: ObjectStore, dataset: str) -> tuple[Release | None, str | None]:
-    """A dataset's current release and the ETag of ``latest.json``; (None, None) if none.
+def read_latest(store: ObjectStore, dataset: str) -> Release | None:
+    """A dataset's current release; None if there is none.
 
     Raises:
         ReleaseError: it is damaged or was written by a newer version.
     """
-    found = store.get(latest_release_key(dataset))
-    return parse_latest(store, dataset, found), found.etag if found else None
+    return parse_latest(store, dataset, store.get(latest_release_key(dataset)))
 
 
 def parse_latest(store: ObjectStore, dataset: str, found: StoredObject | None) -> Release | None:
@@ -224,7 +223,7 @@ def all_releases(store: ObjectStore, dataset: str) -> Iterator[Release]:
     Raises:
         ReleaseError: one is missing or damaged.
     """
-    release, _ = read_latest(store, dataset)
+    release = read_latest(store, dataset)
     while release is not None:
         yield release
         release = read_release(store, dataset, release.parent) if release.parent else None

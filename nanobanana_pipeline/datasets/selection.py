@@ -61,6 +61,11 @@ class Selection:
     steps: pd.DataFrame
     manifests: list[CurrentManifest]
 
+    @property
+    def missing(self) -> int:
+        """Pictures that `shortfall` lacks together."""
+        return int(self.shortfall["missing"].sum())
+
 
 def select(store: ObjectStore, recipe: Recipe, released: pd.DataFrame | None = None) -> Selection:
     """Select what a recipe asks for. Reads only.

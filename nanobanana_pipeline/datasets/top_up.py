@@ -95,7 +95,7 @@ def stand(store: ObjectStore, recipe: Recipe) -> Standing:
         StorageError: S3 refuses or holds damaged objects.
     """
     wanted = _wanted(recipe)
-    latest, _ = read_latest(store, recipe.name)
+    latest = read_latest(store, recipe.name)
     selection = select(store, recipe, released_rows(store, latest))
     rejected = selection.rejected[selection.rejected["step"] != SURPLUS]
     excluded = pd.MultiIndex.from_frame(selection.excluded)

@@ -13,7 +13,7 @@ from typing import Final
 
 import imagehash
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageStat
 
 from nanobanana_pipeline.errors import ImageBroken
 from nanobanana_pipeline.images.inspect import inspect
@@ -70,7 +70,7 @@ def measure(sha256: str, data: bytes) -> Features:
         width=picture.width,
         height=picture.height,
         size=len(data),
-        mean=_mean(grey),
+        mean=ImageStat.Stat(grey).mean[0],
         entropy=abs(grey.entropy()),  # of one level only it is a minus 0
         sharpness=_sharpness(grey),
         blank=_is_blank(picture),
@@ -102,11 +102,6 @@ def _decoded(data: bytes) -> tuple[str, Image.Image]:
             return image.mode, image.convert("RGB")
     except Exception as error:  # a stranger's bytes may make a decoder raise anything
         raise ImageBroken(f"its pixels cannot be decoded: {error}") from error
-
-
-def _mean(grey: Image.Image) -> float:
-    counts = grey.histogram()
-    return sum(level * count for level, count in enumerate(counts)) / sum(counts)
 
 
 def _sharpness(grey: Image.Image) -> float:

@@ -17,10 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nanobanana_pipeline.errors import EntryDamaged, PlanError
-from nanobanana_pipeline.generation.budget.reservations import (
-    open_shard_budget,
-    reclaim_reservations,
-)
+from nanobanana_pipeline.generation.budget.reclaim import reclaim_partition
+from nanobanana_pipeline.generation.budget.reservations import open_shard_budget
 from nanobanana_pipeline.generation.engine.engine import Engine, Progress, Report
 from nanobanana_pipeline.generation.engine.metrics import open_metrics
 from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING, Timing
@@ -209,7 +207,7 @@ def collect(
         back_off()
     if not (scan.needs_rescue or _left_elsewhere(store, run_plan, asked, cells, scan)):
         mark_done(store, run_plan.run_id, report.bought)
-    reclaim_reservations(store, run_plan.prompt_set, run_plan.seed, is_complete=not current.gaps)
+    reclaim_partition(store, run_plan.prompt_set, run_plan.seed, is_complete=not current.gaps)
     return current
 
 

@@ -13,7 +13,7 @@ from nanobanana_pipeline.ledger.attempt import Outcome
 from nanobanana_pipeline.ledger.entry import Entry
 from nanobanana_pipeline.ledger.existence import leave_out_absent
 from nanobanana_pipeline.storage import ObjectStore, StoredObject, cas
-from nanobanana_pipeline.storage.cas import boot_clock
+from nanobanana_pipeline.storage.cas import Instant
 from nanobanana_pipeline.storage.faults import PATIENCE_SECONDS
 
 __all__ = ["PAID_PATIENCE_SECONDS", "Held", "Ledger"]
@@ -33,21 +33,27 @@ class Held:
     Attributes:
         etag: of the object that holds it.
         age_seconds: since its last change, by the S3 server's clock.
-        read_at: `boot_clock` when `age_seconds` was true: or before, where one has written it
-            oneself and must not trust it for too long; or after, where one has read it and must not
-            take another's claim for over too early.
+        read_at: when `age_seconds` was true: or before, where one has written it oneself and must
+            not trust it for too long; or after, where one has read it and must not take another's
+            claim for over too early.
     """
 
     entry: Entry
     etag: str
     age_seconds: float
-    read_at: float
+    read_at: Instant
 
     @property
     def lease_left(self) -> float:
-        """Seconds until the claim expires; 0 or less once it has, or where there is none."""
-        elapsed = self.age_seconds + boot_clock() - self.read_at
+        """Seconds for which its owner may rely on the claim; 0 or less if it may not."""
         claim = self.entry.deciding
+        return claim.lease_seconds - self.age_seconds - self.read_at.elapsed() if claim else 0.0
+
+    @property
+    def expires_in(self) -> float:
+        """Seconds until others may take the claim for over; 0 or less once they may."""
+        claim = self.entry.deciding
+        elapsed = self.age_seconds + self.read_at.least_elapsed()
         return claim.lease_seconds - elapsed if claim else 0.0
 
 
@@ -80,7 +86,7 @@ class Ledger:
         """
         found = self._store.get(ledger_key(request_key))
         # Not before the GET: its duration must not count towards the entry's age.
-        read_at = boot_clock()
+        read_at = Instant.now()
         if found is None:
             return None
         return Held(self._parsed(request_key, found), found.etag, found.age_seconds, read_at)
@@ -173,7 +179,7 @@ class Ledger:
     def expire(self, held: Held) -> Held:
         """Put a claim whose lease ran out in doubt: its owner may have sent it before it died."""
         claim = held.entry.deciding
-        if claim is None or claim.outcome is not Outcome.SUBMITTING or held.lease_left > 0:
+        if claim is None or claim.outcome is not Outcome.SUBMITTING or held.expires_in > 0:
             return held
         doubted = held.entry.doubt(claim.nonce, f"run {claim.run_id} ended while it was sending")
         written = self._write(doubted, held.etag, self._patience)

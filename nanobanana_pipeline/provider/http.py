@@ -65,6 +65,7 @@ class _Exchange:
 
     deadline: float
     guard: AddressGuard | None
+    may_send: Callable[[], bool] | None = None
     sent: bool = False
     cut: bool = False
     sock: socket.socket | None = field(default=None, repr=False)
@@ -169,6 +170,8 @@ class _Watched(HTTPConnection):
         # A TLS tunnel inside TLS is no socket, but has one.
         _watchdog.hand_over(self._exchange, exchange, getattr(self.sock, "socket", self.sock))
         self._exchange = exchange
+        if exchange.may_send is not None and not exchange.may_send():
+            raise ConnectionError("it was not to be sent any more")
         exchange.sent = True
         super().request(*args, **kwargs)
 
@@ -275,15 +278,18 @@ class Http:
         headers: Mapping[str, str] | None = None,
         deadline_seconds: float,
         max_bytes: int,
+        may_send: Callable[[], bool] | None = None,
     ) -> Answer:
         """Make one exchange, once; redirects are answers like any other.
+
+        `may_send` is asked in the last moment before the first byte leaves.
 
         Raises:
             NotSentError: nothing was sent.
             NoAnswer: something was sent, and no whole answer came within the deadline.
             TooLarge: more than `max_bytes` came.
         """
-        exchange = _Exchange(boot_clock() + deadline_seconds, self._guard)
+        exchange = _Exchange(boot_clock() + deadline_seconds, self._guard, may_send)
         _thread.exchange = exchange
         timeout = (min(CONNECT_SECONDS, deadline_seconds), deadline_seconds)
         try:

@@ -7,6 +7,7 @@ must keep to four rules, because money depends on them:
 
 - `submit` sends a request at most once and repeats nothing by itself. It returns `Unknown` where it
   cannot tell whether the request was bought, and `NotSent` only if no byte has left this machine.
+  When everything is ready to be sent it asks `may_send`, and returns `NotSent` if that says no.
 - `submit` and `fetch` raise nothing for what the network or the vendor does, and return within
   `submit_seconds` and some 20 s: a claim's lease is made of the first.
 - `fetch` buys nothing and may be called at will, from any process and after any restart.
@@ -22,7 +23,7 @@ from nanobanana_pipeline.provider.outcomes import FetchOutcome, SubmitOutcome
 from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["Delivered", "Original", "Provider", "ReadOutput"]
+__all__ = ["Delivered", "MaySend", "Original", "Provider", "ReadOutput"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class Delivered:
     original: Original | None = None
 
 
+MaySend = Callable[[], bool]
+"""Says whether a request may still be sent: claims and permits run out while a process stands
+still. It is quick and raises nothing."""
+
 ReadOutput = Callable[[str], Delivered]
 """Gets the picture that one entry of `Done.output` stands for.
 
@@ -68,12 +73,19 @@ class Provider(Protocol):
     kept_seconds: ClassVar[int]
     submit_seconds: float
 
-    def submit(self, request: ImageRequest, references: Sequence[bytes] = ()) -> SubmitOutcome:
+    def submit(
+        self,
+        request: ImageRequest,
+        references: Sequence[bytes] = (),
+        *,
+        may_send: MaySend | None = None,
+    ) -> SubmitOutcome:
         """Ask for the pictures of a request, once.
 
         Args:
             request: of `request_model`.
             references: the bytes of its reference pictures, in the order of `ref_sha256`.
+            may_send: to be asked in the last moment before the first byte leaves.
         """
 
     def fetch(self, provider_id: str) -> FetchOutcome:

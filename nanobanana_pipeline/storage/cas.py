@@ -9,7 +9,7 @@ its own bytes lie there. Where only one of several writers may win, the bytes ho
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 import tenacity
 from pydantic import BaseModel, Field, ValidationError
@@ -20,6 +20,7 @@ from nanobanana_pipeline.storage.store import ObjectStore, StoredObject
 
 __all__ = [
     "RESTORE",
+    "Instant",
     "Won",
     "boot_clock",
     "contention",
@@ -46,17 +47,41 @@ def boot_clock() -> float:
 
 
 @dataclass(frozen=True)
+class Instant:
+    """A moment by both clocks of this machine.
+
+    The boot clock does not go on in a virtual machine that is stopped; the wall clock may be set.
+    """
+
+    boot: float
+    wall: float
+
+    @classmethod
+    def now(cls) -> Self:
+        """This moment."""
+        return cls(boot_clock(), time.time())
+
+    def elapsed(self) -> float:
+        """Seconds since then by the clock that says more: what is one's own has ended by then."""
+        return max(boot_clock() - self.boot, time.time() - self.wall)
+
+    def least_elapsed(self) -> float:
+        """Seconds since then by the clock that says less: only then has another's ended."""
+        return min(boot_clock() - self.boot, time.time() - self.wall)
+
+
+@dataclass(frozen=True)
 class Won:
     """A conditional write that landed.
 
     Attributes:
         etag: the object's new one.
-        sent_at: `boot_clock` before the write was sent; before the first try, where answers were
-            lost and any of the tries may have landed.
+        sent_at: before the write was sent; before the first try, where answers were lost and any of
+            the tries may have landed.
     """
 
     etag: str
-    sent_at: float
+    sent_at: Instant
 
 
 def write(
@@ -78,10 +103,10 @@ def write(
     Raises:
         StorageUnavailable: S3 stayed silent, or refused for no reason, for `patience_seconds`.
     """
-    began = boot_clock()
+    began = Instant.now()
     patience = Patience(patience_seconds)
     while True:
-        sent_at = boot_clock()
+        sent_at = Instant.now()
         try:
             if etag is None:
                 new = store.create(key, body, content_type=content_type)

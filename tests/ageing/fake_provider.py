@@ -26,7 +26,7 @@ from nanobanana_pipeline.provider.outcomes import (
     SubmitOutcome,
     Unknown,
 )
-from nanobanana_pipeline.provider.protocol import Delivered, ReadOutput
+from nanobanana_pipeline.provider.protocol import Delivered, MaySend, ReadOutput
 from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore
 from tests.ageing.scheduler import Scheduler
@@ -34,9 +34,6 @@ from tests.ageing.scheduler import Scheduler
 __all__ = ["SUBMIT_SECONDS", "FakeDownloader", "FakeProvider", "Order"]
 
 SUBMIT_SECONDS: Final = 90.0
-SEND_SECONDS: Final = 28.0
-"""What may pass between the last look at the lease and the POST: DESIGN.md has 30 s, and S3 tells
-whole seconds. A process that is frozen for longer just there cannot be fenced, as is written."""
 DRAWING_SECONDS: Final = {"queued long": 4000.0, "done": 0.0, "done without id": 0.0}
 
 SOUND: Final = 3
@@ -131,14 +128,22 @@ class FakeProvider:
         self.orders: list[Order] = []
         self.healthy = True
 
-    def submit(self, request: ImageRequest, references: Sequence[bytes] = ()) -> SubmitOutcome:
+    def submit(
+        self,
+        request: ImageRequest,
+        references: Sequence[bytes] = (),
+        *,
+        may_send: MaySend | None = None,
+    ) -> SubmitOutcome:
         del references
         self.auditor.leaving()
         began = self._scheduler.now
         faults = () if self.healthy else (*("queued",) * SOUND, *SUBMIT_FAULTS)
-        outcome = self._scheduler.pause("POST", ("queued", *faults), within=SEND_SECONDS)
+        outcome = self._scheduler.pause("POST", ("queued", *faults))
         if outcome in UNHEARD:
             return UNHEARD[outcome]
+        if may_send is not None and not may_send():
+            return NotSent("it was not to be sent any more")
         key, nonce = (request.track_id or "").split(".")[:2]
         self.auditor.posting(key, nonce)
         if outcome in UNSOLD:

@@ -86,12 +86,12 @@ class FakeS3:
             answer = {
                 "Body": io.BytesIO(found.body),
                 "ETag": found.etag,
-                "LastModified": self._date(found.modified),
+                "LastModified": self.date(found.modified),
                 "Metadata": dict(found.metadata),
                 "ContentLength": len(found.body),
                 "ResponseMetadata": {
                     "HTTPHeaders": {
-                        "date": format_datetime(self._date(self._scheduler.now), usegmt=True)
+                        "date": format_datetime(self.date(self._scheduler.now), usegmt=True)
                     }
                 },
             }
@@ -179,7 +179,7 @@ class FakeS3:
             seconds = STALLED_SECONDS if outcome == "stalled" else 0.0
             self._scheduler.pause(f"the answer to {verb} {_short(key)}", seconds=seconds)
 
-    def _date(self, moment: float) -> datetime:
+    def date(self, moment: float) -> datetime:
         """As S3 tells it: in whole seconds."""
         return EPOCH + timedelta(seconds=int(moment + self._clock))
 

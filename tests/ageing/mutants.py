@@ -8,6 +8,10 @@ from unittest import mock
 
 from nanobanana_pipeline.bucket_keys import ledger_key
 from nanobanana_pipeline.errors import StorageUnavailable
+from nanobanana_pipeline.generation.budget import reclaim
+from nanobanana_pipeline.generation.budget.counters import Scope
+from nanobanana_pipeline.generation.budget.reservations import Incarnation, Permit
+from nanobanana_pipeline.generation.engine import submit
 from nanobanana_pipeline.generation.engine.reconcile import Reconciler
 from nanobanana_pipeline.generation.engine.submit import Submitter
 from nanobanana_pipeline.generation.engine.transfer import Transfer
@@ -15,7 +19,7 @@ from nanobanana_pipeline.generation.engine.work_queue import Finished
 from nanobanana_pipeline.ledger import Attempt, Entry, Held, Ledger, Outcome, State, now_iso
 from nanobanana_pipeline.storage import ObjectStore, cas
 
-__all__ = ["MUTANTS"]
+__all__ = ["BUDGET_MUTANTS", "MUTANTS"]
 
 Mutant = Callable[[], contextlib.AbstractContextManager[Any]]
 
@@ -47,6 +51,7 @@ _may_claim = Entry.may_claim
 _record = Ledger.record
 _write = cas.write
 _step = Entry._step
+_grow = Incarnation.grow
 
 
 def _doubt_is_open(self: Entry, *, rebuy: bool = False) -> bool:
@@ -61,7 +66,7 @@ def _record_once(self: Ledger, held: Held, change: Callable[[Entry], Entry]) -> 
     except StorageUnavailable:
         return _record(self, held, change)
     if etag is not None:
-        return Held(entry, etag, 0.0, cas.boot_clock())
+        return Held(entry, etag, 0.0, cas.Instant.now())
     return self.read(entry.request_key) or held
 
 
@@ -72,7 +77,7 @@ def _silence_is_victory(
         return _write(store, key, body, etag, **{**more, "patience_seconds": 0.0})
     except StorageUnavailable:
         found = store.get(key)
-        return cas.Won(found.etag, cas.boot_clock()) if found else None
+        return cas.Won(found.etag, cas.Instant.now()) if found else None
 
 
 def _forget_id(self: Entry, nonce: str, reason: str, *_: object) -> Entry:
@@ -114,7 +119,22 @@ def _lease_ignored_by_its_owner() -> Iterator[None]:
         yield
 
 
+def _grow_in_one_scope(self: Incarnation, images: int) -> Scope | None:
+    scopes, self._scopes = self._scopes, self._scopes[:1]
+    try:
+        return _grow(self, images)
+    finally:
+        self._scopes = scopes
+
+
+BUDGET_MUTANTS: Final[Mapping[str, Mutant]] = {
+    "a permit outlives its incarnation": _replace(Permit, "holds", lambda _: True),
+    "one scope is asked": _replace(Incarnation, "grow", _grow_in_one_scope),
+    "what may have cost is given back": _replace(submit, "_may_have_cost", lambda *_: False),
+    "what has expired bought nothing": _replace(reclaim, "spent_by", lambda *_: 0),
+}
 MUTANTS: Final[Mapping[str, Mutant]] = {
+    **BUDGET_MUTANTS,
     "update without If-Match": _replace(ObjectStore, "update", _update_without_if_match),
     "create without If-None-Match": _replace(ObjectStore, "create", _create_without_if_none_match),
     "the owner ignores its lease": _lease_ignored_by_its_owner,

@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self
 
-__all__ = ["EPOCH", "Actor", "Crashed", "Pause", "Scheduler", "SimCondition", "SimEvent"]
+__all__ = [
+    "EPOCH",
+    "Actor",
+    "Crashed",
+    "Pause",
+    "Scheduler",
+    "SimCondition",
+    "SimEvent",
+    "SimLock",
+    "SimTime",
+]
 
 EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
 REAL_PATIENCE_SECONDS: Final = 60.0
@@ -75,7 +85,13 @@ class Scheduler:
     def start(
         self, name: str, job: Callable[[], None], *, boot: float = 0.0, wall: float = 0.0
     ) -> Actor:
-        """A new actor, which has not taken its first step."""
+        """A new actor, which has not taken its first step.
+
+        Raises:
+            Crashed: who starts it is dead.
+        """
+        if self.current is not None and self.current.crashed:
+            raise Crashed
         actor = Actor(name, job, boot, wall)
         actor.turn.acquire()
         actor.thread = threading.Thread(target=self._live, args=(actor,), name=name, daemon=True)
@@ -214,6 +230,23 @@ class SimCondition:
         pass
 
 
+class SimLock:
+    """A lock that is waited for on the scheduler's clock."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._free = SimEvent(scheduler)
+        self._free.set()
+
+    def __enter__(self) -> Self:
+        while not self._free.is_set():
+            self._free.wait()
+        self._free.clear()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._free.set()
+
+
 class SimTime:
     """The module `time`, as far as the product and tenacity use it."""
 
@@ -224,6 +257,9 @@ class SimTime:
 
     def monotonic(self) -> float:
         return self._scheduler.boot_clock()
+
+    def time(self) -> float:
+        return self._scheduler.wall_clock().timestamp()
 
     def clock_gettime(self, _: int) -> float:
         return self._scheduler.boot_clock()

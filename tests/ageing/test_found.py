@@ -9,6 +9,7 @@ from nanobanana_pipeline.ledger import Entry, Held, Ledger, State
 from nanobanana_pipeline.money import Budget, Cap
 from nanobanana_pipeline.provider.outcomes import Done
 from nanobanana_pipeline.webhooks.inbox import Inbox
+from tests.ageing.scheduler import EPOCH
 from tests.ageing.world import KEYS, REQUESTS, World
 
 LEASE = 150.0
@@ -75,37 +76,37 @@ def test_a_lost_picture_without_an_id_is_looked_for_where_it_was_said_to_be() ->
 def capped(world: World, run_id: str) -> ShardBudget:
     write_shards(world.store, run_id, [PlannedRequest(KEYS[0], REQUESTS[0])], 1, None)
     scope = partition_scope(world.store, Budget(partition=Cap(images=1)), "set", 1)
-    return ShardBudget(world.store, [scope], price=None, run_id=run_id, shard="shard-0000")
+    return ShardBudget(
+        world.store, lambda _: [scope], price=None, run_id=run_id, shard="shard-0000"
+    )
 
 
-def test_a_shard_that_wakes_while_another_counts_it_for_dead_keeps_its_reservation() -> None:
-    world = peaceful()
-    granted: list[bool] = []
-    with world.patched():
-        sleeper, other = capped(world, "sleeper"), capped(world, "other")
-
-        def open_and_take() -> None:
-            other.open(1)
-            granted.append(other.take(1))
-
-        sleeper.open(1)
-        world.scheduler.now += 1000
-        undertaker = world.scheduler.start("other", open_and_take)
-        while "GET ledger" not in undertaker.pause.what:
-            world.scheduler.run(undertaker)
-        assert sleeper.take(1)
-        while not undertaker.ended:
-            world.scheduler.run(undertaker)
-        assert granted == [False]
-
-
-def test_a_sign_of_life_does_not_hide_from_a_shard_that_it_was_taken_for_dead() -> None:
+def test_what_a_shard_took_before_a_silence_may_not_be_sent_after_it() -> None:
     world = peaceful()
     with world.patched():
         sleeper, other = capped(world, "sleeper"), capped(world, "other")
         sleeper.open(1)
+        permit = sleeper.take(1)
+        assert permit is not None
+        assert permit.holds()
         world.scheduler.now += 1000
         other.open(1)
-        assert other.take(1)
-        sleeper.renew()
-        assert not sleeper.take(1)
+        assert other.take(1), "what the sleeper reserved and did not claim is free"
+        assert not permit.holds()
+        sleeper.beat()
+        assert not permit.holds(), "a late heartbeat revives nothing"
+        assert sleeper.take(1) is None
+
+
+def test_an_incarnation_that_is_closed_by_another_grows_no_more() -> None:
+    world = peaceful()
+    with world.patched():
+        sleeper = capped(world, "sleeper")
+        sleeper.open(1)
+        scope = partition_scope(world.store, Budget(), "set", 1)
+        (name,) = scope.read().open
+        scope.change(lambda counter: counter.closed(name, 0, EPOCH))
+        assert not sleeper.ask_again()
+        permit = sleeper.take(1)
+        assert permit is not None
+        assert not name.endswith(permit.nonce[:8]), "it goes on as another incarnation"

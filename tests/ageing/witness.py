@@ -39,7 +39,7 @@ class Witness:
         self._posted: dict[str, float] = {}  # nonce → when
         self._told: dict[str, list[Order]] = {}  # actor → sales that it knows of
         self.rebuy_chosen = False
-        self.cap: int | None = None
+        self.caps: list[int] | None = None
 
     # ── what is written ──────────────────────────────────────────────────────────────────────
 
@@ -155,10 +155,32 @@ class Witness:
         self._check(not others or mine.get("rebuy", False), "bought twice, and nobody chose to")
 
     def sold(self) -> None:
-        """Judge what was spent so far."""
-        spent = sum(order.request.samples for order in self.live())
-        if self.cap is not None:
-            self._check(spent <= self.cap, f"{spent} pictures bought with a cap of {self.cap}")
+        """Judge what was spent so far: against every cap, and against what its counter says."""
+        if self.caps is None:
+            return
+        spent: dict[str, int] = {}
+        for order in self.live():
+            run_id = self.attempts(order.key)[order.nonce]["run_id"]
+            for counter in (
+                "budget/partitions/set/seed=1.json",
+                f"budget/days/{self.s3.date(order.sold).date()}.json",
+                f"runs/{run_id}/budget.json",
+            ):
+                spent[counter] = spent.get(counter, 0) + order.request.samples
+        for key, images in spent.items():
+            parts = key.split("/")
+            scope = parts[1] if parts[0] == "budget" else "runs"
+            cap = self.caps[("partitions", "days", "runs").index(scope)]
+            self._check(images <= cap, f"{images} pictures bought with a cap of {cap}: {key}")
+            counted = self._counted(key)
+            self._check(counted >= images, f"{key} says {counted}, and {images} were bought")
+
+    def _counted(self, key: str) -> int:
+        stored = self.s3.objects.get(key)
+        if stored is None:
+            return 0
+        counter = json.loads(stored.body)
+        return int(counter["images"] + sum(r["images"] for r in counter["reservations"].values()))
 
     def told(self, order: Order) -> None:
         """A worker has heard of a sale."""

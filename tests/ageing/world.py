@@ -10,7 +10,7 @@ import itertools
 import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, tzinfo
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
@@ -20,8 +20,13 @@ import tenacity
 from pydantic import SecretStr
 
 from nanobanana_pipeline.errors import ProviderHalt, StorageUnavailable
-from nanobanana_pipeline.generation.budget import counters
-from nanobanana_pipeline.generation.budget.counters import partition_scope
+from nanobanana_pipeline.generation.budget import counters, reclaim, reservations
+from nanobanana_pipeline.generation.budget.counters import (
+    Scope,
+    day_scope,
+    partition_scope,
+    run_scope,
+)
 from nanobanana_pipeline.generation.budget.reservations import ShardBudget
 from nanobanana_pipeline.generation.engine import transfer
 from nanobanana_pipeline.generation.engine.submit import Submitter
@@ -33,7 +38,12 @@ from nanobanana_pipeline.generation.engine.work_queue import (
     Requeue,
     WorkItem,
 )
-from nanobanana_pipeline.generation.planning.run_files import PlannedRequest, write_shards
+from nanobanana_pipeline.generation.planning.run_files import (
+    PlannedRequest,
+    RunPlan,
+    write_plan,
+    write_shards,
+)
 from nanobanana_pipeline.ledger import attempt, ledger
 from nanobanana_pipeline.money import Budget, Cap
 from nanobanana_pipeline.provider import slots
@@ -45,7 +55,7 @@ from nanobanana_pipeline.storage import ObjectStore, cas
 from nanobanana_pipeline.webhooks.inbox import Inbox, Webhooks, attempt_id
 from tests.ageing.fake_provider import FakeDownloader, FakeProvider, Order
 from tests.ageing.fake_s3 import FakeS3
-from tests.ageing.scheduler import Actor, Scheduler, SimCondition, SimEvent, SimTime
+from tests.ageing.scheduler import Actor, Pause, Scheduler, SimCondition, SimEvent, SimLock, SimTime
 from tests.ageing.witness import Violation, Witness
 
 if TYPE_CHECKING:
@@ -57,7 +67,7 @@ __all__ = ["FAULTS", "Chooser", "World"]
 
 FAULTS: Final = (
     *("s3", "provider", "crash", "freeze", "jump", "rebuy"),
-    *("webhooks", "decay", "stop", "budget"),
+    *("webhooks", "decay", "stop", "budget", "redelivery"),
 )
 REQUESTS: Final = tuple(
     ModelsLabRequest(prompt=prompt, seed=1, width=1024, height=1024, samples=samples)
@@ -100,15 +110,27 @@ class InTurn:
 
 @dataclass(eq=False)
 class Worker:
-    """One run on one machine, as `Engine` works, with both stages in one thread."""
+    """A shard of a run on one machine, as `Engine` works, with both stages in each thread.
+
+    Attributes:
+        run_id: the run's; a step that is delivered twice gives it to two workers.
+        threads: those that buy; the first opens and closes the budget.
+    """
 
     name: str
+    run_id: str
     submitter: Submitter
     transfer: Transfer
     budget: ShardBudget
     stop: SimEvent
     give_up: SimEvent
-    main: Actor
+    ended: SimEvent
+    threads: list[Actor] = field(default_factory=list)
+    others: list[Actor] = field(default_factory=list)
+
+    @property
+    def is_over(self) -> bool:
+        return all(thread.ended for thread in self.threads)
 
 
 class World:
@@ -137,13 +159,14 @@ class World:
         self.store = ObjectStore(cast("S3Client", self.s3), "bucket")
         self._inbox = Inbox(self.store)
         self._asked = list(zip(KEYS, REQUESTS, strict=True))[: 1 + choose(len(KEYS))]
-        self.cap = 1 + choose(MOST_IMAGES)
+        self.caps = [1 + choose(MOST_IMAGES) for _ in ("partition", "day", "run")]
         if "budget" in self.faults:
-            self.witness.cap = self.cap
+            self.witness.caps = self.caps
         self._peace = self._one_of(PEACE)
         self._workers: list[Worker] = []
         self._started = 0
         self._last: Actor | None = None
+        self._frozen: list[tuple[Actor, Pause, Pause]] = []
         self._mailed: set[tuple[int, int]] = set()
 
     def age(self) -> None:
@@ -190,7 +213,7 @@ class World:
         actors = self.scheduler.actors
         if "crash" in self.faults and actors:
             moves.append(self._crash)
-        if len([w for w in self._workers if not w.main.ended]) < MOST_WORKERS:
+        if len([w for w in self._workers if not w.is_over]) < MOST_WORKERS:
             moves.append(self._hire)
         if "freeze" in self.faults and actors:
             moves += [self._freeze] * 2
@@ -213,8 +236,9 @@ class World:
     def _tick(self) -> None:
         """Let time pass until somebody wakes."""
         sleeping = [a for a in self.scheduler.actors if not self.scheduler.is_ready(a)]
-        if sleeping:
-            self._pass_to(min(actor.pause.wake for actor in sleeping))
+        wakes = [a.pause.wake for a in sleeping if a.pause.wake < float("inf")]
+        if wakes:
+            self._pass_to(min(wakes))
 
     def _jump(self) -> None:
         seconds = self._one_of(PAUSES)
@@ -226,21 +250,31 @@ class World:
         self.scheduler.now = max(self.scheduler.now, min([moment, *deadlines]))
 
     def _freeze(self) -> None:
-        """Stop one process for a while; the others go on."""
+        """Stop one thread or a whole process for a while; the others go on."""
         actor, seconds = self._one_of(self.scheduler.actors), self._one_of(PAUSES)
-        self.scheduler.tell(f"{actor.name} is frozen for {seconds:.0f} s")
-        wake = min(self.scheduler.now + seconds, actor.pause.deadline)
-        actor.pause = replace(actor.pause, wake=max(wake, actor.pause.wake), event=None)
+        stopped = self._process_of(actor) if self._choose(2) else [actor]
+        self.scheduler.tell(f"{[a.name for a in stopped]} are frozen for {seconds:.0f} s")
+        for each in stopped:
+            wake = min(self.scheduler.now + seconds, each.pause.deadline)
+            frozen = replace(each.pause, wake=max(wake, each.pause.wake), event=None)
+            self._frozen.append((each, frozen, each.pause))
+            each.pause = frozen
+
+    def _process_of(self, actor: Actor) -> list[Actor]:
+        """The threads that live and die with one."""
+        for worker in self._workers:
+            if actor in (own := [*worker.threads, *worker.others]):
+                return [each for each in self.scheduler.actors if each in own]
+        return [actor]
 
     def _crash(self) -> None:
         actor = self._one_of(self.scheduler.actors)
         if actor.pause.what == "start":
             return
-        worker = next((each for each in self._workers if actor is each.main), None)
+        others = [each for each in self._process_of(actor) if each is not actor]
         self.scheduler.crash(actor, self._one_of((None, *actor.pause.outcomes)))
-        if worker is not None:
-            for other in [a for a in self.scheduler.actors if a.name == f"{worker.name}'s doubts"]:
-                self.scheduler.crash(other)
+        for other in others:
+            self.scheduler.crash(other)
 
     def _land(self) -> None:
         write = self.s3.in_flight.pop(self._choose(len(self.s3.in_flight)))
@@ -276,13 +310,8 @@ class World:
             worker.stop.set()
         elif not worker.give_up.is_set():
             worker.give_up.set()
-            if not worker.main.ended and not worker.main.crashed:
-                self.scheduler.start(
-                    f"{worker.name}'s doubts",
-                    worker.submitter.in_flight.doubt_unanswered,
-                    boot=worker.main.boot,
-                    wall=worker.main.wall,
-                )
+            if not worker.is_over and not worker.threads[0].crashed:
+                self._beside(worker, "doubts", worker.submitter.in_flight.doubt_unanswered)
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────
 
@@ -290,6 +319,9 @@ class World:
         """No more faults: what is under way ends or is gone, and sound workers come by."""
         self.scheduler.tell("all faults end")
         self.s3.healthy = self.provider.healthy = True
+        for actor, frozen, before in reversed(self._frozen):
+            if actor.pause is frozen:
+                actor.pause = before
         while self.s3.in_flight:
             self._land()
         if self._choose(2):
@@ -324,12 +356,14 @@ class World:
     def _hire(self, *, sound: bool = False) -> None:
         """A new run begins, on some machine."""
         self._started += 1
-        name = f"run-{self._started}"
+        name = run_id = f"run-{self._started}"
+        if not sound and "redelivery" in self.faults and self._workers and self._choose(2):
+            run_id = self._one_of(self._workers).run_id
         rebuy = not sound and "rebuy" in self.faults and self._choose(2) == 1
         self.witness.rebuy_chosen |= rebuy
         account = self.account(with_webhooks=not sound and "webhooks" in self.faults)
         stop, give_up = SimEvent(self.scheduler), SimEvent(self.scheduler)
-        budget = self._budget_of(name)
+        budget = self._budget_of(run_id)
         submitter = Submitter(
             self.store,
             account,
@@ -343,29 +377,46 @@ class World:
             submitter.ledger,
             account.provider,
             account.downloader,
-            run_id=name,
+            run_id=run_id,
             give_up=give_up,
         )
+        ended = SimEvent(self.scheduler)
+        worker = Worker(name, run_id, submitter, transfer, budget, stop, give_up, ended)
         boot, wall = (0.0, 0.0) if sound else (self._one_of(CLOCKS), self._one_of(WALLS))
         main = self.scheduler.start(name, lambda: self._work(worker), boot=boot, wall=wall)
-        worker = Worker(name, submitter, transfer, budget, stop, give_up, main)
+        worker.threads.append(main)
         self._workers.append(worker)
-        self.scheduler.tell(f"{name} begins{', and buys again' if rebuy else ''}")
+        again = ", and buys again" if rebuy else ""
+        self.scheduler.tell(f"{name} begins shard-0000 of {run_id}{again}")
 
-    def _budget_of(self, name: str) -> ShardBudget:
-        """What a run may spend, and the run file from which others count it once it has expired."""
-        scopes = []
-        if "budget" in self.faults:
-            write_shards(
-                self.store,
-                name,
-                [PlannedRequest(k, r) for k, r in self._asked],
-                len(self._asked),
-                None,
-            )
-            budget = Budget(partition=Cap(images=self.cap))
-            scopes.append(partition_scope(self.store, budget, "set", 1))
-        return ShardBudget(self.store, scopes, price=None, run_id=name, shard="shard-0000")
+    def _beside(self, worker: Worker, what: str, job: Callable[[], None]) -> Actor:
+        """Another thread of a worker's process."""
+        main = worker.threads[0]
+        name = f"{worker.name}'s {what}"
+        started = self.scheduler.start(name, job, boot=main.boot, wall=main.wall)
+        worker.others.append(started)
+        return started
+
+    def _budget_of(self, run_id: str) -> ShardBudget:
+        """What a run may spend, and the run files by which others count it later."""
+        budget = Budget(partition=Cap(images=self.caps[0]), day=Cap(images=self.caps[1]))
+        asked = [PlannedRequest(k, r) for k, r in self._asked]
+
+        def scopes_of(day: str) -> list[Scope]:
+            return [
+                partition_scope(self.store, budget, "set", 1),
+                day_scope(self.store, budget, day),
+                run_scope(self.store, run_id, Cap(images=self.caps[2])),
+            ]
+
+        if "budget" not in self.faults:
+            return ShardBudget(self.store, lambda _: [], price=None, run_id=run_id, shard="s")
+        shards = write_shards(self.store, run_id, asked, len(asked), None)
+        write_plan(
+            self.store,
+            RunPlan("set", 1, run_id, "", {}, None, *(0, {}, 0, 0, 0, 0), shards=shards),
+        )
+        return ShardBudget(self.store, scopes_of, price=None, run_id=run_id, shard=shards[0])
 
     def _work(self, worker: Worker) -> None:
         """`settle_shard`: its budget's account is opened, and closed in the end."""
@@ -373,13 +424,32 @@ class World:
             worker.budget.open(sum(request.samples for _, request in self._asked))
         except StorageUnavailable:
             return
-        self._settle(worker)
-        worker.budget.close()
+        self._beside(worker, "heart", lambda: self._beat(worker))
+        if self._choose(2):
+            done = SimEvent(self.scheduler)
 
-    def _settle(self, worker: Worker) -> None:
-        """`Engine`'s two loops in one thread."""
+            def settle_second() -> None:
+                self._settle(worker, 1, 2)
+                done.set()
+
+            worker.threads.append(self._beside(worker, "second", settle_second))
+            self._settle(worker, 0, 2)
+            done.wait()
+        else:
+            self._settle(worker, 0, 1)
+        worker.ended.set()
+        with contextlib.suppress(StorageUnavailable):
+            worker.budget.close()
+
+    def _beat(self, worker: Worker) -> None:
+        while not worker.ended.wait(60.0):
+            worker.budget.beat()
+
+    def _settle(self, worker: Worker, first: int, step_of: int) -> None:
+        """`Engine`'s two loops in one thread, over every so manieth request."""
         order = itertools.count()
-        todo = [(0.0, next(order), WorkItem(PlannedRequest(k, r))) for k, r in self._asked]
+        asked = self._asked[first::step_of]
+        todo = [(0.0, next(order), WorkItem(PlannedRequest(k, r))) for k, r in asked]
         while todo and not worker.stop.is_set():
             due, _, work = heapq.heappop(todo)
             if due > self.scheduler.boot_clock():
@@ -430,7 +500,9 @@ class World:
         # S3 is asked again after a wait with jitter: a schedule repeats it to the letter.
         jitter = random.Random(0)  # noqa: S311 - not for secrets
         unique = SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=f"{next(numbers):016x}"))
-        threads = SimpleNamespace(Condition=lambda: SimCondition(scheduler))
+        threads = SimpleNamespace(
+            Condition=lambda: SimCondition(scheduler), Lock=lambda: SimLock(scheduler)
+        )
         with contextlib.ExitStack() as stack:
             for module, name, fake in (
                 (cas, "time", time),
@@ -440,9 +512,12 @@ class World:
                 (tenacity.wait, "random", jitter),
                 (attempt, "datetime", SimDatetime),
                 (counters, "datetime", SimDatetime),
+                (reclaim, "datetime", SimDatetime),
+                (reservations, "time", time),
                 (transfer, "datetime", SimDatetime),
                 (attempt, "uuid", unique),
                 (slots, "threading", threads),
+                (reservations, "threading", threads),
             ):
                 stack.enter_context(mock.patch.object(module, name, fake))
             disabled = logging.root.manager.disable

@@ -40,7 +40,7 @@ from nanobanana_pipeline.request import request_key
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from tests.conftest import Emulators, account_for
 from tests.later import later
-from tests.launching import Launched, entries, keep_prompts, launch, planned, prompts, tell
+from tests.launching import Launched, entries, keep_prompts, launch, planned, prompts, reserve, tell
 from tests.s3_proxy import S3Proxy
 
 HOUR = timedelta(hours=1)
@@ -526,11 +526,12 @@ def test_a_run_whose_plan_or_file_cannot_be_read(store: ObjectStore) -> None:
 
 def test_what_a_dead_shard_holds_back(store: ObjectStore) -> None:
     scope = partition_scope(store, Budget(), "set", 1)
-    scope.reserve("run-1/shard-0000", 5, None)
+    name = "run-1/shard-0000/0123abcd"
+    reserve(scope, name, 5, opened=datetime.now(UTC) - timedelta(hours=1))
     finding = only(audit(store), FindingKind.RESERVATION_DEAD)
     assert finding.key == "budget/partitions/set/seed=1.json"
-    assert "run-1/shard-0000" in finding.text
-    store.put(run_alive_key("run-1", "shard-0000"), b"")
+    assert name in finding.text
+    store.put(run_alive_key("run-1", "shard-0000.0123abcd"), b"")
     assert is_clean(audit(store))
     assert only(audit(later(store, HOUR)), FindingKind.RESERVATION_DEAD)
 

@@ -23,7 +23,7 @@ WEEK = timedelta(days=7, minutes=10)
 
 
 def built(store: ObjectStore, count: int) -> Release:
-    parent, _ = read_latest(store, "pets")
+    parent = read_latest(store, "pets")
     return build_release(store, recipe(), rows_of(store, count), NOTHING_REJECTED, parent=parent)
 
 

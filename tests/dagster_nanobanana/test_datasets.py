@@ -61,7 +61,7 @@ def test_a_recipe_becomes_a_release_once_its_pictures_are_measured(
     }
     # A table of nothing says nothing.
     assert {name for check in found for name in check.metadata} == {"version", "gallery", "files"}
-    release, _ = read_latest(here.store, "demo")
+    release = read_latest(here.store, "demo")
     assert release is not None
     assert (release.version, release.rows) == ("v1", 3)
     rows = read_release_table(here.store, release, MANIFEST)
@@ -76,7 +76,7 @@ def test_a_recipe_becomes_a_release_once_its_pictures_are_measured(
     assert [f["pictures"] for f in files if f["format"] == "manifest"] == [None]
     again = released(here)
     assert again.success
-    latest, _ = read_latest(here.store, "demo")
+    latest = read_latest(here.store, "demo")
     assert latest == release
 
 
@@ -87,7 +87,7 @@ def test_a_file_that_was_tampered_with_fails_the_check(project: Callable[..., Pr
     here.generate()
     here.run(image_features, "demo|1", {})
     assert released(here).success
-    release, _ = read_latest(here.store, "demo")
+    release = read_latest(here.store, "demo")
     assert release is not None
     here.store.put(release.shards(Format.WEBDATASET, ".tar")[0].key, b"not a tar")
     result = released(here)

@@ -85,7 +85,7 @@ def test_a_release_names_every_file_with_its_size_and_hash(store: ObjectStore) -
         assert file.key == f"datasets/pets/v1/{file.path}"
     assert sum(f.rows or 0 for f in release.shards(Format.WEBDATASET, ".tar")) == 21
     assert sum(f.rows or 0 for f in release.shards(Format.PARQUET, ".parquet")) == 21
-    assert read_latest(store, "pets")[0] == release
+    assert read_latest(store, "pets") == release
     assert (dataset_names(store), list(all_releases(store, "pets"))) == (["pets"], [release])
 
 
@@ -219,7 +219,7 @@ def test_what_cannot_be_released_is_refused_and_leaves_no_release(
     rows = spoil(rows_of(store, 9))
     with pytest.raises(ReleaseError, match=says):
         built(store, rows, *BOTH)
-    assert read_latest(store, "pets") == (None, None)
+    assert read_latest(store, "pets") is None
     assert not [key for key in store.keys("datasets/") if key.endswith("release.json")]
     with pytest.raises(ReleaseError, match="no release of 'pets'"):
         find_release(store, "pets")
@@ -270,7 +270,7 @@ def test_of_two_builders_at_once_one_wins_and_the_other_adopts_or_refuses(
 
     with ThreadPoolExecutor(2) as pool:
         made = list(pool.map(build, range(2)))
-    latest, _ = read_latest(store, "pets")
+    latest = read_latest(store, "pets")
     assert latest is not None
     winners = [each for each in made if isinstance(each, Release)]
     assert set(map(id, made)) == set(map(id, winners)) if alike else len(winners) == 1
@@ -295,7 +295,7 @@ def test_a_pointer_whose_answer_is_lost_is_read_again(store: ObjectStore) -> Non
     release = built(mute, rows_of(store, 9))
     assert mute.lost > 3
     assert release.version == "v1"
-    assert read_latest(store, "pets")[0] == release
+    assert read_latest(store, "pets") == release
 
 
 def test_a_format_of_a_newer_version_asks_for_an_upgrade(store: ObjectStore) -> None:
@@ -330,7 +330,7 @@ def test_a_build_that_was_killed_goes_on_and_gives_the_same_bytes(
         finally:
             child.kill()
     assert 0 < len(receipts) < 10
-    assert read_latest(store, "pets") == (None, None)
+    assert read_latest(store, "pets") is None
     # What was finished up to the kill itself.
     receipts = list(store.keys("datasets/pets/v1/build/"))
     finished = {file["key"] for key in receipts for file in json.loads(read(store, key))}

@@ -130,7 +130,7 @@ def test_a_write_whose_answer_is_lost_knows_itself_again(
     assert [attempt.outcome.value for attempt in entry.attempts] == ["settled"]
     for scope in (day_scope(store, Budget()), partition_scope(store, Budget(), "set", 1)):
         counter = scope.read()
-        assert (counter.images, counter.reserved) == (1, {})
+        assert (counter.images_counted, counter.open) == (1, {})
     assert not [key for key in store.keys("images/") if ".refs/" in key], "it owns its own"
     assert bought(emulator) == 1
 

@@ -40,12 +40,14 @@ class Atelier:
         self._url, self._key, self.submit_seconds = url.rstrip("/"), key, submit_seconds
         self._http = Http(32)
 
-    def submit(self, request: ImageRequest, references: Sequence[bytes] = ()) -> to.SubmitOutcome:
+    def submit(
+        self, request: ImageRequest, references: Sequence[bytes] = (), *, may_send: Any = None
+    ) -> to.SubmitOutcome:
         del references  # `Order` has none
         order = {"seed": request.seed, "tell": request.webhook}
         order |= {word: getattr(request, name) for word, name in WORDS.items()}
         try:
-            answer = self._call("POST", "orders", json.dumps(order).encode(), self.submit_seconds)
+            answer = self._call("POST", "orders", order, self.submit_seconds, may_send)
         except NotSentError as error:
             return to.NotSent(str(error))
         except NoAnswer as error:
@@ -86,14 +88,12 @@ class Atelier:
     def health(self) -> dict[str, str]:
         return {name: str(value) for name, value in _json(self._call("GET", "health")).items()}
 
-    def _call(self, method: str, path: str, body: bytes | None = None, by: float = 20.0) -> Answer:
-        headers = {"Authorization": self._key.get_secret_value()}
-        url, sent = f"{self._url}/{path}", self._http.call
-        return sent(method, url, body=body, headers=headers, deadline_seconds=by, max_bytes=2**24)
+    def _call(self, verb: str, at: str, body: Any = None, by: Any = 20, ask: Any = None) -> Answer:
+        headers, url = {"Authorization": self._key.get_secret_value()}, f"{self._url}/{at}"
+        kinds = {"headers": headers, "deadline_seconds": by, "max_bytes": 2**24, "may_send": ask}
+        return self._http.call(verb, url, body=body and json.dumps(body).encode(), **kinds)
 
 
 def _json(answer: Answer) -> dict[str, Any]:
-    try:
-        return dict(json.loads(answer.body))
-    except (TypeError, ValueError):
-        return {}
+    is_object = answer.body[:1] + answer.body[-1:] == b"{}"
+    return dict(json.loads(answer.body)) if is_object else {}

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from nanobanana_pipeline.emulator import EmulatorThread
+from nanobanana_pipeline.generation.budget.counters import Counter as BudgetCounter
 from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.request import request_key
 from nanobanana_pipeline.storage import ObjectStore
-from tests.launching import admin
+from tests.launching import admin, spent_and_open
 from tests.stored.conftest import Command
 from tests.stored.frozen import FrozenBucket
 
@@ -46,7 +47,10 @@ def says(now: Any, then: Any) -> bool:
 
 
 def counted(counter: dict[str, Any]) -> tuple[int, Decimal, int]:
-    return counter["images"], Decimal(counter["cost"]), len(counter["reserved"])
+    read = BudgetCounter.model_validate(counter)
+    images, is_open = spent_and_open(read)
+    left = (each.images * (each.price or 0) for each in read.open.values())
+    return images, read.cost_counted - sum(left, Decimal(0)), is_open
 
 
 def test_status_says_the_same(reading: Command, frozen: FrozenBucket) -> None:

@@ -67,7 +67,7 @@ def as_json(found: Any) -> bytes:
 
 ROUND_TRIPS: Final[dict[str, Callable[[bytes], bytes]]] = {
     "counter": lambda body: (
-        Counter.model_validate_json(body).model_dump_json(by_alias=True).encode()
+        Counter.model_validate_json(body).model_dump_json(by_alias=True, exclude_none=True).encode()
     ),
     "features pointer": lambda body: as_json(asdict(CurrentFeatures(**json.loads(body)))),
     "index pointer": lambda body: as_json(asdict(TypeAdapter(StoredIndex).validate_json(body))),
@@ -230,7 +230,7 @@ def test_a_newer_schema_is_refused(copy: ObjectStore) -> None:
 MAPS: Final = frozenset(
     {
         *("cells", "changes", "columns", "datasets", "filters", "kinds", "parameters"),
-        *("partitions", "ratios", "reserved", "splits", "states"),
+        *("partitions", "ratios", "reservations", "reserved", "splits", "states"),
     }
 )
 """Objects in JSON whose keys are data."""

@@ -1,66 +1,55 @@
-"""What a shard may still spend: it reserves before it buys, and gives back what it did not use.
+"""`ShardBudget`: what one start of a shard may still buy, in reservations that it alone grows.
 
-A dead shard's reservation stays counted until its spending has been counted from its run file and
-the ledger: by a rescue of its run, a launch of its partition, or somebody who needs the room.
+A shard buys as an *incarnation*, which belongs to one UTC day. Its first half of every nonce says
+which attempts it made, so the ledger tells exactly what it bought. An incarnation is over at
+midnight by the S3 server's clock, and after a silence in which others may have closed its
+reservations; the shard then goes on as another. See docs/budgets.md.
 """
 
 import contextlib
+import functools
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
-from functools import partial
 from typing import Final
 
-from nanobanana_pipeline.bucket_keys import day_budget_prefix, run_alive_key, run_plan_key
-from nanobanana_pipeline.errors import EntryDamaged, StorageError, StorageUnavailable
+from nanobanana_pipeline.bucket_keys import run_alive_key
+from nanobanana_pipeline.errors import StorageError
 from nanobanana_pipeline.generation.budget.counters import (
+    Counter,
     Reservation,
     Scope,
     day_scope,
     partition_scope,
     run_scope,
 )
-from nanobanana_pipeline.generation.planning.run_files import (
-    RunPlan,
-    mark_unfinished,
-    read_plan,
-    read_shard_keys,
-)
-from nanobanana_pipeline.ledger import COSTING, Held, Ledger, State, boot_clock
+from nanobanana_pipeline.generation.budget.reclaim import EXPIRED_SECONDS, reclaim_expired
+from nanobanana_pipeline.generation.planning.run_files import RunPlan, mark_unfinished
+from nanobanana_pipeline.ledger import new_nonce
 from nanobanana_pipeline.money import Budget, Cap
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.cas import Instant
 
-__all__ = [
-    "DEFAULT_HEARTBEAT",
-    "EXPIRED_SECONDS",
-    "HeartbeatTiming",
-    "ShardBudget",
-    "is_expired",
-    "open_shard_budget",
-    "reclaim_reservations",
-]
+__all__ = ["DEFAULT_HEARTBEAT", "HeartbeatTiming", "Permit", "ShardBudget", "open_shard_budget"]
 
 log = logging.getLogger(__name__)
 
-EXPIRED_SECONDS: Final = 900.0
-"""A shard whose heartbeat is older, by the S3 server's clock, has expired."""
-CLOCK_MARGIN: Final = timedelta(minutes=5)
+WHOLE_SECOND: Final = 1.0
+"""S3 tells the time in whole seconds."""
 
 
 @dataclass(frozen=True)
 class HeartbeatTiming:
-    """How often a shard writes its heartbeat, and when it may no longer rely on it; seconds."""
+    """How often a shard writes its heartbeat, and how long others wait for one; seconds."""
 
     renew_seconds: float = 60.0
     """Between two heartbeats."""
-    stale_seconds: float = 300.0
-    """After so long without one a shard confirms its reservations before it buys on."""
-    awake_seconds: float = 600.0
-    """After so long without one it sends nothing that it has claimed: another process may be
-    about to close its reservations."""
+    silent_seconds: float = 600.0
+    """After so long without one, by its own clocks, an incarnation is over."""
     expired_seconds: float = EXPIRED_SECONDS
     """After so long without one, by the S3 server's clock, others close its reservations."""
     close_seconds: float = 120.0
@@ -72,12 +61,188 @@ class HeartbeatTiming:
 DEFAULT_HEARTBEAT: Final = HeartbeatTiming()
 
 
+class Incarnation:
+    """One start of a shard within one UTC day: its heartbeat and its reservations.
+
+    Args:
+        store: the bucket.
+        run_id: the run.
+        shard: its shard.
+        scopes_of: the counters whose caps hold on a UTC day (ISO date), the partition's first.
+        price: of one image; None if unknown.
+        timing: of its heartbeat.
+
+    Attributes:
+        id: 8 hexadecimal digits, the first half of the nonce of each of its attempts.
+        taken: images that its permits are for, but for those given back.
+        granted: images that are reserved in every scope.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        run_id: str,
+        shard: str,
+        *,
+        scopes_of: Callable[[str], list[Scope]],
+        price: Decimal | None,
+        timing: HeartbeatTiming,
+    ) -> None:
+        self.id = new_nonce()[-8:]
+        self.taken = self.granted = 0
+        self._store = store
+        self._name = f"{run_id}/{shard}/{self.id}"
+        self._heartbeat = run_alive_key(run_id, f"{shard}.{self.id}")
+        self._price = price
+        self._timing = timing
+        self._opened: set[str] = set()
+        self._is_over = False
+        opened, self._now, self._day_left = self._begin()
+        self._new = Reservation(images=0, price=price, opened=opened.isoformat())
+        self._scopes = scopes_of(self._now.date().isoformat())
+
+    def _begin(self) -> tuple[datetime, datetime, float]:
+        """Write the first heartbeat; gives its stamp, the time, and the seconds to midnight.
+
+        A slow write may be stamped on the day before.
+        """
+        while True:
+            self._renewed = self._began = Instant.now()
+            self._store.put(self._heartbeat, b"")
+            asked = Instant.now()
+            written = self._store.get(self._heartbeat)
+            if written is None:
+                raise StorageError(f"{self._store.uri(self._heartbeat)} was deleted meanwhile")
+            now = written.last_modified + timedelta(seconds=written.age_seconds)
+            midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+            left = (midnight - now).total_seconds() - WHOLE_SECOND
+            self._began = asked
+            if left > WHOLE_SECOND:
+                return written.last_modified, now, left
+            time.sleep(left + 2 * WHOLE_SECOND)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it may buy no more: its day has ended, or it was silent for too long."""
+        silent = self._renewed.elapsed() >= self._timing.silent_seconds
+        # For good: others may have seen it expired before a late heartbeat was stored.
+        self._is_over = self._is_over or silent or self._began.elapsed() >= self._day_left
+        return self._is_over
+
+    def beat(self) -> None:
+        """Write the heartbeat.
+
+        Raises:
+            StorageUnavailable: S3 stays silent.
+        """
+        now = Instant.now()
+        self._store.put(self._heartbeat, b"")
+        if not self.is_over:
+            self._renewed = now
+
+    def grow(self, images: int) -> Scope | None:
+        """Reserve up to so many images more than are taken; gives a scope without room for them.
+
+        All scopes are asked before anything is reserved in one.
+        """
+        wanted = granted = self.taken + images
+        short = None
+        for scope in self._scopes:
+            room = self._room(scope, granted)
+            if room < granted:
+                short, granted = scope, room
+        reserved = {scope: self._set(scope, granted) for scope in self._scopes}
+        self.granted = min(reserved.values(), default=granted)
+        for scope, got in reserved.items():
+            if got > self.granted:
+                self._set(scope, self.granted)
+                continue
+            short = scope if got < granted else short
+        return short if self.granted < wanted else None
+
+    def shrink(self) -> None:
+        """Give back what is not taken."""
+        self.granted = self.taken
+        for scope in self._scopes:
+            self._set(scope, self.granted)
+
+    def _room(self, scope: Scope, images: int) -> int:
+        """What a scope has room for, once what expired incarnations left open is closed."""
+
+        def room() -> int | None:
+            return scope.read().room(scope.cap, self._price, but=self._name)
+
+        left = room()
+        if (
+            left is not None
+            and left < images
+            and reclaim_expired(
+                self._store, scope, but=self._name, expired_seconds=self._timing.expired_seconds
+            )
+        ):
+            left = room()
+        return images if left is None else min(images, left)
+
+    def _set(self, scope: Scope, images: int) -> int:
+        """Set the reservation in one scope, as far as its cap has room; gives what it is now."""
+        reserved = 0
+
+        def step(counter: Counter) -> Counter:
+            nonlocal reserved
+            mine = counter.reservations.get(self._name)
+            if mine.closed is not None if mine else scope.key in self._opened:
+                self._is_over, reserved = True, self.taken
+                return counter
+            room = counter.room(scope.cap, self._price, but=self._name)
+            reserved = max(self.taken, images if room is None else min(images, room))
+            if mine is None and not reserved:
+                return counter
+            new = self._new.model_copy(update={"images": reserved})
+            return counter.with_reservation(self._name, new)
+
+        after = scope.change(step)
+        if self._name in after.reservations:
+            self._opened.add(scope.key)
+        return reserved
+
+    def close(self) -> None:
+        """Close the reservations: what was taken is spent. Where S3 refuses they stay open.
+
+        Raises:
+            StorageError: S3 refuses or stays silent.
+        """
+        self._is_over = True
+        now = self._now + timedelta(seconds=self._began.elapsed())
+        # The partition's comes last: there others look for what was left open.
+        for scope in reversed(self._scopes):
+            if scope.key in self._opened:
+                scope.change(lambda counter: counter.closed(self._name, self.taken, now))
+        self._store.delete(self._heartbeat)
+
+
+@dataclass(eq=False)
+class Permit:
+    """Leave to buy so many images, once, in one incarnation.
+
+    Attributes:
+        nonce: of the attempt; its first half is the incarnation's.
+    """
+
+    incarnation: Incarnation
+    images: int
+    nonce: str
+
+    def holds(self) -> bool:
+        """Whether the attempt may be sent now."""
+        return not self.incarnation.is_over
+
+
 class ShardBudget:
     """What one shard may spend. Safe to share between threads.
 
     Args:
         store: the bucket.
-        scopes: whose caps hold.
+        scopes_of: the counters whose caps hold on a UTC day (ISO date), the partition's first.
         price: of one image; None if unknown.
         run_id: the run.
         shard: its shard.
@@ -91,139 +256,109 @@ class ShardBudget:
     def __init__(
         self,
         store: ObjectStore,
-        scopes: list[Scope],
+        scopes_of: Callable[[str], list[Scope]],
         *,
         price: Decimal | None,
         run_id: str,
         shard: str,
         timing: HeartbeatTiming = DEFAULT_HEARTBEAT,
     ) -> None:
-        self._store = store
-        self._timing = timing
-        self._scopes = scopes
-        self._price = price
-        self._alive = run_alive_key(run_id, shard)
         self.run_id = run_id
-        self._name = f"{run_id}/{shard}"
-        self._lock = threading.Lock()
-        self._granted = self._taken = 0
-        self._renewed = float("-inf")
         self.reason: str | None = None
+        self._store = store
+        self._start = functools.partial(
+            Incarnation, store, run_id, shard, scopes_of=scopes_of, price=price, timing=timing
+        )
+        self._lock = threading.Lock()
+        self._expected = 0
+        self._past: list[Incarnation] = []
+        self._current: Incarnation | None = None
 
     def open(self, images: int) -> None:
-        """Reserve what a shard expects to buy.
+        """Reserve what the shard expects to buy.
 
         Raises:
             StorageUnavailable: S3 stays silent.
         """
         with self._lock:
-            self._renewed = self._sign()
-            self._settle_earlier_life()
-            self._grow(images)
+            self._expected = images
+            self._grow(self._incarnation(), images)
 
-    def take(self, images: int) -> bool:
-        """Whether so many images may be bought now; `reason` says why not.
+    def take(self, images: int) -> Permit | None:
+        """Leave to buy so many images now; None if a cap forbids it, and `reason` says which.
 
         Raises:
             StorageUnavailable: S3 stays silent.
         """
         with self._lock:
-            if boot_clock() - self._renewed > self._timing.stale_seconds:
-                self._come_back()
-            if self._granted - self._taken < images and self.reason is None:
-                self._grow(images - (self._granted - self._taken))
-            if self._granted - self._taken < images:
-                return False
-            self._taken += images
-            return True
+            mine = self._incarnation()
+            if mine.granted - mine.taken < images and self.reason is None:
+                self._grow(mine, max(images, self._expected - self.spent))
+            if mine.granted - mine.taken < images or mine.is_over:
+                return None
+            mine.taken += images
+            return Permit(mine, images, mine.id + new_nonce()[-8:])
 
-    def give_back(self, images: int) -> None:
-        """What was taken has bought nothing."""
+    def give_back(self, permit: Permit) -> None:
+        """An attempt has bought nothing."""
         with self._lock:
-            # Not below nothing: what was taken before a long silence is counted elsewhere.
-            self._taken = max(0, self._taken - images)
+            permit.incarnation.taken -= permit.images
+
+    def ask_again(self) -> bool:
+        """Whether a cap that had no room has some by now: others may have given some back.
+
+        Raises:
+            StorageUnavailable: S3 stays silent.
+        """
+        with self._lock:
+            mine, self.reason = self._incarnation(), None
+            self._grow(mine, self._expected - self.spent)
+            return mine.granted > mine.taken
 
     @property
     def spent(self) -> int:
         """Images that were taken and not given back."""
-        return self._taken
+        current = [self._current] if self._current else []
+        return sum(each.taken for each in (*self._past, *current))
 
-    @property
-    def is_awake(self) -> bool:
-        """Whether nobody can have taken this shard for dead since it last said that it lives."""
-        return boot_clock() - self._renewed < self._timing.awake_seconds
-
-    def renew(self) -> None:
-        """Say that this shard lives, if that was not said for a minute."""
-        with self._lock:
-            silence = boot_clock() - self._renewed
-            if silence > self._timing.stale_seconds:
-                self._come_back()
-            elif silence > self._timing.renew_seconds:
-                self._renewed = self._sign()
+    def beat(self) -> None:
+        """Write the heartbeats. Waits for no lock, so that no slow step of a thread delays them."""
+        for each in (*self._past, self._current):
+            if each is not None:
+                try:
+                    each.beat()
+                except StorageError as error:
+                    log.warning("the heartbeat of run %s was not written: %s", self.run_id, error)
 
     def close(self) -> None:
         """Give back what is left over. Where S3 refuses, the reservation stays counted."""
-        try:
-            with self._lock:
-                self._granted = self._taken
-                # The first is the last: whoever looks for what was left open looks there.
-                for scope in reversed(self._scopes):
-                    scope.change(lambda counter: counter.closed(self._name, self._taken))
-            self._store.delete(self._alive)
-        except StorageError as error:
-            log.warning("what shard %s did not spend stays reserved: %s", self._name, error)
+        with self._lock:
+            for each in (*self._past, self._current):
+                try:
+                    if each is not None:
+                        each.close()
+                except StorageError as error:
+                    told = (self.run_id, error)
+                    log.warning("what a shard of run %s did not spend stays reserved: %s", *told)
 
-    def _sign(self) -> float:
-        """Write a sign of life; gives `boot_clock` of when it was true."""
-        now = boot_clock()
-        self._store.put(self._alive, b"")
-        return now
+    def _incarnation(self) -> Incarnation:
+        """The current incarnation; another where it is over."""
+        if self._current is not None and not self._current.is_over:
+            return self._current
+        if self._current is not None:
+            log.info("run %s goes on as another incarnation", self.run_id)
+            self._current.shrink()
+            self._past.append(self._current)
+            # A rescue may have called the run done: what it buys from now on must be found again.
+            mark_unfinished(self._store, self.run_id)
+            self.reason = None
+        self._current = self._start()
+        return self._current
 
-    def _grow(self, images: int) -> None:
-        """Reserve so many images more, or as many as every cap has room for."""
-        granted, got = images, []
-        for scope in self._scopes:
-            room = scope.reserve(self._name, granted, self._price)
-            if room < granted and self._bury_the_dead(scope):
-                room += scope.reserve(self._name, granted - room, self._price)
-            if room < granted:
-                self.reason = f"over budget: {scope.text} has its cap of {scope.cap}"
-            granted = room
-            got.append((scope, granted))
-        for scope, reserved in got:
-            if reserved > granted:
-                self._shrink(scope, reserved - granted)
-        self._granted += granted
-
-    def _shrink(self, scope: Scope, images: int) -> None:
-        scope.change(lambda counter: counter.with_reserved(self._name, -images, self._price))
-
-    def _bury_the_dead(self, scope: Scope) -> bool:
-        """Count what dead shards did spend, and free what they did not; whether there were any."""
-        others = [name for name in scope.read().reserved if name != self._name]
-        is_over = partial(is_expired, expired_seconds=self._timing.expired_seconds)
-        buried = [name for name in others if reclaim(self._store, name, is_over, scope)]
-        return bool(buried)
-
-    def _settle_earlier_life(self) -> None:
-        """A shard that died and runs again under the same name: count what it spent then."""
-        if any(self._name in scope.read().reserved for scope in self._scopes):
-            reclaim(self._store, self._name, lambda *_: True, *self._scopes)
-
-    def _come_back(self) -> None:
-        """After a long silence: whoever took this shard for dead has closed its account."""
-        signed = self._sign()
-        # A rescue may have called the run done: what it buys from now on must be found again.
-        mark_unfinished(self._store, self.run_id)
-        # Written and not just read: somebody may be counting what this shard spent at this moment.
-        confirmed = [scope.change(lambda c: c.confirmed(self._name)) for scope in self._scopes]
-        if any(self._name not in counter.reserved for counter in confirmed):
-            log.warning("shard %s was taken for dead: it reserves anew", self._name)
-            self._settle_earlier_life()
-            self._granted = self._taken = 0
-        # Last of all: where S3 fell silent meanwhile, nothing is settled yet.
-        self._renewed = signed
+    def _grow(self, mine: Incarnation, images: int) -> None:
+        short = mine.grow(images)
+        if short is not None:
+            self.reason = f"over budget: {short.text} has its cap of {short.cap}"
 
 
 @contextlib.contextmanager
@@ -235,7 +370,7 @@ def open_shard_budget(
     images: int,
     timing: HeartbeatTiming = DEFAULT_HEARTBEAT,
 ) -> Iterator[ShardBudget]:
-    """Reserve what a shard expects to buy; at the end its account is closed.
+    """Reserve what a shard expects to buy; at the end its reservations are closed.
 
     Args:
         store: the bucket.
@@ -248,163 +383,36 @@ def open_shard_budget(
     Raises:
         StorageError: S3 refuses or stays silent, or a counter is damaged.
     """
-    scopes = [partition_scope(store, budget, made.prompt_set, made.seed), day_scope(store, budget)]
     own = budget.run.tightened(Cap(made.max_images, made.max_cost))
-    if own != Cap():
-        scopes.append(run_scope(store, made.run_id, own))
-    purse = ShardBudget(
-        store, scopes, price=budget.price, run_id=made.run_id, shard=shard, timing=timing
+
+    def scopes_of(day: str) -> list[Scope]:
+        partition = partition_scope(store, budget, made.prompt_set, made.seed)
+        run = [run_scope(store, made.run_id, own)] if own != Cap() else []
+        return [partition, day_scope(store, budget, day), *run]
+
+    mine = ShardBudget(
+        store, scopes_of, price=budget.price, run_id=made.run_id, shard=shard, timing=timing
     )
-    purse.open(images)
+    mine.open(images)
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(timing.renew_seconds):
+            mine.beat()
+
+    def close() -> None:
+        beating.join()  # a heartbeat that is written after the last would outlive the shard
+        mine.close()
+
+    beating = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    beating.start()
     patience = timing.stopped_seconds
     try:
-        yield purse
+        yield mine
         patience = timing.close_seconds
     finally:
+        ended.set()
         # In a thread of its own: no stop waits long for a bucket that stays silent.
-        closing = threading.Thread(target=purse.close, name="budget", daemon=True)
+        closing = threading.Thread(target=close, name="budget", daemon=True)
         closing.start()
         closing.join(patience)
-
-
-def reclaim_reservations(
-    store: ObjectStore,
-    prompt_set: str,
-    seed: int,
-    names: Iterable[str] = (),
-    *,
-    is_complete: bool = False,
-) -> None:
-    """Count what dead shards of a partition did spend, and free what they did not.
-
-    Args:
-        store: the bucket.
-        prompt_set: the partition's.
-        seed: the partition's.
-        names: ``<run id>/<shard>`` of shards to look at beside those that its counter names.
-        is_complete: nothing is missing of it, so that shards with nothing left to buy are looked
-            for too: they need not have been silent for long.
-    """
-    is_over = _is_over if is_complete else is_expired
-    try:
-        reserved = partition_scope(store, Budget(), prompt_set, seed).read().reserved
-        for name in dict.fromkeys([*names, *reserved]):
-            reclaim(store, name, is_over)
-    except StorageError as error:
-        log.warning("what dead shards did not spend stays reserved: %s", error)
-
-
-def reclaim(
-    store: ObjectStore,
-    name: str,
-    is_over: Callable[[ObjectStore, str], bool],
-    *found_in: Scope,
-) -> bool:
-    """Close a shard's account in every counter that names it, by what the ledger says it spent.
-
-    Args:
-        store: the bucket.
-        name: ``<run id>/<shard>``.
-        is_over: whether it buys no more.
-        found_in: counters to close it in even if its plan is gone.
-
-    Returns:
-        Whether it had an account, and is over.
-
-    Raises:
-        StorageUnavailable: S3 stays silent.
-        StorageError: a counter is damaged.
-    """
-    scopes = {scope.key: scope for scope in (*found_in, *_scopes_of(store, name))}
-    seen = [(s, r) for s in scopes.values() if (r := s.read().reserved.get(name)) is not None]
-    # Asked after reading: who comes back meanwhile changes its reservation, and that one stays.
-    if not seen or not is_over(store, name):
-        return False
-    # The partition's comes last: it is where the next launch looks for what was left open.
-    for scope, reservation in sorted(seen, key=lambda each: "/partitions/" in each[0].key):
-        _close(store, scope, name, reservation)
-    return True
-
-
-def _close(store: ObjectStore, scope: Scope, name: str, reservation: Reservation) -> None:
-    try:
-        spent = spent_by(store, name, reservation)
-    except StorageUnavailable:
-        raise
-    except StorageError as error:
-        log.warning("what shard %s spent cannot be known, so all of it counts: %s", name, error)
-        spent = reservation.images
-    told = (name, spent, reservation.images, scope.text)
-    log.info("shard %s is over: %s of %s reserved images count for %s", *told)
-    scope.change(lambda counter: counter.closed(name, spent, reservation))
-
-
-def _scopes_of(store: ObjectStore, name: str) -> list[Scope]:
-    """The counters that may name a shard; none if its run has no plan."""
-    run_id = name.rpartition("/")[0]
-    planned = store.get(run_plan_key(run_id))
-    if planned is None:
-        return []
-    try:
-        made = read_plan(store, run_id)
-    except StorageUnavailable:
-        raise
-    except StorageError as error:
-        log.warning("where else shard %s has reservations cannot be known: %s", name, error)
-        return []
-    # A day more: whoever bought told the day by a clock of its own.
-    since = datetime.now(UTC) - timedelta(days=1, seconds=planned.age_seconds)
-    first = since.date().isoformat()
-    days = [key.rpartition("/")[2].removesuffix(".json") for key in store.keys(day_budget_prefix())]
-    caps = Budget()
-    return [
-        run_scope(store, run_id, caps.run),
-        *(day_scope(store, caps, day) for day in days if day >= first),
-        partition_scope(store, caps, made.prompt_set, made.seed),
-    ]
-
-
-def spent_by(store: ObjectStore, name: str, reservation: Reservation) -> int:
-    """Images that a shard may have bought since its reservation began, from the ledger.
-
-    Raises:
-        EntryDamaged: what it spent on one of its requests is unknown.
-    """
-    run_id, _, shard = name.rpartition("/")
-    since = datetime.fromisoformat(reservation.since) - CLOCK_MARGIN
-    keys = read_shard_keys(store, run_id, shard)
-    spent = 0
-    for held in Ledger(store).read_many(keys):
-        if isinstance(held, EntryDamaged):
-            raise held
-        spent += held.entry.samples * sum(
-            attempt.run_id == run_id
-            and attempt.outcome in COSTING
-            and datetime.fromisoformat(attempt.started) >= since
-            for attempt in held.entry.attempts
-        )
-    return spent
-
-
-def is_expired(store: ObjectStore, name: str, *, expired_seconds: float = EXPIRED_SECONDS) -> bool:
-    """Whether the shard ``<run id>/<shard>`` has ended, or its heartbeat is so old."""
-    run_id, _, shard = name.rpartition("/")
-    sign = store.get(run_alive_key(run_id, shard))
-    return sign is None or sign.age_seconds > expired_seconds
-
-
-def _is_over(store: ObjectStore, name: str) -> bool:
-    """Whether a shard is dead, or has nothing left to buy: all its requests are settled."""
-    if is_expired(store, name):
-        return True
-    run_id, _, shard = name.rpartition("/")
-    try:
-        keys = read_shard_keys(store, run_id, shard)
-    except StorageUnavailable:
-        raise
-    except StorageError as error:
-        log.warning("whether shard %s has anything left to buy cannot be known: %s", name, error)
-        return False
-    held = Ledger(store).read_many(keys)
-    settled = (isinstance(h, Held) and h.entry.state is State.SETTLED for h in held)
-    return sum(settled) == len(keys)

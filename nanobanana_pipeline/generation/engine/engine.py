@@ -165,6 +165,7 @@ class Engine:
         self._hand_over: queue.Queue[Downloadable] = queue.Queue(timing.hand_over)
         self._lock = threading.Lock()
         self._report = Report()
+        self._over_budget: dict[str, Finished] = {}
         self._refused = 0
         self._fault: BaseException | None = None
 
@@ -176,28 +177,34 @@ class Engine:
     ) -> Report:
         """Settle what can be settled; what cannot is left in a state that says why.
 
-        The planned requests, `count` of them, are taken one by one, and not kept. `on_progress` is
-        called now and then from this thread; what it raises stops the engine as an interrupt does.
+        The planned requests, `count` of them, are taken one by one, and not kept: those that a cap
+        forbade are read once more at the end, if it has room by then. `on_progress` is called now
+        and then from this thread; what it raises stops the engine as an interrupt does.
 
         Raises:
             BaseException: what interrupted the calling thread, once nothing more is sent and
                 requests in flight have had their grace.
             NanobananaError: a fault of ours or of the bucket that ends the shard.
         """
-        work_queue = WorkQueue(map(WorkItem, planned), count)
         started = time.monotonic()
 
         def report_progress() -> None:
             if on_progress is not None:
                 on_progress(self._progress(count, started))
 
-        submitting = ThreadGroup("submit", functools.partial(self._run_submit_worker, work_queue))
+        submitting = self._submitting(planned, count)
         transferring = ThreadGroup("transfer", self._run_transfer_worker)
         try:
             submitting.start(min(self._slots.most, count))
             transferring.start(min(self._timing.transfer_workers, count))
             self._all_started.set()
             self._wait_for(submitting, report_progress)
+            if (over := self._over_budget) and not self._stop.is_set() and self._budget.ask_again():
+                self._over_budget = {}
+                again = (each for each in planned if each.request_key in over)
+                submitting = self._submitting(again, len(over))
+                submitting.start(min(self._slots.most, len(over)))
+                self._wait_for(submitting, report_progress)
             self._all_submitted.set()
             self._wait_for(transferring, report_progress)
         except BaseException:
@@ -209,6 +216,9 @@ class Engine:
         if self._fault is not None:
             raise self._fault
         report = self._report
+        for finished in self._over_budget.values():
+            self._count(finished.state, finished.reason)
+        report.over_budget = len(self._over_budget)
         report.seconds = time.monotonic() - started
         report.bought = self._submitter.accepted
         report.provider_seconds = self._submitter.provider_seconds
@@ -221,15 +231,15 @@ class Engine:
         report.states = +report.states
         return report
 
+    def _submitting(self, planned: Iterable[PlannedRequest], count: int) -> ThreadGroup:
+        work_queue = WorkQueue(map(WorkItem, planned), count)
+        return ThreadGroup("submit", functools.partial(self._run_submit_worker, work_queue))
+
     def _wait_for(self, threads: ThreadGroup, report_progress: Callable[[], None]) -> None:
         """Wait for threads in small steps, so that the calling thread can be interrupted."""
         self._metrics.slots(self._slots.in_use, self._slots.limit)
         due = time.monotonic() + self._timing.progress_seconds
         while not threads.wait(0.2):
-            try:
-                self._budget.renew()
-            except StorageUnavailable as error:  # while S3 is silent nothing can be bought anyway
-                log.warning("the heartbeat of this shard could not be written: %s", error)
             self._metrics.slots(self._slots.in_use, self._slots.limit)
             if time.monotonic() >= due:
                 due += self._timing.progress_seconds
@@ -279,12 +289,13 @@ class Engine:
                 case Downloadable():
                     work_queue.finish()
                     self._put_downloadable(step)
-                case Finished(state, reason, over_budget):
+                case Finished(over_budget=True):
+                    work_queue.finish()
+                    with self._lock:
+                        self._over_budget[item.planned.request_key] = step
+                case Finished(state, reason):
                     work_queue.finish()
                     self._count(state, reason)
-                    if over_budget:
-                        with self._lock:
-                            self._report.over_budget += 1
 
     def _run_transfer_worker(self) -> None:
         while (next_one := self._take_downloadable()) is not None:

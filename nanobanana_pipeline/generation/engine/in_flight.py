@@ -10,6 +10,7 @@ from functools import partial
 from typing import Final
 
 from nanobanana_pipeline.errors import ForbiddenTransition, StorageError
+from nanobanana_pipeline.generation.budget.reservations import Permit
 from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING, Timing
 from nanobanana_pipeline.generation.engine.work_queue import WorkItem
 from nanobanana_pipeline.ledger import Attempt, Entry, Held, Ledger, boot_clock
@@ -25,12 +26,13 @@ STOPPED: Final = "stopped before an answer came"
 class Submission:
     """One attempt of an item, from its claim to its outcome.
 
-    The item holds the entry as last written. `sent` is `boot_clock` when it was sent; None if that
-    was another run.
+    The item holds the entry as last written. `permit` and `sent` (`boot_clock` when it was sent)
+    are None if another run made it.
     """
 
     item: WorkItem
     nonce: str
+    permit: Permit | None = None
     sent: float | None = None
 
     @property

@@ -34,7 +34,6 @@ from nanobanana_pipeline.ledger import (
     Outcome,
     State,
     boot_clock,
-    new_nonce,
 )
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.downloads import is_url
@@ -159,14 +158,16 @@ class Submitter:
                 )
             references.append(data)
         images = planned.request.samples
-        if not self._budget.take(images):
+        permit = self._budget.take(images)
+        if permit is None:
             if item.held is None:
                 # Another run may have bought it since it was planned: that costs nothing here.
                 item.held = self.ledger.read(planned.request_key)
-            if item.held is not None and not item.held.entry.may_claim(rebuy=self._rebuy):
+            may_claim = item.held is None or item.held.entry.may_claim(rebuy=self._rebuy)
+            if self._budget.reason is None or not may_claim:
                 return Requeue(0)
             return Finished(item.state, self._budget.reason, over_budget=True)
-        submission = Submission(item, new_nonce())
+        submission = Submission(item, permit.nonce, permit)
         try:
             held = self.ledger.claim(
                 item.held,
@@ -189,27 +190,37 @@ class Submitter:
             if _may_have_cost(item.held, submission.nonce):
                 self._metrics.spent(images)
             else:
-                self._budget.give_back(images)
+                self._budget.give_back(permit)
 
     def _send(self, submission: Submission, references: Sequence[bytes]) -> Step:
-        """Send a claimed request, if the claim will outlast the answer."""
+        """Send a claimed request, if claim and permit hold until its first byte leaves."""
         needed = self._provider.submit_seconds + self._timing.lease_margin_seconds
         if submission.held.lease_left < needed:
             self._record(submission, Entry.renew)
-        lease_holds = (
-            submission.attempt.outcome is Outcome.SUBMITTING
-            and submission.held.lease_left >= needed
-        )
-        # Send only while our heartbeat is fresh: else another process may have closed our account,
-        # and what this attempt costs would be counted nowhere.
-        in_time = lease_holds and self._budget.is_awake
-        if self._stop.is_set() or not in_time:
-            reason = "stopped" if self._stop.is_set() else "S3 was too slow for the claim"
+        lapsed: str | None = None
+
+        def may_send() -> bool:
+            """Called by the provider in the last moment: this process may have stood still."""
+            nonlocal lapsed
+            if self._stop.is_set():
+                lapsed = "stopped"
+            elif (
+                submission.attempt.outcome is not Outcome.SUBMITTING
+                or submission.held.lease_left < needed
+            ):
+                lapsed = "its claim did not last until it was sent"
+            elif submission.permit is None or not submission.permit.holds():
+                lapsed = "its day ended, or its shard was silent, before it was sent"
+            submission.sent = boot_clock()
+            return lapsed is None
+
+        request = self._with_attempt_id(submission)
+        outcome = self._provider.submit(request, references, may_send=may_send)
+        if lapsed is not None and isinstance(outcome, NotSent):
+            reason = lapsed
             self._record(submission, lambda e, n: e.not_sent(n, reason))
             return Requeue(0)
-        request = self._with_attempt_id(submission)
-        submission.sent = boot_clock()
-        return self._record_outcome(submission, self._provider.submit(request, references))
+        return self._record_outcome(submission, outcome)
 
     def _with_attempt_id(self, submission: Submission) -> ImageRequest:
         """The request with a `track_id` and a webhook that name this attempt."""
@@ -346,16 +357,16 @@ class Submitter:
                 "another run is sending, or died while it was sending, request %s: waiting for "
                 "it, at most %.0f s; others may follow",
                 held.entry.request_key,
-                held.lease_left,
+                held.expires_in,
             )
         poll_seconds = self._timing.others_claim_poll_seconds
-        return Requeue(min(poll_seconds, max(0.2, held.lease_left + 0.2)))
+        return Requeue(min(poll_seconds, max(0.2, held.expires_in + 0.2)))
 
     def _rebuy_wait(self, held: Held) -> float:
         """Seconds until a request in doubt may be sent again: its answer may be on the way."""
         if held.entry.state is not State.IN_DOUBT:
             return 0.0
-        return self._timing.rebuy_after_lease_seconds + held.lease_left
+        return self._timing.rebuy_after_lease_seconds + held.expires_in
 
     def _count_served(self, submission: Submission) -> None:
         """Count the provider's latency, if this run has sent the request."""

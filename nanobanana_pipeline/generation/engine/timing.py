@@ -85,7 +85,7 @@ class Timing:
     paid_patience_seconds: float = PAID_PATIENCE_SECONDS
     """The same once something was paid for, and for pictures."""
     heartbeat: HeartbeatTiming = DEFAULT_HEARTBEAT
-    """The shard's heartbeat, and the opening and closing of its reservations."""
+    """The shard's heartbeat, and the closing of its reservations."""
 
 
 DEFAULT_TIMING: Final = Timing()

@@ -315,7 +315,7 @@ def _doubts(
 
 def _is_doubt(held: Held) -> bool:
     if held.entry.state is State.SUBMITTING:
-        return held.lease_left <= 0
+        return held.expires_in <= 0
     return held.entry.state in UNSURE and not held.entry.is_abandoned
 
 

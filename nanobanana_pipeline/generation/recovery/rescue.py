@@ -13,7 +13,7 @@ from typing import Final
 
 from nanobanana_pipeline.bucket_keys import Folder, run_done_key, run_plan_key, run_prefix
 from nanobanana_pipeline.errors import EntryDamaged, PlanError
-from nanobanana_pipeline.generation.budget.reservations import EXPIRED_SECONDS, reclaim_reservations
+from nanobanana_pipeline.generation.budget.reclaim import EXPIRED_SECONDS, reclaim_partition
 from nanobanana_pipeline.generation.engine.engine import Progress, Report
 from nanobanana_pipeline.generation.launch import Settled, collect, needs_rescue, plan, settle_shard
 from nanobanana_pipeline.generation.manifest.manifest import (
@@ -203,8 +203,7 @@ def rescue(
         made = plan(store, account, settle_nothing)
         current = collect(store, account, made, report)
     # After the manifest: what was brought by then is known to be all that the run has spent.
-    names = [f"{run_id}/{shard}" for shard in expired.shards]
-    reclaim_reservations(store, expired.prompt_set, expired.seed, names)
+    reclaim_partition(store, expired.prompt_set, expired.seed)
     bought, is_done = 0, True
     for held in ledger.read_many(own):
         if isinstance(held, EntryDamaged):

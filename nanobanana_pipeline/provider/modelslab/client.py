@@ -18,6 +18,7 @@ from nanobanana_pipeline.provider.modelslab.own_bucket import read_places
 from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.provider.modelslab.secrets import mask
 from nanobanana_pipeline.provider.outcomes import FetchOutcome, NotSent, SubmitOutcome, Unknown
+from nanobanana_pipeline.provider.protocol import MaySend
 from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore
 
@@ -60,13 +61,20 @@ class ModelsLab:
     def __repr__(self) -> str:
         return f"ModelsLab({self._base_url})"
 
-    def submit(self, request: ImageRequest, references: Sequence[bytes] = ()) -> SubmitOutcome:
+    def submit(
+        self,
+        request: ImageRequest,
+        references: Sequence[bytes] = (),
+        *,
+        may_send: MaySend | None = None,
+    ) -> SubmitOutcome:
         """Ask for pictures, once; never raises for what the provider or the network does.
 
         Args:
             request: its number of references picks the endpoint.
             references: their bytes, in the request's order. They are sent as base64: what was
                 hashed is what is drawn from, and no address needs to be open to the provider.
+            may_send: asked once the connection is open and the body is built.
         """
         if not isinstance(request, ModelsLabRequest):
             raise TypeError(f"{type(request).__name__} is no request of ModelsLab")
@@ -74,7 +82,7 @@ class ModelsLab:
         if references:
             fields["ref_image"] = [base64.b64encode(data).decode() for data in references]
         try:
-            answer = self._post(request.endpoint, fields, self.submit_seconds)
+            answer = self._post(request.endpoint, fields, self.submit_seconds, may_send)
         except NotSentError as error:
             return NotSent(str(error))
         except NoAnswer as error:
@@ -104,7 +112,13 @@ class ModelsLab:
         """What `system_details` answers."""
         return Operations(self._base_url, self._api_key).details()
 
-    def _post(self, path: str, fields: dict[str, object], deadline_seconds: float) -> Answer:
+    def _post(
+        self,
+        path: str,
+        fields: dict[str, object],
+        deadline_seconds: float,
+        may_send: MaySend | None = None,
+    ) -> Answer:
         secret = self._api_key.get_secret_value()
         body = json.dumps({"key": secret, **fields}, ensure_ascii=False).encode()
         answer = self._http.call(
@@ -114,6 +128,7 @@ class ModelsLab:
             headers={"Content-Type": "application/json", "Accept": "application/json"},
             deadline_seconds=deadline_seconds,
             max_bytes=MAX_ANSWER_BYTES,
+            may_send=may_send,
         )
         # Who knows a webhook's address can write to it.
         webhook = fields.get("webhook")

@@ -2,30 +2,52 @@
 
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from nanobanana_pipeline.bucket_keys import run_done_key
+from nanobanana_pipeline.bucket_keys import run_alive_key, run_done_key
+from nanobanana_pipeline.cli.app import app
 from nanobanana_pipeline.errors import PlanError, StorageError
-from nanobanana_pipeline.generation.budget.counters import Counter, day_scope, partition_scope
-from nanobanana_pipeline.generation.budget.reservations import HeartbeatTiming, ShardBudget
+from nanobanana_pipeline.generation.budget.counters import (
+    Counter,
+    Scope,
+    day_scope,
+    partition_scope,
+)
+from nanobanana_pipeline.generation.budget.reservations import (
+    DEFAULT_HEARTBEAT,
+    HeartbeatTiming,
+    ShardBudget,
+)
 from nanobanana_pipeline.generation.launch import settle_shard
 from nanobanana_pipeline.generation.planning.run_files import list_unfinished, mark_done
-from nanobanana_pipeline.ledger import State
+from nanobanana_pipeline.ledger import Ledger, State
 from nanobanana_pipeline.money import Budget, Cap
 from nanobanana_pipeline.provider.account import Account
-from nanobanana_pipeline.storage import ObjectStore
-from tests.conftest import Emulators, account_for
-from tests.launching import QUICK, bought, keep_prompts, launch, planned, prompts, states, tell
+from nanobanana_pipeline.storage import ObjectStore, StoredObject
+from tests.conftest import Emulators, account_for, settings_for
+from tests.launching import (
+    bought,
+    entries,
+    keep_prompts,
+    launch,
+    planned,
+    prompts,
+    reserve,
+    spent_and_open,
+    states,
+    tell,
+)
 from tests.s3_proxy import Loss, S3Proxy, wait_until
 
 PRICE = Decimal("0.04")
-EXPIRED = HeartbeatTiming(expired_seconds=-1.0)
-"""To others every shard has expired."""
 
 
 def counted(store: ObjectStore) -> Counter:
@@ -64,11 +86,11 @@ def test_a_cap_stops_buying_and_marks_the_rest(
     assert made.current.gaps == 2
     assert any("has its cap of" in reason for reason in made.report.reasons)
     day = counted(store)
-    assert (day.images, day.cost, day.reserved) == (3, 3 * PRICE, {})
+    assert (day.images_counted, day.cost_counted, day.open) == (3, 3 * PRICE, {})
     again = launch(store, replace(account, budget=Budget()))
     assert again.states == {"settled": 5}
     assert bought(emulator) == 5
-    assert counted(store).images == 5
+    assert counted(store).images_counted == 5
 
 
 def test_a_runs_own_cap_holds_over_its_shards(
@@ -100,21 +122,21 @@ def test_what_surely_bought_nothing_is_given_back_and_doubts_and_losses_are_not(
     account = account_for(emulator.base_url, store)
     keep_prompts(store, "set", prompts(2))
     assert launch(store, account).states == {"refused": 2}
-    assert counted(store).images == 0
+    assert counted(store).images_counted == 0
     tell(emulator, "moods", error_list=0, http_500_after=1)
     keep_prompts(store, "doubts", prompts(2, "doubt"))
     assert launch(store, account, "doubts").states == {"in_doubt": 2}
-    assert counted(store).images == 2
+    assert counted(store).images_counted == 2
     tell(emulator, "moods", http_500_after=0, forget=1)
     keep_prompts(store, "losses", prompts(2, "loss"))
     assert launch(store, account, "losses").states == {"lost": 2}
-    assert counted(store).images == 4
+    assert counted(store).images_counted == 4
     tell(emulator, "moods", forget=0, failed=1)
     keep_prompts(store, "failures", prompts(2, "failure"))
     assert launch(store, account, "failures").states == {"failed": 2}
-    assert counted(store).images == 4
+    assert counted(store).images_counted == 4
     mine = partition_scope(store, Budget(), "losses", 1).read()
-    assert (mine.images, mine.reserved) == (2, {})
+    assert (mine.images_counted, mine.open) == (2, {})
 
 
 def test_what_had_no_price_adds_an_unknown_cost(
@@ -125,11 +147,12 @@ def test_what_had_no_price_adds_an_unknown_cost(
     launch(store, account, max_images=2)
     assert counted(store).cost_text == "unknown"
     launch(store, capped(account))
-    assert (counted(store).images, counted(store).cost_text) == (5, "0.12 + unknown")
+    assert (counted(store).images_counted, counted(store).cost_text) == (5, "0.12 + unknown")
     scope = day_scope(store, Budget())
-    scope.change(lambda counter: counter.model_copy(update={"unpriced": 0, "revision": "known"}))
+    scope.change(lambda counter: counter.model_copy(update={"reservations": {}}))
+    reserve(scope, "a/shard-0000/0", 3, price=PRICE)
     assert counted(store).cost_text == "0.12"
-    scope.reserve("alive/shard-0000", 1, None)
+    reserve(scope, "b/shard-0000/0", 1)
     assert counted(store).cost_text == "0.12 + unknown"
 
 
@@ -142,100 +165,189 @@ def test_a_cap_on_money_without_a_price_is_refused(store: ObjectStore) -> None:
             planned(store, max_cost=wrong)
 
 
+def budget_of(
+    store: ObjectStore, cap: int, run_id: str, timing: HeartbeatTiming = DEFAULT_HEARTBEAT
+) -> ShardBudget:
+    """A shard's, under a cap on today's images."""
+
+    def scopes(day: str) -> list[Scope]:
+        return [day_scope(store, Budget(day=Cap(images=cap)), day)]
+
+    return ShardBudget(store, scopes, price=None, run_id=run_id, shard="shard-0000", timing=timing)
+
+
 def test_many_shards_at_once_never_get_more_than_the_cap(store: ObjectStore) -> None:
-    def reserve(number: int) -> int:
-        scope = day_scope(store, Budget(day=Cap(images=50)))
-        return scope.reserve(f"run/shard-{number}", 9, None)
+    def take_all(number: int) -> int:
+        mine = budget_of(store, 50, f"run-{number}")
+        mine.open(9)
+        return sum(mine.take(1) is not None for _ in range(9))
 
     with ThreadPoolExecutor(8) as pool:
-        granted = list(pool.map(reserve, range(10)))
-    assert sum(granted) == 50
-    assert counted(store).images_counted == 50
+        taken = sum(pool.map(take_all, range(10)))
+    assert taken <= 50
+    assert counted(store).images_counted == taken, "what one scope refused is given back in all"
 
 
-def a_dead_shard(store: ObjectStore, account: Account, sold: int) -> str:
-    """A run that reserved for 5 images, bought some, and died; gives its id."""
-    keep_prompts(store, "set", prompts(5))
-    made = planned(store, run_id="dead", limit=sold)
-    assert settle_shard(store, account, made.run_id, made.shards[0]).spent == sold
-    for scope in (day_scope(store, Budget()), partition_scope(store, Budget(), "set", 1)):
-        scope.change(
-            lambda c: c.model_copy(update={"images": 0}).with_reserved("dead/shard-0000", 5, None)
-        )
-    return made.run_id
-
-
-def test_a_dead_shards_reservation_counts_until_its_spending_is_counted(
-    store: ObjectStore,
-    emulator_and_account: tuple[Any, Account],
-) -> None:
-    _, account = emulator_and_account
-    a_dead_shard(store, account, 2)
-    keep_prompts(store, "other", prompts(6, "other"))
-    tight = replace(account, budget=Budget(day=Cap(images=6)))
-    store.put("runs/dead/shard-0000.alive", b"")
-    assert launch(store, tight, "other").states == {"over_budget": 5, "settled": 1}
-    assert counted(store).reserved["dead/shard-0000"].images == 5
-    hasty = replace(QUICK, heartbeat=EXPIRED)
-    assert launch(store, tight, "other", timing=hasty).states == {"over_budget": 2, "settled": 4}
-    day = counted(store)
-    assert (day.images, day.reserved) == (6, {})
-
-
-def test_a_shard_that_runs_again_under_its_name_counts_what_it_spent_before(
+def test_one_shard_twice_at_once_never_gets_more_than_the_cap(
     store: ObjectStore, emulator_and_account: tuple[Any, Account]
 ) -> None:
     emulator, account = emulator_and_account
-    a_dead_shard(store, account, 2)
-    settle_shard(store, account, "dead", "shard-0000")
-    day = counted(store)
-    assert (day.images, day.reserved, bought(emulator)) == (2, {}, 2)
+    keep_prompts(store, "set", prompts(20))
+    tight = replace(account, budget=Budget(day=Cap(images=10), partition=Cap(images=10)))
+    made = planned(store, max_images=10)
+    with ThreadPoolExecutor(2) as pool:
+        reports = pool.map(lambda _: settle_shard(store, tight, made.run_id, "shard-0000"), "ab")
+    assert sum(report.spent for report in reports) == bought(emulator) <= 10
+    assert counted(store).images_counted == bought(emulator)
 
 
-def test_a_shard_that_was_taken_for_dead_reserves_anew(store: ObjectStore) -> None:
-    scope = day_scope(store, Budget(day=Cap(images=3)))
-    purse = ShardBudget(store, [scope], price=None, run_id="run", shard="shard-0000")
-    purse.open(3)
-    assert purse.take(1)
-    scope.change(lambda counter: counter.closed("run/shard-0000", 1))
-    scope.reserve("another/shard-0000", 1, None)
-    store.put("runs/another/shard-0000.alive", b"")
-    purse._timing = HeartbeatTiming(stale_seconds=-1.0)
-    assert purse.take(1)
-    assert not purse.take(1)
-    assert counted(store).images_counted == 3
+def test_what_others_give_back_is_asked_for_at_the_end(
+    store: ObjectStore, emulators: Emulators
+) -> None:
+    emulator = emulators(latency_seconds=(1, 1))
+    account = account_for(emulator.base_url, store)
+    keep_prompts(store, "set", prompts(3))
+    tight = replace(account, budget=Budget(day=Cap(images=5)))
+    other = budget_of(store, 5, "other")
+    other.open(4)
+    made = planned(store)
+    with ThreadPoolExecutor(1) as pool:
+        settling = pool.submit(settle_shard, store, tight, made.run_id, "shard-0000")
+        wait_until(lambda: states(store).get(State.ACCEPTED, 0) == 1)
+        other.close()
+        report = settling.result()
+    assert (report.states, report.over_budget) == ({State.SETTLED: 3}, 0)
 
 
-def test_a_run_that_goes_on_after_it_was_called_done_can_be_rescued_again(
+def test_what_an_expired_shard_reserved_counts_until_its_spending_is_counted(
+    store: ObjectStore, emulator_and_account: tuple[Any, Account]
+) -> None:
+    _, account = emulator_and_account
+    keep_prompts(store, "set", prompts(5))
+    made = planned(store, run_id="dead", limit=2)
+    assert settle_shard(store, account, made.run_id, made.shards[0]).spent == 2
+    for scope in (day_scope(store, Budget()), partition_scope(store, Budget(), "set", 1)):
+        (name,) = scope.read().reservations
+        scope.change(lambda counter: counter.model_copy(update={"reservations": {}}))
+        reserve(scope, name, 5, opened=datetime.now(UTC) - timedelta(hours=1))
+    keep_prompts(store, "other", prompts(6, "other"))
+    tight = replace(account, budget=Budget(day=Cap(images=6)))
+    heartbeat = run_alive_key("dead", ".".join(name.split("/")[1:]))
+    store.put(heartbeat, b"")
+    assert launch(store, tight, "other").states == {"over_budget": 5, "settled": 1}
+    assert counted(store).open[name].images == 5
+    store.delete(heartbeat)
+    assert launch(store, tight, "other").states == {"over_budget": 2, "settled": 4}
+    assert spent_and_open(counted(store)) == (6, 0)
+
+
+def test_a_reservation_without_a_heartbeat_is_not_expired_before_it_is_old(
     store: ObjectStore,
 ) -> None:
-    scope = day_scope(store, Budget(day=Cap(images=3)))
-    purse = ShardBudget(store, [scope], price=None, run_id="run", shard="shard-0000")
-    purse.open(3)
+    reserve(day_scope(store, Budget()), "fresh/shard-0000/0123abcd", 5)
+    mine = budget_of(store, 6, "run")
+    mine.open(3)
+    assert [mine.take(1) is not None for _ in range(2)] == [True, False]
+
+
+def test_an_incarnation_is_over_after_a_silence_and_the_shard_goes_on_as_another(
+    store: ObjectStore,
+) -> None:
+    timing = HeartbeatTiming(silent_seconds=0.5)
+    mine = budget_of(store, 3, "run", timing)
+    mine.open(3)
     mark_done(store, "run", 0)
-    assert purse.take(1)
-    assert list_unfinished(store) == []
-    purse._timing = HeartbeatTiming(stale_seconds=-1.0)
-    assert purse.take(1)
-    assert list_unfinished(store) == ["run"]
+    first = mine.take(1)
+    assert first is not None
+    time.sleep(0.6)
+    assert not first.holds()
+    second = mine.take(2)
+    assert second is not None
+    assert first.nonce[:8] != second.nonce[:8]
+    assert mine.take(1) is None, "the first permit is not given back"
+    assert list_unfinished(store) == ["run"], "a rescue finds again what it buys from now on"
     assert store.head(run_done_key("run")) is None
+    mine.close()
+    assert spent_and_open(counted(store)) == (3, 0)
+
+
+def test_what_is_closed_is_not_opened_again_by_its_owner(store: ObjectStore) -> None:
+    mine = budget_of(store, 3, "run")
+    mine.open(3)
+    assert mine.take(1)
+    (name,) = counted(store).open
+    scope = day_scope(store, Budget())
+    scope.change(lambda counter: counter.closed(name, 1, datetime.now(UTC)))
+    reserve(scope, "another/shard-0000/0123abcd", 1)
+    assert [mine.take(1) is not None for _ in range(4)].count(True) <= 3
+    mine.close()
+    assert counted(store).reservations[name].images == 1
+
+
+def test_an_incarnation_belongs_to_one_day(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At midnight by S3's clock, which is put forward here, permits end."""
+    shift = timedelta()
+    get = ObjectStore.get
+
+    def shifted(self: ObjectStore, key: str) -> StoredObject | None:
+        found = get(self, key)
+        return found and replace(found, last_modified=found.last_modified + shift)
+
+    monkeypatch.setattr(ObjectStore, "get", shifted)
+    now = datetime.now(UTC)
+    midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+    shift = midnight - now - timedelta(seconds=5)
+    mine = budget_of(store, 2, "run")
+    mine.open(2)
+    old = mine.take(1)
+    assert old is not None
+    wait_until(lambda: not old.holds())
+    shift += timedelta(seconds=10)
+    new = mine.take(2)
+    assert new is not None, "the new day has a cap of its own"
+    mine.close()
+    days = [now.date() + timedelta(days=n) for n in (0, 1)]
+    spent = [day_scope(store, Budget(), day.isoformat()).read().images_counted for day in days]
+    assert spent == [1, 2]
+
+
+def test_old_reservations_are_folded_into_a_sum_in_a_write_of_their_own(store: ObjectStore) -> None:
+    scope = day_scope(store, Budget())
+    reserve(scope, "old/shard-0000/0", 3, price=PRICE)
+    reserve(scope, "new/shard-0000/0", 2)
+    now = datetime.now(UTC)
+    scope.change(lambda c: c.closed("old/shard-0000/0", 1, now - timedelta(days=8)))
+    scope.change(lambda c: c.closed("new/shard-0000/0", 2, now - timedelta(days=6)))
+    after = scope.read()
+    assert (after.images, after.cost, set(after.reservations)) == (1, PRICE, {"new/shard-0000/0"})
+    assert after.images_counted == 3
 
 
 def test_a_lost_answer_does_not_reserve_twice(store: ObjectStore, s3_url: str) -> None:
     with S3Proxy(s3_url) as proxy:
-        lost = threading.Event()
+        far = proxy.store_like(store)
+        mine = budget_of(far, 9, "run")
+        mine.open(2)
+        lost = 0
 
         def rule(method: str, path: str) -> Loss | None:
-            if method == "PUT" and "/budget/" in path and not lost.is_set():
-                lost.set()
+            """An answer is lost, and another shard writes on top before it is looked for."""
+            nonlocal lost
+            if method == "PUT" and "/budget/days/" in path and not lost:
+                lost = 1
                 return Loss.ANSWER
+            if method == "GET" and "/budget/days/" in path and lost == 1:
+                lost = 2
+                reserve(day_scope(store, Budget()), "other/shard-0000/0", 1)
             return None
 
         proxy.rule = rule
-        scope = day_scope(proxy.store_like(store), Budget())
-        assert scope.reserve("run/shard-0000", 5, None) == 5
-    assert lost.is_set()
-    assert counted(store).images_counted == 5
+        assert mine.take(1)
+        assert mine.take(5)
+    assert lost == 2
+    assert counted(store).images_counted == 6 + 1
 
 
 def test_a_counter_that_cannot_be_read_stops_the_spending(
@@ -262,15 +374,13 @@ def test_a_scope_has_room_as_its_cap_says() -> None:
     assert str(Cap(images=1000, cost=Decimal("12.5"))) == "1,000 images and 12.50"
 
 
-def test_a_dead_shard_whose_run_file_is_gone_counts_in_full(store: ObjectStore) -> None:
-    scope = day_scope(store, Budget(day=Cap(images=6)))
-    scope.reserve("gone/shard-0000", 5, None)
-    purse = ShardBudget(
-        store, [scope], price=None, run_id="run", shard="shard-0000", timing=EXPIRED
-    )
-    purse.open(3)
-    assert (purse.take(1), purse.take(1)) == (True, False)
-    assert counted(store).images == 5
+def test_an_expired_shard_whose_run_file_is_gone_counts_in_full(store: ObjectStore) -> None:
+    scope = day_scope(store, Budget())
+    reserve(scope, "gone/shard-0000/0", 5, opened=datetime.now(UTC) - timedelta(hours=1))
+    mine = budget_of(store, 6, "run")
+    mine.open(3)
+    assert [mine.take(1) is not None for _ in range(2)] == [True, False]
+    assert spent_and_open(counted(store)) == (5, 1)
 
 
 def test_what_was_bought_before_is_brought_when_no_cap_has_room(
@@ -298,3 +408,26 @@ def test_what_was_bought_before_is_brought_when_no_cap_has_room(
     assert not thread.is_alive()
     assert later.states == {"over_budget": 1, "settled": 3}
     assert bought(emulator) == 3
+
+
+def test_what_was_in_doubt_is_counted_anew_once_it_is_known(
+    store: ObjectStore, emulators: Emulators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = emulators(moods={"http_500_after": 1})
+    account = account_for(emulator.base_url, store)
+    keep_prompts(store, "set", prompts(2))
+    assert launch(store, account).states == {"in_doubt": 2}
+    first = entries(store)[0]
+    ledger = Ledger(store)
+    held = ledger.read(first.request_key)
+    assert held is not None
+    nonce = first.attempts[0].nonce
+    ledger.apply(held, lambda entry: entry.not_sent(nonce, "the provider's list does not have it"))
+    settings = settings_for(emulator.base_url, store)
+    monkeypatch.setenv("NANOBANANA_BUCKET", str(settings.bucket))
+    monkeypatch.setenv("NANOBANANA_PREFIX", settings.prefix)
+    for said in ("counted anew", "the counters agree with the ledger"):
+        done = CliRunner().invoke(app, ["budget", "recount"])
+        assert (done.exit_code, said in done.output) == (0, True), done.output
+        assert spent_and_open(counted(store)) == (1, 0)
+        assert partition_scope(store, Budget(), "set", 1).read().images_counted == 1

@@ -573,7 +573,7 @@ def test_a_fault_in_either_stage_ends_the_shard_and_is_raised(
     made = planned(store)
     part: object = account.downloader if stage == "download" else account.provider
 
-    def fault(*_: object) -> None:
+    def fault(*_: object, **__: object) -> None:
         raise RuntimeError("a mistake")
 
     with monkeypatch.context() as patch:

@@ -15,6 +15,7 @@ from nanobanana_pipeline.generation.planning.run_files import PlannedRequest
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.provider.outcomes import SubmitOutcome
+from nanobanana_pipeline.provider.protocol import MaySend
 from nanobanana_pipeline.request import request_key
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import Emulators, account_for
@@ -55,9 +56,11 @@ def test_what_is_sent_is_what_was_read_before_the_claim(
     sent: list[tuple[bytes, ...]] = []
     submit = one._provider.submit
 
-    def note(request: ModelsLabRequest, references: Sequence[bytes]) -> SubmitOutcome:
+    def note(
+        request: ModelsLabRequest, references: Sequence[bytes], *, may_send: MaySend
+    ) -> SubmitOutcome:
         sent.append(tuple(references))
-        return submit(request, references)
+        return submit(request, references, may_send=may_send)
 
     monkeypatch.setattr(one._provider, "submit", note)
     pictures = [f"reference {number}".encode() for number in range(16)]

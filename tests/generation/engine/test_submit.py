@@ -47,7 +47,7 @@ def submitter(account: Account, store: ObjectStore, stop: threading.Event) -> Su
         store,
         account,
         Slots(2),
-        budget=ShardBudget(store, [], price=None, run_id="run", shard="shard-0000"),
+        budget=ShardBudget(store, lambda _: [], price=None, run_id="run", shard="shard-0000"),
         stopping=StopEvents(stop=stop),
     )
 

@@ -20,7 +20,7 @@ from nanobanana_pipeline.storage import ObjectStore
 from tests.buying_child import kill_once_accepted
 from tests.conftest import Emulators, account_for
 from tests.later import later
-from tests.launching import admin, keep_prompts, launch, planned, prompts, states
+from tests.launching import admin, keep_prompts, launch, planned, prompts, spent_and_open, states
 
 DEAD = timedelta(minutes=16)
 
@@ -79,7 +79,7 @@ def test_what_a_killed_run_bought_is_brought_whatever_has_changed_since(
 def accounts(store: ObjectStore) -> list[tuple[int, int]]:
     """Images spent, and shards with reservations, of the day and the partition."""
     scopes = (day_scope(store, Budget()), partition_scope(store, Budget(), "set", 1))
-    return [(found.images, len(found.reserved)) for found in (scope.read() for scope in scopes)]
+    return [spent_and_open(scope.read()) for scope in scopes]
 
 
 @pytest.mark.parametrize("who", ["the next launch", "a rescue", "a launch that buys nothing"])
