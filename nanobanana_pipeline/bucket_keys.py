@@ -24,6 +24,7 @@ __all__ = [
     "lineage_key",
     "manifest_prefix",
     "partition_budget_key",
+    "partition_plan_key",
     "preview_key",
     "probe_key",
     "prompt_set_key",
@@ -126,6 +127,11 @@ def reference_key(sha256: str) -> str:
 def manifest_prefix(prompt_set: str, seed: int) -> str:
     """The folder of one partition's manifests."""
     return f"{Folder.MANIFESTS}/{prompt_set}/seed={seed}/"
+
+
+def partition_plan_key(prompt_set: str, seed: int) -> str:
+    """What a partition's newest plan asks for, and its number."""
+    return f"{manifest_prefix(prompt_set, seed)}plan.json"
 
 
 def preview_key(prompt_set: str, seed: int, content: str) -> str:

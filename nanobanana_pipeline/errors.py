@@ -11,6 +11,7 @@ NanobananaError
 ├── StorageError          S3 answered, and the answer is no
 │   ├── StorageUnavailable    S3 did not answer, or asked to come back later: try again
 │   │   └── StorageFull           it has no room: somebody must make some
+│   ├── EntryDamaged          one ledger entry cannot be read; the others can
 │   └── ObjectTooLarge        an object of strangers has more bytes than it may have
 ├── ForbiddenTransition   a ledger entry may not go from its state to the one asked for
 ├── ProviderHalt          the provider refuses the account: more requests would be refused too
@@ -30,6 +31,7 @@ from collections.abc import Sequence
 __all__ = [
     "DownloadError",
     "DownloadRefused",
+    "EntryDamaged",
     "ForbiddenTransition",
     "ImageBroken",
     "ImageGone",
@@ -102,6 +104,18 @@ class StorageUnavailable(StorageError):  # noqa: N818 - the name says the state,
 
 class StorageFull(StorageUnavailable):
     """S3 has no room for the object; it will take it once somebody has made some."""
+
+
+class EntryDamaged(StorageError):  # noqa: N818
+    """One ledger entry is damaged, or of a newer version; whether it was paid for is unknown.
+
+    Attributes:
+        request_key: of the entry.
+    """
+
+    def __init__(self, message: str, request_key: str) -> None:
+        super().__init__(message)
+        self.request_key = request_key
 
 
 class ObjectTooLarge(StorageError):  # noqa: N818

@@ -41,6 +41,7 @@ def split_hosts(value: object) -> object:
 
 
 Money = Annotated[Decimal, Field(gt=0, allow_inf_nan=False)]
+Price = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
 ImageCount = Annotated[int, Field(ge=0)]
 
 
@@ -72,7 +73,7 @@ class Settings(BaseSettings):
     preview_url: str | None = Field(
         None, description="the bucket's address for browsers, in which Dagster shows pictures"
     )
-    price_per_image: Money | None = Field(
+    price_per_image: Price | None = Field(
         None, description="what an image costs, in your currency; unknown if not set"
     )
     max_images_per_day: ImageCount | None = Field(
@@ -115,7 +116,10 @@ class Settings(BaseSettings):
                 f"NANOBANANA_{_quoted(name, e['input'])}: {e['msg']}" for name, e in bad.items()
             ]
             # Without the values that cannot be read, so that the rest is checked in the same go.
-            settings = cls(**given | {name: cls.model_fields[name].default for name in bad})
+            usable = {name: cls.model_fields[name].default for name in bad}
+            if "price_per_image" in bad:
+                usable["price_per_image"] = Decimal(0)  # it is wrong, and not missing
+            settings = cls(**given | usable)
         problems += settings.problems(buying=buying)
         if problems:
             raise SettingsError(_listed(problems))

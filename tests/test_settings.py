@@ -1,10 +1,12 @@
 """Settings are checked whole, and every problem is named at once, with the way out."""
 
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from nanobanana_pipeline.errors import SettingsError
+from nanobanana_pipeline.money import Cap
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.settings import VENDOR_BASE_URL, Settings
 
@@ -325,3 +327,21 @@ def test_an_address_for_browsers_must_be_fit_to_be_kept_for_ever(url: str) -> No
     assert problem.startswith("NANOBANANA_PREVIEW_URL")
     assert "pass" not in problem.replace("password", "")
     assert "token" not in problem
+
+
+def test_a_price_of_0_is_a_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOBANANA_PRICE_PER_IMAGE", "0")
+    monkeypatch.setenv("NANOBANANA_MAX_COST_PER_DAY", "1")
+    budget = Settings.load(api_key=KEY, bucket="pictures").budget
+    assert budget.price == 0
+    assert budget.day.room(10, Decimal(0), budget.price) is None
+    assert Cap(images=12, cost=Decimal(1)).room(10, Decimal(0), budget.price) == 2
+
+
+def test_a_price_that_cannot_be_read_is_not_said_to_be_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NANOBANANA_PRICE_PER_IMAGE", "-1")
+    monkeypatch.setenv("NANOBANANA_MAX_COST_PER_DAY", "1")
+    (problem,) = problems(**REQUIRED)
+    assert problem.startswith("NANOBANANA_PRICE_PER_IMAGE='-1': ")

@@ -29,6 +29,7 @@ from dagster_nanobanana.presentation.tables import (
 )
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.audit import audit as audit_bucket
+from nanobanana_pipeline.errors import EntryDamaged
 from nanobanana_pipeline.features.judging import (
     ALIKE_BITS,
     ALIKE_SHARE,
@@ -38,7 +39,7 @@ from nanobanana_pipeline.features.judging import (
 )
 from nanobanana_pipeline.generation.budget.counters import partition_scope
 from nanobanana_pipeline.generation.manifest.manifest import CellState, read_current, read_manifest
-from nanobanana_pipeline.ledger import UNSURE, Ledger
+from nanobanana_pipeline.ledger import UNSURE, Ledger, State
 from nanobanana_pipeline.money import cost_text
 from nanobanana_pipeline.prompts import prompt_set as snapshots
 
@@ -179,15 +180,17 @@ def none_in_doubt(nanobanana: NanobananaResource, name: str, seed: int) -> dg.As
     rows = read_manifest(store, current.manifest, ["prompt_id", "prompt", "request_key", "state"])
     rows = rows[rows["state"].isin(UNSURE)].drop_duplicates("prompt_id")
     # What evidence or a person has settled since the manifest was written is no doubt now.
-    unsure = {
-        held.entry.request_key: held.entry
-        for held in Ledger(store).read_many(rows["request_key"])
-        if held.entry.state in UNSURE and not held.entry.is_abandoned
-    }
+    unsure: dict[str, tuple[str, str]] = {}
+    for held in Ledger(store).read_many(rows["request_key"]):
+        if isinstance(held, EntryDamaged):
+            unsure[held.request_key] = (State.IN_DOUBT.value, str(held))
+        elif held.entry.state in UNSURE and not held.entry.is_abandoned:
+            entry = held.entry
+            unsure[entry.request_key] = (entry.state.value, entry.reason or "")
     rows = rows[rows["request_key"].isin(unsure.keys())]
     cells = rows.assign(
-        state=[unsure[key].state.value for key in rows["request_key"]],
-        cause=[unsure[key].reason or "" for key in rows["request_key"]],
+        state=[unsure[key][0] for key in rows["request_key"]],
+        cause=[unsure[key][1] for key in rows["request_key"]],
     )
     return _verdict(
         cells,

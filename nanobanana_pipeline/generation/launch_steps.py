@@ -7,6 +7,7 @@ a machine of its own.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version as installed_version
 from itertools import chain
 from typing import Any
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nanobanana_pipeline.errors import PlanError
+from nanobanana_pipeline.errors import EntryDamaged, PlanError
 from nanobanana_pipeline.generation.budget.reclaim import reclaim_partition
 from nanobanana_pipeline.generation.budget.reservations import open_shard_budget
 from nanobanana_pipeline.generation.engine.engine import Engine, Progress, Report
@@ -35,14 +36,17 @@ from nanobanana_pipeline.generation.manifest.rows import (
     count_images,
     manifest_batches,
     outcomes,
+    unreadable_outcomes,
 )
 from nanobanana_pipeline.generation.manifest.shard_log import ShardLog, read_shard_log
 from nanobanana_pipeline.generation.planning.cells import Cells, build_cells
+from nanobanana_pipeline.generation.planning.partition_plan import PartitionPlan, take_number
 from nanobanana_pipeline.generation.planning.planner import Launch, plan_cells
 from nanobanana_pipeline.generation.planning.run_files import (
     RunPlan,
     mark_done,
     read_plan,
+    read_request_keys,
     read_shard,
     write_plan,
     write_shards,
@@ -86,11 +90,19 @@ def plan(store: ObjectStore, account: Account, launch: Launch) -> RunPlan:
     launch_plan = plan_cells(store, account, launch, prompts)
     run_plan = replace(launch_plan.run_plan, fingerprint=snapshot.fingerprint)
     if launch_plan.changes and not launch.change_parameters:
-        raise PlanError(_parameters_changed(run_plan, launch_plan.changes))
+        raise _parameters_changed(run_plan, launch_plan.changes)
+    is_bound = launch_plan.is_first and not launch.change_parameters
+    number = take_number(
+        store,
+        launch.prompt_set,
+        launch.seed,
+        PartitionPlan(0, snapshot.fingerprint, run_plan.parameters, launch.limit),
+        refuse_change=partial(_parameters_changed, run_plan) if is_bound else None,
+    )
     requests, count = launch_plan.requests(launch), len(launch_plan.todo)
     shards = write_shards(store, launch.run_id, requests, count, launch.shard_size)
     code_version = installed_version("nanobanana-pipeline")
-    run_plan = replace(run_plan, shards=shards, code_version=code_version)
+    run_plan = replace(run_plan, shards=shards, code_version=code_version, plan_number=number)
     write_plan(store, run_plan)
     return run_plan
 
@@ -146,23 +158,23 @@ def collect(
 ) -> CurrentManifest:
     """Publish the manifest of a launched partition, as the ledger is now.
 
+    Where a newer plan was collected already, its prompts, parameters and limit stay in force, and
+    only what came of the requests that these ask for is added.
+
     Raises:
         StorageError: S3 refuses or holds damaged objects.
     """
-    cells = build_cells(
-        prompt_set.load(store, run_plan.prompt_set, run_plan.fingerprint),
-        seed=run_plan.seed,
-        parameters=run_plan.parameters,
-        realm=account.realm,
-        limit=run_plan.limit,
-        model=account.provider.request_model,
-    )
+    cells, asked = _cells(store, account, run_plan), run_plan
     # A run that may not buy meets no cap.
     capped = report.over_budget and run_plan.max_images != 0
     missing = CellState.OVER_BUDGET if capped else CellState.PENDING
     back_off = contention(f"the manifest of {run_plan.prompt_set}, seed {run_plan.seed}")
     while True:
         before, etag = read_current(store, run_plan.prompt_set, run_plan.seed)
+        if before is not None and before.plan_number > asked.plan_number:
+            asked = _as_in_force(run_plan, before)
+            # This run did not ask for all of its cells, so that no cap has held them back.
+            cells, missing = _cells(store, account, asked), CellState.PENDING
         scan = _LedgerScan(run_plan.run_id)
         tables = _outcome_tables(store, run_plan, before, cells, scan, missing)
         file = packed(
@@ -176,9 +188,10 @@ def collect(
             prompt_set=run_plan.prompt_set,
             seed=run_plan.seed,
             manifest=manifest_key(run_plan.prompt_set, run_plan.seed, run_plan.run_id),
-            fingerprint=run_plan.fingerprint,
-            parameters=run_plan.parameters,
-            limit=run_plan.limit,
+            fingerprint=asked.fingerprint,
+            parameters=asked.parameters,
+            limit=asked.limit,
+            plan_number=asked.plan_number,
             cells=count_cells(written.read),
             request_seconds=report.request_seconds or (before.request_seconds if before else None),
             abandoned=int(is_among(cells.frame["request_key"], scan.abandoned).sum()),
@@ -192,7 +205,7 @@ def collect(
         if publish(store, file, current, etag):
             break
         back_off()
-    if not scan.needs_rescue:
+    if not (scan.needs_rescue or _left_elsewhere(store, run_plan, asked, cells, scan)):
         mark_done(store, run_plan.run_id, report.bought)
     reclaim_partition(store, run_plan.prompt_set, run_plan.seed, is_complete=not current.gaps)
     return current
@@ -216,6 +229,47 @@ def settle_launch(
     for shard in made.shards:
         report += settle_shard(store, account, made.run_id, shard, on_progress=on_progress)
     return Settled(collect(store, account, made, report), report)
+
+
+def _cells(store: ObjectStore, account: Account, asked: RunPlan) -> Cells:
+    return build_cells(
+        prompt_set.load(store, asked.prompt_set, asked.fingerprint),
+        seed=asked.seed,
+        parameters=asked.parameters,
+        realm=account.realm,
+        limit=asked.limit,
+        model=account.provider.request_model,
+    )
+
+
+def _as_in_force(run_plan: RunPlan, current: CurrentManifest) -> RunPlan:
+    """A run's plan, asking for what a newer plan's manifest was made for."""
+    return replace(
+        run_plan,
+        fingerprint=current.fingerprint,
+        parameters=current.parameters,
+        limit=current.limit,
+        plan_number=current.plan_number,
+    )
+
+
+def _left_elsewhere(
+    store: ObjectStore, run_plan: RunPlan, asked: RunPlan, cells: Cells, scan: "_LedgerScan"
+) -> bool:
+    """Whether a run may have left something to rescue that its manifest does not show.
+
+    That is behind an entry that cannot be read, or in requests that the plan in force does not ask
+    for.
+    """
+    if asked is run_plan and not scan.damaged:
+        return False
+    own = pa.array(read_request_keys(store, run_plan), pa.string())
+    requested = cells.frame.loc[cells.frame["requested"], "request_key"]
+    others = own.filter(pa.array(~is_among(own, requested))).to_pylist()
+    if asked is not run_plan:
+        for _ in scan.entries(Ledger(store).read_many(others)):
+            pass
+    return scan.needs_rescue or bool(is_among(own, scan.damaged).any())
 
 
 def _outcome_tables(
@@ -242,7 +296,11 @@ def _outcome_tables(
     )
     rest = keys.filter(pa.array(asked & ~here)).to_pylist()
     read = outcomes(scan.entries(Ledger(store).read_many(rest)), store.uri, missing)
-    return [settled_keys.settled, logged, read]
+    # Not before: the entries are read as their outcomes are built.
+    rows = is_among(cells.frame["request_key"], scan.damaged)
+    samples = cells.frame.loc[rows].set_index("request_key")["samples"].to_dict()
+    unread = unreadable_outcomes({k: (samples[k], text) for k, text in scan.damaged.items()})
+    return [settled_keys.settled, logged, read, unread]
 
 
 def needs_rescue(entry: Entry, run_id: str) -> bool:
@@ -253,24 +311,32 @@ def needs_rescue(entry: Entry, run_id: str) -> bool:
 
 @dataclass
 class _LedgerScan:
-    """Notes, while entries are read, keys of abandoned ones, and whether any needs a rescue."""
+    """Notes, while entries are read, which are abandoned or damaged, and if any needs a rescue.
+
+    Attributes:
+        damaged: the error of each entry that cannot be read, by request key.
+    """
 
     run_id: str
     abandoned: list[str] = field(default_factory=list)
+    damaged: dict[str, str] = field(default_factory=dict)
     needs_rescue: bool = False
 
-    def entries(self, read: Iterable[Held]) -> Iterator[Entry]:
+    def entries(self, read: Iterable[Held | EntryDamaged]) -> Iterator[Entry]:
         for held in read:
+            if isinstance(held, EntryDamaged):
+                self.damaged[held.request_key] = str(held)
+                continue
             if held.entry.is_abandoned:
                 self.abandoned.append(held.entry.request_key)
             self.needs_rescue = self.needs_rescue or needs_rescue(held.entry, self.run_id)
             yield held.entry
 
 
-def _parameters_changed(run_plan: RunPlan, changes: Mapping[str, tuple[Any, Any]]) -> str:
+def _parameters_changed(run_plan: RunPlan, changes: Mapping[str, tuple[Any, Any]]) -> PlanError:
     named = ", ".join(f"{name} {old!r} → {new!r}" for name, (old, new) in changes.items())
     cost = "an unknown price" if run_plan.cost is None else cost_text(run_plan.cost)
-    return (
+    return PlanError(
         f"{run_plan.prompt_set}, seed {run_plan.seed} was made with other parameters ({named}); "
         f"going on would buy {counted(run_plan.buy, 'request')} for "
         f"{counted(run_plan.buy_images, 'new image')} at {cost}. Leave the parameters out to keep "

@@ -72,6 +72,9 @@ class Entry(BaseModel):
     """All that is known of one request. Frozen: each step gives a new entry with a new revision.
 
     `request` has the fields of the provider's own model, as they were when it was first tried.
+    `unsent` counts attempts that surely bought nothing and were dropped by a later claim, so that
+    rate limits do not grow the entry; None where there are none. Version 0.1.0 ignores the field,
+    and writes entries without it: then only the count is lost.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -85,6 +88,7 @@ class Entry(BaseModel):
     revision: str
     attempts: tuple[Attempt, ...] = ()
     images: tuple[StoredImage, ...] = ()
+    unsent: int | None = None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -162,6 +166,11 @@ class Entry(BaseModel):
         raise ForbiddenTransition(f"request {self.request_key} has no attempt {nonce}")
 
     @property
+    def tries(self) -> int:
+        """How many attempts there were, dropped ones among them."""
+        return len(self.attempts) + (self.unsent or 0)
+
+    @property
     def failures(self) -> int:
         """How many attempts the provider has failed."""
         return sum(a.outcome is Outcome.FAILED for a in self.attempts)
@@ -184,7 +193,7 @@ class Entry(BaseModel):
     def claim(
         self, *, run_id: str, nonce: str, lease_seconds: float, rebuy: bool = False
     ) -> "Entry":
-        """Begin an attempt.
+        """Begin an attempt. Earlier ones that were not sent are dropped, and counted.
 
         Raises:
             ForbiddenTransition: the invariant forbids one now.
@@ -198,7 +207,9 @@ class Entry(BaseModel):
             lease_seconds=lease_seconds,
             rebuy=rebuy and self.state in UNSURE,
         )
-        return self._changed(attempts=(*self.attempts, attempt))
+        kept = tuple(a for a in self.attempts if a.outcome is not Outcome.NOT_SENT)
+        unsent = self.tries - len(kept)
+        return self._changed(attempts=(*kept, attempt), unsent=unsent or None)
 
     def renew(self, nonce: str) -> "Entry":
         """Start an attempt's lease anew.

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Final
 
 from nanobanana_pipeline.bucket_keys import ledger_key
-from nanobanana_pipeline.errors import ForbiddenTransition, StorageError
+from nanobanana_pipeline.errors import EntryDamaged, ForbiddenTransition, StorageError
 from nanobanana_pipeline.ledger.attempt import Outcome
 from nanobanana_pipeline.ledger.entry import Entry
 from nanobanana_pipeline.ledger.existence import leave_out_absent
@@ -79,7 +79,11 @@ class Ledger:
         self._paid_patience = paid_patience_seconds
 
     def read(self, request_key: str) -> Held | None:
-        """The entry as it is now; None if the request was never tried."""
+        """The entry as it is now; None if the request was never tried.
+
+        Raises:
+            EntryDamaged: it is damaged, or was written by a newer version.
+        """
         found = self._store.get(ledger_key(request_key))
         # Not before the GET: its duration must not count towards the entry's age.
         read_at = Instant.now()
@@ -89,16 +93,27 @@ class Ledger:
 
     def read_many(
         self, request_keys: Iterable[str], *, read_ahead: int = READ_AHEAD
-    ) -> Iterator[Held]:
-        """The entries of requests that have one, in order; at most `read_ahead` in memory."""
+    ) -> Iterator[Held | EntryDamaged]:
+        """The entries of requests that have one, in order; at most `read_ahead` in memory.
+
+        In place of one that cannot be read comes the error: such a request may have been paid for.
+        """
         keys = iter(leave_out_absent(self._store, list(request_keys)))
         readers = ThreadPoolExecutor(ENTRY_READERS)
         try:
             while some := list(islice(keys, read_ahead)):
-                yield from (held for held in readers.map(self.read, some) if held is not None)
+                yield from (
+                    held for held in readers.map(self._read_or_error, some) if held is not None
+                )
         finally:
             # An interrupt must not wait for a million reads.
             readers.shutdown(cancel_futures=True)
+
+    def _read_or_error(self, request_key: str) -> Held | EntryDamaged | None:
+        try:
+            return self.read(request_key)
+        except EntryDamaged as error:
+            return error
 
     def claim(
         self,
@@ -182,7 +197,11 @@ class Ledger:
 
     def _parsed(self, request_key: str, found: StoredObject) -> Entry:
         where = self._store.uri(ledger_key(request_key))
-        entry = Entry.from_json(found.body, where)
+        try:
+            entry = Entry.from_json(found.body, where)
+        except StorageError as error:
+            raise EntryDamaged(str(error), request_key) from error
         if entry.request_key != request_key:
-            raise StorageError(f"{where} is the entry of {entry.request_key}")
+            text = f"{where} is the entry of {entry.request_key}: {cas.RESTORE}"
+            raise EntryDamaged(text, request_key)
         return entry

@@ -36,10 +36,9 @@ class Done:
 
 @dataclass(frozen=True)
 class Queued:
-    """The provider has the request and works on it. `eta` is in seconds, if it gave one."""
+    """The provider has the request and works on it."""
 
     provider_id: str | None
-    eta: float | None = None
     seed: int | None = None
 
 

@@ -53,8 +53,13 @@ class Witness:
         self._check(old is None or new != old, f"{key} is written twice over")
         was = {attempt["nonce"]: attempt for attempt in before["attempts"]}
         now = {attempt["nonce"]: attempt for attempt in entry["attempts"]}
-        self._check(list(now)[: len(was)] == list(was), "attempts were dropped or changed places")
-        for nonce in list(now)[len(was) :]:
+        left = [nonce for nonce in was if nonce in now]
+        dropped = [attempt["outcome"] for nonce, attempt in was.items() if nonce not in now]
+        self._check(list(now)[: len(left)] == left, "attempts changed places")
+        self._check(set(dropped) <= {"not_sent"}, f"attempts were dropped: {dropped}")
+        counted = entry.get("unsent", 0) - before.get("unsent", 0)
+        self._check(counted == len(dropped), f"{len(dropped)} dropped, and {counted} counted")
+        for nonce in list(now)[len(left) :]:
             self._check_new(entry, now[nonce], list(was.values()))
         for nonce, attempt in now.items():
             self._check_step(attempt, was.get(nonce))

@@ -27,7 +27,7 @@ from dagster_nanobanana.executor import executor
 from nanobanana_pipeline import local
 from nanobanana_pipeline.emulator import EmulatorConfig, EmulatorThread
 from nanobanana_pipeline.generation.planning.run_files import read_shard_keys
-from nanobanana_pipeline.ledger import Ledger, State
+from nanobanana_pipeline.ledger import Held, Ledger, State
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from tests.cli.test_profile import files_with
@@ -110,7 +110,9 @@ class Cluster:
     def states(self, run_id: str, shard: str) -> Counter[State]:
         """The ledger's entries of a shard, by state."""
         keys = read_shard_keys(self.store, run_id, shard)
-        return Counter(h.entry.state for h in Ledger(self.store).read_many(keys))
+        return Counter(
+            h.entry.state for h in Ledger(self.store).read_many(keys) if isinstance(h, Held)
+        )
 
 
 @pytest.fixture(scope="module")

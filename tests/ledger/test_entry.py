@@ -103,7 +103,11 @@ def test_the_promises_hold_under_any_sequence_of_steps(
             assert not {Outcome.SUBMITTING, Outcome.ACCEPTED, Outcome.SETTLED} & set(outcomes)
         assert entry.revision != before.revision
         assert Entry.from_json(entry.to_json(), WHERE) == entry
-        for was, now in zip(before.attempts, entry.attempts, strict=False):
+        kept = before.attempts
+        if name in {"claim", "rebuy"}:
+            kept = tuple(a for a in kept if a.outcome is not Outcome.NOT_SENT)
+        assert entry.tries == before.tries + (name in {"claim", "rebuy"})
+        for was, now in zip(kept, entry.attempts, strict=False):
             assert (was.nonce, was.run_id, was.started) == (now.nonce, now.run_id, now.started)
             if was.accepted:
                 assert (now.provider_id, now.accepted) == (was.provider_id, was.accepted)
@@ -245,3 +249,19 @@ def test_a_damaged_entry_is_refused_with_where_it_lies(old: bytes, new: bytes) -
     damaged = re.sub(old, new, claimed().to_json(), count=1)
     with pytest.raises(StorageError, match=f"{WHERE} is damaged"):
         Entry.from_json(damaged, WHERE)
+
+
+def test_a_claim_drops_what_was_not_sent_and_counts_it() -> None:
+    entry = fresh()
+    for number in range(525):
+        entry = claimed(f"n{number}", entry).not_sent(f"n{number}", "HTTP 429: slow down")
+    assert (len(entry.attempts), entry.unsent, entry.tries) == (1, 524, 525)
+    assert entry.reason == "HTTP 429: slow down"
+    assert len(entry.to_json()) < 2_000
+    again = Entry.from_json(entry.to_json(), WHERE)
+    assert again == entry
+    failed = claimed("paid", again).fail("paid", "no GPU")
+    assert [a.outcome for a in failed.attempts] == [Outcome.FAILED]
+    assert [a.nonce for a in claimed("last", failed).attempts] == ["paid", "last"]
+    assert failed.tries == 526
+    assert "unsent" not in json.loads(claimed().to_json())

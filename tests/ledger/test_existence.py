@@ -8,7 +8,7 @@ import pytest
 
 from nanobanana_pipeline.bucket_keys import ledger_key
 from nanobanana_pipeline.generation.planning.cells import build_requests
-from nanobanana_pipeline.ledger import Entry, Ledger, StoredImage
+from nanobanana_pipeline.ledger import Entry, Held, Ledger, StoredImage
 from nanobanana_pipeline.ledger.existence import MANY, SLICES, leave_out_absent
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
@@ -77,7 +77,7 @@ def test_entries_are_read_some_at_a_time_in_the_order_they_are_asked_for(
     write_entries(store, requests[:9])
     keys = [request_key(request, realm="emulator") for request in requests]
     calls = Calls(store)
-    held = Ledger(store).read_many(keys[::-1], read_ahead=4)
+    held = (h for h in Ledger(store).read_many(keys[::-1], read_ahead=4) if isinstance(h, Held))
     assert next(held).entry.request_key == keys[8]
     first = calls.take()[GETS]
     assert first <= 4

@@ -38,6 +38,7 @@ KINDS: Final = {
     "lineage": r"lineage/.+\.ndjson",
     "manifest": r"manifests/.+\.parquet",
     "manifest pointer": r"manifests/.+/current\.json",
+    "partition plan": r"manifests/.+/plan\.json",
     "preview": r"manifests/.+\.webp",
     "prompt set": r"prompt_sets/[^/]+/[0-9a-f]{64}\.parquet",
     "prompt set pointer": r"prompt_sets/[^/]+/current\.json",

@@ -33,6 +33,10 @@ from nanobanana_pipeline.generation.manifest.manifest import (
     read_manifest,
 )
 from nanobanana_pipeline.generation.manifest.shard_log import read_shard_log
+from nanobanana_pipeline.generation.planning.partition_plan import (
+    PartitionPlan,
+    read_partition_plan,
+)
 from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan, read_request_keys
 from nanobanana_pipeline.ledger import Entry, Ledger
 from nanobanana_pipeline.lineage.trace.index_reader import StoredIndex, read_index
@@ -69,6 +73,9 @@ ROUND_TRIPS: Final[dict[str, Callable[[bytes], bytes]]] = {
     "index pointer": lambda body: as_json(asdict(TypeAdapter(StoredIndex).validate_json(body))),
     "ledger entry": lambda body: Entry.from_json(body, "here").to_json(),
     "manifest pointer": lambda body: as_json(asdict(CurrentManifest(**json.loads(body)))),
+    "partition plan": lambda body: TypeAdapter(PartitionPlan).dump_json(
+        TypeAdapter(PartitionPlan).validate_json(body), indent=1
+    ),
     "prompt set pointer": lambda body: as_json(
         {"schema": 1, **asdict(TypeAdapter(PromptSet).validate_json(body))}
     ),
@@ -188,6 +195,10 @@ NEWER: Final[dict[str, tuple[str, Callable[[ObjectStore], object]]]] = {
         "manifests/birds/seed=1/current.json",
         lambda store: read_current(store, "birds", 1),
     ),
+    "partition plan": (
+        "manifests/birds/seed=1/plan.json",
+        lambda store: read_partition_plan(store, "birds", 1),
+    ),
     "prompt set pointer": (
         "prompt_sets/birds/current.json",
         lambda store: prompt_set.current(store, "birds"),
@@ -202,6 +213,8 @@ NEWER: Final[dict[str, tuple[str, Callable[[ObjectStore], object]]]] = {
 
 def test_a_newer_schema_is_refused(copy: ObjectStore) -> None:
     copy.create("delivery.json", b'{"schema": 1, "places": []}')
+    first = {"schema": 1, "number": 1, "fingerprint": "f", "parameters": {}, "limit": None}
+    copy.create("manifests/birds/seed=1/plan.json", json.dumps(first).encode())
     for kind, (key, read) in NEWER.items():
         read(copy)
         found = copy.get(key)

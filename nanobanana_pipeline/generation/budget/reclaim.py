@@ -18,7 +18,7 @@ from nanobanana_pipeline.bucket_keys import (
     run_alive_key,
     run_plan_key,
 )
-from nanobanana_pipeline.errors import StorageError, StorageUnavailable
+from nanobanana_pipeline.errors import EntryDamaged, StorageError, StorageUnavailable
 from nanobanana_pipeline.generation.budget.counters import (
     Reservation,
     Scope,
@@ -27,7 +27,7 @@ from nanobanana_pipeline.generation.budget.counters import (
     run_scope,
 )
 from nanobanana_pipeline.generation.planning.run_files import read_plan, read_shard_keys
-from nanobanana_pipeline.ledger import COSTING, Ledger, State
+from nanobanana_pipeline.ledger import COSTING, Held, Ledger, State
 from nanobanana_pipeline.money import Budget, Cap
 from nanobanana_pipeline.storage import ObjectStore
 
@@ -164,21 +164,22 @@ def spent_by(store: ObjectStore, name: str, reservation: Reservation) -> int:
     """Images that an incarnation may have bought, from the ledger.
 
     Raises:
-        StorageError: the list of its shard's requests is gone, or S3 refuses.
+        StorageError: the list of its shard's requests is gone, an entry is damaged, or S3 refuses.
     """
     run_id, shard, *incarnation = name.split("/")
     since = datetime.fromisoformat(reservation.opened) - CLOCK_MARGIN
-    return sum(
-        held.entry.samples
-        for held in Ledger(store).read_many(read_shard_keys(store, run_id, shard))
-        for attempt in held.entry.attempts
-        if attempt.outcome in COSTING
-        and (
+    spent = 0
+    for held in Ledger(store).read_many(read_shard_keys(store, run_id, shard)):
+        if isinstance(held, EntryDamaged):
+            raise held
+        spent += held.entry.samples * sum(
             attempt.nonce.startswith(incarnation[0])
             if incarnation
             else attempt.run_id == run_id and datetime.fromisoformat(attempt.started) >= since
+            for attempt in held.entry.attempts
+            if attempt.outcome in COSTING
         )
-    )
+    return spent
 
 
 def _close(store: ObjectStore, name: str, found_in: Scope) -> None:
@@ -231,4 +232,5 @@ def _has_nothing_to_buy(store: ObjectStore, name: str) -> bool:
         log.warning("whether shard %s has anything left to buy cannot be known: %s", name, error)
         return False
     held = Ledger(store).read_many(keys)
-    return sum(each.entry.state is State.SETTLED for each in held) == len(keys)
+    settled = (isinstance(h, Held) and h.entry.state is State.SETTLED for h in held)
+    return sum(settled) == len(keys)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from typing import Final, Self
 
 from nanobanana_pipeline.errors import (
+    EntryDamaged,
     NanobananaError,
     ProviderHalt,
     StorageFull,
@@ -277,6 +278,8 @@ class Engine:
                 step = Finished(item.state, str(error))
                 if isinstance(error, StorageFull):
                     self._halt(str(error))
+            except EntryDamaged as error:
+                step = Finished(State.IN_DOUBT, str(error))
             except BaseException as error:  # noqa: BLE001 - raised again where settle was called
                 self._fail(error)
                 return
@@ -304,6 +307,8 @@ class Engine:
                 self._count(State.ACCEPTED, reason)
                 if full or self._transfer.is_stuck:
                     self._halt(str(error))
+            except EntryDamaged as error:
+                self._count(State.IN_DOUBT, str(error))
             except BaseException as error:  # noqa: BLE001 - raised again where settle was called
                 self._fail(error)
                 return

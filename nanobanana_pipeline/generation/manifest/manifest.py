@@ -44,7 +44,9 @@ __all__ = [
     "read_manifest_arrow",
 ]
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
+"""Of `current.json`: 2 has `plan_number`."""
+TABLE_SCHEMA: Final = 1
 
 
 class CellState(StrEnum):
@@ -108,7 +110,7 @@ MANIFEST_COLUMNS: Final = {
 
 MANIFEST_TABLE_SCHEMA: Final = pa.schema(
     [pa.field(name, kind) for name, (kind, _) in MANIFEST_COLUMNS.items()],
-    metadata={SCHEMA_KEY: str(SCHEMA).encode()},
+    metadata={SCHEMA_KEY: str(TABLE_SCHEMA).encode()},
 )
 
 
@@ -126,6 +128,8 @@ class CurrentManifest:
         request_seconds: how long the provider took for a request, as a mean of the last run that
             bought some; None if unknown.
         abandoned: lost cells that were given up: they are no gaps any more.
+        plan_number: the highest number of a plan that was collected; 0 where the plans were
+            version 0.1.0's.
     """
 
     prompt_set: str
@@ -143,6 +147,7 @@ class CurrentManifest:
     created: str
     request_seconds: float | None = None
     abandoned: int = 0
+    plan_number: int = 0
     schema: int = SCHEMA
 
     @property

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, TypeAlias
 
@@ -26,6 +26,7 @@ __all__ = [
     "count_images",
     "manifest_batches",
     "outcomes",
+    "unreadable_outcomes",
 ]
 
 MANIFEST_ROWS_AT_ONCE: Final = 10_000
@@ -63,6 +64,19 @@ def outcomes(
     return pa.Table.from_batches(
         [pa.RecordBatch.from_pylist(some, OUTCOMES) for some in batches], OUTCOMES
     )
+
+
+def unreadable_outcomes(damaged: Mapping[str, tuple[int, str]]) -> pa.Table:
+    """Rows of requests whose ledger entry cannot be read: in doubt, for they may have been bought.
+
+    By request key: how many pictures it asks for, and what is wrong with the entry.
+    """
+    rows = [
+        {"request_key": key, "sample": n, "state": CellState.IN_DOUBT.value, "reason": reason}
+        for key, (samples, reason) in damaged.items()
+        for n in range(samples)
+    ]
+    return pa.Table.from_pylist(rows, OUTCOMES)
 
 
 def manifest_batches(
@@ -191,7 +205,7 @@ def _outcome_rows(
         "reason": entry.reason,
         "seed_reported": seed if seed is not None and 0 <= seed <= MAX_SEED_REPORTED else None,
         "provider_id": attempt.provider_id if attempt else None,
-        "attempts": len(entry.attempts),
+        "attempts": entry.tries,
         "run_id": attempt.run_id if attempt else None,
         "accepted": attempt.accepted if attempt else None,
     }

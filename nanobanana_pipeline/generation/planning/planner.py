@@ -3,6 +3,7 @@
 A `Launch` is what is asked for, a `LaunchPlan` what it would do.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,9 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from nanobanana_pipeline.errors import PlanError
-from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, read_current
+from nanobanana_pipeline.errors import EntryDamaged, PlanError
+from nanobanana_pipeline.generation.manifest.manifest import read_current
 from nanobanana_pipeline.generation.planning.cells import Cells, build_cells, check_seed
+from nanobanana_pipeline.generation.planning.partition_plan import read_partition_plan
 from nanobanana_pipeline.generation.planning.run_files import PlannedRequest, RunPlan
 from nanobanana_pipeline.generation.planning.settled_keys import is_among, read_settled_keys
 from nanobanana_pipeline.ledger import Ledger, State
@@ -23,6 +25,8 @@ from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["Launch", "plan_cells"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class LaunchPlan:
     Attributes:
         run_plan: without fingerprint and shards.
         changes: picture parameters that differ from those the partition was made with: old, new.
+        is_first: the partition has no manifest yet.
         cells: the partition's.
         todo: whether each request that is to be settled is to be bought (bool); its index has the
             request's position in `cells.frame`.
@@ -84,6 +89,7 @@ class LaunchPlan:
 
     run_plan: RunPlan
     changes: Mapping[str, tuple[Any, Any]]
+    is_first: bool
     cells: Cells
     todo: pd.Series
 
@@ -109,7 +115,11 @@ def plan_cells(
     model, budget = account.provider.request_model, account.budget
     _check(launch, budget)
     current, _ = read_current(store, launch.prompt_set, launch.seed)
-    parameters, changes = _parameters(current, launch.parameters, model)
+    # Until its manifest is there, a first launch's plan says what is in force.
+    in_force = current or read_partition_plan(store, launch.prompt_set, launch.seed)
+    parameters, changes = _parameters(
+        None if in_force is None else in_force.parameters, launch.parameters, model
+    )
     cells = build_cells(
         prompts,
         seed=launch.seed,
@@ -129,6 +139,12 @@ def plan_cells(
     barred, resume, look = set[str](), set[str](), set[str]()
     counted: Counter[str] = Counter()
     for held in Ledger(store).read_many(rest["request_key"]):
+        if isinstance(held, EntryDamaged):
+            # It may have been paid for: it is not bought, and `collect` shows it as a gap.
+            log.warning("not bought, since its ledger entry cannot be read: %s", held)
+            counted[State.IN_DOUBT.value] += 1
+            barred.add(held.request_key)
+            continue
         entry = held.entry
         counted[entry.state.value] += 1
         if not (may_buy and entry.may_claim(rebuy=launch.rebuy)):
@@ -161,19 +177,19 @@ def plan_cells(
         max_images=launch.max_images,
         max_cost=launch.max_cost,
     )
-    return LaunchPlan(run_plan, changes, cells, todo)
+    return LaunchPlan(run_plan, changes, current is None, cells, todo)
 
 
 def _parameters(
-    current: CurrentManifest | None, named: Mapping[str, Any], model: type[ImageRequest]
+    in_force: Mapping[str, Any] | None, named: Mapping[str, Any], model: type[ImageRequest]
 ) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
     """The parameters in force, and those that differ from what the partition was made with."""
-    before = {**model.default_parameters(), **(current.parameters if current else {})}
+    before = {**model.default_parameters(), **(in_force or {})}
     given, _ = model.read_parameters(named)
     changes = {
         name: (before[name], value) for name, value in given.items() if before[name] != value
     }
-    return {**before, **given}, changes if current else {}
+    return {**before, **given}, {} if in_force is None else changes
 
 
 def _check(launch: Launch, budget: Budget) -> None:

@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Final
 
@@ -45,6 +45,8 @@ __all__ = [
 ]
 
 SCHEMA: Final = 1
+PLAN_SCHEMA: Final = 2
+"""Of plans: 2 has `plan_number`."""
 REQUESTS_AT_ONCE: Final = 1_000
 RUN_FILE: Final = pa.schema(
     [("request_key", pa.string()), ("request", pa.string()), ("buy", pa.bool_())],
@@ -74,7 +76,8 @@ class RunPlan:
         fingerprint: of the prompt set as it is now.
         parameters: in force, all of them.
         cells: how many cells the partition has.
-        states: how many distinct requests the launch finds in each ledger state.
+        states: how many distinct requests the launch finds in each ledger state; one whose entry
+            cannot be read counts as in doubt.
         buy: requests that it will send.
         buy_images: pictures that these ask for.
         resume: requests that were sent before and are brought to their end.
@@ -84,6 +87,8 @@ class RunPlan:
         rebuy: requests in doubt or lost are among those to buy.
         max_images, max_cost: the run's own caps; None leaves the configured ones.
         code_version: of this package; None in plans of older versions.
+        plan_number: among what was ever asked of the partition (`partition_plan.take_number`); 0
+            in plans of version 0.1.0.
     """
 
     prompt_set: str
@@ -104,7 +109,8 @@ class RunPlan:
     max_images: int | None = None
     max_cost: Decimal | None = None
     code_version: str | None = None
-    schema: int = SCHEMA
+    plan_number: int = 0
+    schema: int = PLAN_SCHEMA
 
     @property
     def cost(self) -> Decimal | None:
@@ -128,7 +134,9 @@ _PLAN: Final = TypeAdapter(RunPlan)
 
 def write_plan(store: ObjectStore, plan: RunPlan) -> None:
     """Store a plan under its run, and name the run among the unfinished; then it may buy."""
-    store.put(run_plan_key(plan.run_id), _PLAN.dump_json(plan, indent=1))
+    # A plan that was made from an older version's is written in today's schema.
+    body = _PLAN.dump_json(replace(plan, schema=PLAN_SCHEMA), indent=1)
+    store.put(run_plan_key(plan.run_id), body)
     store.put(unfinished_key(plan.run_id), b"")
 
 
@@ -142,7 +150,7 @@ def read_plan(store: ObjectStore, run_id: str) -> RunPlan:
     found = store.get(key)
     if found is None:
         raise StorageError(f"{store.uri(key)} is missing: launch the partition again")
-    return parse_json(found.body, store.uri(key), _PLAN.validate_json, SCHEMA)
+    return parse_json(found.body, store.uri(key), _PLAN.validate_json, PLAN_SCHEMA)
 
 
 def write_shards(

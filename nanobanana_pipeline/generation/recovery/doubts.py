@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Final
 
 from nanobanana_pipeline.bucket_keys import webhook_prefix
-from nanobanana_pipeline.errors import PlanError, StorageError, StorageUnavailable
+from nanobanana_pipeline.errors import EntryDamaged, PlanError, StorageError, StorageUnavailable
 from nanobanana_pipeline.generation.engine.engine import Progress
 from nanobanana_pipeline.generation.engine.reconcile import Reconciler
 from nanobanana_pipeline.generation.engine.work_queue import Requeue
@@ -304,11 +304,12 @@ def _doubts(
     store: ObjectStore, suspects: Mapping[str, tuple[str, int]], price: Decimal | None
 ) -> list[Doubt]:
     """Those of these requests that are in doubt or lost now, the oldest first."""
-    found = [
-        _doubt(*suspects[held.entry.request_key], held.entry, price)
-        for held in Ledger(store).read_many(suspects)
-        if _is_doubt(held)
-    ]
+    found = []
+    for held in Ledger(store).read_many(suspects):
+        if isinstance(held, EntryDamaged):
+            log.warning("not among the doubts, since its entry cannot be read: %s", held)
+        elif _is_doubt(held):
+            found.append(_doubt(*suspects[held.entry.request_key], held.entry, price))
     return sorted(found, key=lambda doubt: (doubt.since, doubt.request_key))
 
 

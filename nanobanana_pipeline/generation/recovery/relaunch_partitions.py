@@ -7,6 +7,7 @@ from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.engine.engine import Progress
 from nanobanana_pipeline.generation.launch_steps import Settled, settle_launch
 from nanobanana_pipeline.generation.manifest.manifest import read_current
+from nanobanana_pipeline.generation.planning.partition_plan import read_partition_plan
 from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.generation.planning.run_files import RunPlan, unfinished_plans
 from nanobanana_pipeline.money import Cap
@@ -21,7 +22,8 @@ def relaunch(
 ) -> Launch:
     """A launch of a partition with the parameters and the pilot's limit of the last one.
 
-    Where the partition has no manifest yet it goes by the plan `last`; None looks for one.
+    Where the partition has no manifest yet it goes by its newest plan; where that was version
+    0.1.0's by the plan `last`, or None to look for one.
 
     Raises:
         PlanError: it was never launched.
@@ -30,6 +32,9 @@ def relaunch(
     current, _ = read_current(store, prompt_set, seed)
     if current is not None:
         return Launch(prompt_set, seed, run_id, limit=current.limit)
+    newest = read_partition_plan(store, prompt_set, seed)
+    if newest is not None:
+        return Launch(prompt_set, seed, run_id, limit=newest.limit)
     made = last or _last_plan(store, prompt_set, seed)
     return Launch(prompt_set, seed, run_id, parameters=made.parameters, limit=made.limit)
 

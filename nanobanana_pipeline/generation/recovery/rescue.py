@@ -5,13 +5,14 @@ the partition again. It buys nothing.
 """
 
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
 from nanobanana_pipeline.bucket_keys import Folder, run_done_key, run_plan_key, run_prefix
-from nanobanana_pipeline.errors import PlanError
+from nanobanana_pipeline.errors import EntryDamaged, PlanError
 from nanobanana_pipeline.generation.budget.reclaim import EXPIRED_SECONDS, reclaim_partition
 from nanobanana_pipeline.generation.engine.engine import Progress, Report
 from nanobanana_pipeline.generation.launch_steps import (
@@ -39,11 +40,13 @@ from nanobanana_pipeline.generation.planning.run_files import (
     write_shards,
 )
 from nanobanana_pipeline.generation.recovery.relaunch_partitions import relaunch
-from nanobanana_pipeline.ledger import COSTING, Ledger, State
+from nanobanana_pipeline.ledger import COSTING, Held, Ledger, State
 from nanobanana_pipeline.provider.account import PROVIDER, Account
 from nanobanana_pipeline.storage import ListedObject, ObjectStore
 
 __all__ = ["Run", "UnfinishedRun", "expired_runs", "list_runs", "rescue", "unfinished_runs"]
+
+log = logging.getLogger(__name__)
 
 ROUND_SECONDS: Final = 4 * 3600
 LAST_ROUND: Final = PROVIDER.kept_seconds // ROUND_SECONDS
@@ -185,7 +188,9 @@ def rescue(
     left = {
         held.entry.request_key
         for held in ledger.read_many(own)
-        if held.entry.state in unsettled or held.entry.can_reconcile(kept)
+        # Of an entry that cannot be read nothing can be brought.
+        if isinstance(held, Held)
+        and (held.entry.state in unsettled or held.entry.can_reconcile(kept))
     }
     owed = [
         replace(planned, buy=False)
@@ -207,6 +212,10 @@ def rescue(
     reclaim_partition(store, expired.prompt_set, expired.seed)
     bought, is_done = 0, True
     for held in ledger.read_many(own):
+        if isinstance(held, EntryDamaged):
+            log.warning("run %s may have left something to rescue: %s", run_id, held)
+            is_done = False
+            continue
         bought += sum(a.run_id == run_id and a.outcome in COSTING for a in held.entry.attempts)
         is_done = is_done and not needs_rescue(held.entry, run_id)
     if is_done:

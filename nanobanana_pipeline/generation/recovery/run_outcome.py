@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Final
 
 from nanobanana_pipeline.bucket_keys import run_plan_key
+from nanobanana_pipeline.errors import EntryDamaged
 from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan, read_request_keys
 from nanobanana_pipeline.ledger import COSTING, Ledger, State
 from nanobanana_pipeline.money import cost_of, cost_text
@@ -25,10 +26,12 @@ class RunOutcome:
 
     Attributes:
         made: its plan.
-        states: how many stand in which ledger state; `open` were never tried.
+        states: how many stand in which ledger state; `open` were never tried. One whose entry
+            cannot be read counts as in doubt.
         counted: how many were looked at: all, or the first 10,000.
         planned: how many there are.
-        spent: images that this run's own attempts bought or may have bought.
+        spent: images that this run's own attempts bought or may have bought, as far as the
+            entries can be read.
     """
 
     made: RunPlan
@@ -72,6 +75,9 @@ def run_outcome(store: ObjectStore, run_id: str) -> RunOutcome | None:
     states: Counter[State] = Counter()
     spent = 0
     for held in Ledger(store).read_many(chosen):
+        if isinstance(held, EntryDamaged):
+            states[State.IN_DOUBT] += 1
+            continue
         states[held.entry.state] += 1
         own = (a for a in held.entry.attempts if a.run_id == run_id)
         spent += held.entry.samples * sum(a.outcome in COSTING for a in own)

@@ -16,10 +16,15 @@ from nanobanana_pipeline.bucket_keys import (
     run_done_key,
     run_plan_key,
 )
-from nanobanana_pipeline.errors import PromptTableError, StorageError, StorageUnavailable
+from nanobanana_pipeline.errors import (
+    EntryDamaged,
+    PromptTableError,
+    StorageError,
+    StorageUnavailable,
+)
 from nanobanana_pipeline.generation.manifest import manifest
 from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan, read_request_keys
-from nanobanana_pipeline.ledger import COSTING, Entry, Ledger, Outcome
+from nanobanana_pipeline.ledger import COSTING, Entry, Held, Ledger, Outcome
 from nanobanana_pipeline.lineage.openlineage.recorder import was_stopped
 from nanobanana_pipeline.lineage.trace.current_tables import (
     PartitionManifest,
@@ -99,6 +104,9 @@ class Walk:
         """What a run without a manifest has bought, by the ledger."""
         bought = unsure = 0
         for held in Ledger(self._store).read_many(planned):
+            if isinstance(held, EntryDamaged):
+                self._notes[str(held)] = None
+                continue
             outcomes = [a.outcome for a in held.entry.attempts if a.run_id == run_id]
             bought += held.entry.samples * sum(
                 outcome in COSTING - UNANSWERED for outcome in outcomes
@@ -141,7 +149,7 @@ class Walk:
         missing = set(request_keys) - {row["request_key"] for row in cells}
         if missing:
             held = Ledger(self._store).read_many(sorted(missing)[:MAX_ENTRIES])
-            runs = {a.run_id for each in held for a in each.entry.attempts}
+            runs = {a.run_id for h in held if isinstance(h, Held) for a in h.entry.attempts}
             plans = [plan for run in sorted(runs)[:MAX_RUNS] if (plan := self._plan(run))]
             for name, seed in sorted({(plan.prompt_set, plan.seed) for plan in plans}):
                 partition = read_partition_manifest(self._store, name, seed)
@@ -153,10 +161,12 @@ class Walk:
         self, keys: Sequence[str], cells: Sequence[Row], only: set[str] | None = None
     ) -> list[str]:
         """Add requests with their cells, runs and images; returns the images' hashes."""
-        held = {
-            each.entry.request_key: each.entry
-            for each in Ledger(self._store).read_many(keys[:MAX_ENTRIES])
-        }
+        held = {}
+        for each in Ledger(self._store).read_many(keys[:MAX_ENTRIES]):
+            if isinstance(each, EntryDamaged):
+                self._notes[str(each)] = None
+            else:
+                held[each.entry.request_key] = each.entry
         if len(keys) > MAX_ENTRIES:
             self._notes[
                 f"of {len(keys):,} requests the first {MAX_ENTRIES} have parameters and attempts; "

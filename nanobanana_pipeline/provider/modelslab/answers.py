@@ -75,7 +75,7 @@ def parse_submit(status: int, headers: Mapping[str, str], body: bytes) -> Submit
     if said in {"success", ""} and output:
         return Done(provider_id, output, _seed(answer), _prompt(answer))
     if provider_id and (said in GOING_WELL or (said == "" and status not in HALT_STATUSES)):
-        return Queued(provider_id, _seconds(answer.get("eta")), _seed(answer))
+        return Queued(provider_id, _seed(answer))
     if said in FAILED or (said == "" and status in HALT_STATUSES | BAD_REQUEST_STATUSES):
         return _error(status, answer, reason)
     if said == "" and status in REDIRECTION_STATUSES:
@@ -99,7 +99,7 @@ def parse_fetch(status: int, headers: Mapping[str, str], body: bytes) -> FetchOu
     if said in {"success", ""} and output:
         return Done(_provider_id(answer), output, _seed(answer), _prompt(answer))
     if said == "processing":
-        return Queued(_provider_id(answer), _seconds(answer.get("eta")), _seed(answer))
+        return Queued(_provider_id(answer), _seed(answer))
     if said in FAILED and "not found" in reason.lower():
         return Missing(reason)
     if said in FAILED | {""} and status in HALT_STATUSES - NO_SUCH_ADDRESS:

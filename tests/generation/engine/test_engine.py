@@ -215,7 +215,8 @@ def test_a_provider_that_cannot_be_reached_leaves_no_doubt(store: ObjectStore) -
     assert (made.states, made.report.bought) == ({"pending": 3}, 0)
     assert made.rows["reason"].str.contains("refused").all()
     assert all(a.outcome is Outcome.NOT_SENT for e in entries(store) for a in e.attempts)
-    assert [len(entry.attempts) for entry in entries(store)] == [QUICK.unsent_tries] * 3
+    assert [entry.tries for entry in entries(store)] == [QUICK.unsent_tries] * 3
+    assert [len(entry.attempts) for entry in entries(store)] == [1] * 3
 
 
 # --- what others left behind ---
@@ -387,18 +388,6 @@ def test_a_missing_run_file_is_named(store: ObjectStore, emulators: Emulators) -
     made = planned(store)
     with pytest.raises(StorageError, match=r"runs/.*/shard-0007\.parquet is missing"):
         settle_shard(store, account, made.run_id, "shard-0007")
-
-
-def test_a_damaged_entry_stops_the_shard_and_is_named(
-    store: ObjectStore, emulators: Emulators
-) -> None:
-    account = account_for(emulators(latency_seconds=(0.1, 0.1)).base_url, store)
-    keep_prompts(store, "set", prompts(3))
-    made = planned(store)
-    key, _ = request_for(prompts(3)[1])
-    store.put(f"ledger/{key[:2]}/{key}.json", b"{}")
-    with pytest.raises(StorageError, match=f"{key}.json is damaged"):
-        settle_shard(store, account, made.run_id, made.shards[0])
 
 
 # --- being stopped ---

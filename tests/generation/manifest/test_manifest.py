@@ -330,5 +330,5 @@ def test_the_pointer_on_s3_is_plain_json(store: ObjectStore) -> None:
     manifest = store.get(key)
     assert stored is not None
     assert manifest is not None
-    assert json.loads(stored.body)["schema"] == 1
+    assert json.loads(stored.body)["schema"] == 2
     assert pq.read_table(io.BytesIO(manifest.body)).num_rows == 1
