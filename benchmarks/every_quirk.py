@@ -35,7 +35,7 @@ from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.emulator.moods import MOODS
 from nanobanana_pipeline.generation.engine.engine import Report
 from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING, Timing
-from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
+from nanobanana_pipeline.generation.launch_steps import collect, plan, settle_shard
 from nanobanana_pipeline.generation.manifest.manifest import CellState, read_manifest
 from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.ledger import new_nonce, now_iso

@@ -24,7 +24,7 @@ from pydantic import SecretStr
 from nanobanana_pipeline import local
 from nanobanana_pipeline.generation.engine.engine import Report
 from nanobanana_pipeline.generation.engine.timing import Timing
-from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
+from nanobanana_pipeline.generation.launch_steps import collect, plan, settle_shard
 from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, read_current
 from nanobanana_pipeline.generation.planning.cells import build_cells
 from nanobanana_pipeline.generation.planning.planner import Launch

@@ -29,7 +29,7 @@ from benchmarks.watched import Watched, run_watched
 from nanobanana_pipeline import local
 from nanobanana_pipeline.bucket_keys import image_key
 from nanobanana_pipeline.cli.show import table_of
-from nanobanana_pipeline.generation.launch import plan
+from nanobanana_pipeline.generation.launch_steps import plan
 from nanobanana_pipeline.generation.manifest.manifest import (
     MANIFEST_COLUMNS,
     CurrentManifest,

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.launches import SEED, SMALL, Site, keep_prompts, site
-from nanobanana_pipeline.generation.launch import plan, settle_shard
+from nanobanana_pipeline.generation.launch_steps import plan, settle_shard
 from nanobanana_pipeline.generation.planning.planner import Launch
 
 STAGGER_SECONDS: Final = 5

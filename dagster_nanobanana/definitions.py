@@ -1,6 +1,6 @@
 """The module that Dagster loads where the wheel is installed."""
 
-from dagster_nanobanana.build import build_definitions
+from dagster_nanobanana.build_definitions import build_definitions
 
 __all__ = ["defs"]
 

@@ -1,6 +1,6 @@
 """The module that Dagster loads in a checkout of this project."""
 
-from dagster_nanobanana.build import build_definitions
+from dagster_nanobanana.build_definitions import build_definitions
 
 __all__ = ["defs"]
 

@@ -1,6 +1,6 @@
 """Keys of everything in the bucket: a table of its folders, and a function for each object."""
 
-import uuid
+import hashlib
 from enum import StrEnum
 from typing import Final
 
@@ -8,6 +8,7 @@ __all__ = [
     "FILES",
     "MARKER",
     "Folder",
+    "bucket_verdict_key",
     "clock_key",
     "contact_sheet_key",
     "day_budget_key",
@@ -108,9 +109,14 @@ def index_key(leaf: str) -> str:
     return f"{Folder.INDEX}/{leaf}"
 
 
-def probe_key() -> str:
-    """An object that is written and deleted to try the bucket; each call gives another."""
-    return f"{Folder.PROBE}/{uuid.uuid4().hex}"
+def probe_key(name: str) -> str:
+    """An object that the bucket check writes: always the same few."""
+    return f"{Folder.PROBE}/{name}"
+
+
+def bucket_verdict_key(endpoint: str) -> str:
+    """Where it lies what the check of the bucket through an endpoint (its URL) has found."""
+    return f"{Folder.PROBE}/verdict-{hashlib.sha256(endpoint.encode()).hexdigest()[:16]}.json"
 
 
 def reference_key(sha256: str) -> str:

@@ -8,7 +8,7 @@ import sys
 import time
 
 from nanobanana_pipeline import local
-from nanobanana_pipeline.generation.launch import settle_shard
+from nanobanana_pipeline.generation.launch_steps import settle_shard
 from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.storage import ObjectStore, s3_client

@@ -21,7 +21,7 @@ from nanobanana_pipeline.emulator import EmulatorConfig, EmulatorThread
 from nanobanana_pipeline.features import workers
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.settings import Settings
-from nanobanana_pipeline.storage import ObjectStore, s3_client
+from nanobanana_pipeline.storage import ObjectStore, bucket_check, s3_client
 
 # A busy machine is no fault of what is tested.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -215,6 +215,37 @@ def s3_url(tmp_path_factory: pytest.TempPathFactory, _clean_environment: None) -
         for name, value in local.s3_environment(url).items():
             patch.setenv(name, value)
         yield url
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_bucket_check() -> Iterator[None]:
+    """A check takes seconds, and each test has a prefix of its own: one check a server is enough.
+
+    Its verdict is kept below each prefix, as after a check.
+    """
+    check, found = bucket_check._check, dict[str, bucket_check.BucketVerdict]()
+
+    def once(
+        stores: Sequence[ObjectStore], rounds: int, renew: Callable[[], None], *, copies: bool
+    ) -> bucket_check.BucketVerdict:
+        url = stores[0].client.meta.endpoint_url
+        if len(stores) > 1 or copies or rounds != 48 or url != os.environ["AWS_ENDPOINT_URL_S3"]:
+            return check(stores, rounds, renew, copies=copies)
+        if url not in found:
+            plain = ObjectStore(s3_client(), stores[0].bucket, stores[0].prefix)
+            found[url] = check([plain], rounds, renew, copies=copies)
+        return found[url]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bucket_check, "_check", once)
+        patch.setattr(once, "real", check, raising=False)
+        yield
+
+
+@pytest.fixture
+def check_for_real(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the bucket check race also where the session's server was checked before."""
+    monkeypatch.setattr(bucket_check, "_check", vars(bucket_check._check)["real"])
 
 
 @pytest.fixture

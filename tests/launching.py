@@ -22,7 +22,7 @@ from nanobanana_pipeline.generation.budget.counters import Counter as BudgetCoun
 from nanobanana_pipeline.generation.budget.counters import Reservation, Scope
 from nanobanana_pipeline.generation.engine.engine import Report
 from nanobanana_pipeline.generation.engine.timing import Timing
-from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
+from nanobanana_pipeline.generation.launch_steps import collect, plan, settle_shard
 from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, read_manifest
 from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.generation.planning.run_files import RunPlan

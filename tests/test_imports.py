@@ -40,13 +40,13 @@ FLOORS = """
     cli
     dagster_nanobanana.run_watch
     dagster_nanobanana.failures  dagster_nanobanana.partitions  dagster_nanobanana.resources
-    dagster_nanobanana.executor  dagster_nanobanana.launch_config  dagster_nanobanana.openlineage
+    dagster_nanobanana.executor  dagster_nanobanana.launch_config  dagster_nanobanana.step_lineage
     dagster_nanobanana.presentation  dagster_nanobanana.celery_worker
     dagster_nanobanana.checks
     dagster_nanobanana.assets
     dagster_nanobanana.jobs
     dagster_nanobanana.automation
-    dagster_nanobanana.build
+    dagster_nanobanana.build_definitions
     dagster_nanobanana.definitions  dagster_project
     dagster_nanobanana.materialize_command
 """

@@ -24,7 +24,7 @@ def test_every_row_names_a_test_that_is_there() -> None:
 def test_every_command_has_its_options(call: str) -> None:
     _, *words = shlex.split(call)
     options = [word for word in words if word.startswith("--")]
-    names = words[: 2 if words[0] in {"doubts", "webhooks"} else 1]
+    names = words[: 2 if words[0] in {"bucket", "doubts", "webhooks"} else 1]
     asked = CliRunner().invoke(app, [*names, "--help"], env={"COLUMNS": "300"})
     assert asked.exit_code == 0, asked.output
     shown = re.sub(r"\x1b\[[0-9;]*m", "", asked.output)

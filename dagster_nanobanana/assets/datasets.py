@@ -11,12 +11,12 @@ import pyarrow as pa
 
 from dagster_nanobanana.assets.conditions import on_changed_inputs
 from dagster_nanobanana.failures import plain_failures
-from dagster_nanobanana.openlineage import recorded_step
 from dagster_nanobanana.partitions import partition_key_of
 from dagster_nanobanana.presentation.columns import RELEASES_METADATA
 from dagster_nanobanana.presentation.pictures_and_plots import STRIP_PICTURES, plot, shown_picture
 from dagster_nanobanana.presentation.tables import sample_table
 from dagster_nanobanana.resources import NanobananaResource
+from dagster_nanobanana.step_lineage import recorded_step
 from nanobanana_pipeline.bucket_keys import release_key
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY
 from nanobanana_pipeline.datasets.publish import build_release, samples_path

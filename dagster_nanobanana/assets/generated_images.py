@@ -17,7 +17,6 @@ from pydantic import TypeAdapter
 from dagster_nanobanana.checks.evaluate_in_step import cells_check, evaluate_planned
 from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.launch_config import GenerationConfig, launch_of
-from dagster_nanobanana.openlineage import recorded_step
 from dagster_nanobanana.partitions import IMAGES, grid, read_partition_key
 from dagster_nanobanana.presentation.columns import IMAGES_METADATA
 from dagster_nanobanana.presentation.failure_summary import failure_summary, termination_summary
@@ -25,8 +24,9 @@ from dagster_nanobanana.presentation.pictures_and_plots import STRIP_PICTURES, s
 from dagster_nanobanana.presentation.tables import SAMPLE_ROWS, named_pictures, sample_table
 from dagster_nanobanana.resources import NanobananaResource
 from dagster_nanobanana.run_watch import RunOver, RunWatch
+from dagster_nanobanana.step_lineage import recorded_step
 from nanobanana_pipeline.errors import NanobananaError, StorageError
-from nanobanana_pipeline.generation import launch
+from nanobanana_pipeline.generation import launch_steps
 from nanobanana_pipeline.generation.engine.engine import Progress, Report
 from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.generation.manifest.manifest import CellState, CurrentManifest
@@ -76,7 +76,7 @@ def plan_op(
         begin = partial(launch_start, store, name, seed)
         with recorded_step(context, store, "generated_images", begin, ends=False) as recording:
             asked = launch_of(config, name, seed, context.run_id)
-            made = launch.plan(store, account, asked)
+            made = launch_steps.plan(store, account, asked)
             recording.emit_running(partial(launch_running, store, made))
     context.log.info(f"{made}; {counted(made.cells, 'cell')}: {made.states}")
     for shard in made.shards:
@@ -121,7 +121,7 @@ def generate_op(
         with recorded_step(
             context, store, "generated_images", begin, run_id=shard["run_id"], **steps
         ):
-            report = launch.settle_shard(
+            report = launch_steps.settle_shard(
                 store,
                 nanobanana.account(),
                 shard["run_id"],
@@ -170,7 +170,7 @@ def collect_op(
         with recorded_step(
             context, store, "generated_images", begin, run_id=plan_made.run_id, starts=False
         ) as recording:
-            current = launch.collect(store, nanobanana.account(), plan_made, report)
+            current = launch_steps.collect(store, nanobanana.account(), plan_made, report)
             recording.set_facts(partial(launch_complete, store, plan_made, current, report))
         rows = read_sample_rows(store, current, PAGE_COLUMNS)
         metadata = _metadata(store, nanobanana.settings(), current, rows, report, plan_made.price)

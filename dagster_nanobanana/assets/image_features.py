@@ -9,12 +9,12 @@ import dagster as dg
 from dagster_nanobanana.assets.conditions import on_changed_inputs
 from dagster_nanobanana.assets.generated_images import progress_log
 from dagster_nanobanana.failures import plain_failures
-from dagster_nanobanana.openlineage import recorded_step
 from dagster_nanobanana.partitions import grid, read_partition_key
 from dagster_nanobanana.presentation.columns import FEATURES_METADATA
 from dagster_nanobanana.presentation.pictures_and_plots import STRIP_PICTURES, shown_picture
 from dagster_nanobanana.presentation.tables import sample_table
 from dagster_nanobanana.resources import NanobananaResource
+from dagster_nanobanana.step_lineage import recorded_step
 from nanobanana_pipeline.features.table import RefreshedFeatures, refresh_features
 from nanobanana_pipeline.lineage.openlineage.run_facts import features_complete, features_start
 from nanobanana_pipeline.settings import Settings

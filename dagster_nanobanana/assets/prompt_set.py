@@ -7,11 +7,11 @@ import dagster as dg
 from pydantic import Field
 
 from dagster_nanobanana.failures import plain_failures
-from dagster_nanobanana.openlineage import recorded_step
 from dagster_nanobanana.partitions import prompt_sets
 from dagster_nanobanana.presentation.columns import PROMPTS_METADATA
 from dagster_nanobanana.presentation.tables import sample_table
 from dagster_nanobanana.resources import NanobananaResource
+from dagster_nanobanana.step_lineage import recorded_step
 from nanobanana_pipeline.bucket_keys import prompt_set_key
 from nanobanana_pipeline.errors import PromptTableError
 from nanobanana_pipeline.lineage.openlineage.run_facts import prompt_set_complete, prompt_set_start

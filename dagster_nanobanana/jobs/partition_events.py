@@ -12,7 +12,7 @@ import dagster as dg
 
 from dagster_nanobanana.checks.evaluate_in_step import cells_check, evaluation_of
 from dagster_nanobanana.partitions import IMAGES, partition_key_of
-from nanobanana_pipeline.generation.launch import Settled
+from nanobanana_pipeline.generation.launch_steps import Settled
 from nanobanana_pipeline.money import cost_of, cost_text
 from nanobanana_pipeline.storage import ObjectStore
 

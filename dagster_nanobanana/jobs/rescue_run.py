@@ -7,8 +7,8 @@ from pydantic import Field
 
 from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.jobs.partition_events import run_ids, show_settled
-from dagster_nanobanana.openlineage import recorded_step
 from dagster_nanobanana.resources import NanobananaResource
+from dagster_nanobanana.step_lineage import recorded_step
 from nanobanana_pipeline.generation.recovery.rescue import rescue
 from nanobanana_pipeline.lineage.openlineage.recorder import record_expired_run
 from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete

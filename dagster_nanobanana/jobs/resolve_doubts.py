@@ -12,10 +12,10 @@ from pydantic import Field
 
 from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.jobs.partition_events import run_ids, show_settled
-from dagster_nanobanana.openlineage import recorded_step
 from dagster_nanobanana.presentation.tables import sample_table
 from dagster_nanobanana.resources import NanobananaResource
 from dagster_nanobanana.run_watch import RunWatch
+from dagster_nanobanana.step_lineage import recorded_step
 from nanobanana_pipeline.generation.recovery.doubts import (
     Action,
     DoubtFilter,

@@ -11,20 +11,20 @@ from pydantic import Field
 from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.jobs.partition_events import run_ids, show_settled
 from dagster_nanobanana.launch_config import amount_of
-from dagster_nanobanana.openlineage import recorded_step
 from dagster_nanobanana.partitions import read_partition_key
 from dagster_nanobanana.presentation.tables import TABLE_ROWS, sample_table
 from dagster_nanobanana.resources import NanobananaResource
 from dagster_nanobanana.run_watch import RunWatch
+from dagster_nanobanana.step_lineage import recorded_step
 from nanobanana_pipeline.errors import PlanError
-from nanobanana_pipeline.generation.backlog import find_backlog
-from nanobanana_pipeline.generation.recovery.relaunch import retry
+from nanobanana_pipeline.generation.partition_backlog import find_backlog
+from nanobanana_pipeline.generation.recovery.relaunch_partitions import retry
 from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
 from nanobanana_pipeline.money import Cap, cost_of, cost_text
 from nanobanana_pipeline.wording import counted
 
 if TYPE_CHECKING:
-    from nanobanana_pipeline.generation.launch import Settled
+    from nanobanana_pipeline.generation.launch_steps import Settled
 
 __all__ = ["retry_failed"]
 

@@ -12,16 +12,16 @@ from dagster_nanobanana.assets.datasets import recipes_here
 from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.jobs.partition_events import run_ids, show_settled
 from dagster_nanobanana.launch_config import amount_of
-from dagster_nanobanana.openlineage import recorded_step
 from dagster_nanobanana.partitions import FEATURES, PROMPTS, add_partitions, partition_key_of
 from dagster_nanobanana.presentation.tables import TABLE_ROWS, sample_table
 from dagster_nanobanana.resources import NanobananaResource
 from dagster_nanobanana.run_watch import RunWatch
+from dagster_nanobanana.step_lineage import recorded_step
 from nanobanana_pipeline.datasets.recipe import Recipe, near_matches
 from nanobanana_pipeline.datasets.top_up import Drawn, Standing, stand, top_up
 from nanobanana_pipeline.errors import PlanError, RecipeError
 from nanobanana_pipeline.features.table import RefreshedFeatures, refresh_features
-from nanobanana_pipeline.generation.launch import Settled
+from nanobanana_pipeline.generation.launch_steps import Settled
 from nanobanana_pipeline.generation.manifest.manifest import list_partitions
 from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
 from nanobanana_pipeline.money import Cap, cost_of, cost_text

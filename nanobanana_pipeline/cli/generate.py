@@ -21,7 +21,7 @@ from nanobanana_pipeline.cli.status import all_settled
 from nanobanana_pipeline.cli.terminal import INCOMPLETE, make_console
 from nanobanana_pipeline.generation.engine import engine
 from nanobanana_pipeline.generation.engine.timing import Timing
-from nanobanana_pipeline.generation.launch import collect, plan, settle_shard
+from nanobanana_pipeline.generation.launch_steps import collect, plan, settle_shard
 from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, advice
 from nanobanana_pipeline.generation.planning.cells import read_seeds
 from nanobanana_pipeline.generation.planning.planner import Launch

@@ -17,11 +17,11 @@ from nanobanana_pipeline.provider.modelslab.own_bucket import (
     Place,
     change_places,
     check_apart,
-    check_copies,
 )
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from nanobanana_pipeline.storage.bucket import open_bucket
+from nanobanana_pipeline.storage.bucket_check import check_copies
 
 __all__ = ["provider_commands"]
 

@@ -17,7 +17,7 @@ from nanobanana_pipeline.datasets.release import read_latest
 from nanobanana_pipeline.datasets.selection import Selection, empty_splits, released_rows, select
 from nanobanana_pipeline.datasets.top_up import Drawn, Standing, stand, top_up
 from nanobanana_pipeline.errors import RecipeError
-from nanobanana_pipeline.generation.launch import Settled
+from nanobanana_pipeline.generation.launch_steps import Settled
 from nanobanana_pipeline.lineage.openlineage.facts import RunFacts
 from nanobanana_pipeline.lineage.openlineage.recorder import record_run
 from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete

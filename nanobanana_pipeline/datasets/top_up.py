@@ -27,11 +27,11 @@ from nanobanana_pipeline.features.table import (
     refresh_features,
 )
 from nanobanana_pipeline.generation.engine.engine import Progress, Report
-from nanobanana_pipeline.generation.launch import settle_launch
+from nanobanana_pipeline.generation.launch_steps import settle_launch
 from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, read_all_current
 from nanobanana_pipeline.generation.planning.planner import Launch, plan_cells
 from nanobanana_pipeline.generation.planning.run_files import RunPlan, unfinished_plans
-from nanobanana_pipeline.generation.recovery.relaunch import relaunch
+from nanobanana_pipeline.generation.recovery.relaunch_partitions import relaunch
 from nanobanana_pipeline.money import Cap, cost_of
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.provider.account import Account

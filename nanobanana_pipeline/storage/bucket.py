@@ -3,9 +3,10 @@
 import json
 from typing import TYPE_CHECKING, Final
 
-from nanobanana_pipeline.bucket_keys import MARKER, probe_key
+from nanobanana_pipeline.bucket_keys import MARKER
 from nanobanana_pipeline.errors import SettingsError
 from nanobanana_pipeline.settings import Settings
+from nanobanana_pipeline.storage.bucket_check import ensure_checked
 from nanobanana_pipeline.storage.client import s3_client
 from nanobanana_pipeline.storage.store import ObjectStore
 
@@ -22,7 +23,8 @@ def open_bucket(
 ) -> ObjectStore:
     """The bucket of these settings, once it is sure that it is of the right realm.
 
-    With `claim` a bucket of no realm is probed and claimed; else nothing is written.
+    With `claim` it is checked by experiment at its first use through an endpoint, and every 30
+    days; one of no realm is claimed. Else nothing is written.
     Without `client` one is made from AWS's own variables.
 
     Raises:
@@ -35,15 +37,16 @@ def open_bucket(
 
 
 def claim_bucket(store: ObjectStore, realm: str) -> None:
-    """Check that the bucket honours conditional writes and belongs to `realm`; claim a new one.
+    """Check that the bucket is fit (see `bucket_check`) and belongs to `realm`; claim a new one.
 
     Raises:
         SettingsError: the prefix holds another realm's pictures, or a newer layout.
         StorageError: the bucket is unusable.
     """
-    if check_bucket(store, realm):
+    is_claimed = check_bucket(store, realm)
+    ensure_checked(store)
+    if is_claimed:
         return
-    store.probe(probe_key())
     body = json.dumps({"layout": LAYOUT_VERSION, "realm": realm}).encode()
     if store.create(MARKER, body, content_type="application/json") is None:
         check_bucket(store, realm)

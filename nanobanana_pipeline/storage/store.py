@@ -246,26 +246,6 @@ class ObjectStore:
             return _read(answer)
         return None
 
-    @patient
-    def probe(self, key: str) -> None:
-        """Make sure that this bucket honours conditional writes; the object at `key` is deleted.
-
-        Raises:
-            StorageError: it lets a create or an update through that must not pass.
-        """
-        try:
-            etag = self.create(key, b"1")
-            again = self.create(key, b"2")
-            stale = self.update(key, b"3", '"00000000000000000000000000000000"')
-            fresh = self.update(key, b"4", etag) if etag else None
-        finally:
-            self.delete(key)
-        if not etag or again is not None or stale is not None or fresh is None:
-            raise StorageError(
-                f"{self.uri('')} does not honour conditional writes (If-None-Match, If-Match), on "
-                "which the promise of buying nothing twice rests; use AWS S3 or SeaweedFS 4"
-            )
-
     def _pages(self, prefix: str) -> Iterator[Any]:
         token: dict[str, Any] = {}
         while True:

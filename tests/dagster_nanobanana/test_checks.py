@@ -14,7 +14,7 @@ from dagster_nanobanana.assets.generated_images import generated_images
 from dagster_nanobanana.assets.image_features import image_features
 from dagster_nanobanana.assets.prompt_set import prompt_set
 from dagster_nanobanana.checks import asset_checks
-from dagster_nanobanana.jobs.check_images import check_images
+from dagster_nanobanana.jobs.check_partition import check_images
 from nanobanana_pipeline.features.table import FEATURE_COLUMNS, read_current_features, read_features
 from nanobanana_pipeline.generation.manifest.manifest import read_current
 from nanobanana_pipeline.ledger import Ledger

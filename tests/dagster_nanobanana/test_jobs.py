@@ -11,7 +11,7 @@ from dagster_nanobanana.jobs.quote_only import quote_only
 from dagster_nanobanana.jobs.rescue_run import rescue_run
 from dagster_nanobanana.jobs.resolve_doubts import resolve_doubts
 from dagster_nanobanana.jobs.retry_failed import retry_failed
-from nanobanana_pipeline.generation.launch import plan
+from nanobanana_pipeline.generation.launch_steps import plan
 from nanobanana_pipeline.generation.manifest.manifest import read_current
 from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.ledger import State

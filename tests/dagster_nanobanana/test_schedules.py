@@ -11,7 +11,7 @@ import pytest
 from dagster_nanobanana.assets.generated_images import generated_images
 from dagster_nanobanana.assets.image_features import image_features
 from dagster_nanobanana.automation.condition_sensors import condition_sensors
-from dagster_nanobanana.automation.schedules import releases
+from dagster_nanobanana.automation.free_schedules import releases
 from dagster_nanobanana.definitions import defs
 from nanobanana_pipeline.generation.manifest.manifest import read_current
 from tests.conftest import account_for

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from dagster_nanobanana.assets.generated_images import generated_images
 from dagster_nanobanana.assets.prompt_set import prompt_set
-from dagster_nanobanana.automation.sensors import run_summary
+from dagster_nanobanana.automation.free_sensors import run_summary
 from dagster_nanobanana.definitions import defs
 from dagster_nanobanana.partitions import prompt_sets, seeds
 from dagster_nanobanana.resources import S3, NanobananaResource
@@ -65,7 +65,7 @@ def after(monkeypatch: pytest.MonkeyPatch) -> Callable[[timedelta], None]:
             return later(store(self), by)  # the last one's clock counts
 
         monkeypatch.setattr(
-            "dagster_nanobanana.automation.sensors.NanobananaResource.store", shifted
+            "dagster_nanobanana.automation.free_sensors.NanobananaResource.store", shifted
         )
 
     return put_forward
@@ -282,8 +282,8 @@ def test_every_dead_run_has_its_turn(
     for number in range(7):
         planned(here.store, "demo", run_id=f"died-{number}")
     after(timedelta(hours=1))
-    monkeypatch.setattr("dagster_nanobanana.automation.sensors.RUNS_A_TICK", 3)
-    monkeypatch.setattr("dagster_nanobanana.automation.sensors.RESCUES_A_TICK", 2)
+    monkeypatch.setattr("dagster_nanobanana.automation.free_sensors.RUNS_A_TICK", 3)
+    monkeypatch.setattr("dagster_nanobanana.automation.free_sensors.RESCUES_A_TICK", 2)
     sensor = Automation(here, "rescue")
     asked = [[str(each.run_key)[:6] for each in sensor.tick()] for _ in range(5)]
     assert asked == [["died-0", "died-1"], ["died-2"], ["died-3", "died-4"], ["died-5"], ["died-6"]]
@@ -312,7 +312,9 @@ def test_a_tick_asks_s3_as_often_however_many_runs_have_ever_been(
         calls.append(Calls(store))
         return store
 
-    monkeypatch.setattr("dagster_nanobanana.automation.sensors.NanobananaResource.store", counting)
+    monkeypatch.setattr(
+        "dagster_nanobanana.automation.free_sensors.NanobananaResource.store", counting
+    )
 
     def tick() -> Counter[tuple[str, str]]:
         Automation(here, name).tick()

@@ -18,7 +18,7 @@ from nanobanana_pipeline.datasets.topup_sets import origin_of
 from nanobanana_pipeline.emulator import EmulatorThread
 from nanobanana_pipeline.errors import PlanError, PromptTableError, RecipeError
 from nanobanana_pipeline.features.table import refresh_features
-from nanobanana_pipeline.generation import launch as launching
+from nanobanana_pipeline.generation import launch_steps
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.money import Cap
 from nanobanana_pipeline.prompts import prompt_set
@@ -262,7 +262,7 @@ def test_after_a_crash_the_same_call_goes_on(
 ) -> None:
     wanted = recipe(filters={"seed": {"not_in": [2]}})
     if at == "before the manifest":
-        crash(launching, "collect")
+        crash(launch_steps, "collect")
     else:
         crash(module, "refresh_features")
     with pytest.raises(KeyboardInterrupt):
@@ -281,7 +281,7 @@ def test_after_a_crash_the_same_call_goes_on(
 def test_what_was_bought_comes_home_though_its_prompt_is_complete_by_now(
     world: World, crash: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crash(launching, "collect")
+    crash(launch_steps, "collect")
     with pytest.raises(KeyboardInterrupt):
         world.top_up(recipe(images=2))
     monkeypatch.undo()

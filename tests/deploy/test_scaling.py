@@ -10,7 +10,7 @@ from dagster import serialize_value
 from benchmarks.scaling import COUNTED, tables
 from dagster_nanobanana import resources
 from dagster_nanobanana.assets.image_features import image_features
-from dagster_nanobanana.automation.sensors import (
+from dagster_nanobanana.automation.free_sensors import (
     DOUBTFUL_RUNS_A_TICK,
     RUNS_A_TICK,
     rescue_sensor,

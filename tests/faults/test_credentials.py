@@ -15,7 +15,7 @@ import tenacity
 
 from nanobanana_pipeline import local
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
-from nanobanana_pipeline.generation.launch import settle_shard
+from nanobanana_pipeline.generation.launch_steps import settle_shard
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from tests.conftest import Emulators, account_for

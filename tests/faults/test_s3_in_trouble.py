@@ -14,7 +14,7 @@ import pytest
 
 from nanobanana_pipeline import local
 from nanobanana_pipeline.generation.budget.counters import day_scope, partition_scope
-from nanobanana_pipeline.generation.launch import settle_shard
+from nanobanana_pipeline.generation.launch_steps import settle_shard
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.local import ports
 from nanobanana_pipeline.money import Budget

@@ -10,7 +10,7 @@ import tenacity
 
 from nanobanana_pipeline.errors import StorageError, StorageFull
 from nanobanana_pipeline.generation.engine.timing import Timing
-from nanobanana_pipeline.generation.launch import settle_shard
+from nanobanana_pipeline.generation.launch_steps import settle_shard
 from nanobanana_pipeline.generation.recovery.doubts import (
     Action,
     find_doubts,

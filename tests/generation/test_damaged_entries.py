@@ -13,7 +13,7 @@ from nanobanana_pipeline.audit.audit import audit
 from nanobanana_pipeline.bucket_keys import ledger_key, run_done_key
 from nanobanana_pipeline.errors import EntryDamaged
 from nanobanana_pipeline.generation.engine.engine import Report
-from nanobanana_pipeline.generation.launch import collect, settle_shard
+from nanobanana_pipeline.generation.launch_steps import collect, settle_shard
 from nanobanana_pipeline.generation.planning.run_files import read_request_keys
 from nanobanana_pipeline.generation.recovery.doubts import find_doubts
 from nanobanana_pipeline.generation.recovery.rescue import rescue

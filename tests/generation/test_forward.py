@@ -12,12 +12,12 @@ import pytest
 from nanobanana_pipeline.bucket_keys import partition_plan_key, run_done_key
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.engine.engine import Report
-from nanobanana_pipeline.generation.launch import collect, settle_shard
+from nanobanana_pipeline.generation.launch_steps import collect, settle_shard
 from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, read_manifest
 from nanobanana_pipeline.generation.planning.partition_plan import read_partition_plan
 from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_shard
-from nanobanana_pipeline.generation.recovery.relaunch import relaunch
+from nanobanana_pipeline.generation.recovery.relaunch_partitions import relaunch
 from nanobanana_pipeline.ledger import Entry, Held, Ledger, State
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.storage import ObjectStore, StoredObject

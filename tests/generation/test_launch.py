@@ -19,7 +19,7 @@ from nanobanana_pipeline.bucket_keys import (
 )
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.engine.engine import Report
-from nanobanana_pipeline.generation.launch import collect, settle_shard
+from nanobanana_pipeline.generation.launch_steps import collect, settle_shard
 from nanobanana_pipeline.generation.manifest.manifest import read_current, read_manifest
 from nanobanana_pipeline.generation.planning.run_files import RunPlan
 from nanobanana_pipeline.ledger import Entry, State

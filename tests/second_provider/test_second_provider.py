@@ -7,7 +7,7 @@ import pytest
 from benchmarks import chaos, kills
 from benchmarks.launches import SLOTS
 from nanobanana_pipeline.errors import PlanError
-from nanobanana_pipeline.generation.launch import settle_launch
+from nanobanana_pipeline.generation.launch_steps import settle_launch
 from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.ledger import State
 from nanobanana_pipeline.storage import ObjectStore

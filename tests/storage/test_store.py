@@ -19,6 +19,7 @@ import pytest
 from nanobanana_pipeline import local
 from nanobanana_pipeline.errors import ObjectTooLarge, StorageError, StorageUnavailable
 from nanobanana_pipeline.storage import ObjectStore, s3_client, s3_config
+from nanobanana_pipeline.storage.bucket_check import ensure_checked
 from tests.provider.servers import Server, answer, closing, free_port, serving
 
 if TYPE_CHECKING:
@@ -231,7 +232,6 @@ def test_a_bucket_that_is_not_there_is_told_with_a_hint(store: ObjectStore) -> N
         lambda: missing.create("a", b""),
         lambda: list(missing.keys("")),
         lambda: missing.open_url("s3://no-such-bucket/a"),
-        lambda: missing.probe("k"),
     ):
         with pytest.raises(StorageError, match=r"no-such-bucket/.*NANOBANANA_BUCKET") as told:
             call()
@@ -252,7 +252,7 @@ def test_wrong_keys_are_told_at_once_with_a_hint_and_without_the_secret(
     s3_url: str, key: str, hint: str
 ) -> None:
     store = ObjectStore(client_at(s3_url, key=key), local.BUCKET)
-    for call in (lambda: store.get("a"), lambda: store.create("a", b""), lambda: store.probe("k")):
+    for call in (lambda: store.get("a"), lambda: store.create("a", b"")):
         with pytest.raises(StorageError, match=hint) as told:
             call()
         assert not isinstance(told.value, StorageUnavailable)
@@ -385,24 +385,11 @@ def quirky(
             thread.join()
 
 
-def test_the_probe_passes_on_a_server_that_honours_conditions(store: ObjectStore) -> None:
-    store.probe("probe/key")
-    assert list(store.keys("")) == []
-
-
-def test_the_probe_fails_on_a_server_that_ignores_conditions() -> None:
-    with quirky() as (store, server):
-        with pytest.raises(StorageError, match="does not honour conditional writes") as told:
-            store.probe("probe/key")
-        assert not isinstance(told.value, StorageUnavailable)
-        assert server.objects == {}
-
-
-def test_the_probe_fails_at_once_on_a_server_that_cannot_do_conditions() -> None:
+def test_the_bucket_check_fails_at_once_on_a_server_that_cannot_do_conditions() -> None:
     with quirky(refuse_conditions_with=501) as (store, _):
         began = time.monotonic()
         with pytest.raises(StorageError, match="use AWS S3 or SeaweedFS") as told:
-            store.probe("probe/key")
+            ensure_checked(store)
         assert not isinstance(told.value, StorageUnavailable)
         assert time.monotonic() - began < 20
 

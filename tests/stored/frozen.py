@@ -15,7 +15,9 @@ from nanobanana_pipeline.storage import ObjectStore
 DATA: Final = Path(__file__).parents[1] / "data"
 
 KINDS: Final = {
+    "bucket check lease": r"probe/lease",
     "bucket marker": r"nanobanana\.json",
+    "bucket verdict": r"probe/verdict-[0-9a-f]{16}\.json",
     "changelog": r"datasets/[^/]+/v\d+/changelog\.parquet",
     "clock": r"budget/clock",
     "contact sheet": r"features/.+/contact_sheet\.webp",
@@ -58,6 +60,11 @@ KINDS: Final = {
     "unfinished run": r"unfinished/.+",
 }
 """Every kind of stored object, by the pattern of its keys."""
+
+SHORT_LIVED: Final = frozenset({"bucket verdict"})
+"""Kinds that no archive needs to hold: written anew every 30 days, whatever an older version wrote.
+
+The golden file alone holds their fields."""
 
 
 def kind_of(key: str) -> str:

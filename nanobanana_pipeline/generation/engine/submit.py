@@ -15,7 +15,7 @@ from nanobanana_pipeline.generation.engine.in_flight import InFlight, Submission
 from nanobanana_pipeline.generation.engine.metrics import NO_METRICS, Duration, Metrics
 from nanobanana_pipeline.generation.engine.poll import Poller
 from nanobanana_pipeline.generation.engine.reconcile import Reconciler
-from nanobanana_pipeline.generation.engine.stored_references import StoredReferences
+from nanobanana_pipeline.generation.engine.reference_reader import StoredReferences
 from nanobanana_pipeline.generation.engine.thread_group import StopEvents
 from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING, Timing
 from nanobanana_pipeline.generation.engine.work_queue import (

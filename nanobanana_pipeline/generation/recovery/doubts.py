@@ -20,7 +20,7 @@ from nanobanana_pipeline.errors import EntryDamaged, PlanError, StorageError, St
 from nanobanana_pipeline.generation.engine.engine import Progress
 from nanobanana_pipeline.generation.engine.reconcile import Reconciler
 from nanobanana_pipeline.generation.engine.work_queue import Requeue
-from nanobanana_pipeline.generation.launch import Settled, settle_launch
+from nanobanana_pipeline.generation.launch_steps import Settled, settle_launch
 from nanobanana_pipeline.generation.manifest.manifest import (
     CellState,
     CurrentManifest,
@@ -34,7 +34,7 @@ from nanobanana_pipeline.generation.planning.run_files import (
     read_request_keys,
     unfinished_plans,
 )
-from nanobanana_pipeline.generation.recovery.relaunch import relaunch
+from nanobanana_pipeline.generation.recovery.relaunch_partitions import relaunch
 from nanobanana_pipeline.ledger import UNSURE, Entry, Held, Ledger, Outcome, State
 from nanobanana_pipeline.money import cost_of
 from nanobanana_pipeline.provider.account import Account

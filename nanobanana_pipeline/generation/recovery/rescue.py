@@ -15,7 +15,13 @@ from nanobanana_pipeline.bucket_keys import Folder, run_done_key, run_plan_key, 
 from nanobanana_pipeline.errors import EntryDamaged, PlanError
 from nanobanana_pipeline.generation.budget.reclaim import EXPIRED_SECONDS, reclaim_partition
 from nanobanana_pipeline.generation.engine.engine import Progress, Report
-from nanobanana_pipeline.generation.launch import Settled, collect, needs_rescue, plan, settle_shard
+from nanobanana_pipeline.generation.launch_steps import (
+    Settled,
+    collect,
+    needs_rescue,
+    plan,
+    settle_shard,
+)
 from nanobanana_pipeline.generation.manifest.manifest import (
     CellState,
     CurrentManifest,
@@ -33,7 +39,7 @@ from nanobanana_pipeline.generation.planning.run_files import (
     write_plan,
     write_shards,
 )
-from nanobanana_pipeline.generation.recovery.relaunch import relaunch
+from nanobanana_pipeline.generation.recovery.relaunch_partitions import relaunch
 from nanobanana_pipeline.ledger import COSTING, Held, Ledger, State
 from nanobanana_pipeline.provider.account import PROVIDER, Account
 from nanobanana_pipeline.storage import ListedObject, ObjectStore

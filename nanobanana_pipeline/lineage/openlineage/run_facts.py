@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from nanobanana_pipeline.datasets.release import Release
     from nanobanana_pipeline.features.table import RefreshedFeatures
     from nanobanana_pipeline.generation.engine.engine import Report
-    from nanobanana_pipeline.generation.launch import Settled
+    from nanobanana_pipeline.generation.launch_steps import Settled
     from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest
     from nanobanana_pipeline.generation.planning.run_files import RunPlan
     from nanobanana_pipeline.prompts.checked_prompts import CheckedPrompts

@@ -10,8 +10,8 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from nanobanana_pipeline.bucket_keys import FILES, Folder, delivery_key, probe_key
-from nanobanana_pipeline.errors import SettingsError, StorageError
+from nanobanana_pipeline.bucket_keys import FILES, Folder, delivery_key
+from nanobanana_pipeline.errors import SettingsError
 from nanobanana_pipeline.storage import ObjectStore, StoredObject
 from nanobanana_pipeline.storage.cas import parse_json, swap
 
@@ -21,7 +21,6 @@ __all__ = [
     "Places",
     "change_places",
     "check_apart",
-    "check_copies",
     "read_places",
 ]
 
@@ -159,33 +158,6 @@ def change_places(store: ObjectStore, change: Callable[[Places], Places]) -> tup
         change,
         lambda places: places.model_dump_json(by_alias=True, indent=1).encode(),
     )
-
-
-def check_copies(store: ObjectStore) -> None:
-    """Make sure that S3 copies an object only as it was read, and over nothing.
-
-    Raises:
-        StorageError: it does not, so that pictures could be swapped under our hands.
-    """
-    original, copy = probe_key(), probe_key()
-
-    def adopt(etag: str) -> bool:
-        source = store.prefix + original
-        return store.adopt(store.bucket, source, etag, copy, content_type="text/plain", metadata={})
-
-    etag = store.put(original, b"1")
-    try:
-        swapped = adopt('"00000000000000000000000000000000"')
-        copied = adopt(etag)
-        again = adopt(etag)
-    finally:
-        store.delete(original)
-        store.delete(copy)
-    if swapped or not copied or again:
-        raise StorageError(
-            f"{store.uri('')} does not honour conditional copies (x-amz-copy-source-if-match, "
-            "If-None-Match): pictures cannot be taken over safely; use AWS S3 or SeaweedFS 4"
-        )
 
 
 def check_apart(store: ObjectStore, bucket: str, folder: str) -> None:

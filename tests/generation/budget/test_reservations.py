@@ -26,7 +26,7 @@ from nanobanana_pipeline.generation.budget.reservations import (
     HeartbeatTiming,
     ShardBudget,
 )
-from nanobanana_pipeline.generation.launch import settle_shard
+from nanobanana_pipeline.generation.launch_steps import settle_shard
 from nanobanana_pipeline.generation.planning.run_files import list_unfinished, mark_done
 from nanobanana_pipeline.ledger import Ledger, State
 from nanobanana_pipeline.money import Budget, Cap

@@ -14,7 +14,7 @@ import tenacity
 from nanobanana_pipeline.errors import StorageError
 from nanobanana_pipeline.generation.engine.engine import Progress, Report
 from nanobanana_pipeline.generation.engine.timing import Timing
-from nanobanana_pipeline.generation.launch import collect, settle_shard
+from nanobanana_pipeline.generation.launch_steps import collect, settle_shard
 from nanobanana_pipeline.ledger import Entry, Ledger, Outcome, State
 from nanobanana_pipeline.local import free_port
 from nanobanana_pipeline.provider.account import Account

@@ -190,7 +190,7 @@ def test_a_receiver_that_fails_keeps_no_shard_waiting_for_long(
 def test_unasked_for_nothing_is_imported_and_no_thread_runs() -> None:
     program = """
 import sys, threading
-from nanobanana_pipeline.generation import launch
+from nanobanana_pipeline.generation import launch_steps
 from nanobanana_pipeline.generation.engine.metrics import NO_METRICS, Duration, open_metrics
 with open_metrics("run", None) as metrics:
     assert metrics is NO_METRICS

@@ -15,7 +15,7 @@ import pytest
 
 from nanobanana_pipeline.errors import StorageError
 from nanobanana_pipeline.generation.engine.engine import Report
-from nanobanana_pipeline.generation.launch import collect, plan
+from nanobanana_pipeline.generation.launch_steps import collect, plan
 from nanobanana_pipeline.generation.manifest import rows as manifest_rows
 from nanobanana_pipeline.generation.manifest.manifest import (
     MANIFEST_COLUMNS,

@@ -5,7 +5,7 @@ import gzip
 import pytest
 
 from nanobanana_pipeline.bucket_keys import run_settled_key
-from nanobanana_pipeline.generation.launch import collect, settle_shard
+from nanobanana_pipeline.generation.launch_steps import collect, settle_shard
 from nanobanana_pipeline.generation.manifest.manifest import read_manifest
 from nanobanana_pipeline.generation.manifest.shard_log import ShardLog, read_shard_log
 from nanobanana_pipeline.ledger import Entry

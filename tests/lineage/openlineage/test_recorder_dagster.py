@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from dagster_nanobanana.assets.image_features import image_features
-from nanobanana_pipeline.generation import launch as launching
+from nanobanana_pipeline.generation import launch_steps
 from nanobanana_pipeline.lineage.openlineage import facets
 from nanobanana_pipeline.storage import ObjectStore
 from tests.dagster_nanobanana.conftest import Project, project
@@ -110,7 +110,7 @@ def test_a_run_that_ends_in_the_midst_of_buying_says_so(
     def stopped(*_given: Any, **_more: Any) -> None:
         raise raised
 
-    monkeypatch.setattr(launching, "settle_shard", stopped)
+    monkeypatch.setattr(launch_steps, "settle_shard", stopped)
     assert not here.generate().success
     found = events_of(store, job="generated_images")
     assert states_of(found) == ["START", "RUNNING", state]

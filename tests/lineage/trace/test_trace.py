@@ -15,7 +15,7 @@ import yaml
 from nanobanana_pipeline.bucket_keys import index_key, ledger_key, manifest_prefix
 from nanobanana_pipeline.errors import StorageError, TraceError
 from nanobanana_pipeline.features.table import refresh_features
-from nanobanana_pipeline.generation.launch import settle_shard
+from nanobanana_pipeline.generation.launch_steps import settle_shard
 from nanobanana_pipeline.lineage.trace import index_reader
 from nanobanana_pipeline.lineage.trace.graph import LineageGraph, NodeKind
 from nanobanana_pipeline.lineage.trace.index_writer import refresh_index

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.engine.engine import Progress
-from nanobanana_pipeline.generation.launch import Settled, settle_launch
+from nanobanana_pipeline.generation.launch_steps import Settled, settle_launch
 from nanobanana_pipeline.generation.manifest.manifest import read_current
 from nanobanana_pipeline.generation.planning.partition_plan import read_partition_plan
 from nanobanana_pipeline.generation.planning.planner import Launch

@@ -12,13 +12,13 @@ import dagster as dg
 
 from dagster_nanobanana.assets.datasets import recipes_here
 from dagster_nanobanana.assets.generated_images import generated_images
-from dagster_nanobanana.automation.sensors import unset
+from dagster_nanobanana.automation.free_sensors import unset
 from dagster_nanobanana.partitions import PROMPTS, add_partitions, partition_key_of, seeds
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.datasets.topup_sets import is_topup_set
 from nanobanana_pipeline.errors import PlanError
-from nanobanana_pipeline.generation.backlog import Share, find_backlog, share_budget
 from nanobanana_pipeline.generation.manifest.manifest import list_partitions, read_current
+from nanobanana_pipeline.generation.partition_backlog import Share, find_backlog, share_budget
 from nanobanana_pipeline.generation.planning.cells import check_seed
 from nanobanana_pipeline.generation.quote import room_today
 from nanobanana_pipeline.money import Cap, cost_of, cost_text

@@ -8,7 +8,7 @@ import pytest
 
 from nanobanana_pipeline.bucket_keys import reference_key
 from nanobanana_pipeline.errors import StorageError
-from nanobanana_pipeline.generation.engine.stored_references import StoredReferences
+from nanobanana_pipeline.generation.engine.reference_reader import StoredReferences
 from nanobanana_pipeline.generation.engine.submit import Submitter
 from nanobanana_pipeline.generation.engine.work_queue import Finished, WorkItem
 from nanobanana_pipeline.generation.planning.run_files import PlannedRequest

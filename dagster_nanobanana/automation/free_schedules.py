@@ -3,7 +3,7 @@
 import dagster as dg
 
 from dagster_nanobanana.assets.datasets import DATASETS, recipes_here
-from dagster_nanobanana.automation.sensors import unset
+from dagster_nanobanana.automation.free_sensors import unset
 from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.datasets.input_fingerprint import read_input_status
 from nanobanana_pipeline.datasets.recipe import Recipe

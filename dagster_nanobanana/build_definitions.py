@@ -12,18 +12,18 @@ from dagster_nanobanana.assets.generated_images import generated_images
 from dagster_nanobanana.assets.image_features import image_features
 from dagster_nanobanana.assets.prompt_set import prompt_set
 from dagster_nanobanana.automation.condition_sensors import condition_sensors
-from dagster_nanobanana.automation.paid_automation import buy_new_prompt_sets, nightly
-from dagster_nanobanana.automation.schedules import releases, weekly_audit
-from dagster_nanobanana.automation.sensors import (
+from dagster_nanobanana.automation.free_schedules import releases, weekly_audit
+from dagster_nanobanana.automation.free_sensors import (
     new_prompt_tables,
     rescue_sensor,
     run_summary,
     webhook_inbox,
 )
+from dagster_nanobanana.automation.paid_schedule_and_sensor import buy_new_prompt_sets, nightly
 from dagster_nanobanana.checks.asset_checks import checks
 from dagster_nanobanana.executor import executor
 from dagster_nanobanana.jobs.audit_bucket import audit_bucket_job
-from dagster_nanobanana.jobs.check_images import check_images
+from dagster_nanobanana.jobs.check_partition import check_images
 from dagster_nanobanana.jobs.quote_only import quote_only
 from dagster_nanobanana.jobs.rescue_run import rescue_run
 from dagster_nanobanana.jobs.resolve_doubts import resolve_doubts
