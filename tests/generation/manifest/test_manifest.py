@@ -243,7 +243,7 @@ def test_of_two_who_publish_at_once_one_is_told_to_start_over(store: ObjectStore
         (b"{", "is damaged"),
         (b"[]", "is damaged"),
         (b'{"schema": 1}', "is damaged"),
-        (b'{"schema": 2, "new": true}', "has schema 2.*upgrade"),
+        (b'{"schema": 3, "new": true}', "has schema 3.*upgrade"),
     ],
 )
 def test_a_pointer_that_cannot_be_read_is_named(
