@@ -24,5 +24,5 @@ def test_most_tests_are_fast_and_none_of_them_imports_dagster() -> None:
     )
     assert run.returncode == 0, run.stdout[-2000:]
     files = [line.partition("::")[0] for line in run.stdout.splitlines() if "::" in line]
-    assert len(files) > 2000
+    assert len(files) > 1400
     assert all(is_fast(ROOT / name) for name in files)

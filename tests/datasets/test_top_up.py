@@ -285,7 +285,7 @@ def test_what_was_bought_comes_home_though_its_prompt_is_complete_by_now(
     with pytest.raises(KeyboardInterrupt):
         world.top_up(recipe(images=2))
     monkeypatch.undo()
-    assert list(world.store.keys("manifests/cats")) == []
+    assert not [k for k in world.store.keys("manifests/cats") if "current" in k]
     drawn = world.top_up(recipe(images=1, candidates=1))
     assert [step.report.bought for step in drawn] == [0]
     assert drawn[0].features.measured == 3

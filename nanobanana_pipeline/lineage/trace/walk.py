@@ -118,7 +118,7 @@ class Walk:
         if bought or unsure:
             said = f"the ledger says that {said}"
         if len(planned) == MAX_COUNTED:
-            said += f" (only its first {MAX_COUNTED:,} requests were counted)"
+            said += f" (only its first {counted(MAX_COUNTED, 'request', 'was')} counted)"
         return f"no manifest has anything of run {run_id}: {said}"
 
     def graph(self, query: str) -> LineageGraph:
