@@ -229,7 +229,12 @@ def _one_bucket_check() -> Iterator[None]:
         stores: Sequence[ObjectStore], rounds: int, renew: Callable[[], None], *, copies: bool
     ) -> bucket_check.BucketVerdict:
         url = stores[0].client.meta.endpoint_url
-        if len(stores) > 1 or copies or rounds != 48 or url != os.environ.get("AWS_ENDPOINT_URL_S3"):
+        if (
+            len(stores) > 1
+            or copies
+            or rounds != 48
+            or url != os.environ.get("AWS_ENDPOINT_URL_S3")
+        ):
             return check(stores, rounds, renew, copies=copies)
         if url not in found:
             plain = ObjectStore(s3_client(), stores[0].bucket, stores[0].prefix)
