@@ -6,9 +6,9 @@ from datetime import datetime, timedelta
 
 from nanobanana_pipeline.audit.cross_reference import AuditIndex
 from nanobanana_pipeline.audit.report import AuditReport, FindingKind
-from nanobanana_pipeline.bucket_keys import Folder, run_done_key, run_plan_key
+from nanobanana_pipeline.bucket_keys import run_done_key, run_plan_key
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
-from nanobanana_pipeline.generation.budget.counters import Scope
+from nanobanana_pipeline.generation.budget.counters import Scope, counter_keys
 from nanobanana_pipeline.generation.budget.reclaim import EXPIRED_SECONDS, is_expired
 from nanobanana_pipeline.generation.planning.run_files import RunPlan, read_plan, read_request_keys
 from nanobanana_pipeline.generation.recovery.rescue import Run, list_runs
@@ -61,10 +61,8 @@ def check_runs(
 
 def check_reservations(store: ObjectStore, report: AuditReport) -> None:
     """Report what expired shards hold back in the counters of spending."""
-    for folder in (Folder.BUDGET, Folder.RUNS):
-        for key in store.keys(folder.prefix):
-            if key.endswith(".json" if folder is Folder.BUDGET else "/budget.json"):
-                _check_counter(store, report, key)
+    for key in counter_keys(store):
+        _check_counter(store, report, key)
 
 
 def _check_dead(

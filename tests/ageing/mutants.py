@@ -10,7 +10,7 @@ from nanobanana_pipeline.bucket_keys import ledger_key
 from nanobanana_pipeline.errors import StorageUnavailable
 from nanobanana_pipeline.generation.budget import reclaim
 from nanobanana_pipeline.generation.budget.counters import Scope
-from nanobanana_pipeline.generation.budget.reservations import Incarnation, Permit
+from nanobanana_pipeline.generation.budget.incarnation import Incarnation, Permit
 from nanobanana_pipeline.generation.engine import submit
 from nanobanana_pipeline.generation.engine.reconcile import Reconciler
 from nanobanana_pipeline.generation.engine.submit import Submitter

@@ -20,7 +20,7 @@ import tenacity
 from pydantic import SecretStr
 
 from nanobanana_pipeline.errors import ProviderHalt, StorageUnavailable
-from nanobanana_pipeline.generation.budget import counters, reclaim, reservations
+from nanobanana_pipeline.generation.budget import counters, incarnation, reclaim, reservations
 from nanobanana_pipeline.generation.budget.counters import (
     Scope,
     day_scope,
@@ -513,7 +513,7 @@ class World:
                 (attempt, "datetime", SimDatetime),
                 (counters, "datetime", SimDatetime),
                 (reclaim, "datetime", SimDatetime),
-                (reservations, "time", time),
+                (incarnation, "time", time),
                 (transfer, "datetime", SimDatetime),
                 (attempt, "uuid", unique),
                 (slots, "threading", threads),

@@ -62,7 +62,7 @@ KINDS: Final = {
 """Every kind of stored object, by the pattern of its keys."""
 
 SHORT_LIVED: Final = frozenset({"bucket verdict"})
-"""Kinds that no archive needs to hold: written anew every 30 days, whatever an older version wrote.
+"""Kinds that no archive needs to hold: each version writes them anew after 30 days at most.
 
 The golden file alone holds their fields."""
 

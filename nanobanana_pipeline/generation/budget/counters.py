@@ -1,7 +1,7 @@
 """Counters of what was spent, one object a UTC day, a partition and a capped run, in the bucket.
 
-A counter holds a reservation for each incarnation of a shard that buys under its cap. Two rules
-keep it right whatever becomes of answers and processes:
+A counter holds a reservation for each incarnation of a shard that buys under its cap. Answers get
+lost, and processes stop at any line; two rules keep the counter right all the same:
 
 - A reservation holds absolute values that its owner alone sets, so a write that is sent twice
   counts once. To close it is the only step that others may take.
@@ -11,19 +11,32 @@ What is reserved counts as spent until the reservation is closed: a counter may 
 never too little.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from nanobanana_pipeline.bucket_keys import day_budget_key, partition_budget_key, run_budget_key
+from nanobanana_pipeline.bucket_keys import (
+    Folder,
+    day_budget_key,
+    partition_budget_key,
+    run_budget_key,
+)
 from nanobanana_pipeline.money import Budget, Cap, cost_of, cost_text
 from nanobanana_pipeline.storage import ObjectStore, StoredObject
 from nanobanana_pipeline.storage.cas import parse_json, swap
 
-__all__ = ["Counter", "Reservation", "Scope", "day_scope", "partition_scope", "run_scope"]
+__all__ = [
+    "Counter",
+    "Reservation",
+    "Scope",
+    "counter_keys",
+    "day_scope",
+    "partition_scope",
+    "run_scope",
+]
 
 SCHEMA: Final = 2
 KEPT: Final = timedelta(days=7)
@@ -206,6 +219,12 @@ class Scope:
             return Counter(schema=SCHEMA)
         parse = Counter.model_validate_json
         return parse_json(found.body, self._store.uri(self.key), parse, SCHEMA)
+
+
+def counter_keys(store: ObjectStore) -> Iterator[str]:
+    """The keys of all counters: of days, partitions and capped runs."""
+    for folder, end in ((Folder.BUDGET, ".json"), (Folder.RUNS, "/budget.json")):
+        yield from (key for key in store.keys(folder.prefix) if key.endswith(end))
 
 
 def _to_json(counter: Counter) -> bytes:

@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from nanobanana_pipeline.bucket_keys import (
-    Folder,
     clock_key,
     day_budget_prefix,
     run_alive_key,
@@ -22,6 +21,7 @@ from nanobanana_pipeline.errors import EntryDamaged, StorageError, StorageUnavai
 from nanobanana_pipeline.generation.budget.counters import (
     Reservation,
     Scope,
+    counter_keys,
     day_scope,
     partition_scope,
     run_scope,
@@ -29,9 +29,10 @@ from nanobanana_pipeline.generation.budget.counters import (
 from nanobanana_pipeline.generation.planning.run_files import read_plan, read_shard_keys
 from nanobanana_pipeline.ledger import COSTING, Held, Ledger, State
 from nanobanana_pipeline.money import Budget, Cap
-from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage import ObjectStore, StoredObject
+from nanobanana_pipeline.storage.cas import Instant
 
-__all__ = ["EXPIRED_SECONDS", "is_expired", "reclaim_expired", "reclaim_partition", "recount"]
+__all__ = ["EXPIRED_SECONDS", "is_expired", "reclaim", "reclaim_partition", "recount", "stamp"]
 
 log = logging.getLogger(__name__)
 
@@ -40,17 +41,18 @@ EXPIRED_SECONDS: Final = 900.0
 CLOCK_MARGIN: Final = timedelta(minutes=5)
 
 
-def storage_clock(store: ObjectStore) -> datetime:
-    """The time by the clock that stamps objects: that of one which was written just now.
+def stamp(store: ObjectStore, key: str) -> tuple[StoredObject, Instant]:
+    """Write an empty object and read it; gives it, and the moment before it was asked for.
 
-    Ages are differences of two such stamps. A server's ``Date`` may be of another clock.
+    Raises:
+        StorageError: somebody deleted it meanwhile, or S3 refuses.
     """
-    key = clock_key()
     store.put(key, b"")
+    asked = Instant.now()
     written = store.get(key)
     if written is None:
-        raise StorageError(f"{store.uri(key)} was deleted meanwhile")
-    return written.last_modified
+        raise StorageError(f"{store.uri(key)} was deleted meanwhile: try again")
+    return written, asked
 
 
 def is_expired(
@@ -74,41 +76,53 @@ def is_expired(
     return (now - last).total_seconds() > expired_seconds
 
 
-def reclaim_expired(
-    store: ObjectStore, scope: Scope, *, but: str, expired_seconds: float = EXPIRED_SECONDS
+def reclaim(
+    store: ObjectStore,
+    scope: Scope,
+    *,
+    but: str = "",
+    is_complete: bool = False,
+    expired_seconds: float = EXPIRED_SECONDS,
 ) -> bool:
-    """Close what expired incarnations left open in one scope; whether there were any."""
-    others = {name: r for name, r in scope.read().open.items() if name != but}
+    """Close what ended shards left open in one scope.
+
+    Args:
+        store: the bucket.
+        scope: the counter.
+        but: the caller's own reservation.
+        is_complete: nothing is missing of its partition: a shard with nothing left to buy has ended
+            as well, and need not have been silent for long.
+        expired_seconds: the age of a heartbeat that has expired.
+
+    Returns:
+        Whether there were any.
+
+    Raises:
+        StorageError: S3 refuses, or a counter is damaged.
+    """
+    others = {name: found for name, found in scope.read().open.items() if name != but}
     if not others:
         return False
-    now = storage_clock(store)
-    expired = [
-        name for name, r in others.items() if is_expired(store, name, r, now, expired_seconds)
-    ]
-    for name in expired:
-        _close(store, name, scope)
-    return bool(expired)
+    # Ages are differences of two stamps of one clock. A server's ``Date`` may be of another.
+    now = stamp(store, clock_key())[0].last_modified
+    ended = {
+        name: found
+        for name, found in others.items()
+        if is_expired(store, name, found, now, expired_seconds)
+        or (is_complete and _has_nothing_to_buy(store, name))
+    }
+    for name, found in ended.items():
+        _close(store, name, found, scope)
+    return bool(ended)
 
 
 def reclaim_partition(
     store: ObjectStore, prompt_set: str, seed: int, *, is_complete: bool = False
 ) -> None:
-    """Close what ended shards of a partition left open.
-
-    With `is_complete` nothing is missing of the partition: a shard with nothing left to buy need
-    not have been silent for long. Where S3 refuses, the reservations stay counted.
-    """
+    """Close what ended shards of a partition left open; where S3 refuses, it stays counted."""
     try:
         scope = partition_scope(store, Budget(), prompt_set, seed)
-        left = scope.read().open
-        if not left:
-            return
-        now = storage_clock(store)
-        for name, reservation in left.items():
-            if is_expired(store, name, reservation, now) or (
-                is_complete and _has_nothing_to_buy(store, name)
-            ):
-                _close(store, name, scope)
+        reclaim(store, scope, is_complete=is_complete)
     except StorageError as error:
         log.warning("what ended shards did not spend stays reserved: %s", error)
 
@@ -133,21 +147,18 @@ def recount(store: ObjectStore) -> Iterator[Recount]:
         StorageError: S3 refuses, or a counter is damaged.
     """
     spent: dict[str, int | None] = {}
-    for folder in (Folder.BUDGET, Folder.RUNS):
-        for key in store.keys(folder.prefix):
-            if not key.endswith(".json" if folder is Folder.BUDGET else "/budget.json"):
+    for key in counter_keys(store):
+        scope = Scope(store, key, Cap(), key)
+        reclaim(store, scope)
+        for name, found in scope.read().reservations.items():
+            if found.closed is None:
                 continue
-            scope = Scope(store, key, Cap(), key)
-            reclaim_expired(store, scope, but="")
-            for name, found in scope.read().reservations.items():
-                if found.closed is None:
-                    continue
-                if name not in spent:
-                    spent[name] = _spent_if_known(store, name, found)
-                now = spent[name]
-                if now is not None and now != found.images:
-                    scope.change(lambda counter, n=name, i=now: counter.recounted(n, i))  # type: ignore[misc]
-                    yield Recount(key, name, found.images, now)
+            if name not in spent:
+                spent[name] = _spent_if_known(store, name, found)
+            now = spent[name]
+            if now is not None and now != found.images:
+                scope.change(lambda counter, n=name, i=now: counter.recounted(n, i))  # type: ignore[misc]
+                yield Recount(key, name, found.images, now)
 
 
 def _spent_if_known(store: ObjectStore, name: str, reservation: Reservation) -> int | None:
@@ -182,19 +193,22 @@ def spent_by(store: ObjectStore, name: str, reservation: Reservation) -> int:
     return spent
 
 
-def _close(store: ObjectStore, name: str, found_in: Scope) -> None:
-    """Close an ended incarnation's reservations, by what the ledger says that it bought."""
+def _close(store: ObjectStore, name: str, found: Reservation, found_in: Scope) -> None:
+    """Close an ended incarnation's reservations, by what the ledger says that it bought.
+
+    Where the ledger cannot say it, all that is reserved counts.
+    """
+    spent = _spent_if_known(store, name, found)
     scopes = {scope.key: scope for scope in (found_in, *_scopes_of(store, name))}
     # The partition's comes last: it is where the next launch looks for what was left open.
     for scope in sorted(scopes.values(), key=lambda each: "/partitions/" in each.key):
-        reservation = scope.read().open.get(name)
-        if reservation is None:
+        reserved = scope.read().open.get(name)
+        if reserved is None:
             continue
-        known = _spent_if_known(store, name, reservation)
-        spent = reservation.images if known is None else known
-        told = (name, spent, reservation.images, scope.text)
+        images = reserved.images if spent is None else spent
+        told = (name, images, reserved.images, scope.text)
         log.info("shard %s has ended: %s of %s reserved images count for %s", *told)
-        scope.change(lambda counter, s=spent: counter.closed(name, s, datetime.now(UTC)))  # type: ignore[misc]
+        scope.change(lambda counter, i=images: counter.closed(name, i, datetime.now(UTC)))  # type: ignore[misc]
 
 
 def _scopes_of(store: ObjectStore, name: str) -> Iterator[Scope]:

@@ -199,7 +199,7 @@ class Engine:
             transferring.start(min(self._timing.transfer_workers, count))
             self._all_started.set()
             self._wait_for(submitting, report_progress)
-            if (over := self._over_budget) and not self._stop.is_set() and self._budget.ask_again():
+            if (over := self._over_budget) and self._has_room_now():
                 self._over_budget = {}
                 again = (each for each in planned if each.request_key in over)
                 submitting = self._submitting(again, len(over))
@@ -230,6 +230,14 @@ class Engine:
         self._metrics.ended(State.OPEN, not_reached)
         report.states = +report.states
         return report
+
+    def _has_room_now(self) -> bool:
+        """Whether a cap that forbade requests has room, once all others have been sent."""
+        try:
+            return not self._stop.is_set() and self._budget.ask_again()
+        except StorageUnavailable as error:
+            log.warning("the caps were not asked once more for room: %s", error)
+            return False
 
     def _submitting(self, planned: Iterable[PlannedRequest], count: int) -> ThreadGroup:
         work_queue = WorkQueue(map(WorkItem, planned), count)

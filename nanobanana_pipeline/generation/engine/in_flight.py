@@ -10,7 +10,7 @@ from functools import partial
 from typing import Final
 
 from nanobanana_pipeline.errors import ForbiddenTransition, StorageError
-from nanobanana_pipeline.generation.budget.reservations import Permit
+from nanobanana_pipeline.generation.budget.incarnation import Permit
 from nanobanana_pipeline.generation.engine.timing import DEFAULT_TIMING, Timing
 from nanobanana_pipeline.generation.engine.work_queue import WorkItem
 from nanobanana_pipeline.ledger import Attempt, Entry, Held, Ledger, boot_clock

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from nanobanana_pipeline.generation.budget.reservations import DEFAULT_HEARTBEAT, HeartbeatTiming
+from nanobanana_pipeline.generation.budget.incarnation import DEFAULT_HEARTBEAT, HeartbeatTiming
 from nanobanana_pipeline.ledger import PAID_PATIENCE_SECONDS
 from nanobanana_pipeline.storage.faults import PATIENCE_SECONDS
 

@@ -21,17 +21,15 @@ from nanobanana_pipeline.generation.budget.counters import (
     day_scope,
     partition_scope,
 )
-from nanobanana_pipeline.generation.budget.reservations import (
-    DEFAULT_HEARTBEAT,
-    HeartbeatTiming,
-    ShardBudget,
-)
+from nanobanana_pipeline.generation.budget.incarnation import DEFAULT_HEARTBEAT, HeartbeatTiming
+from nanobanana_pipeline.generation.budget.reservations import ShardBudget
 from nanobanana_pipeline.generation.launch_steps import settle_shard
 from nanobanana_pipeline.generation.planning.run_files import list_unfinished, mark_done
 from nanobanana_pipeline.ledger import Ledger, State
 from nanobanana_pipeline.money import Budget, Cap
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.storage import ObjectStore, StoredObject
+from nanobanana_pipeline.storage.cas import Instant
 from tests.conftest import Emulators, account_for, settings_for
 from tests.launching import (
     bought,
@@ -431,3 +429,34 @@ def test_what_was_in_doubt_is_counted_anew_once_it_is_known(
         assert (done.exit_code, said in done.output) == (0, True), done.output
         assert spent_and_open(counted(store)) == (1, 0)
         assert partition_scope(store, Budget(), "set", 1).read().images_counted == 1
+
+
+def test_a_shard_that_has_ended_takes_and_sends_nothing_more(store: ObjectStore) -> None:
+    mine = budget_of(store, 3, "run")
+    mine.open(3)
+    permit = mine.take(1)
+    assert permit is not None
+    mine.close()
+    assert not permit.holds()
+    assert mine.take(1) is None
+    assert spent_and_open(counted(store)) == (1, 0)
+    assert not [key for key in store.keys("runs/") if key.endswith(".alive")]
+
+
+def test_what_one_look_finds_over_no_other_look_undoes(store: ObjectStore) -> None:
+    """A thread that looked before another found the reservation closed revives nothing."""
+    mine = budget_of(store, 3, "run")
+    mine.open(3)
+    permit = mine.take(1)
+    assert permit is not None
+    elapsed = Instant.elapsed
+
+    def closed_meanwhile(self: Instant) -> float:
+        found = elapsed(self)
+        permit.incarnation._is_over = True
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Instant, "elapsed", closed_meanwhile)
+        assert not permit.holds()
+    assert not permit.holds()
