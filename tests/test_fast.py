@@ -13,7 +13,7 @@ def test_every_file_that_is_treated_apart_exists() -> None:
 
 
 @pytest.mark.timeout(900)  # imports all that tests import, on a machine that may be busy
-def test_most_tests_are_fast_and_none_of_them_imports_dagster() -> None:
+def test_the_fast_tests_are_there_and_none_of_them_imports_dagster() -> None:
     options = ["-m", "fast", "--collect-only", "-q", "-n", "0", "-p", "no:cacheprovider"]
     program = (
         f"import sys, pytest; code = pytest.main({options}); "
@@ -24,5 +24,6 @@ def test_most_tests_are_fast_and_none_of_them_imports_dagster() -> None:
     )
     assert run.returncode == 0, run.stdout[-2000:]
     files = [line.partition("::")[0] for line in run.stdout.splitlines() if "::" in line]
+    # As many as take a minute on two quiet cores: 2,550, of which most ask servers, took nine.
     assert len(files) > 1400
     assert all(is_fast(ROOT / name) for name in files)
