@@ -11,6 +11,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from nanobanana_pipeline.emulator import answers
+from nanobanana_pipeline.emulator.account_books import AccountBooks
 from nanobanana_pipeline.emulator.accounts import AccountDesk
 from nanobanana_pipeline.emulator.admin import admin_routes
 from nanobanana_pipeline.emulator.auth import Auth
@@ -66,6 +67,7 @@ class EmulatorApp:
             Route(f"{answers.OUTPUTS}{{name:path}}", self._outputs.show),
             *AccountDesk(self._provider, self._auth).routes(),
             *Operations(self._provider, self._renderer, self._auth).routes(),
+            *AccountBooks(self._provider, self._delivery, self._auth).routes(),
             openapi_route(),
         ]
         starlette = Starlette(
@@ -157,7 +159,10 @@ class EmulatorApp:
         if purchase.fails:
             return answers.generation_failed(purchase)
         # After the expiry the links are dead, but the provider goes on naming them.
-        return answers.fetched_done(await self._outputs.outputs(purchase, root))
+        output = await self._outputs.outputs(purchase, root)
+        if self._provider.moods.strikes("fetch_meta", purchase.occasion):
+            return answers.done(purchase, output)
+        return answers.fetched_done(output)
 
     def _as_variant(self, answer: JSONResponse, occasion: str) -> Response:
         variants = self._provider.moods.striking(Stage.VARIANT, occasion)

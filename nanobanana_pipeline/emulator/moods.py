@@ -59,6 +59,7 @@ MOODS: Mapping[str, Stage] = {
     "request_id": Stage.VARIANT,
     "no_meta": Stage.VARIANT,
     "eta_float": Stage.VARIANT,
+    "fetch_meta": Stage.VARIANT,
     "escaped_slashes": Stage.VARIANT,
     "fetch_500": Stage.FETCH,
     "fetch_html": Stage.FETCH,

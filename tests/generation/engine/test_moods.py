@@ -58,6 +58,7 @@ EXPECTED = {
     "request_id": SETTLED,
     "no_meta": SETTLED,
     "eta_float": SETTLED,
+    "fetch_meta": SETTLED,
     "escaped_slashes": SETTLED,
     "fetch_500": SETTLED,
     "fetch_html": SETTLED,
