@@ -87,7 +87,7 @@ def emulator_clock_on(root_url: str, seconds: float) -> None:
 def test_a_provider_that_draws_at_once_is_done_at_once(emulators: Emulators) -> None:
     outcome = client(emulators(mode="sync").base_url).submit(REQUEST)
     assert isinstance(outcome, Done)
-    assert outcome.seed == 1
+    assert outcome.echo.seed == 1
 
 
 @pytest.mark.parametrize(
