@@ -10,7 +10,7 @@ from pydantic import Field
 from dagster_nanobanana.failures import plain_failures
 from dagster_nanobanana.presentation.tables import TABLE_CHARACTERS, TABLE_ROWS, sample_table
 from dagster_nanobanana.resources import NanobananaResource
-from nanobanana_pipeline.audit.vendor_books import Reconciliation, reconcile
+from nanobanana_pipeline.audit.reconcile import Reconciliation, reconcile
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.wording import counted
 

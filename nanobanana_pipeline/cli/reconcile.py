@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from pydantic import TypeAdapter
 
-from nanobanana_pipeline.audit.vendor_books import Reconciliation, reconcile
+from nanobanana_pipeline.audit.reconcile import Reconciliation, reconcile
 from nanobanana_pipeline.cli.terminal import INCOMPLETE, make_console, print_plain
 from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.settings import Settings
