@@ -37,7 +37,7 @@ class S3Details:
         region: as S3 calls it.
         endpoint_url: where S3 answers, with the bucket in its path or host.
         directory: the folder in the bucket.
-        access_key_id: of a key that may write there, and nothing else.
+        access_key_id: of a key that may write there and set ACLs, and nothing else.
         secret_access_key: its secret.
     """
 
