@@ -80,7 +80,7 @@ def test_before_a_rebuy_the_books_are_asked(
 
 
 def test_the_wallet_is_shown_with_a_quote_and_its_bill_after_a_launch(
-    booked: Command, table: Path, emulator: EmulatorThread, monkeypatch: pytest.MonkeyPatch
+    booked: Command, table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NANOBANANA_PRICE_PER_IMAGE", "0.25")
     enough = " ".join(booked("quote", table, "--seeds", "1-2").output.split())
