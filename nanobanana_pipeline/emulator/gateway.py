@@ -4,9 +4,10 @@ It knows no order, so its dice are rolled for the address and for which call of 
 is bought by a call that it answers.
 """
 
+import contextlib
 from collections.abc import Callable
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -26,22 +27,19 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a call, or pass it on."""
-        if scope["type"] == "http":
-            calls_before = next(scope["state"][CALLS_BEFORE])
-            if scope["path"].startswith(ACCOUNT):
-                answer = await self._fault(scope, receive, calls_before)
-                if answer is not None:
-                    await answer(scope, receive, send)
-                    return
-        await self._app(scope, receive, send)
+        is_call = scope["type"] == "http" and scope["path"].startswith(ACCOUNT)
+        answer = await self._fault(scope, receive) if is_call else None
+        await (answer or self._app)(scope, receive, send)
 
-    async def _fault(self, scope: Scope, receive: Receive, calls_before: int) -> Response | None:
+    async def _fault(self, scope: Scope, receive: Receive) -> Response | None:
+        calls_before = next(scope["state"][CALLS_BEFORE])
         moods = self._moods()
         occasion = moods.occasion(f"gateway {scope['path']}")
         if calls_before and moods.strikes("unread_close", occasion):
             return NoAnswer()
         if moods.strikes("bad_gateway", occasion):
-            await Request(scope, receive).body()
+            with contextlib.suppress(ClientDisconnect):
+                await Request(scope, receive).body()
             return _page("502 Bad Gateway", 502)
         return None
 
