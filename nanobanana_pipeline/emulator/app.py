@@ -162,8 +162,8 @@ class EmulatorApp:
             return answers.fetched_unknown()
         moods, root = provider.moods, _root(request)
         this_time = moods.occasion(f"fetch {purchase.occasion}")
-        other = provider.book.another(purchase, provider.clock.now())
-        if other is not None and moods.strikes("fetch_other", this_time):
+        other = provider.another(purchase) if moods.strikes("fetch_other", this_time) else None
+        if other is not None:
             links = await self._outputs.outputs(other, root)
             return self._as_variant(fetched_with_echo(other, links, ()), purchase.occasion)
         answer = self._as_variant(await self._result(purchase, root), purchase.occasion)

@@ -106,8 +106,9 @@ class Completion:
         if moods.strikes("webhook_late", purchase.occasion):
             await clock.wait_until(clock.now() + self._provider.config.late_webhook_seconds)
         told = replace(purchase, id=self._provider.id_told(purchase))
-        other = self._provider.book.another(purchase, clock.now())
-        if other is not None and moods.strikes("webhook_other_id", purchase.occasion):
+        confuses = moods.strikes("webhook_other_id", purchase.occasion)
+        other = self._provider.another(purchase) if confuses else None
+        if other is not None:
             payload = answers.told_done(other, await self._outputs.outputs(other, root))
             payload["track_id"] = purchase.track_id
         elif moods.strikes("webhook_lies", purchase.occasion):

@@ -84,6 +84,10 @@ class Provider:
         is_new = age < self.config.found_late_seconds
         return None if is_new and self.moods.strikes("found_late", purchase.occasion) else purchase
 
+    def another(self, purchase: Purchase) -> Purchase | None:
+        """Find a finished purchase of other pictures, to be taken for this one."""
+        return self.book.another(purchase, self.clock.now())
+
     def id_told(self, purchase: Purchase) -> int:
         """Tell the id that clients are told: its own, or in the mood one for four in a row."""
         told = self._shared_ids
