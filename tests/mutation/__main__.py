@@ -13,24 +13,23 @@ Cosmic Ray has one command of tests for all mutants, and drops no statements eit
 """
 
 import argparse
-import contextlib
-import functools
+import hashlib
 import json
 import os
 import queue
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from nanobanana_pipeline import local
 from tests.mutation.mutants import Mutant, mutants_of
@@ -41,9 +40,18 @@ AGEING: Final = (
     "tests/ageing/test_found.py",
     "tests/ageing/test_ageing.py::test_nothing_is_bought_twice_or_lost_whatever_happens",
 )
+PYTEST: Final = (
+    *("-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-p", "tests.mutation.plugin"),
+    # The fork server has imported pytest's plugins before pytest could.
+    *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
+)
 SLACK_SECONDS: Final = 60.0
 """A mutant may take so long beyond five times what its tests took without it."""
 THEN_SECONDS: Final = 1800.0
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -109,97 +117,78 @@ class Recorded:
     lines: frozenset[tuple[str, int]]
 
 
-class Trees:
-    """Copies of the tree, one a process, in which mutants are tested."""
+class Tree:
+    """A copy of the tree, in which one mutant at a time is tested."""
 
-    def __init__(self, folder: Path, count: int, s3_url: str) -> None:
-        self._s3_url = s3_url
+    def __init__(self, folder: Path, s3_url: str) -> None:
+        shutil.copytree(ROOT, folder, ignore=LEFT_OUT)
+        self._folder = folder
         self._clock = int(time.time())
-        self._free: queue.Queue[Path] = queue.Queue()
-        for number in range(count):
-            tree = folder / f"tree-{number}"
-            shutil.copytree(ROOT, tree, ignore=LEFT_OUT)
-            self._free.put(tree)
+        self._environment = {"PYTHONPATH": str(folder), "MUTATION_S3_URL": s3_url}
+        self._server = subprocess.Popen(
+            [sys.executable, folder / "tests/mutation/fork_server.py"],
+            cwd=folder,
+            env={**os.environ, **self._environment, "OPENBLAS_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
-    def record(self, path: str, files: Sequence[str]) -> dict[str, Recorded]:
-        """Run tests without mutants; they must pass."""
-        tree = self._free.get()
-        record = tree.with_name(f"{tree.name}.json")
-        try:
-            _, output = self._pytest(tree, [path], 1800, traced=files, record=record, passes=True)
-            found = json.loads(record.read_text())
-        finally:
-            self._free.put(tree)
-        print(f"recorded {path}: {output.splitlines()[-1]}", flush=True)
-        return {
-            name: Recorded(took, frozenset((file, line) for file, line in lines))
-            for name, (took, lines) in found.items()
-        }
+    def record(self, path: str, files: Sequence[str], record: Path) -> None:
+        """Run tests without mutants, and write down which runs which line; they must pass."""
+        code, output = self._pytest([path], THEN_SECONDS, traced=files, record=record)
+        if code != 0:
+            raise SystemExit(f"without mutants, too, {path} fails:\n{output}")
 
     def verdict(self, mutant: Mutant, tests: Sequence[str], seconds: float) -> Verdict:
         """Run tests on a mutant until one fails."""
-        tree = self._free.get()
-        try:
-            self._write(tree / mutant.path, mutant.after)
-            code, output = self._pytest(tree, tests, seconds)
-        except subprocess.TimeoutExpired:
+        self._write(mutant.path, mutant.after)
+        code, output = self._pytest(tests, seconds)
+        self._write(mutant.path, mutant.before)
+        if code is None:
             return Verdict("timeout")
-        finally:
-            self._write(tree / mutant.path, mutant.before)
-            self._free.put(tree)
-        if not code:
+        if code == 0:
             return Verdict("survived")
         failed = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
         return Verdict("killed", failed[0].partition(" - ")[0] if failed else f"exit {code}")
 
-    def _write(self, path: Path, text: str) -> None:
+    def _write(self, path: str, text: str) -> None:
         """With a time of its own: Python takes a compiled module of the same second for current."""
-        path.write_text(text)
+        (self._folder / path).write_text(text)
         self._clock += 1
-        os.utime(path, (self._clock, self._clock))
+        os.utime(self._folder / path, (self._clock, self._clock))
 
     def _pytest(
         self,
-        tree: Path,
         tests: Sequence[str],
         seconds: float,
         *,
         traced: Sequence[str] = (),
-        record: Path = Path(),
-        passes: bool = False,
-    ) -> tuple[int, str]:
-        options = ("-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-p", "tests.mutation.plugin")
-        variables = {
-            "PYTHONPATH": str(tree),
-            "MUTATION_S3_URL": self._s3_url,
-            "MUTATION_TRACED": " ".join(traced),
-            "MUTATION_RECORD": str(record),
+        record: Path = ROOT,
+    ) -> tuple[int | None, str]:
+        output = self._folder / "output.txt"
+        traces = {"MUTATION_TRACED": " ".join(traced), "MUTATION_RECORD": str(record)}
+        asked = {
+            "arguments": [*PYTEST, *tests],
+            "environment": {**self._environment, **traces},
+            "seconds": seconds,
+            "output": str(output),
         }
-        command = [sys.executable, "-m", "pytest", *options, *tests]
-        with subprocess.Popen(
-            command,
-            cwd=tree,
-            env={**os.environ, **variables},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        ) as process:
-            try:
-                output, _ = process.communicate(timeout=seconds)
-            finally:
-                # What a test has started must not outlive it.
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-        if passes and process.returncode != 0:
-            raise SystemExit(f"without mutants, too, {tests} fail:\n{output}")
-        return process.returncode, output
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(f"{json.dumps(asked)}\n")
+        self._server.stdin.flush()
+        return json.loads(self._server.stdout.readline()), output.read_text()
+
+    def close(self) -> None:
+        """End its process."""
+        self._server.communicate()
 
 
-def files_of(room: Room) -> list[str]:
-    """The modules of a room, by their paths from the root."""
-    paths = [ROOT / each for each in room.files]
-    found = [file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path])]
+def files_of(paths: Iterable[str]) -> list[str]:
+    """The modules that are or lie in some paths, from the root."""
+    whole = [ROOT / path for path in paths]
+    found = [file for path in whole for file in (path.rglob("*.py") if path.is_dir() else [path])]
     return sorted(str(file.relative_to(ROOT)) for file in found)
 
 
@@ -208,7 +197,7 @@ def drawn(names: Sequence[str], count: int, seed: int, only: Sequence[str]) -> d
     every = {
         mutant: ROOMS[name]
         for name in names
-        for file in files_of(ROOMS[name])
+        for file in files_of(ROOMS[name].files)
         for mutant in mutants_of(file, (ROOT / file).read_text())
     }
     if only:
@@ -218,30 +207,26 @@ def drawn(names: Sequence[str], count: int, seed: int, only: Sequence[str]) -> d
 
 
 class Run:
-    """Decides mutants, in as many copies of the tree as may be busy at once."""
+    """Decides mutants, in as many trees as may be busy at once."""
 
-    def __init__(self, trees: Trees, pool: ThreadPoolExecutor, work: dict[Mutant, Room]) -> None:
+    def __init__(self, trees: Sequence[Tree], work: dict[Mutant, Room], cache: Path) -> None:
         self._trees = trees
-        self._pool = pool
+        self._cache = cache
         self._work = work
         self._recorded: dict[Room, dict[str, Recorded]] = {}
 
     def decide(self) -> Iterator[tuple[Mutant, Verdict]]:
         """Give each mutant once its verdict is final."""
-        for room in dict.fromkeys(self._work.values()):
-            record = functools.partial(self._trees.record, files=files_of(room))
-            self._recorded[room] = {
-                name: test
-                for found in self._pool.map(record, room.tests)
-                for name, test in found.items()
-            }
+        paths = [(room, path) for room in dict.fromkeys(self._work.values()) for path in room.tests]
+        for (room, _), found in self._each(self._record, paths):
+            self._recorded.setdefault(room, {}).update(found)
         survivors, slow = [], []
         for mutant, verdict in self._each(self._first, list(self._work)):
             if verdict.word == "timeout":
                 slow.append(mutant)
             elif verdict.word == "survived" and self._work[mutant].then:
                 survivors.append(mutant)
-                print(f"survived its room's tests: {mutant.name}\n{mutant.diff}", flush=True)
+                say(f"survived its room's tests: {mutant.name}\n{mutant.diff}")
             else:
                 yield mutant, verdict
         for mutant, verdict in self._each(self._then, survivors):
@@ -250,17 +235,49 @@ class Run:
             else:
                 yield mutant, verdict
         for mutant in slow:
-            verdict = self._first(mutant)
-            yield mutant, self._then(mutant) if verdict.word == "survived" else verdict
+            verdict = self._first(self._trees[0], mutant)
+            if verdict.word == "survived" and self._work[mutant].then:
+                verdict = self._then(self._trees[0], mutant)
+            yield mutant, verdict
 
     def _each(
-        self, decide: Callable[[Mutant], Verdict], mutants: Sequence[Mutant]
-    ) -> Iterator[tuple[Mutant, Verdict]]:
-        jobs = {self._pool.submit(decide, mutant): mutant for mutant in mutants}
-        for job in as_completed(jobs):
-            yield jobs[job], job.result()
+        self, work: Callable[[Tree, Item], Result], items: Sequence[Item]
+    ) -> Iterator[tuple[Item, Result]]:
+        """Do work for each item, in whichever tree is free."""
+        free: queue.SimpleQueue[Tree] = queue.SimpleQueue()
+        for tree in self._trees:
+            free.put(tree)
 
-    def _first(self, mutant: Mutant) -> Verdict:
+        def do(item: Item) -> Result:
+            tree = free.get()
+            try:
+                return work(tree, item)
+            finally:
+                free.put(tree)
+
+        with ThreadPoolExecutor(len(self._trees)) as pool:
+            jobs = {pool.submit(do, item): item for item in items}
+            try:
+                for job in as_completed(jobs):
+                    yield jobs[job], job.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _record(self, tree: Tree, asked: tuple[Room, str]) -> dict[str, Recorded]:
+        room, path = asked
+        digest = hashlib.sha256()
+        for file in (*files_of(room.files), *files_of([path])):
+            digest.update((ROOT / file).read_bytes())
+        cached = self._cache / f"{digest.hexdigest()}.json"
+        if not cached.exists():
+            tree.record(path, files_of(room.files), cached)
+            say(f"recorded {path}")
+        return {
+            name: Recorded(took, frozenset((file, line) for file, line in lines))
+            for name, (took, lines) in json.loads(cached.read_text()).items()
+        }
+
+    def _first(self, tree: Tree, mutant: Mutant) -> Verdict:
         known = self._recorded[self._work[mutant]]
         lines = {(mutant.path, line) for line in mutant.lines or ()}
         running = [name for name, test in known.items() if not lines or lines & test.lines]
@@ -268,10 +285,10 @@ class Run:
             return Verdict("survived")
         limit = SLACK_SECONDS + 5 * sum(known[name].seconds for name in running)
         tests = sorted(running, key=lambda name: known[name].seconds)
-        return self._trees.verdict(mutant, tests, limit)
+        return tree.verdict(mutant, tests, limit)
 
-    def _then(self, mutant: Mutant) -> Verdict:
-        return self._trees.verdict(mutant, self._work[mutant].then, THEN_SECONDS)
+    def _then(self, tree: Tree, mutant: Mutant) -> Verdict:
+        return tree.verdict(mutant, self._work[mutant].then, THEN_SECONDS)
 
 
 def summary(verdicts: dict[Mutant, Verdict]) -> str:
@@ -302,21 +319,29 @@ def main() -> None:
     )
     parser.add_argument("--at-once", type=int, default=2, help="processes")
     parser.add_argument("--summary", type=Path, required=True, help="a Markdown file to write")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir(), "mutation"))
     asked = parser.parse_args()
+    asked.cache.mkdir(exist_ok=True)
     work = drawn(asked.room or list(ROOMS), asked.count, asked.seed, asked.only or [])
     verdicts: dict[Mutant, Verdict] = {}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        local.s3_server(Path(folder) / "s3") as s3_url,
-        ThreadPoolExecutor(asked.at_once) as pool,
-    ):
-        trees = Trees(Path(folder), asked.at_once, s3_url)
-        for mutant, verdict in Run(trees, pool, work).decide():
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        s3_url = stack.enter_context(local.s3_server(folder / "s3"))
+        trees = [Tree(folder / f"tree-{number}", s3_url) for number in range(asked.at_once)]
+        for tree in trees:
+            stack.callback(tree.close)
+        for mutant, verdict in Run(trees, work, asked.cache).decide():
             verdicts[mutant] = verdict
-            print(f"{len(verdicts)}/{len(work)} {verdict.word}: {mutant.name}", flush=True)
+            say(f"{len(verdicts)}/{len(work)} {verdict.word}: {mutant.name}")
             if verdict.word == "survived":
-                print(mutant.diff, flush=True)
+                say(mutant.diff)
             asked.summary.write_text(summary(verdicts))
+
+
+def say(text: str) -> None:
+    """Print, at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

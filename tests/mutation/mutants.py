@@ -58,8 +58,8 @@ class Mutant:
     @property
     def diff(self) -> str:
         """The change, without context."""
-        pair = (text.splitlines(keepends=True) for text in (self.before, self.after))
-        changed = difflib.unified_diff(*pair, n=0)
+        before, after = (text.splitlines(keepends=True) for text in (self.before, self.after))
+        changed = difflib.unified_diff(before, after, n=0)
         return "".join(line for line in changed if not line.startswith(("---", "+++", "@@")))
 
 
@@ -70,7 +70,7 @@ def mutants_of(path: str, source: str) -> Iterator[Mutant]:
     for line in encoded.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
     seen: Counter[str] = Counter()
-    for node, statement, function in _places(ast.parse(source).body, None):
+    for node, statement, function in _places(ast.parse(source), None, None):
         for kind, replaced, other in _changes(node, function):
             assert isinstance(replaced, ast.stmt | ast.expr)
             begin = starts[replaced.lineno - 1] + replaced.col_offset
@@ -86,88 +86,50 @@ def mutants_of(path: str, source: str) -> Iterator[Mutant]:
             yield Mutant(name, path, lines, source, after)
 
 
-Place: TypeAlias = tuple[ast.AST, ast.stmt, ast.AST | None]
-"""A node, its statement, and its function."""
-
-
-def _places(body: list[ast.stmt], function: ast.AST | None) -> Iterator[Place]:
-    for statement in body:
-        if _is_left_alone(statement):
+def _places(
+    node: ast.AST, statement: ast.stmt | None, function: ast.AST | None
+) -> Iterator[tuple[ast.AST, ast.stmt | None, ast.AST | None]]:
+    """A node and all within it, each with its statement and its function."""
+    yield node, statement, function
+    for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns", "decorator_list"):
             continue
-        yield statement, statement, function
-        if isinstance(statement, ast.FunctionDef):
-            for default in (*statement.args.defaults, *statement.args.kw_defaults):
-                if default is not None:
-                    yield from ((node, statement, None) for node in _expressions(default))
-            yield from _places(statement.body, statement)
-            continue
-        for name, value in ast.iter_fields(statement):
-            if name in ("annotation", "decorator_list", "bases", "keywords", "target"):
-                continue
-            for each in value if isinstance(value, list) else [value]:
-                if isinstance(each, ast.stmt):
-                    yield from _places([each], function)
-                elif isinstance(each, ast.ExceptHandler):
-                    yield from _places(each.body, function)
-                elif isinstance(each, ast.withitem):
-                    yield from ((n, statement, function) for n in _expressions(each.context_expr))
-                elif isinstance(each, ast.expr):
-                    yield from ((node, statement, function) for node in _expressions(each))
+        if isinstance(node, ast.FunctionDef):
+            function = node if name == "body" else None
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST) and not _is_left_alone(child):
+                within = child if isinstance(child, ast.stmt) else statement
+                yield from _places(child, within, function)
 
 
-def _is_left_alone(statement: ast.stmt) -> bool:
-    match statement:
-        case ast.Import() | ast.ImportFrom() | ast.Pass() | ast.Nonlocal():
+def _is_left_alone(node: ast.AST) -> bool:
+    match node:
+        case ast.JoinedStr():  # Python 3.11 does not tell the positions in it
             return True
         case ast.Expr(value=ast.Constant()):  # a docstring
             return True
         case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id="log")))):
             return True
-        case ast.Assign(targets=[ast.Name(id="__all__")]):
-            return True
-        case ast.If(test=ast.Name(id="TYPE_CHECKING")):
-            return True
     return False
 
 
-def _expressions(node: ast.AST) -> Iterator[ast.AST]:
-    """An expression and those within it. In an f-string Python 3.11 tells no positions."""
-    if isinstance(node, ast.JoinedStr):
-        return
-    yield node
-    for child in ast.iter_child_nodes(node):
-        yield from _expressions(child)
-
-
 def _changes(node: ast.AST, function: ast.AST | None) -> Iterator[Change]:
+    if function is not None:
+        yield from _changes_of_statement(node, function)
     match node:
-        case ast.If(test=test) | ast.While(test=test) | ast.IfExp(test=test):
-            yield from _negated("condition", test)
-        case ast.Try(handlers=handlers):
-            for handler in handlers:
-                if handler.type is not None:
-                    yield "handler dropped", handler.type, ast.Tuple([])
-        case ast.Raise() | ast.Expr() | ast.AugAssign() | ast.Delete() if function:
-            yield "dropped", node, None
-        case ast.Assign(targets=[target]) if function and not _is_only_binding(target, function):
-            yield "dropped", node, None
-        case ast.Return(value=ast.expr() as value) if not _is_none(value):
-            yield "returns None", node, ast.Return(ast.Constant(None))
-        case ast.Continue():
-            yield "dropped", node, None
-        case ast.Break():
-            yield "goes on", node, ast.Continue()
         case ast.Compare(ops=ops):
             for index, operator in enumerate(ops):
                 other = copy.deepcopy(node)
                 other.ops[index] = SWAPPED[type(operator)]()  # type: ignore[call-overload]
                 yield f"{type(operator).__name__} {index} flipped", node, other
         case ast.BoolOp(op=op) | ast.BinOp(op=op) if type(op) in SWAPPED:
-            other = copy.deepcopy(node)
-            other.op = SWAPPED[type(op)]()
-            yield f"{type(op).__name__} swapped", node, other
+            swapped = copy.deepcopy(node)
+            swapped.op = SWAPPED[type(op)]()  # type: ignore[assignment]
+            yield f"{type(op).__name__} swapped", node, swapped
         case ast.UnaryOp(op=ast.Not(), operand=operand):
             yield "not dropped", node, operand
+        case ast.IfExp(test=test):
+            yield from _negated("condition", test)
         case ast.Constant(value=bool(value)):
             yield "flipped", node, ast.Constant(not value)
         case ast.Constant(value=int(value) | float(value)):
@@ -176,8 +138,28 @@ def _changes(node: ast.AST, function: ast.AST | None) -> Iterator[Change]:
             yield from _changes_of_call(node)
         case ast.comprehension(ifs=conditions):
             for condition in conditions:
-                yield "filter dropped", condition, ast.Constant(True)
+                yield "filter dropped", condition, ast.Constant(value=True)
                 yield from _negated("filter", condition)
+
+
+def _changes_of_statement(node: ast.AST, function: ast.AST) -> Iterator[Change]:
+    match node:
+        case ast.If(test=test) | ast.While(test=test):
+            yield from _negated("condition", test)
+        case ast.Try(handlers=handlers):
+            for handler in handlers:
+                if handler.type is not None:
+                    yield "handler dropped", handler.type, ast.Tuple([])
+        case ast.Assign(targets=[target]) if _is_only_binding(target, function):
+            return  # without it every use is a NameError
+        case ast.Assign() | ast.AugAssign() | ast.Delete() | ast.Expr() | ast.Raise():
+            yield "dropped", node, None
+        case ast.Return(value=ast.expr() as value) if not _is_none(value):
+            yield "returns None", node, ast.Return(ast.Constant(None))
+        case ast.Continue():
+            yield "dropped", node, None
+        case ast.Break():
+            yield "goes on", node, ast.Continue()
 
 
 def _negated(what: str, test: ast.expr) -> Iterator[Change]:
@@ -211,15 +193,16 @@ def _is_none(value: ast.expr) -> bool:
 
 
 def _is_only_binding(target: ast.expr, function: ast.AST) -> bool:
-    """Whether a name is set here alone: without that every use is a NameError."""
+    """Whether a name is set here alone."""
     if not isinstance(target, ast.Name):
         return isinstance(target, ast.Tuple)
     names = (node for node in ast.walk(function) if isinstance(node, ast.Name))
     return sum(n.id == target.id and isinstance(n.ctx, ast.Store) for n in names) == 1
 
 
-def _lines_of(statement: ast.stmt) -> range:
+def _lines_of(statement: ast.stmt | None) -> range:
     """Of a simple statement, or of a compound one's head."""
+    assert statement is not None
     body = getattr(statement, "body", None)
     end = body[0].lineno - 1 if body else statement.end_lineno or statement.lineno
     return range(statement.lineno, max(end, statement.lineno) + 1)

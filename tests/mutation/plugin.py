@@ -1,4 +1,4 @@
-"""For pytest, as the runner starts it: one S3 server for all runs, and which test runs which line."""
+"""For pytest, in the trees: one S3 server for all runs, and which test runs which line."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ def _s3_server(data: Path, *more: Any) -> contextlib.AbstractContextManager[str]
     return contextlib.nullcontext(S3_URL) if data.name == "s30" else original(data, *more)
 
 
-def _trace(frame: FrameType, event: str, argument: object) -> Any:
+def _trace(frame: FrameType, _event: str, _argument: object) -> Any:
     if frame.f_code.co_filename not in TRACED:
         return None
     lines[current].add((frame.f_code.co_filename, frame.f_lineno))
@@ -57,7 +57,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     seconds[report.nodeid] += report.duration
 
 
-def pytest_sessionfinish() -> None:
+def pytest_sessionfinish(session: pytest.Session) -> None:
     if TRACED:
         sys.settrace(None)
         root = Path.cwd()
@@ -65,4 +65,5 @@ def pytest_sessionfinish() -> None:
             name: (took, [(str(Path(p).relative_to(root)), n) for p, n in lines[name]])
             for name, took in seconds.items()
         }
-        Path(RECORD).write_text(json.dumps(found))
+        if session.testsfailed == 0:
+            Path(RECORD).write_text(json.dumps(found))
