@@ -28,7 +28,7 @@ from nanobanana_pipeline.generation.planning.run_files import list_unfinished, m
 from nanobanana_pipeline.ledger import Ledger, State
 from nanobanana_pipeline.money import Budget, Cap
 from nanobanana_pipeline.provider.account import Account
-from nanobanana_pipeline.storage import ObjectStore, StoredObject
+from nanobanana_pipeline.storage import ObjectStore, StoredObject, cas
 from nanobanana_pipeline.storage.cas import Instant
 from tests.conftest import Emulators, account_for, settings_for
 from tests.launching import (
@@ -321,6 +321,44 @@ def test_old_reservations_are_folded_into_a_sum_in_a_write_of_their_own(store: O
     after = scope.read()
     assert (after.images, after.cost, set(after.reservations)) == (1, PRICE, {"new/shard-0000/0"})
     assert after.images_counted == 3
+
+
+def test_images_without_a_price_stay_so_when_they_are_folded(store: ObjectStore) -> None:
+    scope = day_scope(store, Budget())
+    long_ago = datetime.now(UTC) - timedelta(days=8)
+    for name, price in (("bare/shard-0000/0", None), ("priced/shard-0000/0", PRICE)):
+        reserve(scope, name, 3, price=price)
+        scope.change(lambda c, name=name: c.closed(name, 2, long_ago))  # type: ignore[misc]
+    after = scope.change(lambda counter: counter)
+    assert after.reservations == {}
+    assert (after.images, after.cost, after.unpriced) == (4, 2 * PRICE, 2)
+    assert (after.images_counted, after.unpriced_counted) == (4, 2)
+    assert after.cost_text == "0.08 + unknown"
+
+
+def test_heartbeats_keep_an_incarnation_alive_and_a_late_one_revives_nothing(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead, clock = 0.0, cas.boot_clock
+    monkeypatch.setattr(cas, "boot_clock", lambda: clock() + ahead)
+    mine = budget_of(store, 9, "run")
+    mine.open(3)
+    permit = mine.take(1)
+    assert permit is not None
+    (heartbeat,) = (key for key in store.keys("runs/") if key.endswith(".alive"))
+    for _ in range(3):
+        ahead += 400
+        store.delete(heartbeat)
+        mine.beat()
+        assert permit.holds()
+        assert store.head(heartbeat) is not None
+    ahead += 600
+    mine.beat()
+    assert not permit.holds()
+    assert mine.take(1) is not None
+    store.delete(heartbeat)
+    mine.beat()
+    assert store.head(heartbeat) is not None, "what the first one bought is not closed yet"
 
 
 def test_a_lost_answer_does_not_reserve_twice(store: ObjectStore, s3_url: str) -> None:
