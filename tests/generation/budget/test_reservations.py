@@ -20,9 +20,10 @@ from nanobanana_pipeline.generation.budget.counters import (
     Scope,
     day_scope,
     partition_scope,
+    run_scope,
 )
 from nanobanana_pipeline.generation.budget.incarnation import DEFAULT_HEARTBEAT, HeartbeatTiming
-from nanobanana_pipeline.generation.budget.reservations import ShardBudget
+from nanobanana_pipeline.generation.budget.reservations import ShardBudget, open_shard_budget
 from nanobanana_pipeline.generation.launch_steps import settle_shard
 from nanobanana_pipeline.generation.planning.run_files import list_unfinished, mark_done
 from nanobanana_pipeline.ledger import Ledger, State
@@ -359,6 +360,31 @@ def test_heartbeats_keep_an_incarnation_alive_and_a_late_one_revives_nothing(
     store.delete(heartbeat)
     mine.beat()
     assert store.head(heartbeat) is not None, "what the first one bought is not closed yet"
+
+
+def test_a_shard_beats_while_it_lasts_and_leaves_nothing_open(store: ObjectStore) -> None:
+    keep_prompts(store, "set", prompts(3))
+    made = planned(store, max_images=2)
+    timing = HeartbeatTiming(renew_seconds=0.1)
+    scopes = [
+        partition_scope(store, Budget(), "set", 1),
+        day_scope(store, Budget()),
+        run_scope(store, made.run_id, Cap()),
+    ]
+
+    def heartbeats() -> list[str]:
+        return [key for key in store.keys("runs/") if key.endswith(".alive")]
+
+    with open_shard_budget(store, Budget(price=PRICE), made, "shard-0000", 3, timing) as mine:
+        assert [mine.take(1) is not None for _ in range(3)] == [True, True, False]
+        assert mine.reason == "over budget: this run has its cap of 2 images"
+        assert [spent_and_open(scope.read()) for scope in scopes] == [(0, 1)] * 3
+        (heartbeat,) = heartbeats()
+        store.delete(heartbeat)
+        wait_until(lambda: heartbeats() == [heartbeat])
+    assert [spent_and_open(scope.read()) for scope in scopes] == [(2, 0)] * 3
+    assert [scope.read().cost_counted for scope in scopes] == [2 * PRICE] * 3
+    assert heartbeats() == []
 
 
 def test_a_lost_answer_does_not_reserve_twice(store: ObjectStore, s3_url: str) -> None:
