@@ -14,6 +14,7 @@ Cosmic Ray has one command of tests for all mutants, and drops no statements eit
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import queue
@@ -45,9 +46,12 @@ PYTEST: Final = (
     # The fork server has imported pytest's plugins before pytest could.
     *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
 )
-SLACK_SECONDS: Final = 60.0
-"""A mutant may take so long beyond five times what its tests took without it."""
+FAST_SECONDS: Final = 40.0
+"""So long the tests may take without a mutant that are run on it first."""
+FIRST_SECONDS: Final = 300.0
+"""After so long with a mutant they are stopped."""
 THEN_SECONDS: Final = 1800.0
+"""The same of the other tests."""
 
 
 Item = TypeVar("Item")
@@ -224,9 +228,9 @@ class Run:
         for mutant, verdict in self._each(self._first, list(self._work)):
             if verdict.word == "timeout":
                 slow.append(mutant)
-            elif verdict.word == "survived" and self._work[mutant].then:
+            elif verdict.word == "survived":
                 survivors.append(mutant)
-                say(f"survived its room's tests: {mutant.name}\n{mutant.diff}")
+                say(f"survived the fast tests: {mutant.name}\n{mutant.diff}")
             else:
                 yield mutant, verdict
         for mutant, verdict in self._each(self._then, survivors):
@@ -236,7 +240,7 @@ class Run:
                 yield mutant, verdict
         for mutant in slow:
             verdict = self._first(self._trees[0], mutant)
-            if verdict.word == "survived" and self._work[mutant].then:
+            if verdict.word == "survived":
                 verdict = self._then(self._trees[0], mutant)
             yield mutant, verdict
 
@@ -278,17 +282,23 @@ class Run:
         }
 
     def _first(self, tree: Tree, mutant: Mutant) -> Verdict:
+        tests, _ = self._tests_of(mutant)
+        return tree.verdict(mutant, tests, FIRST_SECONDS) if tests else Verdict("survived")
+
+    def _then(self, tree: Tree, mutant: Mutant) -> Verdict:
+        _, slower = self._tests_of(mutant)
+        tests = (*slower, *self._work[mutant].then)
+        return tree.verdict(mutant, tests, THEN_SECONDS) if tests else Verdict("survived")
+
+    def _tests_of(self, mutant: Mutant) -> tuple[list[str], list[str]]:
+        """The tests of a mutant's room that run its line: the fastest ones, and the others."""
         known = self._recorded[self._work[mutant]]
         lines = {(mutant.path, line) for line in mutant.lines or ()}
         running = [name for name, test in known.items() if not lines or lines & test.lines]
-        if not running:
-            return Verdict("survived")
-        limit = SLACK_SECONDS + 5 * sum(known[name].seconds for name in running)
-        tests = sorted(running, key=lambda name: known[name].seconds)
-        return tree.verdict(mutant, tests, limit)
-
-    def _then(self, tree: Tree, mutant: Mutant) -> Verdict:
-        return tree.verdict(mutant, self._work[mutant].then, THEN_SECONDS)
+        running.sort(key=lambda name: known[name].seconds)
+        took = itertools.accumulate(known[name].seconds for name in running)
+        fast = sum(seconds <= FAST_SECONDS for seconds in took)
+        return running[:fast], running[fast:]
 
 
 def summary(verdicts: dict[Mutant, Verdict]) -> str:

@@ -23,16 +23,24 @@ from nanobanana_pipeline.generation.budget.counters import (
     run_scope,
 )
 from nanobanana_pipeline.generation.budget.incarnation import DEFAULT_HEARTBEAT, HeartbeatTiming
+from nanobanana_pipeline.generation.budget.reclaim import reclaim
 from nanobanana_pipeline.generation.budget.reservations import ShardBudget, open_shard_budget
 from nanobanana_pipeline.generation.launch_steps import settle_shard
-from nanobanana_pipeline.generation.planning.run_files import list_unfinished, mark_done
-from nanobanana_pipeline.ledger import Ledger, State
+from nanobanana_pipeline.generation.planning.run_files import (
+    list_unfinished,
+    mark_done,
+    read_shard_keys,
+)
+from nanobanana_pipeline.ledger import Entry, Held, Ledger, State, new_nonce
 from nanobanana_pipeline.money import Budget, Cap
 from nanobanana_pipeline.provider.account import Account
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.storage import ObjectStore, StoredObject, cas
 from nanobanana_pipeline.storage.cas import Instant
 from tests.conftest import Emulators, account_for, settings_for
+from tests.later import later
 from tests.launching import (
+    SMALL,
     bought,
     entries,
     keep_prompts,
@@ -443,6 +451,57 @@ def test_an_expired_shard_whose_run_file_is_gone_counts_in_full(store: ObjectSto
     mine.open(3)
     assert [mine.take(1) is not None for _ in range(2)] == [True, False]
     assert spent_and_open(counted(store)) == (5, 1)
+
+
+def test_an_expired_incarnation_counts_its_own_attempts_and_one_of_0_1_0_its_runs(
+    store: ObjectStore,
+) -> None:
+    keep_prompts(store, "set", prompts(4))
+    made = planned(store, parameters={**SMALL, "samples": 2})
+    ledger, now = Ledger(store), datetime.now(UTC)
+    opened = now - timedelta(hours=1)
+
+    def attempt(key: str, nonce: str, run_id: str, started: datetime) -> Held:
+        request = ModelsLabRequest(prompt="a red panda", seed=1, samples=2)
+        fresh = Entry.new(request, key, realm="emulator")
+        held = ledger.claim(None, fresh, run_id=run_id, nonce=nonce, lease_seconds=60)
+        assert held is not None
+
+        def start(entry: Entry) -> Entry:
+            changed = entry.attempts[0].model_copy(update={"started": started.isoformat()})
+            return entry.model_copy(update={"attempts": (changed,), "revision": new_nonce()})
+
+        return ledger.apply(held, start)
+
+    keys = read_shard_keys(store, made.run_id, "shard-0000")
+    attempt(keys[0], "aaaaaaaa00000000", made.run_id, opened - timedelta(minutes=4))
+    attempt(keys[1], "aaaaaaaa11111111", made.run_id, opened - timedelta(minutes=6))
+    attempt(keys[2], "bbbbbbbb22222222", "another", now)
+    unsent = attempt(keys[3], "aaaaaaaa33333333", made.run_id, now)
+    ledger.apply(unsent, lambda entry: entry.not_sent("aaaaaaaa33333333", "stopped"))
+    scope = day_scope(store, Budget())
+    expected = {"/aaaaaaaa": 4, "/bbbbbbbb": 2, "/cccccccc": 0, "": 2}
+    for incarnation in expected:
+        reserve(scope, f"{made.run_id}/shard-0000{incarnation}", 9, opened=opened)
+    assert reclaim(store, scope)
+    closed = scope.read().reservations.items()
+    assert {name.partition("shard-0000")[2]: r.images for name, r in closed} == expected
+    assert all(reservation.closed for _, reservation in closed)
+    assert not reclaim(store, scope)
+
+
+def test_an_incarnation_expires_with_its_heartbeat_and_no_sooner(store: ObjectStore) -> None:
+    scope = day_scope(store, Budget())
+    old = datetime.now(UTC) - timedelta(hours=1)
+    reserve(scope, "gone/shard-0000/0123abcd", 5, opened=old)
+    reserve(scope, "mine/shard-0000/0123abcd", 5, opened=old)
+    store.put(run_alive_key("gone", "shard-0000.0123abcd"), b"")
+    for soon in (0, 14):
+        assert not reclaim(
+            later(store, timedelta(minutes=soon)), scope, but="mine/shard-0000/0123abcd"
+        )
+    assert reclaim(later(store, timedelta(minutes=16)), scope, but="mine/shard-0000/0123abcd")
+    assert set(scope.read().open) == {"mine/shard-0000/0123abcd"}
 
 
 def test_what_was_bought_before_is_brought_when_no_cap_has_room(
