@@ -1,5 +1,6 @@
 """Caps on images and money hold over shards, runs and machines, and say too much at worst."""
 
+import json
 import os
 import threading
 import time
@@ -432,6 +433,33 @@ def test_a_counter_that_cannot_be_read_stops_the_spending(
         with pytest.raises(StorageError, match=word):
             settle_shard(store, account, made.run_id, made.shards[0])
     assert bought(emulator) == 0
+
+
+def test_a_counter_of_0_1_0_is_read_and_becomes_one_of_today_when_it_changes(
+    store: ObjectStore,
+) -> None:
+    old = {"images": 3, "since": "2026-01-01T00:00:00+00:00", "sign": "1"}
+    stored: dict[str, Any] = {
+        "schema": 1,
+        "images": 2,
+        "cost": "0.08",
+        "unpriced": 1,
+        "reserved": {"run/shard-0000": old, "run/shard-0001": {**old, "price": "0.04"}},
+    }
+    scope = partition_scope(store, Budget(), "set", 1)
+    store.put(scope.key, json.dumps(stored).encode())
+    read = scope.read()
+    assert (read.images_counted, read.cost_counted, read.unpriced_counted) == (8, 5 * PRICE, 4)
+    assert {r.opened for r in read.open.values()} == {old["since"]}
+    reserve(scope, "new/shard-0000/0123abcd", 1)
+    changed = store.get(scope.key)
+    assert changed is not None
+    written = json.loads(changed.body)
+    assert written["schema"] == 2
+    assert set(written["reservations"]) == {*stored["reserved"], "new/shard-0000/0123abcd"}
+    store.put(scope.key, json.dumps({**stored, "reserved": []}).encode())
+    with pytest.raises(StorageError, match="its reservations are no object"):
+        scope.read()
 
 
 def test_a_scope_has_room_as_its_cap_says() -> None:
