@@ -1,5 +1,6 @@
 """Caps on images and money hold over shards, runs and machines, and say too much at worst."""
 
+import itertools
 import json
 import os
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from nanobanana_pipeline.bucket_keys import run_alive_key, run_done_key
+from nanobanana_pipeline.bucket_keys import run_alive_key, run_done_key, run_plan_key
 from nanobanana_pipeline.cli.app import app
 from nanobanana_pipeline.errors import PlanError, StorageError
 from nanobanana_pipeline.generation.budget.counters import (
@@ -227,6 +228,38 @@ def test_what_others_give_back_is_asked_for_at_the_end(
     assert (report.states, report.over_budget) == ({State.SETTLED: 3}, 0)
 
 
+def test_what_is_reserved_is_taken_without_a_call_and_what_has_no_room_is_asked_for_once(
+    store: ObjectStore, s3_url: str
+) -> None:
+    with S3Proxy(s3_url) as proxy:
+        mine = budget_of(proxy.store_like(store), 4, "run")
+        mine.open(3)
+        before = len(proxy.calls)
+        permits = [mine.take(1) for _ in range(3)]
+        assert None not in permits
+        assert len(proxy.calls) == before
+        assert mine.take(2) is None
+        assert mine.reason is not None
+        before = len(proxy.calls)
+        assert mine.take(1) is not None, "the cap had room for one"
+        assert mine.take(1) is None
+        assert len(proxy.calls) == before
+
+
+def test_no_more_is_asked_for_again_than_the_shard_expects_to_buy(store: ObjectStore) -> None:
+    scope = day_scope(store, Budget())
+    reserve(scope, "other/shard-0000/0", 4)
+    mine = budget_of(store, 5, "run")
+    mine.open(3)
+    assert [mine.take(1) is not None for _ in range(2)] == [True, False]
+    assert not mine.ask_again()
+    scope.change(lambda counter: counter.closed("other/shard-0000/0", 0, datetime.now(UTC)))
+    assert mine.ask_again()
+    assert counted(store).images_counted == 3
+    assert [mine.take(1) is not None for _ in range(3)] == [True, True, True]
+    assert counted(store).images_counted == 4
+
+
 def test_what_an_expired_shard_reserved_counts_until_its_spending_is_counted(
     store: ObjectStore, emulator_and_account: tuple[Any, Account]
 ) -> None:
@@ -292,23 +325,32 @@ def test_what_is_closed_is_not_opened_again_by_its_owner(store: ObjectStore) -> 
     assert counted(store).reservations[name].images == 1
 
 
+@pytest.mark.parametrize("age", [0, 60])
 def test_an_incarnation_belongs_to_one_day(
-    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, age: int
 ) -> None:
-    """At midnight by S3's clock, which is put forward here, permits end."""
+    """At midnight by S3's clock, which is put forward here, permits end.
+
+    The first heartbeat may be read long after it was written.
+    """
     shift = timedelta()
     get = ObjectStore.get
 
     def shifted(self: ObjectStore, key: str) -> StoredObject | None:
         found = get(self, key)
-        return found and replace(found, last_modified=found.last_modified + shift)
+        return found and replace(
+            found,
+            last_modified=found.last_modified + shift - timedelta(seconds=age),
+            age_seconds=found.age_seconds + age,
+        )
 
     monkeypatch.setattr(ObjectStore, "get", shifted)
     now = datetime.now(UTC)
     midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
     shift = midnight - now - timedelta(seconds=5)
     mine = budget_of(store, 2, "run")
-    mine.open(2)
+    mine.open(3)
+    assert mine.reason is not None, "the old day's cap has no room for three"
     old = mine.take(1)
     assert old is not None
     wait_until(lambda: not old.holds())
@@ -472,7 +514,12 @@ def test_a_scope_has_room_as_its_cap_says() -> None:
     assert str(Cap(images=1000, cost=Decimal("12.5"))) == "1,000 images and 12.50"
 
 
-def test_an_expired_shard_whose_run_file_is_gone_counts_in_full(store: ObjectStore) -> None:
+@pytest.mark.parametrize("plan", [None, b"{"])
+def test_an_expired_shard_whose_run_files_are_gone_counts_in_full(
+    store: ObjectStore, plan: bytes | None
+) -> None:
+    if plan is not None:
+        store.put(run_plan_key("gone"), plan)
     scope = day_scope(store, Budget())
     reserve(scope, "gone/shard-0000/0", 5, opened=datetime.now(UTC) - timedelta(hours=1))
     mine = budget_of(store, 6, "run")
@@ -507,15 +554,20 @@ def test_an_expired_incarnation_counts_its_own_attempts_and_one_of_0_1_0_its_run
     attempt(keys[2], "bbbbbbbb22222222", "another", now)
     unsent = attempt(keys[3], "aaaaaaaa33333333", made.run_id, now)
     ledger.apply(unsent, lambda entry: entry.not_sent("aaaaaaaa33333333", "stopped"))
-    scope = day_scope(store, Budget())
+    scopes = [
+        day_scope(store, Budget()),
+        partition_scope(store, Budget(), "set", 1),
+        run_scope(store, made.run_id, Cap()),
+    ]
     expected = {"/aaaaaaaa": 4, "/bbbbbbbb": 2, "/cccccccc": 0, "": 2}
-    for incarnation in expected:
+    for scope, incarnation in itertools.product(scopes, expected):
         reserve(scope, f"{made.run_id}/shard-0000{incarnation}", 9, opened=opened)
-    assert reclaim(store, scope)
-    closed = scope.read().reservations.items()
-    assert {name.partition("shard-0000")[2]: r.images for name, r in closed} == expected
-    assert all(reservation.closed for _, reservation in closed)
-    assert not reclaim(store, scope)
+    assert reclaim(store, scopes[0])
+    for scope in scopes:
+        closed = scope.read().reservations.items()
+        assert {name.partition("shard-0000")[2]: r.images for name, r in closed} == expected
+        assert all(reservation.closed for _, reservation in closed)
+    assert not reclaim(store, scopes[0])
 
 
 def test_an_incarnation_expires_with_its_heartbeat_and_no_sooner(store: ObjectStore) -> None:
