@@ -20,15 +20,6 @@ def _result(account: Account, **fields: object) -> dict[str, Any]:
     return answer
 
 
-def _fetch_meta(account: Account) -> None:
-    purchase = account.buy(prompt="a heron", seed=7, track_id="mine")
-    account.advance(LATENCY)
-    answer = account.fetch(purchase["id"])
-    assert (answer["status"], answer["id"]) == ("success", purchase["id"])
-    said = [answer["meta"][name] for name in ("prompt", "seed", "track_id")]
-    assert said == ["a heron", 7, "mine"]
-
-
 def _plan_too_small(account: Account) -> None:
     assert account.text2img().status_code == 403
     assert account.bought() == 0
@@ -183,7 +174,6 @@ PROOFS: dict[str, Callable[[Account], None]] = {
         _request_id,
         _no_meta,
         _eta_float,
-        _fetch_meta,
         _escaped_slashes,
         _fetch_500,
         _fetch_html,
