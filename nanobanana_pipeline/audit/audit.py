@@ -61,9 +61,6 @@ def audit(
         sample: how many pictures are read whole and hashed, always the same ones; None for all, 0
             for none.
         on_progress: called now and then from this thread.
-
-    Raises:
-        StorageUnavailable: S3 stays silent.
     """
     with AuditIndex() as index:
         work = _Audit(store, index, on_progress)

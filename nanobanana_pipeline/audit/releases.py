@@ -46,9 +46,6 @@ def find_builds(
 
     `on_damage` is called for a dataset with such builds of which a release is missing or damaged:
     what it refers to is unknown, and none of its builds is given.
-
-    Raises:
-        StorageError: S3 refuses or stays silent.
     """
     listed = ((each.key.split("/", 3), each) for each in store.listing(Folder.DATASETS.prefix))
     placed = ((parts, each) for parts, each in listed if len(parts) == DEPTH)
@@ -74,11 +71,7 @@ def find_builds(
 
 
 def check_builds(store: ObjectStore, report: AuditReport) -> None:
-    """Note builds that nobody goes on with.
-
-    Raises:
-        StorageError: S3 refuses or stays silent.
-    """
+    """Note builds that nobody goes on with."""
 
     def tell(dataset: str, error: ReleaseError) -> None:
         report.add(FindingKind.UNREADABLE, latest_release_key(dataset), str(error))

@@ -34,7 +34,6 @@ def read_input_status(store: ObjectStore, recipe: Recipe) -> InputStatus:
 
     Raises:
         PromptTableError: a prompt set's ``current.json`` is damaged.
-        StorageError: S3 refuses or holds damaged objects.
     """
     lacks, contents, gaps = [], [], 0
     for name, seed in _partitions(store, recipe):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version as installed_version
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pandas as pd
 import pyarrow as pa
@@ -23,6 +23,7 @@ from nanobanana_pipeline.datasets.changelog import changes
 from nanobanana_pipeline.datasets.formats import FORMATS, shards_of
 from nanobanana_pipeline.datasets.formats.base import PARQUET_MEDIA_TYPE, Page, ShardFiles
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY, gallery, shown_places
+from nanobanana_pipeline.datasets.recipe import Recipe
 from nanobanana_pipeline.datasets.release import (
     BUILD_QUIET_SECONDS,
     CHANGELOG,
@@ -51,15 +52,11 @@ from nanobanana_pipeline.datasets.shard_builder import build_shards
 from nanobanana_pipeline.datasets.shard_layout import BUILD, assign_shards
 from nanobanana_pipeline.errors import ReleaseError
 from nanobanana_pipeline.features.measure import THUMBNAIL_SIDE
+from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest
 from nanobanana_pipeline.generation.manifest.rows import count_images
 from nanobanana_pipeline.images.contact_sheet import caption, contact_sheet
-from nanobanana_pipeline.storage import abort_uploads
+from nanobanana_pipeline.storage import ObjectStore, abort_uploads
 from nanobanana_pipeline.storage.cas import parse_json, put_if_absent, swap
-
-if TYPE_CHECKING:
-    from nanobanana_pipeline.datasets.recipe import Recipe
-    from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest
-    from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["build_release", "samples_path"]
 
@@ -88,13 +85,13 @@ class _Claim:
 
 
 def build_release(
-    store: "ObjectStore",
-    recipe: "Recipe",
+    store: ObjectStore,
+    recipe: Recipe,
     rows: pd.DataFrame,
     rejected: pd.DataFrame,
     *,
     parent: Release | None,
-    manifests: "Sequence[CurrentManifest]" = (),
+    manifests: Sequence[CurrentManifest] = (),
 ) -> Release:
     """Publish these rows as the dataset's next release.
 
@@ -115,7 +112,6 @@ def build_release(
     Raises:
         ReleaseError: there are no rows, a picture is missing or damaged, or somebody has published
             other rows in the meantime.
-        StorageError: the bucket refuses.
     """
     table = as_table(rows)
     digests = row_digests(table)
@@ -139,8 +135,8 @@ def build_release(
 
 
 def _build(
-    store: "ObjectStore",
-    recipe: "Recipe",
+    store: ObjectStore,
+    recipe: Recipe,
     table: pa.Table,
     digests: list[str],
     rejected: pd.DataFrame,
@@ -207,7 +203,7 @@ def samples_path(split: str) -> str:
 
 
 def _shown(
-    store: "ObjectStore", release: Release, table: pa.Table, sources: Sequence[dict[str, Any]]
+    store: ObjectStore, release: Release, table: pa.Table, sources: Sequence[dict[str, Any]]
 ) -> Iterator[Page]:
     """The pages on which people look at the pictures."""
     shown = taken(table, shown_places(table))
@@ -225,7 +221,7 @@ def _shown(
 
 
 def _stored(
-    store: "ObjectStore", release: Release, name: Format | EveryRelease, page: Page
+    store: ObjectStore, release: Release, name: Format | EveryRelease, page: Page
 ) -> ReleaseFile:
     key = release_key(release.name, release.version, page.path)
     store.put(key, page.body, content_type=page.media_type)
@@ -233,7 +229,7 @@ def _stored(
     return ReleaseFile(page.path, key, len(page.body), sha256, name)
 
 
-def _shard_formats(recipe: "Recipe") -> dict[Format, ShardFiles]:
+def _shard_formats(recipe: Recipe) -> dict[Format, ShardFiles]:
     needed = {shards_of(name) for name in recipe.formats}
     return {name: each.shards for name, each in FORMATS.items() if name in needed and each.shards}
 
@@ -244,7 +240,7 @@ def _counts(values: pa.ChunkedArray) -> dict[str, int]:
 
 
 def _refuse_overtaken(
-    store: "ObjectStore", dataset: str, parent: Release | None, latest: Release | None
+    store: ObjectStore, dataset: str, parent: Release | None, latest: Release | None
 ) -> None:
     before, now = (release.version if release else None for release in (parent, latest))
     if before != now:
@@ -256,12 +252,12 @@ def _refuse_overtaken(
 
 
 def _claim(
-    store: "ObjectStore",
+    store: ObjectStore,
     dataset: str,
     parent: Release | None,
     fingerprint: str,
     rejected: pd.DataFrame,
-    manifests: "Sequence[CurrentManifest]",
+    manifests: Sequence[CurrentManifest],
 ) -> tuple[str, _Claim]:
     """A version whose folder belongs to this build, and what it was begun with.
 
@@ -304,7 +300,7 @@ def _claim(
 
 
 def _publish(
-    store: "ObjectStore", dataset: str, version: str, sha256: str, parent: Release | None
+    store: ObjectStore, dataset: str, version: str, sha256: str, parent: Release | None
 ) -> Release:
     release = read_release(store, dataset, version, sha256)
     pointer = {

@@ -6,15 +6,13 @@ Types are fixed here, so that all shards of a release agree, whatever is missing
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+import pandas as pd
 import pyarrow as pa
 
 from nanobanana_pipeline.datasets.recipe_inputs import ROW_COLUMNS
 from nanobanana_pipeline.errors import ReleaseError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = [
     "KEY_COLUMN",
@@ -39,7 +37,7 @@ SHARD_COLUMNS: Final = (KEY_COLUMN, "image", "shard", "row_sha256")
 """Columns that the formats add."""
 
 
-def as_table(rows: "pd.DataFrame") -> pa.Table:
+def as_table(rows: pd.DataFrame) -> pa.Table:
     """Rows as chosen, in release order, with the types that every format has.
 
     Raises:
@@ -61,7 +59,7 @@ def as_table(rows: "pd.DataFrame") -> pa.Table:
     return plain_table(rows).rename_columns([own.get(name, str(name)) for name in rows.columns])
 
 
-def plain_table(frame: "pd.DataFrame") -> pa.Table:
+def plain_table(frame: pd.DataFrame) -> pa.Table:
     """A table with the types that a release's columns have; text is ``string``, never large.
 
     Raises:

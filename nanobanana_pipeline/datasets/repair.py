@@ -5,7 +5,6 @@ A shard's bytes follow from its rows, so what is built again is what was publish
 
 import hashlib
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,20 +23,17 @@ from nanobanana_pipeline.datasets.release_rows import KEY_COLUMN
 from nanobanana_pipeline.datasets.row_images import read_row_images
 from nanobanana_pipeline.datasets.shard_builder import HELPERS, INDEX
 from nanobanana_pipeline.errors import ReleaseError
-
-if TYPE_CHECKING:
-    from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["repair"]
 
 
-def repair(store: "ObjectStore", release: Release, path: str) -> None:
+def repair(store: ObjectStore, release: Release, path: str) -> None:
     """Make a shard, or the index of one, again under its own key.
 
     Raises:
         ReleaseError: it is no shard, a picture or the manifest is missing or damaged, or what
             comes out is not what was published: nothing is written then.
-        StorageError: the bucket refuses.
     """
     file = release.file(path)
     kind = None if isinstance(file.format, EveryRelease) else FORMATS[file.format].shards
@@ -57,7 +53,7 @@ def repair(store: "ObjectStore", release: Release, path: str) -> None:
 
 
 def _repair_shard(
-    store: "ObjectStore", file: ReleaseFile, kind: ShardFiles, rows: pa.Table, helpers: Executor
+    store: ObjectStore, file: ReleaseFile, kind: ShardFiles, rows: pa.Table, helpers: Executor
 ) -> None:
     with Upload(store, file.key, kind.media_type, helpers) as upload:
         writer = kind.open(upload, rows.schema)
@@ -68,7 +64,7 @@ def _repair_shard(
 
 
 def _repair_index(
-    store: "ObjectStore", file: ReleaseFile, kind: ShardFiles, rows: pa.Table, helpers: Executor
+    store: ObjectStore, file: ReleaseFile, kind: ShardFiles, rows: pa.Table, helpers: Executor
 ) -> None:
     writer = kind.open(_ByteCounter(), rows.schema)
     for row, image in read_row_images(store, rows, helpers):
@@ -78,7 +74,7 @@ def _repair_index(
     store.put(file.key, body, content_type=PARQUET_MEDIA_TYPE)
 
 
-def _refuse_other(store: "ObjectStore", file: ReleaseFile, sha256: str) -> None:
+def _refuse_other(store: ObjectStore, file: ReleaseFile, sha256: str) -> None:
     if sha256 != file.sha256:
         raise ReleaseError(
             f"{store.uri(file.key)} cannot be made again as it was published: this version of the "

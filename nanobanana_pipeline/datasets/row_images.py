@@ -4,14 +4,12 @@ import hashlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+import pyarrow as pa
 
 from nanobanana_pipeline.errors import ReleaseError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["read_image", "read_row_images"]
 
@@ -20,7 +18,7 @@ AHEAD_ROWS: Final = 16
 
 
 def read_row_images(
-    store: "ObjectStore", rows: "pa.Table", helpers: Executor
+    store: ObjectStore, rows: pa.Table, helpers: Executor
 ) -> Iterator[tuple[dict[str, Any], bytes]]:
     """Each row with its image, in order; a few are fetched ahead.
 
@@ -46,7 +44,7 @@ def read_row_images(
             image.cancel()
 
 
-def read_image(store: "ObjectStore", row: dict[str, Any]) -> bytes:
+def read_image(store: ObjectStore, row: dict[str, Any]) -> bytes:
     """A row's image, byte for byte.
 
     Raises:

@@ -1,25 +1,23 @@
 """Thumbnails of a release's rows: read from the tables of features, drawn anew where missing."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+import pyarrow as pa
 
 from nanobanana_pipeline.datasets.row_images import read_image
 from nanobanana_pipeline.errors import ImageBroken, ReleaseError
 from nanobanana_pipeline.features.measure import thumbnail
 from nanobanana_pipeline.features.table import FEATURE_COLUMNS, read_current_features
+from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.storage.versioned import read_table
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["read_thumbnails"]
 
 THUMBNAILS_AT_ONCE: Final = 4
 
 
-def read_thumbnails(store: "ObjectStore", rows: "pa.Table") -> dict[str, bytes]:
+def read_thumbnails(store: ObjectStore, rows: pa.Table) -> dict[str, bytes]:
     """A thumbnail of each distinct picture: a WebP, longest side 128 pixels.
 
     One partition's table of features is read after the other, so memory holds one of them.
@@ -29,7 +27,6 @@ def read_thumbnails(store: "ObjectStore", rows: "pa.Table") -> dict[str, bytes]:
 
     Raises:
         ReleaseError: a picture is missing, damaged, or cannot be decoded.
-        StorageError: S3 refuses or holds damaged objects.
     """
     columns = ["prompt_set", "seed", "image_sha256", "image_key", "row_id"]
     frame = rows.select(columns).to_pandas().drop_duplicates("image_sha256")
@@ -48,7 +45,7 @@ def read_thumbnails(store: "ObjectStore", rows: "pa.Table") -> dict[str, bytes]:
     return {sha256: found[sha256] for sha256 in frame["image_sha256"]}
 
 
-def _drawn(store: "ObjectStore", row: dict[Any, Any]) -> bytes:
+def _drawn(store: ObjectStore, row: dict[Any, Any]) -> bytes:
     try:
         return thumbnail(read_image(store, row))
     except ImageBroken as error:

@@ -77,7 +77,6 @@ def select(store: ObjectStore, recipe: Recipe, released: pd.DataFrame | None = N
         RecipeError: the recipe asks for what is not there, features are not measured, or it
             contradicts its parent release.
         PromptTableError: a prompt set is damaged.
-        StorageError: S3 refuses or holds damaged objects.
     """
     inputs = read_recipe_inputs(store, recipe)
     faults = faults_of_filters(recipe, inputs.rows)

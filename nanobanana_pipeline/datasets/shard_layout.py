@@ -8,15 +8,13 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+import pandas as pd
+import pyarrow as pa
+
+from nanobanana_pipeline.datasets.recipe import ShardSize
 from nanobanana_pipeline.datasets.release_rows import schema_text
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
-
-    from nanobanana_pipeline.datasets.recipe import ShardSize
 
 __all__ = ["BUILD", "Shard", "assign_shards"]
 
@@ -64,10 +62,10 @@ class ShardAssignment:
 
 
 def assign_shards(
-    table: "pa.Table",
+    table: pa.Table,
     digests: Sequence[str],
-    size: "ShardSize",
-    earlier: "pd.DataFrame | None" = None,
+    size: ShardSize,
+    earlier: pd.DataFrame | None = None,
     next_key: int = 0,
 ) -> ShardAssignment:
     """Assign rows to shards.
@@ -115,13 +113,13 @@ def assign_shards(
     return ShardAssignment(tuple(keys), tuple(shards), tuple(numbers), next_key)
 
 
-def _known(earlier: "pd.DataFrame") -> dict[str, tuple[str, str, str, int]]:
+def _known(earlier: pd.DataFrame) -> dict[str, tuple[str, str, str, int]]:
     wanted = ["split", "format", "key", "shard"]
     rows = zip(*(earlier[name].tolist() for name in wanted), strict=True)
     return dict(zip(earlier["row_id"].tolist(), rows, strict=True))
 
 
-def _filled(places: Sequence[int], sizes: Sequence[int], size: "ShardSize") -> Iterator[list[int]]:
+def _filled(places: Sequence[int], sizes: Sequence[int], size: ShardSize) -> Iterator[list[int]]:
     full: list[int] = []
     held = 0
     for place in places:

@@ -92,7 +92,6 @@ def stand(store: ObjectStore, recipe: Recipe) -> Standing:
     Raises:
         RecipeError: the recipe asks for no number, or for what is not there.
         PromptTableError: a prompt set is damaged.
-        StorageError: S3 refuses or holds damaged objects.
     """
     wanted = _wanted(recipe)
     latest = read_latest(store, recipe.name)
@@ -140,7 +139,6 @@ def top_up(
         RecipeError: the recipe asks for no number, or for what is not there.
         PlanError: a partition cannot be launched: a bad cap, …
         PromptTableError: a prompt set is damaged, or a derived one would have too long a name.
-        StorageError: S3 refuses or holds damaged objects.
     """
     _wanted(recipe)
     yield from _bring_home(store, account, recipe, run_id, on_progress)

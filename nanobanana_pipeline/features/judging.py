@@ -81,7 +81,6 @@ def find_wrong_sizes(
 
     Raises:
         PromptTableError: the snapshot of the prompt set is missing or damaged.
-        StorageError: S3 refuses.
     """
     current, _ = read_current(store, prompt_set, seed)
     if current is None:

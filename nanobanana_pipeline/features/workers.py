@@ -34,9 +34,6 @@ def measure_all(
 
     Returns:
         A row each; one with an `error` for a picture that is missing or cannot be decoded.
-
-    Raises:
-        StorageError: S3 refuses or stays silent.
     """
     if not keys:
         return []

@@ -89,7 +89,6 @@ def snapshot(store: "ObjectStore", name: str, checked: "CheckedPrompts") -> Prom
     Raises:
         PromptTableError: a bad name, no good row, or a ``current.json`` that this version cannot
             read; nothing is changed then.
-        StorageError: the bucket refuses.
     """
     current(store, valid_name(name))
     if checked.prompts.empty:
@@ -124,7 +123,6 @@ def current(store: "ObjectStore", name: str) -> PromptSet | None:
 
     Raises:
         PromptTableError: ``current.json`` is damaged, or of a newer version.
-        StorageError: the bucket refuses.
     """
     return _parsed(store, name, store.get(prompt_set_key(valid_name(name), "current.json")))
 
@@ -137,7 +135,6 @@ def load(store: "ObjectStore", name: str, fingerprint: str) -> "pd.DataFrame":
 
     Raises:
         PromptTableError: there is no such snapshot, or it is damaged or of a newer version.
-        StorageError: the bucket refuses.
     """
     return as_frame(read_prompts_arrow(store, name, fingerprint))
 
@@ -147,7 +144,6 @@ def read_prompts_arrow(store: "ObjectStore", name: str, fingerprint: str) -> pa.
 
     Raises:
         PromptTableError: as `load`.
-        StorageError: the bucket refuses.
     """
     return _table(store, valid_name(name), f"{fingerprint}.parquet")
 
@@ -160,7 +156,6 @@ def load_quarantine(store: "ObjectStore", name: str, fingerprint: str) -> "pd.Da
 
     Raises:
         PromptTableError: there is no such snapshot, or it is damaged or of a newer version.
-        StorageError: the bucket refuses.
     """
     return as_frame(_table(store, valid_name(name), f"{fingerprint}.quarantine.parquet"))
 

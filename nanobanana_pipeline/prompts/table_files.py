@@ -43,9 +43,6 @@ def list_tables(folder: Path, store: "ObjectStore") -> list[ListedTable]:
 
     Those whose names begin with a dot are left out. Two files that would make the same prompt set
     both get a fault. The folder need not exist. It takes one LIST for a thousand files.
-
-    Raises:
-        StorageError: the bucket refuses.
     """
     tables = [_described(*each) for each in [*_in_folder(folder), *_in_bucket(store)]]
     sources = defaultdict(list)

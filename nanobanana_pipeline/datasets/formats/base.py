@@ -1,15 +1,13 @@
 """What a format of releases is (`ReleaseFormat`): its shards (`ShardFiles`) and pages (`Page`)."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+import pyarrow as pa
 
-    import pyarrow as pa
-
-    from nanobanana_pipeline.datasets.release import Format, Release
-    from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.datasets.release import Format, Release
+from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["PARQUET_MEDIA_TYPE", "Page", "ReleaseFormat", "ShardFiles", "ShardWriter", "Sink"]
 
@@ -53,7 +51,7 @@ class ShardFiles:
 
     suffix: str
     media_type: str
-    open: "Callable[[Sink, pa.Schema], ShardWriter]"
+    open: Callable[[Sink, pa.Schema], ShardWriter]
 
 
 @dataclass(frozen=True)
@@ -82,5 +80,5 @@ class ReleaseFormat:
     """
 
     shards: ShardFiles | None = None
-    pages: "Callable[[ObjectStore, Release, pa.Table], Iterator[Page]] | None" = None
-    shards_of: "Format | None" = None
+    pages: Callable[[ObjectStore, Release, pa.Table], Iterator[Page]] | None = None
+    shards_of: Format | None = None

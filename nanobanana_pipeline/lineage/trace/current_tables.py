@@ -91,7 +91,6 @@ class CurrentTables:
         """The tables after reading these pointers again.
 
         Raises:
-            StorageError: a pointer is damaged.
             ReleaseError: a release is damaged.
         """
         partitions, datasets = dict(self.partitions), dict(self.datasets)
@@ -119,11 +118,7 @@ def list_pointers(store: ObjectStore) -> dict[str, str]:
 def read_partition_manifest(
     store: ObjectStore, prompt_set: str, seed: int
 ) -> PartitionManifest | None:
-    """The current manifest of a partition; None if it has none.
-
-    Raises:
-        StorageError: its pointer is damaged, or of a newer version.
-    """
+    """The current manifest of a partition; None if it has none."""
     current, etag = read_current(store, prompt_set, seed)
     if current is None or etag is None:
         return None

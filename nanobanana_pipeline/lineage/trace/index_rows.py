@@ -91,8 +91,7 @@ def read_index_rows(store: ObjectStore, table: str, number: int) -> dict[LookupO
     """Read the rows of the manifest at this key, by order; `number` fills their column ``table``.
 
     Raises:
-        StorageError: it is missing or damaged.
-        ReleaseError: the same of a release.
+        ReleaseError: it is a release's, and is missing or damaged.
     """
     folder, name, version, *_ = table.split("/")
     if folder == "datasets":

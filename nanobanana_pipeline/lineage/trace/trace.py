@@ -53,7 +53,6 @@ def trace(store: ObjectStore, query: str) -> LineageGraph:
     Raises:
         TraceError: nothing is known of it, and the text says what was looked for, and where; or
             several things begin so, and the text says which.
-        StorageError: S3 refuses, or an object is damaged.
     """
     what, sha256 = _image(store, query)
     index = open_index(store)
