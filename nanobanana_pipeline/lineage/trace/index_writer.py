@@ -26,13 +26,15 @@ from nanobanana_pipeline.bucket_keys import index_key
 from nanobanana_pipeline.ledger import new_nonce, now_iso
 from nanobanana_pipeline.lineage.trace.current_tables import CurrentTables, list_pointers
 from nanobanana_pipeline.lineage.trace.index_reader import (
+    SCHEMAS,
     STORED_INDEX,
     IndexFile,
+    LookupOrder,
     Segment,
     StoredIndex,
     read_index,
+    read_index_rows,
 )
-from nanobanana_pipeline.lineage.trace.index_rows import SCHEMAS, LookupOrder, read_index_rows
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.storage.cas import contention, refuse_newer
 from nanobanana_pipeline.storage.versioned import swap_pointer

@@ -20,8 +20,7 @@ from nanobanana_pipeline.errors import TraceError
 from nanobanana_pipeline.images.inspect import CONTENT_TYPES, MAX_IMAGE_BYTES
 from nanobanana_pipeline.ledger import Ledger
 from nanobanana_pipeline.lineage.trace.graph import LineageGraph
-from nanobanana_pipeline.lineage.trace.index_reader import TraceIndex, open_index
-from nanobanana_pipeline.lineage.trace.index_rows import LookupOrder
+from nanobanana_pipeline.lineage.trace.index_reader import LookupOrder, TraceIndex, open_index
 from nanobanana_pipeline.lineage.trace.walk import Walk, run_rows
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import counted
