@@ -47,7 +47,7 @@ from nanobanana_pipeline.datasets.release_rows import (
     schema_text,
     taken,
 )
-from nanobanana_pipeline.datasets.row_thumbnails import read_thumbnails
+from nanobanana_pipeline.datasets.row_images import read_thumbnails
 from nanobanana_pipeline.datasets.shard_builder import build_shards
 from nanobanana_pipeline.datasets.shard_layout import BUILD, assign_shards
 from nanobanana_pipeline.errors import ReleaseError
