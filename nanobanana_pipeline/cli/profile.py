@@ -80,10 +80,9 @@ def demo(*, data: Data = Path(".nanobanana")) -> None:
         if manifests:
             sheet = data / "contact_sheet.png"
             sheet.write_bytes(_sheet(store, manifests))
-            console.print(f"contact sheet   {sheet}", highlight=False, soft_wrap=True)
+            console.print(f"contact sheet   {sheet}", soft_wrap=True)
         console.print(
             f"kept in         {data}\nopen the UI     {_called()} dev --data {data}",
-            highlight=False,
             soft_wrap=True,
         )
         console.print("stopping the local servers")
@@ -172,10 +171,10 @@ def _is_up(url: str) -> bool:
 
 
 def _explain(console: Console, url: str, data: Path, profile: LocalProfile) -> None:
-    console.print(f"Dagster's UI       {url}", highlight=False)
-    console.print(f"S3 server          {profile.s3_url}", highlight=False)
-    console.print(f"provider emulator  {profile.base_url}", highlight=False)
-    console.print(f"data and logs      {data}", highlight=False, soft_wrap=True)
+    console.print(f"Dagster's UI       {url}")
+    console.print(f"S3 server          {profile.s3_url}")
+    console.print(f"provider emulator  {profile.base_url}")
+    console.print(f"data and logs      {data}", soft_wrap=True)
     console.print(
         f"Put a table into {Path('prompts').resolve()}/<prompt set>.csv, materialize prompt_set "
         "with that name as its partition, then generated_images with it and a seed. "
