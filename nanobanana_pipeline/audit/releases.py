@@ -24,13 +24,9 @@ _VERSION: Final = re.compile(r"v[1-9]\d*")
 
 @dataclass(frozen=True)
 class Build:
-    """A version's folder without a ``release.json``.
+    """A version's folder without a ``release.json``, and the objects in it that no release names.
 
-    Attributes:
-        dataset: its name.
-        version: ``v1``, ``v2``, ….
-        objects: those in it that no release names.
-        quiet_seconds: since anything in it was written, by the S3 server's clock.
+    `quiet_seconds` is since anything in it was written, by the S3 server's clock.
     """
 
     dataset: str

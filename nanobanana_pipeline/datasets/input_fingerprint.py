@@ -20,8 +20,7 @@ class InputStatus:
     """How the inputs of a recipe stand.
 
     Attributes:
-        fingerprint: SHA-256, in hexadecimal, of the recipe and of the content of the manifests and
-            features of all its partitions.
+        fingerprint: SHA-256, in hexadecimal, of the recipe and of its partitions' content.
         lacks: why no release can be built now, a sentence each.
     """
 

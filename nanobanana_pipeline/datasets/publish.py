@@ -93,7 +93,7 @@ def build_release(
     parent: Release | None,
     manifests: Sequence[CurrentManifest] = (),
 ) -> Release:
-    """Publish these rows as the dataset's next release.
+    """Publish these rows as the dataset's next release; gives the one that is the latest now.
 
     Goes on with a build that was killed. Where the latest release has the same rows and the same
     recipe, nothing is built and that one is given.
@@ -105,9 +105,6 @@ def build_release(
         rejected: rows left out: row_id and reason at least.
         parent: the release that these rows continue: the latest one when they were chosen.
         manifests: what the rows were drawn from; the gallery names them.
-
-    Returns:
-        The release that is the latest now, with these rows.
 
     Raises:
         ReleaseError: there are no rows, a picture is missing or damaged, or somebody has published

@@ -40,13 +40,7 @@ class FileFault:
 
 @dataclass(frozen=True)
 class PullResult:
-    """What `pull` did.
-
-    Attributes:
-        written: files.
-        kept: files that were there already.
-        size: bytes of both.
-    """
+    """Files that `pull` wrote and kept, and the bytes of both."""
 
     written: int
     kept: int

@@ -72,19 +72,15 @@ class EveryRelease(StrEnum):
 
 @dataclass(frozen=True)
 class ReleaseFile:
-    """One file.
+    """One file; what belongs to shards is None for others.
 
     Attributes:
         path: in the release, as `pull` lays it down.
         key: where it lies in the bucket, below the prefix; in an earlier version's folder, where
             nothing in it has changed since.
         size: bytes.
-        sha256: in hexadecimal.
-        format: what it is part of.
-        split: of a shard, else None.
-        shard: its number in the split, or None.
-        rows: in it, or None.
-        digest: of what a shard was made of, or None.
+        shard: its number in the split.
+        digest: of what a shard was made of.
     """
 
     path: str
@@ -103,18 +99,13 @@ class Release:
     """The content of ``release.json``.
 
     Attributes:
-        name: the dataset's.
         version: ``v1``, ``v2``, …; a number that was begun and given up is left out.
         fingerprint: SHA-256, in hexadecimal, of the recipe and of all rows.
         parent: the version that this one continues, or None.
         created: when its build began, ISO 8601 in UTC.
-        code_version: of this package.
         recipe: as `Recipe.model_dump` gives it.
-        rows: pictures in it.
-        images: distinct ones.
-        size: their bytes.
-        splits: rows of each split.
-        kinds: rows of each image format.
+        rows, images, size: pictures in it, distinct ones, and their bytes.
+        splits, kinds: rows of each split, and of each image format.
         columns: each column's name and Arrow type, in order.
         changes: rows added, removed and changed since the parent; {} without one.
         next_key: the first number that no row of this chain of releases has had.

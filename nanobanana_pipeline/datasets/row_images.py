@@ -69,12 +69,9 @@ def read_image(store: ObjectStore, row: dict[str, Any]) -> bytes:
 
 
 def read_thumbnails(store: ObjectStore, rows: pa.Table) -> dict[str, bytes]:
-    """A thumbnail of each distinct picture: a WebP, longest side 128 pixels.
+    """A thumbnail of each distinct picture by its SHA-256: a WebP, longest side 128 pixels.
 
     One partition's table of features is read after the other, so memory holds one of them.
-
-    Returns:
-        By SHA-256, in the rows' order.
 
     Raises:
         ReleaseError: a picture is missing, damaged, or cannot be decoded.

@@ -45,7 +45,7 @@ def build_shards(
     formats: Mapping[Format, ShardFiles],
     earlier: Iterable[ReleaseFile] = (),
 ) -> list[ReleaseFile]:
-    """Build the shards that are not there yet.
+    """Build the shards that are not there yet; gives the files of all, by format, split and number.
 
     Args:
         store: the bucket.
@@ -55,9 +55,6 @@ def build_shards(
         formats: what to build, in the order of the files.
         earlier: files of the parent; those made of the very same rows are referred to, if they
             are there.
-
-    Returns:
-        Every shard's files, by format, split and number.
 
     Raises:
         ReleaseError: a picture is missing or damaged.

@@ -72,12 +72,9 @@ def find_wrong_sizes(
     pictures: pd.DataFrame,
     model: type[ImageRequest],
 ) -> pd.DataFrame:
-    """The pictures, as `read_pictures` gives them, that have another size than was asked for.
+    """The pictures, of `read_pictures`, of another size than was `asked` (str: ``1024×1024``).
 
     Where a reference picture decides the size, any is right.
-
-    Returns:
-        Rows of `pictures`, with `asked` (str, such as ``1024×1024``).
 
     Raises:
         PromptTableError: the snapshot of the prompt set is missing or damaged.

@@ -34,8 +34,7 @@ OUT_OF_SCRIPT: Final = str.maketrans(
 def shown_places(table: pa.Table, most: int = MOST_ROWS) -> list[int]:
     """Which rows the page shows: all, or `most` of them, as many of each split as it has.
 
-    Returns:
-        Places in the table, in its order; always the same for the same rows.
+    Gives places in the table, in its order; always the same for the same rows.
     """
     if len(table) <= most:
         return list(range(len(table)))
@@ -53,7 +52,7 @@ def gallery(
     sources: Iterable[Mapping[str, Any]],
     uri: str,
 ) -> bytes:
-    """Write the page.
+    """Write the page: HTML in UTF-8.
 
     Args:
         release: what is shown.
@@ -62,9 +61,6 @@ def gallery(
         sources: of each partition that rows come from: prompt_set, seed, fingerprint, manifest
             and parameters.
         uri: of the bucket's keys: ends with a slash.
-
-    Returns:
-        HTML in UTF-8.
     """
     style, script = _part("gallery.css"), _part("gallery.js")
     recipe = release.recipe

@@ -21,13 +21,9 @@ POINTER_READERS: Final = 8
 
 @dataclass(frozen=True)
 class PartitionManifest:
-    """The current manifest of a partition.
+    """The current manifest of a partition: the `etag` of its pointer, its key (`table`), its rows.
 
-    Attributes:
-        etag: of its `current.json`.
-        table: the manifest's key.
-        fingerprint: of the prompt set that it was made from.
-        rows: of the manifest.
+    `fingerprint` is that of the prompt set that it was made from.
     """
 
     prompt_set: str

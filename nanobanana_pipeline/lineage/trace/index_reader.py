@@ -111,14 +111,7 @@ PART_ROWS: Final = 65_536
 
 @dataclass(frozen=True)
 class IndexFile:
-    """One sorted file.
-
-    Attributes:
-        order: what its rows are sorted by.
-        key: of the object, without the bucket's prefix.
-        size: bytes.
-        first, last: its smallest and largest ``k``.
-    """
+    """One sorted file: its key below the prefix, its bytes, its smallest and largest ``k``."""
 
     order: LookupOrder
     key: str
@@ -129,12 +122,11 @@ class IndexFile:
 
 @dataclass(frozen=True)
 class Segment:
-    """Index files made from the same tables.
+    """Index files, by order and ``k``, made from the same manifests.
 
     Attributes:
         tables: keys of manifests; column ``table`` of the rows is a position in it.
         rows: of all these tables.
-        files: by order and ``k``.
     """
 
     tables: tuple[str, ...]
@@ -177,13 +169,10 @@ def read_index(store: ObjectStore) -> tuple[StoredIndex | None, str | None]:
 
 
 class TraceIndex:
-    """Lookups in the stored index and in tables newer than it. Not safe to share between threads.
+    """Lookups in the stored index (None: there is none) and in `tables` newer than it.
 
-    Args:
-        store: the bucket.
-        stored: the index; None if there is none.
-        tables: rows of other tables are skipped.
-        stale: how many changed partitions and datasets are not among `tables`.
+    Rows of other tables are skipped; `stale` says how many changed partitions and datasets are not
+    among `tables`. Not safe to share between threads.
     """
 
     def __init__(

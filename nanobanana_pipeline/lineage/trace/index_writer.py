@@ -53,14 +53,7 @@ LEFTOVER_SECONDS: Final = 86_400
 
 @dataclass(frozen=True)
 class IndexCoverage:
-    """What the index covers after a refresh.
-
-    Attributes:
-        partitions, releases: counts.
-        rows: of their manifests.
-        read: rows that the refresh has read.
-        segments: a count.
-    """
+    """Counts of what the index covers after a refresh; `read`: rows that the refresh has read."""
 
     partitions: int
     releases: int
