@@ -14,7 +14,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
-import requests
 import typer
 from rich.console import Console
 
@@ -30,6 +29,7 @@ from nanobanana_pipeline.generation.manifest.manifest import (
 from nanobanana_pipeline.images.contact_sheet import caption, contact_sheet
 from nanobanana_pipeline.local import (
     LocalProfile,
+    answers,
     check_port,
     child,
     local_profile,
@@ -113,7 +113,7 @@ def dev(
             "Dagster",
             command,
             log=data / "dagster.log",
-            ready=lambda: _is_up(f"{url}/server_info"),
+            ready=lambda: answers(f"{url}/server_info"),
             environment={
                 GRPC_TIMEOUT: os.environ.get(GRPC_TIMEOUT, GRPC_TIMEOUT_SECONDS),
                 **profile.environment,
@@ -161,13 +161,6 @@ def dagster_home(data: Path) -> Path:
 def _called() -> str:
     """How this command was itself called: by `uv run`, which marks it, or as an installed tool."""
     return "uv run nanobanana" if "UV_RUN_RECURSION_DEPTH" in os.environ else "nanobanana"
-
-
-def _is_up(url: str) -> bool:
-    try:
-        return requests.get(url, timeout=2).ok
-    except requests.RequestException:
-        return False
 
 
 def _explain(console: Console, url: str, data: Path, profile: LocalProfile) -> None:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from nanobanana_pipeline.bucket_keys import latest_release_key, release_key, release_prefix
 from nanobanana_pipeline.datasets.changelog import changes
 from nanobanana_pipeline.datasets.formats import FORMATS, shards_of
-from nanobanana_pipeline.datasets.formats.base import PARQUET_MEDIA_TYPE, Page, ShardFiles
+from nanobanana_pipeline.datasets.formats.base import PARQUET_MEDIA_TYPE, Page
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY, gallery, shown_places
 from nanobanana_pipeline.datasets.recipe import Recipe
 from nanobanana_pipeline.datasets.release import (
@@ -152,6 +152,7 @@ def _build(
         now = manifest.select(["row_id", "row_sha256"]).to_pandas()
         tables[CHANGELOG] = plain_table(changes(now, earlier, rejected))
     images, size = count_images(table.select)
+    needed = {shards_of(name) for name in recipe.formats}
     release = Release(
         name=recipe.name,
         version=version,
@@ -174,7 +175,11 @@ def _build(
                 (recipe.name, version),
                 keyed,
                 shards.shards,
-                _shard_formats(recipe),
+                {
+                    name: each.shards
+                    for name, each in FORMATS.items()
+                    if name in needed and each.shards
+                },
                 parent.files if parent else (),
             )
         ),
@@ -224,11 +229,6 @@ def _stored(
     store.put(key, page.body, content_type=page.media_type)
     sha256 = hashlib.sha256(page.body).hexdigest()
     return ReleaseFile(page.path, key, len(page.body), sha256, name)
-
-
-def _shard_formats(recipe: Recipe) -> dict[Format, ShardFiles]:
-    needed = {shards_of(name) for name in recipe.formats}
-    return {name: each.shards for name, each in FORMATS.items() if name in needed and each.shards}
 
 
 def _counts(values: pa.ChunkedArray) -> dict[str, int]:

@@ -16,7 +16,7 @@ from nanobanana_pipeline.datasets.layouts import LAYOUTS, Layout
 from nanobanana_pipeline.datasets.layouts.base import ImageFile, PulledRelease, TextFile
 from nanobanana_pipeline.datasets.object_streams import pieces
 from nanobanana_pipeline.datasets.release import MANIFEST, Release, ReleaseFile, read_release_arrow
-from nanobanana_pipeline.datasets.release_rows import attributes
+from nanobanana_pipeline.datasets.release_rows import attributes, rows_of
 from nanobanana_pipeline.datasets.row_images import read_image
 from nanobanana_pipeline.errors import ReleaseError, StorageError
 from nanobanana_pipeline.storage import ObjectStore
@@ -26,7 +26,6 @@ __all__ = ["PullResult", "pull", "verify"]
 
 DOWNLOADS_AT_ONCE: Final = 8
 PART: Final = ".part"
-ROWS_AT_ONCE: Final = 1_000
 
 
 @dataclass(frozen=True)
@@ -113,8 +112,7 @@ def _rows(store: ObjectStore, release: Release, split: str | None) -> Iterator[d
     manifest = read_release_arrow(store, release, MANIFEST)
     if split is not None:
         manifest = manifest.filter(pc.equal(manifest["split"], split))
-    for batch in manifest.to_batches(max_chunksize=ROWS_AT_ONCE):
-        yield from batch.to_pylist()
+    return rows_of(manifest)
 
 
 def _write(body: bytes, path: Path) -> bool:

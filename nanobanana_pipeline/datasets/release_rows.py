@@ -5,7 +5,7 @@ Types are fixed here, so that all shards of a release agree, whatever is missing
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import pandas as pd
@@ -21,6 +21,7 @@ __all__ = [
     "metadata_json",
     "plain_table",
     "row_digests",
+    "rows_of",
     "schema_text",
     "taken",
 ]
@@ -105,11 +106,13 @@ def metadata_json(row: dict[str, Any]) -> bytes:
 
 def row_digests(table: pa.Table) -> list[str]:
     """SHA-256 of each row, in hexadecimal."""
-    return [
-        hashlib.sha256(metadata_json(row)).hexdigest()
-        for batch in table.to_batches(max_chunksize=1_000)
-        for row in batch.to_pylist()
-    ]
+    return [hashlib.sha256(metadata_json(row)).hexdigest() for row in rows_of(table)]
+
+
+def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows of a table one after the other; only some at a time are Python's objects."""
+    for batch in table.to_batches(max_chunksize=1_000):
+        yield from batch.to_pylist()
 
 
 def taken(table: pa.Table, places: Sequence[int]) -> pa.Table:

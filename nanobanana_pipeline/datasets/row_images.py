@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from nanobanana_pipeline.datasets.release_rows import rows_of
 from nanobanana_pipeline.errors import ImageBroken, ReleaseError
 from nanobanana_pipeline.features.measure import thumbnail
 from nanobanana_pipeline.features.table import FEATURE_COLUMNS, read_current_features
@@ -32,14 +33,13 @@ def read_row_images(
     ahead: deque[tuple[dict[str, Any], Future[bytes]]] = deque()
     held = 0
     try:
-        for batch in rows.to_batches(max_chunksize=1_000):
-            for row in batch.to_pylist():
-                ahead.append((row, helpers.submit(read_image, store, row)))
-                held += row["bytes"]
-                while held > AHEAD_BYTES or len(ahead) > AHEAD_ROWS:
-                    first, image = ahead.popleft()
-                    held -= first["bytes"]
-                    yield first, image.result()
+        for row in rows_of(rows):
+            ahead.append((row, helpers.submit(read_image, store, row)))
+            held += row["bytes"]
+            while held > AHEAD_BYTES or len(ahead) > AHEAD_ROWS:
+                first, image = ahead.popleft()
+                held -= first["bytes"]
+                yield first, image.result()
         while ahead:
             first, image = ahead.popleft()
             yield first, image.result()

@@ -131,9 +131,11 @@ class Recording:
     ) -> None:
         self._store, self._job, self._run_id, self._parent = store, job, run_id, parent
         self._begin = begin
+        variables = os.environ.items()
+        configured = any(name.startswith(ENDPOINT_VARIABLES) and value for name, value in variables)
         self._start_facts: RunFacts | None = None
         self._key: str | None = None
-        self._endpoint = _Endpoint() if _is_configured() else None
+        self._endpoint = _Endpoint() if configured else None
         self.facts: RunFacts | None = None
 
     def set_facts(self, get_facts: Callable[[], RunFacts]) -> None:
@@ -218,7 +220,9 @@ class _Endpoint:
         self._events: queue.SimpleQueue[RunEvent | None] = queue.SimpleQueue()
         self._has_warned = False
         # The client's retries are logged there without saying what they belong to.
-        logging.getLogger("urllib3.connectionpool").addFilter(_is_from_another_thread)
+        logging.getLogger("urllib3.connectionpool").addFilter(
+            lambda record: record.threadName != THREAD_NAME
+        )
         self._thread = threading.Thread(target=self._work, name=THREAD_NAME, daemon=True)
         self._thread.start()
 
@@ -256,14 +260,6 @@ class _Endpoint:
         if not self._has_warned:
             self._has_warned = True
             log.warning(text, *details)
-
-
-def _is_from_another_thread(record: logging.LogRecord) -> bool:
-    return record.threadName != THREAD_NAME
-
-
-def _is_configured() -> bool:
-    return any(name.startswith(ENDPOINT_VARIABLES) and value for name, value in os.environ.items())
 
 
 def _append(store: ObjectStore, key: str, line: str) -> None:
