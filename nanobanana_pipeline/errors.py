@@ -27,7 +27,8 @@ Messages say what happened, where, and how to mend it.
 
 Any function that takes an `ObjectStore` raises `StorageError` where S3 refuses, or where an object
 that it reads is missing, damaged or of a newer version, and `StorageUnavailable` where S3 stays
-silent. Docstrings name only other errors, and other reasons for these.
+silent; of prompt sets that is a `PromptTableError`, and of releases and the pictures that their
+rows name a `ReleaseError`. Docstrings name only other errors, and other reasons for these.
 """
 
 from collections.abc import Sequence

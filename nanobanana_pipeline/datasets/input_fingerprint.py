@@ -29,11 +29,7 @@ class InputStatus:
 
 
 def read_input_status(store: ObjectStore, recipe: Recipe) -> InputStatus:
-    """Compare what a recipe draws from without reading it: three small objects a partition.
-
-    Raises:
-        PromptTableError: a prompt set's ``current.json`` is damaged.
-    """
+    """Compare what a recipe draws from without reading it: three small objects a partition."""
     lacks, contents, gaps = [], [], 0
     for name, seed in _partitions(store, recipe):
         current, _ = read_current(store, name, seed)

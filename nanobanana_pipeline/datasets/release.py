@@ -154,11 +154,7 @@ _RELEASE: Final = TypeAdapter(Release)
 
 
 def read_latest(store: ObjectStore, dataset: str) -> Release | None:
-    """A dataset's current release; None if there is none.
-
-    Raises:
-        ReleaseError: it is damaged or was written by a newer version.
-    """
+    """A dataset's current release; None if there is none."""
     return parse_latest(store, dataset, store.get(latest_release_key(dataset)))
 
 
@@ -209,11 +205,7 @@ def _parsed(where: str, body: bytes) -> Release:
 
 
 def all_releases(store: ObjectStore, dataset: str) -> Iterator[Release]:
-    """A dataset's releases, the latest first.
-
-    Raises:
-        ReleaseError: one is missing or damaged.
-    """
+    """A dataset's releases, the latest first."""
     release = read_latest(store, dataset)
     while release is not None:
         yield release
@@ -248,22 +240,14 @@ def dataset_names(store: ObjectStore) -> list[str]:
 def read_release_table(
     store: ObjectStore, release: Release, path: str, columns: list[str] | None = None
 ) -> "pd.DataFrame":
-    """A table of a release: its manifest, changelog or rejected rows.
-
-    Raises:
-        ReleaseError: the release has none, or it is damaged.
-    """
+    """A table of a release: its manifest, changelog or rejected rows."""
     return as_frame(read_release_arrow(store, release, path, columns))
 
 
 def read_release_arrow(
     store: ObjectStore, release: Release, path: str, columns: list[str] | None = None
 ) -> pa.Table:
-    """The same, as it is stored.
-
-    Raises:
-        ReleaseError: the release has none, or it is damaged.
-    """
+    """The same, as it is stored."""
     file = release.file(path)
     found = store.get(file.key)
     if found is None or hashlib.sha256(found.body).hexdigest() != file.sha256:

@@ -25,11 +25,7 @@ THUMBNAILS_AT_ONCE: Final = 4
 def read_row_images(
     store: ObjectStore, rows: pa.Table, helpers: Executor
 ) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Each row with its image, in order; a few are fetched ahead.
-
-    Raises:
-        ReleaseError: a picture is missing or damaged.
-    """
+    """Each row with its image, in order; a few are fetched ahead."""
     ahead: deque[tuple[dict[str, Any], Future[bytes]]] = deque()
     held = 0
     try:
@@ -49,11 +45,7 @@ def read_row_images(
 
 
 def read_image(store: ObjectStore, row: dict[str, Any]) -> bytes:
-    """A row's image, byte for byte.
-
-    Raises:
-        ReleaseError: it is missing or damaged.
-    """
+    """A row's image, byte for byte."""
     found = store.get(row["image_key"])
     if found is None:
         raise ReleaseError(

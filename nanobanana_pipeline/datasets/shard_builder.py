@@ -55,9 +55,6 @@ def build_shards(
         formats: what to build, in the order of the files.
         earlier: files of the parent; those made of the very same rows are referred to, if they
             are there.
-
-    Raises:
-        ReleaseError: a picture is missing or damaged.
     """
     by_digest: dict[tuple[str, str | None], list[ReleaseFile]] = {}
     sizes = {each.key: each.size for each in store.listing(release_prefix(folder[0]))}

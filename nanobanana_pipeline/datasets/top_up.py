@@ -91,7 +91,6 @@ def stand(store: ObjectStore, recipe: Recipe) -> Standing:
 
     Raises:
         RecipeError: the recipe asks for no number, or for what is not there.
-        PromptTableError: a prompt set is damaged.
     """
     wanted = _wanted(recipe)
     latest = read_latest(store, recipe.name)

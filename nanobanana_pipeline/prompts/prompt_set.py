@@ -117,11 +117,7 @@ def snapshot(store: ObjectStore, name: str, checked: CheckedPrompts) -> PromptSe
 
 
 def current(store: ObjectStore, name: str) -> PromptSet | None:
-    """The current snapshot of a prompt set; None if there is no such set.
-
-    Raises:
-        PromptTableError: ``current.json`` is damaged, or of a newer version.
-    """
+    """The current snapshot of a prompt set; None if there is no such set."""
     return _parsed(store, name, store.get(prompt_set_key(valid_name(name), "current.json")))
 
 
@@ -130,19 +126,12 @@ def load(store: ObjectStore, name: str, fingerprint: str) -> "pd.DataFrame":
 
     Returns:
         What `CheckedPrompts.prompts` was, with the same dtypes.
-
-    Raises:
-        PromptTableError: there is no such snapshot, or it is damaged or of a newer version.
     """
     return as_frame(read_prompts_arrow(store, name, fingerprint))
 
 
 def read_prompts_arrow(store: ObjectStore, name: str, fingerprint: str) -> pa.Table:
-    """The same, as it is stored.
-
-    Raises:
-        PromptTableError: as `load`.
-    """
+    """The same, as it is stored."""
     return _table(store, valid_name(name), f"{fingerprint}.parquet")
 
 
@@ -151,9 +140,6 @@ def load_quarantine(store: ObjectStore, name: str, fingerprint: str) -> "pd.Data
 
     Returns:
         What `CheckedPrompts.quarantine` was.
-
-    Raises:
-        PromptTableError: there is no such snapshot, or it is damaged or of a newer version.
     """
     return as_frame(_table(store, valid_name(name), f"{fingerprint}.quarantine.parquet"))
 

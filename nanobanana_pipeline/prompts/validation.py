@@ -58,7 +58,6 @@ def check_prompts(table: PromptTable, references: References | None = None) -> C
 
     Raises:
         ValueError: the table has references, and `references` is None.
-        StorageError: as `References.resolve`.
     """
     rows = table.rows
     numbers: RowNumbers = table.numbers.to_numpy()

@@ -84,11 +84,7 @@ class CurrentTables:
         )
 
     def updated(self, store: ObjectStore, keys: Iterable[str]) -> "CurrentTables":
-        """The tables after reading these pointers again.
-
-        Raises:
-            ReleaseError: a release is damaged.
-        """
+        """The tables after reading these pointers again."""
         partitions, datasets = dict(self.partitions), dict(self.datasets)
         with ThreadPoolExecutor(POINTER_READERS) as pool:
             for key, pointed in pool.map(lambda key: (key, _read_pointer(store, key)), keys):

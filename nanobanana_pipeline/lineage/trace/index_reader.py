@@ -262,11 +262,7 @@ def open_index(store: ObjectStore) -> TraceIndex:
 
 
 def read_index_rows(store: ObjectStore, table: str, number: int) -> dict[LookupOrder, pa.Table]:
-    """Read the rows of the manifest at this key, by order; `number` fills their column ``table``.
-
-    Raises:
-        ReleaseError: it is a release's, and is missing or damaged.
-    """
+    """Read the rows of the manifest at this key, by order; `number` fills their ``table``."""
     folder, name, version, *_ = table.split("/")
     if folder == "datasets":
         published = release.read_release(store, name, version)

@@ -72,7 +72,6 @@ def refresh_index(
     Raises:
         StorageError: the index is damaged (not with `rebuild`), or of a newer version; or a
             manifest is.
-        ReleaseError: a release is damaged.
     """
     back_off = contention(store.uri(index_key("current.json")))
     while True:
