@@ -17,7 +17,6 @@ from nanobanana_pipeline.datasets.release import read_latest
 from nanobanana_pipeline.datasets.selection import Selection, empty_splits, released_rows, select
 from nanobanana_pipeline.datasets.top_up import Drawn, Standing, stand, top_up
 from nanobanana_pipeline.errors import RecipeError
-from nanobanana_pipeline.generation.launch_steps import Settled
 from nanobanana_pipeline.lineage.openlineage.facts import RunFacts
 from nanobanana_pipeline.lineage.openlineage.recorder import record_run
 from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
@@ -116,7 +115,7 @@ def top_up_(
         tell(standing)
     else:
         store = open_bucket(settings)
-        done: list[Settled] = []
+        done: list[Drawn] = []
         steps = top_up(
             *(store, account, recipe, cap),
             on_round=tell,
@@ -126,7 +125,7 @@ def top_up_(
             with record_run(store, "top_up_dataset", uuid.uuid4().hex, RunFacts) as recording:
                 for drawn in steps:
                     _print_drawn(console, drawn)
-                    done.append(Settled(drawn.current, drawn.report))
+                    done.append(drawn)
                 recording.set_facts(
                     lambda: relaunch_complete(store, done, price, reason=RelaunchReason.TOP_UP)
                 )

@@ -26,9 +26,9 @@ from nanobanana_pipeline.features.table import (
     read_current_features,
     refresh_features,
 )
-from nanobanana_pipeline.generation.engine.engine import Progress, Report
-from nanobanana_pipeline.generation.launch_steps import settle_launch
-from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, read_all_current
+from nanobanana_pipeline.generation.engine.engine import Progress
+from nanobanana_pipeline.generation.launch_steps import Settled, settle_launch
+from nanobanana_pipeline.generation.manifest.manifest import read_all_current
 from nanobanana_pipeline.generation.planning.planner import Launch, plan_cells
 from nanobanana_pipeline.generation.planning.run_files import RunPlan, unfinished_plans
 from nanobanana_pipeline.generation.recovery.relaunch_partitions import relaunch
@@ -74,11 +74,9 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Drawn(Settled):
     """One partition of a derived prompt set, launched and measured."""
 
-    current: CurrentManifest
-    report: Report
     features: RefreshedFeatures
 
 
