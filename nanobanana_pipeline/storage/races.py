@@ -169,7 +169,19 @@ def _round(
         raise silent[0]
     said = Counter(str(each) for each in answers.values())
     text = ", ".join(f"{code} to {count}" for code, count in said.most_common())
+    if etag is not None and _takes_bare_etag(stores[0], key, etag):
+        text += ", and takes an ETag only without its quotes, as Ceph's radosgw does"
     return Race(kind, f"no writer won, {TRIES} times; the server answers {text}", None), None
+
+
+def _takes_bare_etag(store: ObjectStore, key: str, etag: str) -> bool:
+    """Whether an update that was refused is taken with the ETag's quotes left out.
+
+    RFC 9110 wants them, and the server's own answers have them.
+    """
+    bare = {"IfMatch": etag.strip('"')}
+    wrong = {"IfMatch": etag.strip('"')[::-1]}
+    return _put(store, key, b"", wrong) != "" and _put(store, key, b"", bare) == ""
 
 
 def _fault(

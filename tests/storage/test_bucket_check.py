@@ -2,6 +2,7 @@
 
 import json
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -11,7 +12,7 @@ from typer.testing import CliRunner, Result
 from nanobanana_pipeline.bucket_keys import bucket_verdict_key
 from nanobanana_pipeline.cli import app
 from nanobanana_pipeline.errors import StorageError
-from nanobanana_pipeline.storage import ObjectStore, bucket_check
+from nanobanana_pipeline.storage import ObjectStore, bucket_check, s3_client
 from nanobanana_pipeline.storage.bucket import claim_bucket
 from nanobanana_pipeline.storage.bucket_check import (
     ROUNDS,
@@ -30,9 +31,12 @@ from tests.storage.breaking_proxy import (
     honest,
     ignores_checksums,
     ignores_conditions,
+    ignores_conditions_in_versioned_buckets,
+    keeps_its_versioning_to_itself,
     lets_through,
     refuses_all_conditions,
     refuses_deletes,
+    takes_bare_etags_only,
 )
 
 
@@ -68,7 +72,8 @@ def test_later_uses_read_one_small_object(store: ObjectStore) -> None:
         claim_bucket(seen, "emulator")
         proxy.calls.clear()
         claim_bucket(seen, "emulator")
-        assert [method for method, _ in proxy.calls] == ["GET", "GET"]
+        assert [method for method, _ in proxy.calls] == ["GET", "GET", "GET"]
+        assert proxy.calls[-1][1].endswith("?versioning")
         body = kept(seen)
     assert body is not None
     assert len(body.model_dump_json()) < 2_000
@@ -94,6 +99,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "half of the losers let through": (lets_through(0.5, 1), "were told that they won"),
     "conditions ignored": (ignores_conditions, "were told that they won"),
     "412 to everything": (refuses_all_conditions, "no writer won.*PreconditionFailed to 16"),
+    "only bare ETags": (takes_bare_etags_only, "only without its quotes"),
     "refused and stored": (claims_to_refuse, "bytes of another writer"),
     "Date 20 minutes ahead": (clock_off(timedelta(minutes=20)), r"1,2\d\d s old.*by NTP"),
     "Date 20 minutes behind": (clock_off(-timedelta(minutes=20)), r"-1,\d\d\d s old.*by NTP"),
@@ -106,6 +112,7 @@ def test_a_server_that_breaks_a_promise_is_refused_and_told(
 ) -> None:
     broken, said = BROKEN[name]
     monkeypatch.setattr(bucket_check, "ROUNDS", 8)
+    monkeypatch.setattr(bucket_check, "LEASE_PATIENCE_SECONDS", 0.5)
     with breaking(store, broken) as seen:
         with pytest.raises(StorageError, match=said) as told:
             claim_bucket(seen, "emulator")
@@ -142,6 +149,56 @@ def test_without_the_right_to_delete_it_passes_each_time(store: ObjectStore) -> 
     assert len(list(store.keys(""))) <= 6
     with breaking(store, lambda r, f: refuses_deletes(r, lambda x: lets_through(1)(x, f))) as seen:
         assert checked(seen).faults
+
+
+@pytest.fixture
+def own_bucket(s3_url: str) -> ObjectStore:
+    """A bucket of its own, whose versioning a test may switch."""
+    client, name = s3_client(endpoint_url=s3_url), f"own-{uuid.uuid4().hex}"
+    client.create_bucket(Bucket=name)
+    return ObjectStore(client, name)
+
+
+def version(store: ObjectStore) -> None:
+    store.client.put_bucket_versioning(
+        Bucket=store.bucket, VersioningConfiguration={"Status": "Enabled"}
+    )
+
+
+def test_a_versioned_bucket_passes_and_gets_two_versions_a_round(own_bucket: ObjectStore) -> None:
+    version(own_bucket)
+    verdict = checked(own_bucket)
+    assert (verdict.faults, verdict.versioning) == ([], "Enabled")
+    found = own_bucket.client.list_object_versions(Bucket=own_bucket.bucket)
+    races = [each for each in found["Versions"] if "race" in each["Key"]]
+    assert 8 <= len(races) <= 2 * 8  # more only where S3 refuses all of a round
+    assert len(found["Versions"]) + len(found["DeleteMarkers"]) < 4 * 8
+
+
+def test_a_bucket_whose_versioning_was_switched_on_is_checked_again(
+    own_bucket: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_check, "ROUNDS", 4)
+    with breaking(own_bucket, ignores_conditions_in_versioned_buckets) as seen:
+        ensure_checked(seen)
+        ensure_checked(seen)
+        version(own_bucket)
+        with pytest.raises(StorageError, match="told that they won"):
+            ensure_checked(seen)
+
+
+def test_without_the_right_to_read_its_versioning_a_bucket_passes(
+    own_bucket: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_check, "ROUNDS", 4)
+    version(own_bucket)
+    with breaking(own_bucket, keeps_its_versioning_to_itself) as seen:
+        ensure_checked(seen)
+        verdict = kept(seen)
+        assert verdict is not None
+        assert verdict.versioning == ""
+        monkeypatch.setattr(bucket_check, "_check", None)
+        ensure_checked(seen)
 
 
 def test_ignored_checksums_are_warned_of(store: ObjectStore) -> None:
