@@ -95,7 +95,7 @@ def _chain(
             is_free = _clear(stores[0], key)
             race, found = _round(
                 *(stores, writers, key, CREATE if is_free else OCCUPIED),
-                at_once=2 * pair % EVERY == 0,
+                at_once=_is_at_once(2 * pair),
             )
             races.append(race)
             if found is None:
@@ -104,13 +104,18 @@ def _chain(
                 renew()
                 race, found = _round(
                     *(stores, writers, key, UPDATE, found.etag),
-                    at_once=(2 * pair + 1) % EVERY == 0,
+                    at_once=_is_at_once(2 * pair + 1),
                 )
                 races.append(race)
                 if found is None:
                     break
     _clear(stores[0], key)
     return races
+
+
+def _is_at_once(number: int) -> bool:
+    """Whether it is the turn of a round without a window; the first is the 14th."""
+    return number % EVERY == EVERY // 2
 
 
 def _clear(store: ObjectStore, key: str) -> bool:

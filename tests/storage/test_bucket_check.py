@@ -40,7 +40,13 @@ from tests.storage.breaking_proxy import (
 )
 
 
-def checked(store: ObjectStore, rounds: int = 8) -> BucketVerdict:
+@pytest.fixture(autouse=True)
+def _four_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the default check be short, where its length is not what a test is about."""
+    monkeypatch.setattr(bucket_check, "ROUNDS", 4)
+
+
+def checked(store: ObjectStore, rounds: int = 4) -> BucketVerdict:
     (verdict,) = run_check([store], rounds)
     return verdict
 
@@ -51,7 +57,10 @@ def kept(store: ObjectStore) -> BucketVerdict | None:
 
 
 @pytest.mark.usefixtures("check_for_real")
-def test_the_default_check_passes_on_a_good_server_and_costs_little(store: ObjectStore) -> None:
+def test_the_default_check_passes_on_a_good_server_and_costs_little(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_check, "ROUNDS", ROUNDS)
     began = time.monotonic()
     ensure_checked(store)
     assert time.monotonic() - began < 60  # a few seconds, on a machine that is not busy
@@ -111,7 +120,6 @@ def test_a_server_that_breaks_a_promise_is_refused_and_told(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     broken, said = BROKEN[name]
-    monkeypatch.setattr(bucket_check, "ROUNDS", 8)
     monkeypatch.setattr(bucket_check, "LEASE_PATIENCE_SECONDS", 0.5)
     with breaking(store, broken) as seen:
         with pytest.raises(StorageError, match=said) as told:
@@ -126,10 +134,7 @@ def test_a_server_that_lets_one_percent_through_is_refused(store: ObjectStore) -
         assert "were told that they won" in " ".join(checked(seen, ROUNDS).faults)
 
 
-def test_a_refusal_is_kept_until_a_check_passes(
-    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bucket_check, "ROUNDS", 4)
+def test_a_refusal_is_kept_until_a_check_passes(store: ObjectStore) -> None:
     rule = [lets_through(1)]
     with breaking(store, lambda *call: rule[0](*call)) as seen:  # noqa: PLW0108 - it changes
         with pytest.raises(StorageError, match="told that they won"):
@@ -167,7 +172,7 @@ def version(store: ObjectStore) -> None:
 
 def test_a_versioned_bucket_passes_and_gets_two_versions_a_round(own_bucket: ObjectStore) -> None:
     version(own_bucket)
-    verdict = checked(own_bucket)
+    verdict = checked(own_bucket, 8)
     assert (verdict.faults, verdict.versioning) == ([], "Enabled")
     found = own_bucket.client.list_object_versions(Bucket=own_bucket.bucket)
     races = [each for each in found["Versions"] if "race" in each["Key"]]
@@ -176,9 +181,8 @@ def test_a_versioned_bucket_passes_and_gets_two_versions_a_round(own_bucket: Obj
 
 
 def test_a_bucket_whose_versioning_was_switched_on_is_checked_again(
-    own_bucket: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    own_bucket: ObjectStore,
 ) -> None:
-    monkeypatch.setattr(bucket_check, "ROUNDS", 4)
     with breaking(own_bucket, ignores_conditions_in_versioned_buckets) as seen:
         ensure_checked(seen)
         ensure_checked(seen)
@@ -190,7 +194,6 @@ def test_a_bucket_whose_versioning_was_switched_on_is_checked_again(
 def test_without_the_right_to_read_its_versioning_a_bucket_passes(
     own_bucket: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bucket_check, "ROUNDS", 4)
     version(own_bucket)
     with breaking(own_bucket, keeps_its_versioning_to_itself) as seen:
         ensure_checked(seen)
@@ -222,11 +225,9 @@ def test_after_thirty_days_it_is_checked_again(
         ensure_checked(later(store, timedelta(days=31)))
 
 
-@pytest.mark.usefixtures("check_for_real")
 def test_processes_that_begin_at_once_check_one_after_the_other(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bucket_check, "ROUNDS", 4)
     real, running, most, count = bucket_check._check, [0], [0], [0]
 
     def watched(*args: object, **more: object) -> BucketVerdict:
@@ -260,14 +261,11 @@ def test_a_short_check_that_passes_is_not_kept(store: ObjectStore) -> None:
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"schema": 1}'])
-def test_a_damaged_verdict_is_named_and_written_anew(
-    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, body: bytes
-) -> None:
-    monkeypatch.setattr(bucket_check, "ROUNDS", 2)
+def test_a_damaged_verdict_is_named_and_written_anew(store: ObjectStore, body: bytes) -> None:
     store.put(bucket_verdict_key(store.client.meta.endpoint_url), body)
     with pytest.raises(StorageError, match=r"damaged.*nanobanana bucket check"):
         ensure_checked(store)
-    checked(store, 2)
+    checked(store)
     ensure_checked(store)
 
 
