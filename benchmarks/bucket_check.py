@@ -28,7 +28,10 @@ from tests.storage.breaking_proxy import breaking, lets_through
 
 AT_ONCE = 3
 """Runs through the proxy: they mostly wait for the server."""
-SERVERS: dict[str, Callable[[Path], AbstractContextManager[str]]] = {"seaweedfs": local.s3_server, "radosgw": radosgw}
+SERVERS: dict[str, Callable[[Path], AbstractContextManager[str]]] = {
+    "seaweedfs": local.s3_server,
+    "radosgw": radosgw,
+}
 
 
 def main() -> None:
