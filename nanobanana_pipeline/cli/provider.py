@@ -3,7 +3,6 @@
 import os
 from typing import Annotated
 
-import pandas as pd
 import typer
 from pydantic import SecretStr, ValidationError
 
@@ -43,7 +42,7 @@ def details() -> None:
     settings = Settings.load()
     account = Account.open(settings)
     told = {**account.provider.health(), **_booked(account.books)}
-    rows = pd.DataFrame({"what": list(told), "value": list(told.values())}, dtype="str")
+    rows = [{"what": what, "value": str(value)} for what, value in told.items()]
     make_console().print(table_of(rows, settings.base_url))
 
 
