@@ -106,10 +106,24 @@ def test_where_two_requests_in_doubt_share_prompt_and_seed_only_a_track_id_settl
     assert states(store) == {State.ACCEPTED: 2}
 
 
+def test_one_sale_settles_neither_of_two_requests_that_it_may_be(
+    store: ObjectStore, emulators: Emulators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator, account = opened(store, emulators, [PROMPT], lost_answer_after=1)
+    tell(emulator, "moods", http_500_before=1)
+    keep_prompts(store, "other", [PROMPT])
+    launch(store, account, "other", parameters=OTHER_SIZE)
+    without_track_ids(account, monkeypatch)
+    matches = matched(store, account)
+    assert (matches.named, len(matches.unknown)) == ({}, 1)
+    assert (bought(emulator), states(store)) == (1, {State.IN_DOUBT: 2})
+
+
 def test_an_id_that_another_request_holds_settles_nothing(
-    store: ObjectStore, emulators: Emulators
+    store: ObjectStore, emulators: Emulators, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     emulator, account = opened(store, emulators, [PROMPT], http_500_before=1)
+    without_track_ids(account, monkeypatch)
     keep_prompts(store, "other", [PROMPT])
     launch(store, account, "other", parameters=OTHER_SIZE)
     assert matched(store, account) == BookMatches()
@@ -117,9 +131,10 @@ def test_an_id_that_another_request_holds_settles_nothing(
 
 
 def test_a_request_that_is_bought_while_the_books_are_read_settles_no_doubt_of_another(
-    store: ObjectStore, emulators: Emulators
+    store: ObjectStore, emulators: Emulators, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     emulator, account = opened(store, emulators, [PROMPT], http_500_before=1)
+    without_track_ids(account, monkeypatch)
     sold = account.books.sold
     assert sold
 
