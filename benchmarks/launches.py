@@ -68,12 +68,14 @@ class Site:
         server, api: the module of the provider's server, and the path of its API.
         realm: of the bucket.
         parameters: of every launch.
+        submit_seconds: of a POST's deadline.
     """
 
     server: ClassVar = "nanobanana_pipeline.emulator"
     api: ClassVar = "/api/v1/enterprise/nano_banana/"
     realm: ClassVar = "emulator"
     parameters: ClassVar[Mapping[str, Any]] = SMALL
+    submit_seconds: ClassVar[float] = SUBMIT_SECONDS
 
     s3_url: str
     base_url: str
@@ -102,7 +104,7 @@ class Site:
                 self.base_url,
                 SecretStr(local.API_KEY),
                 connections=2 * SLOTS + 8,
-                submit_seconds=SUBMIT_SECONDS,
+                submit_seconds=self.submit_seconds,
             ),
             Downloader(["127.0.0.1"]),
             SLOTS,
