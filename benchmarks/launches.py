@@ -192,7 +192,7 @@ Target = Callable[[Site, str, str], None]
 def start(target: Target, place: Site, name: str, run_id: str) -> ForkServerProcess:
     """Start a launch in a process of its own; returns as it begins."""
     # Only where the fork server is not running yet; the modules of all targets.
-    _FORKS.set_forkserver_preload(["benchmarks.launches", "benchmarks.plain_script"])
+    _FORKS.set_forkserver_preload(["benchmarks.capped_workers", "benchmarks.plain_script"])
     begun, tells = _FORKS.Pipe(duplex=False)
     process = _FORKS.Process(target=_begin, args=(tells, target, place, name, run_id), daemon=True)
     process.start()
