@@ -138,6 +138,15 @@ class _Worker:
     thaw_at: float | None = None
 
 
+def _signal(worker: _Worker, number: signal.Signals) -> bool:
+    """Send a signal; False where the process has ended just now."""
+    try:
+        os.kill(worker.process.pid or 0, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 class Workers:
     """The processes of a round, 8 and more at once.
 
@@ -239,7 +248,6 @@ class Workers:
         if not found:
             return
         worker = found[int(event.pick * len(found))]
-        self.happened[event.kind] += 1
         if event.kind is Kind.REDELIVER:
             self._start(worker.shard)
         elif event.kind is Kind.KILL:
@@ -248,15 +256,17 @@ class Workers:
             self._killed_at = time.monotonic()
             self._tell(worker, "killed")
         else:
-            os.kill(worker.process.pid or 0, signal.SIGSTOP)
+            if not _signal(worker, signal.SIGSTOP):
+                return
             worker.thaw_at = time.monotonic() + event.seconds
             self._tell(worker, f"frozen for {event.seconds:.2f} s")
+        self.happened[event.kind] += 1
 
     def _thaw(self) -> None:
         for worker in self._workers:
             if worker.thaw_at is not None and worker.thaw_at <= time.monotonic():
                 worker.thaw_at = None
-                os.kill(worker.process.pid or 0, signal.SIGCONT)
+                _signal(worker, signal.SIGCONT)
                 self._tell(worker, "goes on")
 
     def _tell(self, worker: _Worker, what: str) -> None:
