@@ -24,9 +24,9 @@ from nanobanana_pipeline.storage import ObjectStore
 __all__ = ["EXPIRED_SECONDS", "CappedSite", "Kind", "Workers", "draw_events"]
 
 SLOTS: Final = 2
-EXPIRED_SECONDS: Final = 5.0
+EXPIRED_SECONDS: Final = 4.0
 HEARTBEAT: Final = HeartbeatTiming(
-    renew_seconds=0.5, silent_seconds=3.0, expired_seconds=EXPIRED_SECONDS
+    renew_seconds=0.5, silent_seconds=2.5, expired_seconds=EXPIRED_SECONDS
 )
 TIMING: Final = Timing(
     lease_margin_seconds=LEASE_MARGIN_SECONDS, others_claim_poll_seconds=0.5, heartbeat=HEARTBEAT
@@ -37,8 +37,8 @@ LEASE_SECONDS: Final = SUBMIT_SECONDS + 2 * LEASE_MARGIN_SECONDS
 EVENT_SECONDS: Final = (1.0, 10.0)
 """Since the first start: when something may happen to a worker."""
 SHORT_FREEZE_SECONDS: Final = (0.2, 2.5)
-LONG_FREEZE_SECONDS: Final = (max(EXPIRED_SECONDS, LEASE_SECONDS) + 0.5, 7.0)
-"""Its heartbeat is found expired and its leases have run out before it goes on."""
+LONG_FREEZE_SECONDS: Final = (max(EXPIRED_SECONDS, LEASE_SECONDS) + 1.5, 9.0)
+"""Its heartbeat is found expired, and its leases run out, before it goes on."""
 START_AGAIN_SECONDS: Final = 1.0
 """After the end of a shard's last process."""
 END_SECONDS: Final = 90.0

@@ -15,13 +15,17 @@ story is kept there. ``--rounds 1 --seed N`` repeats the one of that seed.
 import argparse
 import contextlib
 import json
+import multiprocessing
 import random
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,6 +66,8 @@ EMULATOR: Final = (
     *("--mood", "slow_answer=1", "--slow-answer", "0.2"),
     *("--mood", "http_500_before=0.03", "--mood", "http_500_after=0.03"),
 )
+LANES: Final = 2
+"""Rounds at once, each with servers of its own: half of a round is waiting."""
 MOST_SECONDS: Final = 300.0
 """For one round."""
 ARTIFACTS: Final = Path("artifacts")
@@ -73,8 +79,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1, help="of the first round")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="caps-") as data:
-        found = run(Path(data), args.rounds, seed=args.seed, progress=Console(stderr=True))
+    seeds = range(args.seed, args.seed + args.rounds)
+    with (
+        tempfile.TemporaryDirectory(prefix="caps-") as data,
+        ProcessPoolExecutor(LANES, multiprocessing.get_context("spawn")) as lanes,
+    ):
+        parts = [(Path(data, f"lane-{lane}"), seeds[lane::LANES]) for lane in range(LANES)]
+        rows = sorted(chain(*lanes.map(run, *zip(*parts, strict=True))), key=itemgetter("seed"))
+    found = summed_up(rows)
     ARTIFACTS.mkdir(exist_ok=True)
     (ARTIFACTS / "caps.json").write_text(as_json(found))
     table = Table("what", "count", title=f"{args.rounds} rounds, seeds from {args.seed}")
@@ -85,28 +97,26 @@ def main() -> None:
         sys.exit("\n".join(found["problems"]))
 
 
-def run(data: Path, rounds: int, *, seed: int, progress: Console | None = None) -> dict[str, Any]:
-    """Run rounds one after the other, each with a seed of its own.
+def run(data: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Run rounds one after the other, and print a line for each.
 
     Args:
-        data: an empty folder.
-        rounds: how many.
-        seed: of the first round; each next one's is larger by 1.
-        progress: where a line for each round is printed.
+        data: a folder of its own, which it makes.
+        seeds: of the rounds.
 
     Returns:
-        ``totals`` (what: count), ``problems`` (a sentence for each way in which a cap or a counter
-        was wrong) and ``rounds`` (a row for each, with its story where it failed).
+        A row for each round, with its ``problems`` (a sentence for each way in which a cap or a
+        counter was wrong), and its ``story`` where there are any.
     """
+    data.mkdir()
     rows = []
     with site(data, EMULATOR, CappedSite) as place:
-        for number in range(seed, seed + rounds):
-            rows.append(_run_round(place, data, number))
-            if progress is not None:
-                told = {k: v for k, v in rows[-1].items() if k not in {"scopes", "story"}}
-                progress.print(json.dumps(told), soft_wrap=True)
-    problems = [f"seed {row['seed']}: {each}" for row in rows for each in row["problems"]]
-    return {"seed": seed, "totals": _totals(rows), "problems": problems, "rounds": rows}
+        for seed in seeds:
+            row = _run_round(place, data, seed)
+            rows.append(row)
+            told = {what: row[what] for what in ("seed", "seconds", "sold", "overrun", "problems")}
+            sys.stderr.write(f"{json.dumps(told)}\n")
+    return rows
 
 
 def as_json(found: Mapping[str, Any]) -> str:
@@ -272,20 +282,22 @@ def _compare(name: str, scope: Scope, sold: int, in_doubt: int) -> dict[str, Any
     }
 
 
-def _totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summed_up(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """``totals`` (what: count), ``problems`` with their rounds' seeds, and the ``rounds``."""
     apart = {"seed", "seconds", "scopes", "problems", "story"}
-    summed = [what for what in rows[0] if what not in apart] if rows else []
     scopes = [scope for row in rows for scope in row["scopes"]]
-    return {
+    totals = {
         "rounds": len(rows),
         "rounds that failed": sum(bool(row["problems"]) for row in rows),
-        "seconds a round": round(sum(row["seconds"] for row in rows) / max(1, len(rows)), 1),
-        **{what: sum(row[what] for row in rows) for what in summed},
+        "seconds a round": round(sum(row["seconds"] for row in rows) / len(rows), 1),
+        **{what: sum(row[what] for row in rows) for what in rows[0] if what not in apart},
         "caps": len(scopes),
-        "images that all caps allow": sum(scope["cap"] for scope in scopes),
+        "images that they allow": sum(scope["cap"] for scope in scopes),
         "sold under them": sum(scope["sold"] for scope in scopes),
         "in doubt under them": sum(scope["in doubt"] for scope in scopes),
     }
+    problems = [f"seed {row['seed']}: {each}" for row in rows for each in row["problems"]]
+    return {"totals": totals, "problems": problems, "rounds": rows}
 
 
 if __name__ == "__main__":
