@@ -252,6 +252,9 @@ class Workers:
             self._start(worker.shard)
         elif event.kind is Kind.KILL:
             worker.process.kill()
+            worker.process.join()
+            if worker.process.exitcode != -signal.SIGKILL:
+                return  # it ended by itself just before
             worker.was_killed, worker.thaw_at = True, None
             self._killed_at = time.monotonic()
             self._tell(worker, "killed")
