@@ -8,7 +8,6 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Annotated
 
-import pandas as pd
 import typer
 from rich.console import Console
 
@@ -152,7 +151,7 @@ def resolve(
             )
         )
     for reason, count in sum((one.report.reasons for one in settled), Counter[str]()).items():
-        console.print(f"  {counted(count, 'request')}: {reason}", style="yellow", markup=False)
+        console.print(f"  {counted(count, 'request')}: {reason}", style="yellow")
     console.print(partitions_table([s.current for s in settled], store))
     console.print(f"settled {len(chosen) - len(left):,} of {counted(len(chosen), 'request')}")
     if left:
@@ -190,12 +189,10 @@ def _show(console: Console, store: ObjectStore, account: Account, found: list[Do
         }
         for doubt in found
     ]
-    console.print(
-        table_of(pd.DataFrame(rows), f"{counted(len(found), 'request')} in doubt or lost")
-    )
+    console.print(table_of(rows, f"{counted(len(found), 'request')} in doubt or lost"))
     for key, objects in hints(store, account, found).items():
         for uri in objects:
-            console.print(f"{key[:KEY_SHOWN]}: perhaps {uri}", highlight=False, soft_wrap=True)
+            console.print(f"{key[:KEY_SHOWN]}: perhaps {uri}", soft_wrap=True)
     console.print(
         "nanobanana doubts resolve [KEY] looks for evidence, and costs nothing; with --rebuy it "
         "buys again, with --abandon it gives up"

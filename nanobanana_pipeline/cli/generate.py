@@ -269,7 +269,7 @@ def _settle(console: Console, store: ObjectStore, account: Account, made: RunPla
                 on_progress=lambda p: (
                     bar.update(task, completed=p.finished, description=str(p))
                     if console.is_terminal
-                    else console.print(str(p), highlight=False)
+                    else console.print(str(p))
                 ),
                 timing=timing,
             )
@@ -279,8 +279,8 @@ def _settle(console: Console, store: ObjectStore, account: Account, made: RunPla
 def print_outcome(console: Console, current: CurrentManifest, report: engine.Report) -> None:
     """Name the reasons of what a run has not settled, and what to do about the partition's gaps."""
     for reason, count in report.reasons.items():
-        console.print(f"  {counted(count, 'request')}: {reason}", style="yellow", markup=False)
+        console.print(f"  {counted(count, 'request')}: {reason}", style="yellow")
     if report.halted:
-        console.print(f"stopped early: {report.halted}", style="bold red", markup=False)
+        console.print(f"stopped early: {report.halted}", style="bold red")
     for sentence in advice(current):
-        console.print(f"  {sentence}", markup=False, highlight=False)
+        console.print(f"  {sentence}")

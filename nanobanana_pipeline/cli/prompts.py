@@ -60,7 +60,7 @@ def check_table(
     print_carried(console, checked)
     print_long(console, checked)
     if len(checked.prompts):
-        console.print(f"fingerprint {fingerprint(checked.prompts)}", highlight=False)
+        console.print(f"fingerprint {fingerprint(checked.prompts)}")
     fault = fault_of_name(file)
     if fault:
         print_plain(console, f"{fault}. Rename the file, or give generate --name", style="yellow")

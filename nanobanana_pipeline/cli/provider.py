@@ -3,7 +3,6 @@
 import os
 from typing import Annotated
 
-import pandas as pd
 import typer
 from pydantic import SecretStr, ValidationError
 
@@ -40,7 +39,7 @@ def details() -> None:
     """Show what the provider's server tells of itself."""
     settings = Settings.load()
     told = Account.open(settings).provider.health()
-    rows = pd.DataFrame({"what": list(told), "value": list(told.values())}, dtype="str")
+    rows = [{"what": what, "value": str(value)} for what, value in told.items()]
     make_console().print(table_of(rows, settings.base_url))
 
 

@@ -3,7 +3,6 @@
 from pathlib import PurePosixPath
 from typing import Annotated
 
-import pandas as pd
 import typer
 from rich.console import Console
 
@@ -70,7 +69,7 @@ def quote_command(
     if len(quotes) > 1:
         rows.append(_row("all", quotes))
     title = f"{set_name}: {counted(len(checked.prompts), 'row')}"
-    console.print(table_of(pd.DataFrame(rows), title))
+    console.print(table_of(rows, title))
     if any(q.changes for q in quotes):
         console.print(
             "parameters differ from those some partitions were made with: generate needs "

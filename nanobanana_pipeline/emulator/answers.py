@@ -70,6 +70,16 @@ def fetched_done(links: list[str]) -> JSONResponse:
     return JSONResponse({"status": "success", "output": links})
 
 
+def named_done(purchase: Purchase, links: list[str]) -> dict[str, object]:
+    """Make the answer to a fetch that says of which request the pictures are."""
+    return {
+        "status": "success",
+        "id": purchase.id,
+        "output": links,
+        "meta": _meta(purchase),
+    }
+
+
 def fetched_too_early() -> JSONResponse:
     """Answer a fetch of pictures still to come: no id, as observed."""
     return JSONResponse({"status": "processing", "message": "Try Again", "output": ""})

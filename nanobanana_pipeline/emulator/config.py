@@ -22,6 +22,8 @@ class EmulatorConfig(BaseModel):
         expiry_seconds: How long outputs live after completion; the provider says 24 hours.
         slow_answer_seconds: The delay that the mood `slow_answer` adds.
         late_webhook_seconds: The delay that the mood `webhook_late` adds.
+        found_late_seconds: How long after a purchase the mood `found_late` does not know its id.
+        firewall_text: The text in a prompt that the mood `firewall` strikes at.
         moods: Rate of each misbehaviour, 0 to 1; those not named never happen.
         seed: Makes latencies and misbehaviours repeatable.
         api_key: The one key that is accepted; None accepts any that is not empty.
@@ -39,6 +41,8 @@ class EmulatorConfig(BaseModel):
     expiry_seconds: _Seconds = 24 * 3600
     slow_answer_seconds: _Seconds = 5
     late_webhook_seconds: _Seconds = 60
+    found_late_seconds: _Seconds = 5
+    firewall_text: Annotated[str, Field(min_length=1)] = "/etc/passwd"
     moods: dict[str, float] = Field(default_factory=dict)
     seed: int = 0
     api_key: SecretStr | None = None

@@ -179,6 +179,16 @@ class PurchaseBook:
         """Find a purchase by the name of its outputs."""
         return self._one("SELECT * FROM purchases WHERE output = ?", output)
 
+    def another(self, purchase: Purchase, now: float) -> Purchase | None:
+        """Find the purchase of other pictures that is nearest to one and drawn at `now`."""
+        return self._one(
+            "SELECT * FROM purchases WHERE picture_hash != ? AND ready_at <= ? AND NOT fails"
+            " AND NOT cleared ORDER BY abs(id - ?) LIMIT 1",
+            purchase.picture.digest(),
+            now,
+            purchase.id,
+        )
+
     def ready_times_after(self, now: float) -> list[float]:
         """List when each generation that is under way at `now` will be ready, in Unix seconds."""
         rows = self._db.execute(

@@ -7,6 +7,7 @@ from typing import Any
 __all__ = [
     "Answered",
     "Done",
+    "Echo",
     "Failed",
     "FetchOutcome",
     "Halted",
@@ -22,24 +23,48 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Done:
-    """The pictures are ready. `output` holds at least one entry, in sample order.
+class Echo:
+    """What an answer says of the request that it answers. A field that it does not name is empty.
 
-    `prompt` is the one that the provider says it drew, if it says so.
+    Attributes:
+        ids: every id that the answer names, as text.
+        track_id: the mark that we gave the attempt.
+        prompt: the prompt that the provider says it draws, to the letter.
+        seed: the seed that the provider says it draws with.
+    """
+
+    ids: tuple[str, ...] = ()
+    track_id: str | None = None
+    prompt: str | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """The pictures are ready.
+
+    Attributes:
+        provider_id: the id to fetch by, if the answer names one.
+        output: where the pictures are, in sample order; at least one entry.
+        echo: what the answer says of its request.
     """
 
     provider_id: str | None
     output: tuple[str, ...]
-    seed: int | None = None
-    prompt: str | None = None
+    echo: Echo = Echo()
 
 
 @dataclass(frozen=True)
 class Queued:
-    """The provider has the request and works on it."""
+    """The provider has the request and works on it.
+
+    Attributes:
+        provider_id: the id to fetch by; None only in the answer to a fetch.
+        echo: what the answer says of its request.
+    """
 
     provider_id: str | None
-    seed: int | None = None
+    echo: Echo = Echo()
 
 
 @dataclass(frozen=True)
@@ -51,9 +76,18 @@ class Refused:
 
 @dataclass(frozen=True)
 class Halted:
-    """The account or the address is refused; it was not bought, nor would the next one be."""
+    """The account or the address is refused; the request was not bought.
+
+    Attributes:
+        reason: the provider's words.
+        is_sure: whether the provider says so of the account itself, so that the next request would
+            be refused too. If not, the answer may be about this one request: a firewall's page, or
+            words in a place where any text may stand. A different request that gets the same
+            answer settles it.
+    """
 
     reason: str
+    is_sure: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,9 +100,18 @@ class RateLimited:
 
 @dataclass(frozen=True)
 class Failed:
-    """The provider says that it drew nothing."""
+    """The provider says that it drew nothing.
+
+    Attributes:
+        reason: the provider's words.
+        is_own: whether the provider failed by itself (overload, a GPU, "try again later"), and the
+            answer blames nothing in the request.
+        echo: what the answer says of its request.
+    """
 
     reason: str
+    is_own: bool = False
+    echo: Echo = Echo()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.provider.outcomes import (
     Done,
+    Echo,
     Failed,
     FetchOutcome,
     Halted,
@@ -159,7 +160,7 @@ class FakeProvider:
             return Done(None, order.urls)
         self.auditor.told(order)
         if outcome == "done":
-            return Done(order.provider_id, order.urls, request.seed)
+            return Done(order.provider_id, order.urls, Echo(seed=request.seed))
         return Queued(order.provider_id)
 
     def fetch(self, provider_id: str) -> FetchOutcome:
@@ -200,7 +201,7 @@ class FakeProvider:
             return Failed("no picture came of it")
         if now < order.ready:
             return Queued(None)
-        return Done(None, order.urls, order.request.seed, order.request.prompt)
+        return Done(None, order.urls, _echo(order))
 
     def _sell(self, key: str, nonce: str, request: ImageRequest, drawing: float) -> Order:
         now = self._scheduler.now
@@ -255,3 +256,7 @@ def _blank() -> bytes:
     file = io.BytesIO()
     Image.new("1", (1024, 1024)).save(file, "PNG", optimize=True)
     return file.getvalue()
+
+
+def _echo(order: Order) -> Echo:
+    return Echo(seed=order.request.seed, prompt=order.request.prompt)

@@ -1,5 +1,6 @@
 """The attempt invariant, under every sequence of steps."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from nanobanana_pipeline.errors import ForbiddenTransition, StorageError
 from nanobanana_pipeline.ledger import (
+    COSTING,
     MAX_FAILURES,
     Entry,
     Outcome,
@@ -204,6 +206,65 @@ def test_lost_pictures_add_up_and_a_later_settling_replaces_them() -> None:
     entry = entry.lose("n1", "0 is broken", (image(1, "b"),))
     assert entry.images == (image(0), image(1, "b"))
     assert entry.settle("n1", BOTH).images == BOTH
+
+
+RANKS = [
+    {Outcome.REFUSED, Outcome.FAILED},
+    {Outcome.LOST, Outcome.IN_DOUBT},
+    {Outcome.ACCEPTED},
+    {Outcome.SUBMITTING},
+    {Outcome.SETTLED},
+]
+"""Which of two attempts decides; of those in one set the later."""
+
+
+def test_of_two_attempts_the_one_that_may_have_bought_more_decides() -> None:
+    rank = {outcome: number for number, equals in enumerate(RANKS) for outcome in equals}
+    attempt = claimed().attempts[0]
+    for pair in itertools.product(rank, rank):
+        attempts = [attempt.model_copy(update={"outcome": outcome}) for outcome in pair]
+        entry = fresh().model_copy(update={"attempts": tuple(attempts)})
+        first, second = pair
+        deciding = first if rank[first] > rank[second] else second
+        assert entry.state is State(deciding), pair
+
+
+def test_what_may_have_been_paid_for_counts_as_spent() -> None:
+    assert COSTING == MAYBE_PAID
+
+
+def test_what_a_person_gave_up_is_spent_and_neither_looked_for_nor_bought_again() -> None:
+    doubted = claimed().doubt("n1", "no answer")
+    lost = claimed().accept("n1", "7").lose("n1", "the picture is gone")
+    for entry in (doubted, lost):
+        assert not entry.is_abandoned
+        assert entry.can_reconcile(3600)
+        given_up = entry.abandon("n1", "given up")
+        assert (given_up.state, given_up.reason) == (State.LOST, "given up")
+        assert given_up.is_abandoned
+        assert not given_up.can_reconcile(3600)
+        assert not given_up.may_claim(rebuy=True)
+        assert given_up.attempts[0].outcome in COSTING
+    with pytest.raises(ForbiddenTransition, match="is accepted and cannot"):
+        claimed().accept("n1", "7").abandon("n1", "given up")
+
+
+def test_evidence_is_looked_for_in_doubts_and_while_the_provider_keeps_what_was_lost() -> None:
+    assert not fresh().can_reconcile(3600)
+    assert not claimed().can_reconcile(3600)
+    assert claimed().doubt("n1", "no answer").can_reconcile(0)
+    lost = claimed().accept("n1", "7").lose("n1", "gone")
+    assert lost.can_reconcile(3600)
+    assert not lost.can_reconcile(0)
+    url = claimed().accept("n1", None, ["https://x.test/0.png"]).lose("n1", "gone")
+    assert url.can_reconcile(3600)
+    assert not claimed().accept("n1", None).lose("n1", "gone").can_reconcile(3600)
+
+
+def test_a_rebuy_is_one_only_where_an_earlier_attempt_may_have_been_paid_for() -> None:
+    assert not claimed(rebuy=True).attempts[0].rebuy
+    doubted = claimed().doubt("n1", "no answer")
+    assert claimed("n2", doubted, rebuy=True).attempts[1].rebuy
 
 
 def test_an_unknown_attempt_is_refused() -> None:

@@ -14,6 +14,7 @@ from nanobanana_pipeline.ledger import Entry, Held, Ledger, Outcome, State, new_
 from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.request import request_key
 from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage.cas import Instant
 from tests.s3_proxy import Loss, S3Proxy
 
 REQUEST = ModelsLabRequest(prompt="a red panda", seed=1)
@@ -197,6 +198,31 @@ def test_a_claim_expires_after_its_lease_and_not_before(near: Ledger) -> None:
     assert doubted.entry.state is State.IN_DOUBT
     assert doubted.entry.reason == "run run ended while it was sending"
     assert near.expire(doubted) == doubted
+
+
+def test_a_lease_ends_for_its_owner_by_the_clock_that_says_more_and_for_others_by_the_other() -> (
+    None
+):
+    entry = Entry.new(REQUEST, KEY, realm="emulator").claim(
+        run_id="run", nonce="n1", lease_seconds=60
+    )
+    now = Instant.now()
+    held = Held(entry, "etag", 10.0, Instant(boot=now.boot - 5, wall=now.wall - 20))
+    assert held.lease_left == pytest.approx(30, abs=1)
+    assert held.expires_in == pytest.approx(45, abs=1)
+    unclaimed = Held(entry.not_sent("n1", "stopped"), "etag", 10.0, now)
+    assert (unclaimed.lease_left, unclaimed.expires_in) == (0.0, 0.0)
+
+
+def test_what_is_written_and_what_is_read_know_their_age(near: Ledger) -> None:
+    before = Instant.now()
+    written = claimed(near)
+    assert written.age_seconds == 0
+    assert before.boot <= written.read_at.boot <= Instant.now().boot
+    time.sleep(1.1)  # S3 tells its time in whole seconds
+    found = read(near)
+    assert found.age_seconds >= 1
+    assert found.entry.attempts[0].lease_seconds == 60
 
 
 def test_expiry_goes_by_the_servers_clock_not_by_what_the_worker_wrote(near: Ledger) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import json
 import re
+import select
 import shutil
 import socket
 import ssl
@@ -150,6 +151,17 @@ def closing(server: Server, peer: socket.socket) -> None:
 def slamming(_: Server, peer: socket.socket) -> None:
     """Closes at once, unread."""
     peer.close()
+
+
+def closing_kept_connections(data: bytes) -> Handler:
+    """Answers one request so, keeps the connection, and closes it under the next one, unread."""
+
+    def handle(server: Server, peer: socket.socket) -> None:
+        if server.read(peer) is not None:
+            peer.sendall(data)
+            select.select([peer], [], [], 20)
+
+    return handle
 
 
 def gzip_bomb(megabytes: int) -> bytes:

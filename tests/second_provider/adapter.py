@@ -70,7 +70,7 @@ class Atelier:
             return to.Unknown(str(error))
         match answer.status, _json(answer):
             case 200, {"state": "ready", "images": [*images], "text": str(text)}:
-                return to.Done(provider_id, tuple(map(str, images)), prompt=text)
+                return to.Done(provider_id, tuple(map(str, images)), to.Echo(prompt=text))
             case 200, {"state": "drawing"}:
                 return to.Queued(provider_id)
             case 404, _:

@@ -10,7 +10,7 @@ import logging
 from nanobanana_pipeline.errors import ProviderHalt
 from nanobanana_pipeline.generation.engine.work_queue import Downloadable, Finished, Requeue, Step
 from nanobanana_pipeline.ledger import Attempt, Entry, Held, Ledger, Outcome
-from nanobanana_pipeline.provider.outcomes import Done, Failed, Halted, Queued
+from nanobanana_pipeline.provider.outcomes import Done, Echo, Failed, Halted, Queued
 from nanobanana_pipeline.provider.protocol import Provider
 from nanobanana_pipeline.webhooks.inbox import Inbox, attempt_id
 
@@ -58,7 +58,7 @@ class Reconciler:
         outcome = self._provider.fetch(provider_id)
         if isinstance(outcome, Halted):
             raise ProviderHalt(outcome.reason)
-        drawn = outcome.prompt if isinstance(outcome, Done) else None
+        drawn = outcome.echo.prompt if isinstance(outcome, Done) else None
         if not is_sure and drawn != held.entry.prompt:
             return None
         match outcome:
@@ -95,6 +95,6 @@ def _by_noted_urls(held: Held, kept_seconds: float) -> Downloadable | None:
         is_lost = attempt.outcome is Outcome.LOST and attempt.provider_id is None
         if is_lost and attempt.is_still_kept(kept_seconds):
             return Downloadable(
-                held, attempt.nonce, Done(None, attempt.output, attempt.seed_reported)
+                held, attempt.nonce, Done(None, attempt.output, Echo(seed=attempt.seed_reported))
             )
     return None

@@ -39,6 +39,7 @@ from nanobanana_pipeline.provider.account import Account
 from nanobanana_pipeline.provider.downloads import is_url
 from nanobanana_pipeline.provider.outcomes import (
     Done,
+    Echo,
     Failed,
     Halted,
     Missing,
@@ -285,7 +286,9 @@ class Submitter:
         if provider_id is not None and not all(map(is_url, output)):
             output = ()  # pictures sent inline are too large to note; the id brings them again
         try:
-            self._record(submission, lambda e, n: e.accept(n, provider_id, output, outcome.seed))
+            self._record(
+                submission, lambda e, n: e.accept(n, provider_id, output, outcome.echo.seed)
+            )
         except StorageError:
             self.in_flight.log_unwritten(0)
             raise
@@ -297,7 +300,7 @@ class Submitter:
         if attempt is None:
             raise AssertionError  # an accepted entry has an accepted attempt
         if attempt.output:
-            done = Done(attempt.provider_id, attempt.output, attempt.seed_reported)
+            done = Done(attempt.provider_id, attempt.output, Echo(seed=attempt.seed_reported))
             return Downloadable(held, attempt.nonce, done)
         if not self._slots.acquire(self._give_up):
             return Finished.of(held)

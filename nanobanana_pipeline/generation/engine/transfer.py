@@ -139,7 +139,9 @@ class Transfer:
         size = sum(image.size for image in images)
         reason = "; ".join(problems) or None
         if reason is None:
-            held = self._ledger.record(held, lambda entry: entry.settle(nonce, images, done.seed))
+            held = self._ledger.record(
+                held, lambda entry: entry.settle(nonce, images, done.echo.seed)
+            )
         elif not passing:
             held = self._ledger.record(held, lambda entry: entry.lose(nonce, reason, images))
         return Transferred(held, len(images), size, reason, refused)

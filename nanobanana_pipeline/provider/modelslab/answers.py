@@ -1,8 +1,19 @@
 """What the provider says, brought to a small closed set of outcomes.
 
-The body decides, not the HTTP status: the vendor answers errors under 200 and `processing` under
-400. Only where the body says nothing does the status count. Whatever comes, the parsers return an
-outcome and never raise.
+The body decides first, then the HTTP status: the vendor answers errors under 200 and `processing`
+under 400. What an error means is judged by where its words stand, because a message may hold any
+words, also those of a prompt:
+
+- a map with a field of the request among its names, or HTTP 400, 413, 414, 415 or 422: the request
+  breaks a rule;
+- 401, 402, 403: the account;
+- a plain message under 2xx, or to a fetch: the provider's own failure.
+
+Only two kinds of message are known by their words, and only at the beginning of a message: rate
+limits, and the account's key, credit and plan. A wrong `Failed` costs a second try, a wrong
+`Refused` a picture, a wrong `Halted` a launch: in doubt it is `Failed`. An object without a word
+under 2xx or 4xx is `Unknown`, except under 429, which says enough by itself. Whatever comes, the
+parsers return an outcome and never raise.
 """
 
 import json
@@ -13,9 +24,11 @@ from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
 from nanobanana_pipeline.provider.outcomes import (
     Answered,
     Done,
+    Echo,
     Failed,
     FetchOutcome,
     Halted,
@@ -36,8 +49,9 @@ MAX_ID_CHARACTERS: Final = 200
 
 MAX_DEPTH: Final = 4
 BAD_REQUEST_STATUSES = frozenset({400, 413, 414, 415, 422})
-HALT_STATUSES = frozenset({401, 402, 403, 404, 405, 410})
+ACCOUNT_STATUSES = frozenset({401, 402, 403})
 NO_SUCH_ADDRESS = frozenset({404, 410})
+HALT_STATUSES = ACCOUNT_STATUSES | NO_SUCH_ADDRESS | {405}
 REDIRECTION_STATUSES = range(300, 400)
 FAILED = frozenset({"error", "failed"})
 WELL_DONE = frozenset({"success", "ok"})
@@ -46,17 +60,23 @@ SERVER_ERRORS = range(500, 600)
 EPOCH_SECONDS_SINCE = 1_000_000_000
 """A reset header above this is a moment, below it a number of seconds."""
 
-_RATE = re.compile(r"rate.?limit|too many requests|queued requests allowed", re.IGNORECASE)
+# What a message may begin with. The words that count stand behind it, and nowhere else.
+_LEAD = (
+    r"\W*(?:(?:you|your|the|this|have|has|are|is|an?|exceeded|reached|hit|account|current|provided|"
+    r"please|sorry|error|invalid|wrong|missing|incorrect|unknown|expired)\W+){0,6}"
+)
+_RATE = re.compile(
+    _LEAD + r"(?:rate.?limit|too many requests|maximum \d+ queued requests)", re.IGNORECASE
+)
 _ACCOUNT = re.compile(
-    r"api.?key|unauthori[sz]ed|insufficient (credit|balance|fund)|out of credits?|no credits? left|"
-    r"your (current )?(plan|subscription)|upgrade your",
+    _LEAD + r"(?:api.?key|insufficient (?:credit|balance|fund)|out of credits?|no credits? left|"
+    r"unauth(?:ori[sz]ed|enticated)(?:\W*$| (?:access|request|user)\b)|upgrade your|"
+    r"(?:plan|subscription) (?:is|does|has|too|expired|ended)\b)",
     re.IGNORECASE,
 )
-_VALIDATION = re.compile(
-    r"\brequired\b|\bmust\b|\bbetween\b|divisible|validation|not (a )?(valid|allowed|supported)|"
-    r"\binvalid\b|\bexceeds?\b|too (long|large|many|small)",
-    re.IGNORECASE,
-)
+_NO_SUCH_REQUEST = re.compile(_LEAD + r"(?:request|id)\b.{0,40}\bnot found", re.IGNORECASE)
+_FIELDS = frozenset(ModelsLabRequest.model_fields) | {"ref_image"}
+_WORDS_IN = ("message", "messege", "errors", "error", "detail")
 _FETCH_ID = re.compile(r"/fetch/([^/?#]+)")
 
 
@@ -65,21 +85,22 @@ def parse_submit(status: int, headers: Mapping[str, str], body: bytes) -> Submit
     answer = _json_object(body)
     if answer is None:
         return _unreadable(status, headers, body)
-    said = _said(answer)
-    reason = _reason(answer) or f"HTTP {status}, status {said or 'missing'!r}"
+    said, words = _said(answer), _words(answer)
+    reason = words or f"HTTP {status}, status {said or 'missing'!r}"
     provider_id, output = _provider_id(answer), _output(answer)
-    if _is_rate_limit(status, answer, reason, said):
+    if _is_rate_limit(status, answer, words, said):
         return RateLimited(_retry_after(headers, answer), reason)
     if status in SERVER_ERRORS:
         return Unknown(f"HTTP {status}: {reason}", provider_id)
     if said in {"success", ""} and output:
-        return Done(provider_id, output, _seed(answer), _prompt(answer))
+        return Done(provider_id, output, _echo(answer))
     if provider_id and (said in GOING_WELL or (said == "" and status not in HALT_STATUSES)):
-        return Queued(provider_id, _seed(answer))
-    if said in FAILED or (said == "" and status in HALT_STATUSES | BAD_REQUEST_STATUSES):
+        return Queued(provider_id, _echo(answer))
+    refuses = said == "" and words and status in HALT_STATUSES | BAD_REQUEST_STATUSES
+    if said in FAILED or refuses:
         return _error(status, answer, reason)
     if said == "" and status in REDIRECTION_STATUSES:
-        return Halted(f"{reason}; is NANOBANANA_BASE_URL right?")
+        return Halted(f"{reason}; is NANOBANANA_BASE_URL right?", is_sure=False)
     return Unknown(f"an answer that says neither done nor failed: {reason}", provider_id)
 
 
@@ -89,23 +110,20 @@ def parse_fetch(status: int, headers: Mapping[str, str], body: bytes) -> FetchOu
     if answer is None:
         outcome = _unreadable(status, headers, body)
         return outcome if isinstance(outcome, Halted | RateLimited) else Unknown(outcome.reason)
-    said = _said(answer)
-    reason = _reason(answer) or f"HTTP {status}, status {said or 'missing'!r}"
-    if _is_rate_limit(status, answer, reason, said):
+    said, words = _said(answer), _words(answer)
+    reason = words or f"HTTP {status}, status {said or 'missing'!r}"
+    if _is_rate_limit(status, answer, words, said):
         return RateLimited(_retry_after(headers, answer), reason)
     if status in SERVER_ERRORS:
         return Unknown(f"HTTP {status}: {reason}")
     output = _output(answer)
     if said in {"success", ""} and output:
-        return Done(_provider_id(answer), output, _seed(answer), _prompt(answer))
+        return Done(_provider_id(answer), output, _echo(answer))
     if said == "processing":
-        return Queued(_provider_id(answer), _seed(answer))
-    if said in FAILED and "not found" in reason.lower():
-        return Missing(reason)
-    if said in FAILED | {""} and status in HALT_STATUSES - NO_SUCH_ADDRESS:
-        return Halted(reason)
-    if said in FAILED:
-        return Halted(reason) if _ACCOUNT.search(reason) else Failed(reason)
+        return Queued(_provider_id(answer), _echo(answer))
+    refuses = said == "" and words and status in HALT_STATUSES - NO_SUCH_ADDRESS
+    if said in FAILED or refuses:
+        return _fetch_error(status, answer, words, reason)
     return Unknown(f"an answer that says neither done nor failed: {reason}")
 
 
@@ -116,7 +134,7 @@ def parse_operation(status: int, headers: Mapping[str, str], body: bytes) -> Ope
         outcome = _unreadable(status, headers, body)
         return outcome if isinstance(outcome, Unknown) else Failed(outcome.reason)
     said = _said(answer)
-    reason = _reason(answer) or f"HTTP {status}, status {said or 'missing'!r}"
+    reason = _words(answer) or f"HTTP {status}, status {said or 'missing'!r}"
     if status in SERVER_ERRORS:
         return Unknown(f"HTTP {status}: {reason}")
     if said in WELL_DONE:
@@ -129,17 +147,60 @@ def parse_operation(status: int, headers: Mapping[str, str], body: bytes) -> Ope
 
 
 def _error(status: int, answer: Mapping[str, Any], reason: str) -> SubmitOutcome:
-    if status in HALT_STATUSES or _ACCOUNT.search(reason):
+    """What an answer means that says that it is an error, by where its words stand."""
+    blamed = _blamed_fields(answer)
+    if status in ACCOUNT_STATUSES and not (blamed and status == HTTPStatus.FORBIDDEN):
         return Halted(reason)
-    if (
-        status in BAD_REQUEST_STATUSES
-        or isinstance(answer.get("errors"), dict)
-        or _VALIDATION.search(reason)
-    ):
+    if blamed:
+        return Refused(reason)
+    if status in HALT_STATUSES or "key" in _field_names(answer) or _ACCOUNT.match(reason):
+        return Halted(reason, is_sure=False)
+    if status in BAD_REQUEST_STATUSES:
         return Refused(reason)
     if status < HTTPStatus.BAD_REQUEST:
-        return Failed(reason)
+        return _failed(status, answer, reason)
     return Unknown(f"HTTP {status}: {reason}", _provider_id(answer))
+
+
+def _fetch_error(
+    status: int, answer: Mapping[str, Any], words: str, reason: str
+) -> Missing | Halted | Failed:
+    """The same for a fetch. An id that may be unknown is `Missing`: `Failed` is bought again."""
+    no_id = not _ids(answer) and "not found" in words.lower()
+    if status in NO_SUCH_ADDRESS or no_id or _NO_SUCH_REQUEST.match(words):
+        return Missing(reason)
+    if status in HALT_STATUSES or _ACCOUNT.match(words):
+        return Halted(reason, is_sure=status in ACCOUNT_STATUSES)
+    return _failed(status, answer, reason)
+
+
+def _failed(status: int, answer: Mapping[str, Any], reason: str) -> Failed:
+    # A flag for unsafe content, or a map of unknown names, is about the request. Neither is a
+    # `Refused`: a filter may look at the picture, and the next one may pass.
+    about_request = (
+        status >= HTTPStatus.BAD_REQUEST
+        or isinstance(answer.get("errors"), dict)
+        or bool(_blamed_fields(answer))
+        or answer.get("nsfw_content_detected") is True
+    )
+    return Failed(reason, is_own=not about_request, echo=_echo(answer))
+
+
+def _field_names(answer: Mapping[str, Any]) -> set[str]:
+    """The names in the maps field → words, as in `{"errors": {"ref_image.0": ["too large"]}}`."""
+    maps = (answer.get(place) for place in _WORDS_IN)
+    return {
+        str(name).partition(".")[0]
+        for each in maps
+        if isinstance(each, dict)
+        for name, words in each.items()
+        if any(_texts(words))
+    }
+
+
+def _blamed_fields(answer: Mapping[str, Any]) -> set[str]:
+    """The fields of the request that an answer finds fault with."""
+    return _field_names(answer) & _FIELDS
 
 
 def _unreadable(
@@ -150,11 +211,11 @@ def _unreadable(
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return RateLimited(_retry_after(headers, {}), reason)
     if status in HALT_STATUSES or status in REDIRECTION_STATUSES:
-        return Halted(f"{reason}; is NANOBANANA_BASE_URL right?")
+        return Halted(f"{reason}; is NANOBANANA_BASE_URL right?", is_sure=False)
     return Unknown(reason)
 
 
-def _is_rate_limit(status: int, answer: Mapping[str, Any], reason: str, said: str) -> bool:
+def _is_rate_limit(status: int, answer: Mapping[str, Any], words: str, said: str) -> bool:
     if said in GOING_WELL:
         return False
     # An answer that may be a purchase under another name is never taken for a refusal.
@@ -163,7 +224,7 @@ def _is_rate_limit(status: int, answer: Mapping[str, Any], reason: str, said: st
         return not bought or said == ""
     if bought:
         return False
-    says_so = bool(_RATE.search(reason)) or "retry_after" in answer
+    says_so = bool(_RATE.match(words)) or "retry_after" in answer
     return says_so and (status not in SERVER_ERRORS or status == HTTPStatus.SERVICE_UNAVAILABLE)
 
 
@@ -180,19 +241,20 @@ def _said(answer: Mapping[str, Any]) -> str:
     return _clean(said).lower() if isinstance(said, str) else ""
 
 
-def _clean(text: str) -> str:
+def _utf8(text: str) -> str:
     """The text as UTF-8 can hold it: a lone surrogate would break whatever is written down."""
-    if not text.isascii():
-        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text.strip()
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def _reason(answer: Mapping[str, Any]) -> str:
-    said = (
-        text
-        for name in ("message", "messege", "errors", "error", "detail")
-        for text in _texts(answer.get(name))
-    )
+def _clean(text: str) -> str:
+    return _utf8(text).strip()
+
+
+def _words(answer: Mapping[str, Any]) -> str:
+    """Every message in an answer; empty if there is none."""
+    said = (text for name in _WORDS_IN for text in _texts(answer.get(name)))
     return _clean("; ".join(dict.fromkeys(said)))[:MAX_REASON_CHARACTERS]
 
 
@@ -211,15 +273,38 @@ def _texts(value: object, depth: int = 0) -> Iterator[str]:
 
 
 def _provider_id(answer: Mapping[str, Any]) -> str | None:
-    for name in ("id", "request_id"):
-        value = answer.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = str(value)
-        if isinstance(value, str) and _can_be_fetched(value.strip()):
-            return value.strip()
+    """The id to fetch by."""
+    return next(iter(_ids(answer)), None)
+
+
+def _ids(answer: Mapping[str, Any]) -> tuple[str, ...]:
+    """Every id that an answer names and that can be fetched, the one to fetch by first."""
     link = answer.get("fetch_result")
     found = _FETCH_ID.search(link) if isinstance(link, str) else None
-    return found[1] if found and _can_be_fetched(found[1]) else None
+    named = [answer.get("id"), answer.get("request_id"), found[1] if found else None]
+    texts = (
+        str(value).strip()
+        for value in named
+        if isinstance(value, str | int) and not isinstance(value, bool)
+    )
+    return tuple(dict.fromkeys(text for text in texts if _can_be_fetched(text)))
+
+
+def _echo(answer: Mapping[str, Any]) -> Echo:
+    track_id, prompt = _named(answer, "track_id"), _named(answer, "prompt")
+    return Echo(
+        _ids(answer),
+        _utf8(track_id) if isinstance(track_id, str) and track_id else None,
+        _utf8(prompt) if isinstance(prompt, str) and prompt else None,
+        _seed(_named(answer, "seed")),
+    )
+
+
+def _named(answer: Mapping[str, Any], name: str) -> object:
+    """A fact of the request: in `meta`, else beside it."""
+    meta = answer.get("meta")
+    value = meta.get(name) if isinstance(meta, dict) else None
+    return answer.get(name) if value is None else value
 
 
 def _can_be_fetched(provider_id: str) -> bool:
@@ -248,10 +333,7 @@ def _output(answer: Mapping[str, Any]) -> tuple[str, ...]:
     return ()
 
 
-def _seed(answer: Mapping[str, Any]) -> int | None:
-    meta = answer.get("meta")
-    value = meta.get("seed") if isinstance(meta, dict) else None
-    value = answer.get("seed") if value is None else value
+def _seed(value: object) -> int | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
@@ -259,12 +341,6 @@ def _seed(answer: Mapping[str, Any]) -> int | None:
     if isinstance(value, str) and re.fullmatch(r"\d{1,20}", value.strip()):
         return int(value)
     return None
-
-
-def _prompt(answer: Mapping[str, Any]) -> str | None:
-    meta = answer.get("meta")
-    value = meta.get("prompt") if isinstance(meta, dict) else None
-    return value if isinstance(value, str) else None
 
 
 def _seconds(value: object) -> float | None:

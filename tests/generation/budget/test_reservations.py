@@ -1,5 +1,7 @@
 """Caps on images and money hold over shards, runs and machines, and say too much at worst."""
 
+import itertools
+import json
 import os
 import threading
 import time
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from nanobanana_pipeline.bucket_keys import run_alive_key, run_done_key
+from nanobanana_pipeline.bucket_keys import run_alive_key, run_done_key, run_plan_key
 from nanobanana_pipeline.cli.app import app
 from nanobanana_pipeline.errors import PlanError, StorageError
 from nanobanana_pipeline.generation.budget.counters import (
@@ -20,18 +22,27 @@ from nanobanana_pipeline.generation.budget.counters import (
     Scope,
     day_scope,
     partition_scope,
+    run_scope,
 )
 from nanobanana_pipeline.generation.budget.incarnation import DEFAULT_HEARTBEAT, HeartbeatTiming
-from nanobanana_pipeline.generation.budget.reservations import ShardBudget
+from nanobanana_pipeline.generation.budget.reclaim import reclaim
+from nanobanana_pipeline.generation.budget.reservations import ShardBudget, open_shard_budget
 from nanobanana_pipeline.generation.launch_steps import settle_shard
-from nanobanana_pipeline.generation.planning.run_files import list_unfinished, mark_done
-from nanobanana_pipeline.ledger import Ledger, State
+from nanobanana_pipeline.generation.planning.run_files import (
+    list_unfinished,
+    mark_done,
+    read_shard_keys,
+)
+from nanobanana_pipeline.ledger import Entry, Held, Ledger, State, new_nonce
 from nanobanana_pipeline.money import Budget, Cap
 from nanobanana_pipeline.provider.account import Account
-from nanobanana_pipeline.storage import ObjectStore, StoredObject
+from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
+from nanobanana_pipeline.storage import ObjectStore, StoredObject, cas
 from nanobanana_pipeline.storage.cas import Instant
 from tests.conftest import Emulators, account_for, settings_for
+from tests.later import later
 from tests.launching import (
+    SMALL,
     bought,
     entries,
     keep_prompts,
@@ -217,6 +228,38 @@ def test_what_others_give_back_is_asked_for_at_the_end(
     assert (report.states, report.over_budget) == ({State.SETTLED: 3}, 0)
 
 
+def test_what_is_reserved_is_taken_without_a_call_and_what_has_no_room_is_asked_for_once(
+    store: ObjectStore, s3_url: str
+) -> None:
+    with S3Proxy(s3_url) as proxy:
+        mine = budget_of(proxy.store_like(store), 4, "run")
+        mine.open(3)
+        before = len(proxy.calls)
+        permits = [mine.take(1) for _ in range(3)]
+        assert None not in permits
+        assert len(proxy.calls) == before
+        assert mine.take(2) is None
+        assert mine.reason is not None
+        before = len(proxy.calls)
+        assert mine.take(1) is not None, "the cap had room for one"
+        assert mine.take(1) is None
+        assert len(proxy.calls) == before
+
+
+def test_no_more_is_asked_for_again_than_the_shard_expects_to_buy(store: ObjectStore) -> None:
+    scope = day_scope(store, Budget())
+    reserve(scope, "other/shard-0000/0", 4)
+    mine = budget_of(store, 5, "run")
+    mine.open(3)
+    assert [mine.take(1) is not None for _ in range(2)] == [True, False]
+    assert not mine.ask_again()
+    scope.change(lambda counter: counter.closed("other/shard-0000/0", 0, datetime.now(UTC)))
+    assert mine.ask_again()
+    assert counted(store).images_counted == 3
+    assert [mine.take(1) is not None for _ in range(3)] == [True, True, True]
+    assert counted(store).images_counted == 4
+
+
 def test_what_an_expired_shard_reserved_counts_until_its_spending_is_counted(
     store: ObjectStore, emulator_and_account: tuple[Any, Account]
 ) -> None:
@@ -282,23 +325,32 @@ def test_what_is_closed_is_not_opened_again_by_its_owner(store: ObjectStore) -> 
     assert counted(store).reservations[name].images == 1
 
 
+@pytest.mark.parametrize("age", [0, 60])
 def test_an_incarnation_belongs_to_one_day(
-    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, age: int
 ) -> None:
-    """At midnight by S3's clock, which is put forward here, permits end."""
+    """At midnight by S3's clock, which is put forward here, permits end.
+
+    The first heartbeat may be read long after it was written.
+    """
     shift = timedelta()
     get = ObjectStore.get
 
     def shifted(self: ObjectStore, key: str) -> StoredObject | None:
         found = get(self, key)
-        return found and replace(found, last_modified=found.last_modified + shift)
+        return found and replace(
+            found,
+            last_modified=found.last_modified + shift - timedelta(seconds=age),
+            age_seconds=found.age_seconds + age,
+        )
 
     monkeypatch.setattr(ObjectStore, "get", shifted)
     now = datetime.now(UTC)
     midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
     shift = midnight - now - timedelta(seconds=5)
     mine = budget_of(store, 2, "run")
-    mine.open(2)
+    mine.open(3)
+    assert mine.reason is not None, "the old day's cap has no room for three"
     old = mine.take(1)
     assert old is not None
     wait_until(lambda: not old.holds())
@@ -321,6 +373,69 @@ def test_old_reservations_are_folded_into_a_sum_in_a_write_of_their_own(store: O
     after = scope.read()
     assert (after.images, after.cost, set(after.reservations)) == (1, PRICE, {"new/shard-0000/0"})
     assert after.images_counted == 3
+
+
+def test_images_without_a_price_stay_so_when_they_are_folded(store: ObjectStore) -> None:
+    scope = day_scope(store, Budget())
+    long_ago = datetime.now(UTC) - timedelta(days=8)
+    for name, price in (("bare/shard-0000/0", None), ("priced/shard-0000/0", PRICE)):
+        reserve(scope, name, 3, price=price)
+        scope.change(lambda c, name=name: c.closed(name, 2, long_ago))  # type: ignore[misc]
+    after = scope.change(lambda counter: counter)
+    assert after.reservations == {}
+    assert (after.images, after.cost, after.unpriced) == (4, 2 * PRICE, 2)
+    assert (after.images_counted, after.unpriced_counted) == (4, 2)
+    assert after.cost_text == "0.08 + unknown"
+
+
+def test_heartbeats_keep_an_incarnation_alive_and_a_late_one_revives_nothing(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead, clock = 0.0, cas.boot_clock
+    monkeypatch.setattr(cas, "boot_clock", lambda: clock() + ahead)
+    mine = budget_of(store, 9, "run")
+    mine.open(3)
+    permit = mine.take(1)
+    assert permit is not None
+    (heartbeat,) = (key for key in store.keys("runs/") if key.endswith(".alive"))
+    for _ in range(3):
+        ahead += 400
+        store.delete(heartbeat)
+        mine.beat()
+        assert permit.holds()
+        assert store.head(heartbeat) is not None
+    ahead += 600
+    mine.beat()
+    assert not permit.holds()
+    assert mine.take(1) is not None
+    store.delete(heartbeat)
+    mine.beat()
+    assert store.head(heartbeat) is not None, "what the first one bought is not closed yet"
+
+
+def test_a_shard_beats_while_it_lasts_and_leaves_nothing_open(store: ObjectStore) -> None:
+    keep_prompts(store, "set", prompts(3))
+    made = planned(store, max_images=2)
+    timing = HeartbeatTiming(renew_seconds=0.1)
+    scopes = [
+        partition_scope(store, Budget(), "set", 1),
+        day_scope(store, Budget()),
+        run_scope(store, made.run_id, Cap()),
+    ]
+
+    def heartbeats() -> list[str]:
+        return [key for key in store.keys("runs/") if key.endswith(".alive")]
+
+    with open_shard_budget(store, Budget(price=PRICE), made, "shard-0000", 3, timing) as mine:
+        assert [mine.take(1) is not None for _ in range(3)] == [True, True, False]
+        assert mine.reason == "over budget: this run has its cap of 2 images"
+        assert [spent_and_open(scope.read()) for scope in scopes] == [(0, 1)] * 3
+        (heartbeat,) = heartbeats()
+        store.delete(heartbeat)
+        wait_until(lambda: heartbeats() == [heartbeat])
+    assert [spent_and_open(scope.read()) for scope in scopes] == [(2, 0)] * 3
+    assert [scope.read().cost_counted for scope in scopes] == [2 * PRICE] * 3
+    assert heartbeats() == []
 
 
 def test_a_lost_answer_does_not_reserve_twice(store: ObjectStore, s3_url: str) -> None:
@@ -362,6 +477,33 @@ def test_a_counter_that_cannot_be_read_stops_the_spending(
     assert bought(emulator) == 0
 
 
+def test_a_counter_of_0_1_0_is_read_and_becomes_one_of_today_when_it_changes(
+    store: ObjectStore,
+) -> None:
+    old = {"images": 3, "since": "2026-01-01T00:00:00+00:00", "sign": "1"}
+    stored: dict[str, Any] = {
+        "schema": 1,
+        "images": 2,
+        "cost": "0.08",
+        "unpriced": 1,
+        "reserved": {"run/shard-0000": old, "run/shard-0001": {**old, "price": "0.04"}},
+    }
+    scope = partition_scope(store, Budget(), "set", 1)
+    store.put(scope.key, json.dumps(stored).encode())
+    read = scope.read()
+    assert (read.images_counted, read.cost_counted, read.unpriced_counted) == (8, 5 * PRICE, 4)
+    assert {r.opened for r in read.open.values()} == {old["since"]}
+    reserve(scope, "new/shard-0000/0123abcd", 1)
+    changed = store.get(scope.key)
+    assert changed is not None
+    written = json.loads(changed.body)
+    assert written["schema"] == 2
+    assert set(written["reservations"]) == {*stored["reserved"], "new/shard-0000/0123abcd"}
+    store.put(scope.key, json.dumps({**stored, "reserved": []}).encode())
+    with pytest.raises(StorageError, match="its reservations are no object"):
+        scope.read()
+
+
 def test_a_scope_has_room_as_its_cap_says() -> None:
     cap = Cap(images=10, cost=Decimal(1))
     assert cap.room(0, Decimal(0), None) == 10
@@ -372,13 +514,74 @@ def test_a_scope_has_room_as_its_cap_says() -> None:
     assert str(Cap(images=1000, cost=Decimal("12.5"))) == "1,000 images and 12.50"
 
 
-def test_an_expired_shard_whose_run_file_is_gone_counts_in_full(store: ObjectStore) -> None:
+@pytest.mark.parametrize("plan", [None, b"{"])
+def test_an_expired_shard_whose_run_files_are_gone_counts_in_full(
+    store: ObjectStore, plan: bytes | None
+) -> None:
+    if plan is not None:
+        store.put(run_plan_key("gone"), plan)
     scope = day_scope(store, Budget())
     reserve(scope, "gone/shard-0000/0", 5, opened=datetime.now(UTC) - timedelta(hours=1))
     mine = budget_of(store, 6, "run")
     mine.open(3)
     assert [mine.take(1) is not None for _ in range(2)] == [True, False]
     assert spent_and_open(counted(store)) == (5, 1)
+
+
+def test_an_expired_incarnation_counts_its_own_attempts_and_one_of_0_1_0_its_runs(
+    store: ObjectStore,
+) -> None:
+    keep_prompts(store, "set", prompts(4))
+    made = planned(store, parameters={**SMALL, "samples": 2})
+    ledger, now = Ledger(store), datetime.now(UTC)
+    opened = now - timedelta(hours=1)
+
+    def attempt(key: str, nonce: str, run_id: str, started: datetime) -> Held:
+        request = ModelsLabRequest(prompt="a red panda", seed=1, samples=2)
+        fresh = Entry.new(request, key, realm="emulator")
+        held = ledger.claim(None, fresh, run_id=run_id, nonce=nonce, lease_seconds=60)
+        assert held is not None
+
+        def start(entry: Entry) -> Entry:
+            changed = entry.attempts[0].model_copy(update={"started": started.isoformat()})
+            return entry.model_copy(update={"attempts": (changed,), "revision": new_nonce()})
+
+        return ledger.apply(held, start)
+
+    keys = read_shard_keys(store, made.run_id, "shard-0000")
+    attempt(keys[0], "aaaaaaaa00000000", made.run_id, opened - timedelta(minutes=4))
+    attempt(keys[1], "aaaaaaaa11111111", made.run_id, opened - timedelta(minutes=6))
+    attempt(keys[2], "bbbbbbbb22222222", "another", now)
+    unsent = attempt(keys[3], "aaaaaaaa33333333", made.run_id, now)
+    ledger.apply(unsent, lambda entry: entry.not_sent("aaaaaaaa33333333", "stopped"))
+    scopes = [
+        day_scope(store, Budget()),
+        partition_scope(store, Budget(), "set", 1),
+        run_scope(store, made.run_id, Cap()),
+    ]
+    expected = {"/aaaaaaaa": 4, "/bbbbbbbb": 2, "/cccccccc": 0, "": 2}
+    for scope, incarnation in itertools.product(scopes, expected):
+        reserve(scope, f"{made.run_id}/shard-0000{incarnation}", 9, opened=opened)
+    assert reclaim(store, scopes[0])
+    for scope in scopes:
+        closed = scope.read().reservations.items()
+        assert {name.partition("shard-0000")[2]: r.images for name, r in closed} == expected
+        assert all(reservation.closed for _, reservation in closed)
+    assert not reclaim(store, scopes[0])
+
+
+def test_an_incarnation_expires_with_its_heartbeat_and_no_sooner(store: ObjectStore) -> None:
+    scope = day_scope(store, Budget())
+    old = datetime.now(UTC) - timedelta(hours=1)
+    reserve(scope, "gone/shard-0000/0123abcd", 5, opened=old)
+    reserve(scope, "mine/shard-0000/0123abcd", 5, opened=old)
+    store.put(run_alive_key("gone", "shard-0000.0123abcd"), b"")
+    for soon in (0, 14):
+        assert not reclaim(
+            later(store, timedelta(minutes=soon)), scope, but="mine/shard-0000/0123abcd"
+        )
+    assert reclaim(later(store, timedelta(minutes=16)), scope, but="mine/shard-0000/0123abcd")
+    assert set(scope.read().open) == {"mine/shard-0000/0123abcd"}
 
 
 def test_what_was_bought_before_is_brought_when_no_cap_has_room(

@@ -11,7 +11,7 @@ from nanobanana_pipeline.generation.engine.timing import Timing
 from nanobanana_pipeline.ledger import Entry, Ledger
 from nanobanana_pipeline.provider.modelslab.client import ModelsLab
 from nanobanana_pipeline.provider.modelslab.request import ModelsLabRequest
-from nanobanana_pipeline.provider.outcomes import Done
+from nanobanana_pipeline.provider.outcomes import Done, Echo
 from nanobanana_pipeline.request import request_key
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.webhooks.inbox import Inbox, attempt_id
@@ -117,7 +117,7 @@ def test_a_payload_without_a_track_id_counts_if_the_provider_names_the_prompt(
 
     def telling(provider_id: str) -> object:
         outcome = fetch(provider_id)
-        return replace(outcome, prompt=said) if isinstance(outcome, Done) else outcome
+        return replace(outcome, echo=Echo(prompt=said)) if isinstance(outcome, Done) else outcome
 
     monkeypatch.setattr(account.provider, "fetch", telling)
     assert launch(store, account).states == states

@@ -1,5 +1,6 @@
 """Every shape of answer the contract knows, and any other bytes, come to one of few outcomes."""
 
+import dataclasses
 import json
 import time
 from typing import Any, get_args
@@ -12,6 +13,7 @@ from requests.structures import CaseInsensitiveDict
 from nanobanana_pipeline.provider.modelslab.answers import parse_fetch, parse_submit
 from nanobanana_pipeline.provider.outcomes import (
     Done,
+    Echo,
     Failed,
     FetchOutcome,
     Halted,
@@ -43,6 +45,14 @@ def headers_of(headers: dict[str, str]) -> CaseInsensitiveDict[str]:
     return CaseInsensitiveDict({name.replace("_", "-"): value for name, value in headers.items()})
 
 
+def done(provider_id: str | None, output: tuple[str, ...], **echo: Any) -> Done:
+    return Done(provider_id, output, Echo(() if provider_id is None else (provider_id,), **echo))
+
+
+def queued(provider_id: str) -> Queued:
+    return Queued(provider_id, Echo((provider_id,)))
+
+
 # --- done ----------------------------------------------------------------------------------------
 
 
@@ -60,34 +70,34 @@ def headers_of(headers: dict[str, str]) -> CaseInsensitiveDict[str]:
     ],
 )
 def test_output_is_understood_in_every_shape(output: object, expected: tuple[str, ...]) -> None:
-    assert submit({"status": "success", "id": 7, "output": output}) == Done("7", expected)
-    assert fetch({"status": "success", "output": output}) == Done(None, expected)
+    assert submit({"status": "success", "id": 7, "output": output}) == done("7", expected)
+    assert fetch({"status": "success", "output": output}) == done(None, expected)
 
 
 @pytest.mark.parametrize("links", [[URL], {"0": URL}, URL])
 @pytest.mark.parametrize("output", [[], "", None, {}])
 def test_proxy_links_stand_in_for_an_empty_output(links: object, output: object) -> None:
     answer = {"status": "success", "id": 7, "output": output, "proxy_links": links}
-    assert submit(answer) == Done("7", (URL,))
-    assert fetch(answer) == Done("7", (URL,))
+    assert submit(answer) == done("7", (URL,))
+    assert fetch(answer) == done("7", (URL,))
 
 
 def test_escaped_slashes_are_slashes() -> None:
     body = rb'{"status":"success","id":1,"output":["https:\/\/cdn.example\/0-a.png"]}'
-    assert submit(body) == Done("1", (URL,))
+    assert submit(body) == done("1", (URL,))
 
 
 @pytest.mark.parametrize("status", [200, 201, 400, 404])
 def test_a_success_is_one_whatever_the_http_status_below_500(status: int) -> None:
-    assert submit({"status": "success", "id": 7, "output": [URL]}, status) == Done("7", (URL,))
+    assert submit({"status": "success", "id": 7, "output": [URL]}, status) == done("7", (URL,))
 
 
 def test_a_success_without_an_id_is_done() -> None:
-    assert submit({"status": "success", "output": [URL]}) == Done(None, (URL,))
+    assert submit({"status": "success", "output": [URL]}) == done(None, (URL,))
 
 
 def test_a_success_without_output_is_asked_for_by_its_id() -> None:
-    assert submit({"status": "success", "id": 7, "output": []}) == Queued("7")
+    assert submit({"status": "success", "id": 7, "output": []}) == queued("7")
 
 
 def test_a_success_without_id_and_output_is_unknown() -> None:
@@ -100,7 +110,7 @@ def test_a_fetched_success_without_output_is_asked_for_again() -> None:
 
 @pytest.mark.parametrize("status", ["Success", " SUCCESS "])
 def test_the_status_word_is_read_without_case(status: str) -> None:
-    assert submit({"status": status, "id": 7, "output": [URL]}) == Done("7", (URL,))
+    assert submit({"status": status, "id": 7, "output": [URL]}) == done("7", (URL,))
 
 
 @pytest.mark.parametrize(
@@ -121,8 +131,37 @@ def test_the_status_word_is_read_without_case(status: str) -> None:
 def test_the_seed_reported_is_kept_and_never_guessed(
     answer: dict[str, object], seed: int | None
 ) -> None:
-    done = submit({"status": "success", "id": 7, "output": [URL], **answer})
-    assert done == Done("7", (URL,), seed)
+    said = {"status": "success", "id": 7, "output": [URL], **answer}
+    assert submit(said) == fetch(said) == done("7", (URL,), seed=seed)
+
+
+@pytest.mark.parametrize("word", ["success", "processing", "failed"])
+@pytest.mark.parametrize(
+    ("answer", "echo"),
+    [
+        ({"id": 7}, Echo(("7",))),
+        ({"id": "7", "request_id": 8}, Echo(("7", "8"))),
+        ({"id": 7, "request_id": "7"}, Echo(("7",))),
+        ({"id": "..", "request_id": 8}, Echo(("8",))),
+        ({"id": 7, "fetch_result": "https://x/fetch/9"}, Echo(("7", "9"))),
+        ({"id": 7, "track_id": "mark"}, Echo(("7",), "mark")),
+        ({"id": 7, "meta": {"track_id": "mark"}}, Echo(("7",), "mark")),
+        ({"id": 7, "track_id": ""}, Echo(("7",))),
+        ({"id": 7, "track_id": None, "meta": {"track_id": 5}}, Echo(("7",))),
+        ({"id": 7, "meta": {"prompt": " a fox\n"}}, Echo(("7",), prompt=" a fox\n")),
+        ({"id": 7, "prompt": "a fox"}, Echo(("7",), prompt="a fox")),
+        ({"id": 7, "meta": {"prompt": ["a fox"]}}, Echo(("7",))),
+        ({"id": 7, "meta": {"prompt": "\ud800"}}, Echo(("7",), prompt="\ufffd")),
+        ({"id": 7, "meta": {"seed": 2**40}, "seed": 1}, Echo(("7",), seed=2**40)),
+    ],
+)
+def test_an_answer_carries_what_it_says_of_its_request(
+    word: str, answer: dict[str, object], echo: Echo
+) -> None:
+    said = {"status": word, "output": [URL], "message": "overloaded", **answer}
+    for outcome in (submit(said), fetch(said)):
+        assert isinstance(outcome, Done | Queued | Failed)
+        assert outcome.echo == echo
 
 
 # --- queued --------------------------------------------------------------------------------------
@@ -139,13 +178,13 @@ def test_processing_is_queued_under_any_status_below_500(status: int, output: ob
         "messege": "Rate limit? No: try again",
         "future_links": [URL],
     }
-    assert submit(answer, status) == Queued("99")
+    assert submit(answer, status) == queued("99")
 
 
 def test_links_of_a_picture_still_to_come_are_not_its_output() -> None:
     answer = {"status": "processing", "id": 1, "output": [URL], "future_links": [URL]}
-    assert submit(answer) == Queued("1")
-    assert fetch(answer) == Queued("1")
+    assert submit(answer) == queued("1")
+    assert fetch(answer) == queued("1")
 
 
 @pytest.mark.parametrize(
@@ -167,7 +206,7 @@ def test_links_of_a_picture_still_to_come_are_not_its_output() -> None:
 def test_the_provider_id_is_found_wherever_it_stands(
     fields: dict[str, object], provider_id: str
 ) -> None:
-    assert submit({"status": "processing", **fields}) == Queued(provider_id)
+    assert submit({"status": "processing", **fields}) == queued(provider_id)
 
 
 @pytest.mark.parametrize("not_an_id", [None, "", " ", True, {}, [1], 1.5, "..", ".", "\udfff"])
@@ -185,7 +224,7 @@ def test_an_observed_early_fetch_needs_no_id() -> None:
 @pytest.mark.parametrize("eta", ["3", "-1", "true", '"soon"', "NaN", "1e999", "9" * 400])
 def test_an_eta_is_not_read(eta: str) -> None:
     body = f'{{"status": "processing", "id": 1, "eta": {eta}}}'.encode()
-    assert submit(body) == Queued("1")
+    assert submit(body) == queued("1")
 
 
 def test_a_state_nobody_documented_is_unknown_and_keeps_its_id() -> None:
@@ -319,13 +358,35 @@ def test_only_a_503_among_server_errors_can_be_a_rate_limit(status: int) -> None
         ({"prompt": "prompt is required"}, "prompt: prompt is required"),
         ([{"message": "prompt is required"}], "prompt is required"),
         (["a", "must be b"], "a; must be b"),
+        ("no CUDA here", "no CUDA here"),
     ],
 )
-@pytest.mark.parametrize("status", [200, 400, 422])
+@pytest.mark.parametrize("status", [400, 413, 414, 415, 422])
 def test_a_broken_rule_is_refused_in_every_shape(
     name: str, said: object, reason: str, status: int
 ) -> None:
     assert submit({"status": "error", name: said}, status) == Refused(reason)
+    assert submit({name: said}, status) == Refused(reason)
+
+
+@pytest.mark.parametrize("name", ["message", "messege", "errors", "error", "detail"])
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ({"prompt": ["prompt is required"]}, "prompt: prompt is required"),
+        ({"ref_image.0": ["too large"]}, "ref_image.0: too large"),
+        ({"account": ["x"], "width": ["no"]}, "account: x; width: no"),
+        ({"prompt": "Invalid API key"}, "prompt: Invalid API key"),
+        ({"prompt": "Too many requests"}, "prompt: Too many requests"),
+    ],
+)
+@pytest.mark.parametrize("status", [200, 400, 403, 404, 409])
+def test_a_map_that_blames_a_field_of_the_request_refuses_it_under_any_status(
+    name: str, said: object, reason: str, status: int
+) -> None:
+    assert submit({"status": "error", name: said}, status) == Refused(reason)
+    fetched = fetch({"status": "error", name: said}, status)
+    assert not isinstance(fetched, Failed) or not fetched.is_own
 
 
 @pytest.mark.parametrize("status", [400, 413, 415, 422])
@@ -334,12 +395,57 @@ def test_a_broken_rule_needs_no_status_word(status: int) -> None:
     assert submit(answer, status) == Refused("The given data was invalid.; width: too wide")
 
 
+OWN_FAILURES = [
+    "CUDA out of memory",
+    "CUDA error: tensor exceeds the memory limit",
+    "Try again later",
+    "Server is overloaded: too many jobs",
+    "invalid response from GPU worker",
+    "Server busy, the queue must be between 0 and 100",
+    "internal error: a validation of the model's weights is required",
+    "The request was lost: prompt is required",
+    "job 7 was told that its API key is old",
+    "too small a worker; unauthorized by the scheduler",
+    "Unauthorized content in the output of the worker",
+    "your worker's plan file is not valid",
+    "the GPU is rate limited",
+]
+
+
+@pytest.mark.parametrize("text", OWN_FAILURES)
 @pytest.mark.parametrize("word", ["error", "failed"])
-@pytest.mark.parametrize("shape", ["message", "messege"])
-def test_a_failed_generation_is_failed(word: str, shape: str) -> None:
-    answer = {"status": word, shape: "CUDA out of memory", "id": 5}
-    assert submit(answer) == Failed("CUDA out of memory")
-    assert fetch(answer) == Failed("CUDA out of memory")
+@pytest.mark.parametrize("shape", ["message", "messege", "errors", "error", "detail"])
+def test_a_plain_message_under_200_is_the_providers_own_failure_whatever_its_words(
+    text: str, word: str, shape: str
+) -> None:
+    for said in (text, [text]):
+        answer = {"status": word, shape: said, "id": 5}
+        assert submit(answer) == fetch(answer) == Failed(text, is_own=True, echo=Echo(("5",)))
+
+
+@pytest.mark.parametrize("word", ["error", "failed"])
+def test_a_failure_without_words_is_the_providers_own(word: str) -> None:
+    outcome = submit({"status": word})
+    assert isinstance(outcome, Failed)
+    assert outcome.is_own
+
+
+@pytest.mark.parametrize(
+    "about_request",
+    [
+        {"message": "failed", "nsfw_content_detected": True},
+        {"errors": {"content": ["not allowed"]}},
+    ],
+)
+def test_a_failure_that_is_about_the_request_is_not_the_providers_own(
+    about_request: dict[str, object],
+) -> None:
+    for outcome in (submit, fetch):
+        failed = outcome({"status": "failed", **about_request})
+        assert isinstance(failed, Failed)
+        assert not failed.is_own
+    said = {"status": "failed", "message": "x", "nsfw_content_detected": False}
+    assert submit(said) == Failed("x", is_own=True)
 
 
 @pytest.mark.parametrize(
@@ -348,6 +454,7 @@ def test_a_failed_generation_is_failed(word: str, shape: str) -> None:
         (401, "Invalid API key"),
         (402, "Insufficient credits. Please top up."),
         (403, "Your current plan does not include this"),
+        (403, "whatever"),
     ],
 )
 @pytest.mark.parametrize(
@@ -358,21 +465,33 @@ def test_a_failed_generation_is_failed(word: str, shape: str) -> None:
         lambda text: {"status": "error", "errors": {"account": [text]}},
         lambda text: {"message": text},
         lambda text: {"message": text, "id": "req-1"},
-        lambda _: {},
-        lambda _: [],
-        lambda _: None,
-        lambda text: text.encode(),
-        lambda _: b"<html>no</html>",
-        lambda _: b"",
     ],
 )
-def test_an_account_that_is_refused_halts_in_every_shape(
-    status: int,
-    text: str,
-    wrap: Any,
+def test_an_object_that_refuses_the_account_by_its_status_halts_for_sure(
+    status: int, text: str, wrap: Any
 ) -> None:
-    assert isinstance(submit(wrap(text), status), Halted)
-    assert isinstance(fetch(wrap(text), status), Halted)
+    for outcome in (submit(wrap(text), status), fetch(wrap(text), status)):
+        assert isinstance(outcome, Halted)
+        assert outcome.is_sure
+        assert text in outcome.reason
+
+
+@pytest.mark.parametrize("status", [401, 402])
+def test_a_field_that_is_blamed_under_401_or_402_is_the_account(status: int) -> None:
+    answer = {"status": "error", "errors": {"samples": ["four cost more than you have"]}}
+    assert isinstance(submit(answer, status), Halted)
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 405, 410])
+@pytest.mark.parametrize(
+    "body", [b"<!DOCTYPE html><h1>Blocked by the firewall</h1>", b"", b"[]", b"null", b'"no"']
+)
+def test_a_refusal_without_an_object_may_be_about_this_request_alone(
+    status: int, body: bytes
+) -> None:
+    for outcome in (submit(body, status), fetch(body, status)):
+        assert isinstance(outcome, Halted)
+        assert not outcome.is_sure
 
 
 @pytest.mark.parametrize(
@@ -380,17 +499,58 @@ def test_an_account_that_is_refused_halts_in_every_shape(
     [
         "Invalid API key",
         "Invalid api_key",
+        "API key is invalid",
+        "The provided API key has expired",
         "Unauthorized",
+        "Unauthorized.",
+        "Unauthenticated",
         "Insufficient credits to generate",
         "Insufficient balance",
+        "You have insufficient funds",
         "Your plan is too small",
+        "Your current subscription has ended",
         "Please upgrade your plan",
     ],
 )
 @pytest.mark.parametrize("status", [200, 400])
-def test_an_account_that_is_refused_halts_under_other_statuses_too(text: str, status: int) -> None:
-    assert submit({"status": "error", "message": text}, status) == Halted(text)
-    assert fetch({"status": "error", "message": text}, status) == Halted(text)
+def test_words_of_the_account_in_a_plain_message_halt_but_are_not_sure(
+    text: str, status: int
+) -> None:
+    answer = {"status": "error", "message": text}
+    assert submit(answer, status) == fetch(answer, status) == Halted(text, is_sure=False)
+
+
+@pytest.mark.parametrize("status", [200, 400, 422])
+def test_a_fault_of_the_key_refuses_no_request(status: int) -> None:
+    answer = {"status": "error", "errors": {"key": ["The key field is required."]}}
+    assert submit(answer, status) == Halted("key: The key field is required.", is_sure=False)
+
+
+# --- objects that say nothing --------------------------------------------------------------------
+
+NOTHING: list[dict[str, object]] = [
+    {},
+    {"queued": True},
+    {"status": ""},
+    {"status": None, "message": "", "errors": {}, "output": []},
+    {"code": 1, "error": True},
+]
+
+
+@pytest.mark.parametrize("answer", NOTHING)
+def test_an_object_that_says_nothing_is_unknown_under_2xx_and_4xx(
+    answer: dict[str, object],
+) -> None:
+    for status in (*range(200, 300), *range(400, 429), *range(430, 500)):
+        for outcome in (submit(answer, status), fetch(answer, status)):
+            assert isinstance(outcome, Unknown), status
+            assert outcome.provider_id is None
+
+
+@pytest.mark.parametrize("answer", NOTHING)
+def test_a_429_needs_no_words(answer: dict[str, object]) -> None:
+    assert isinstance(submit(answer, 429), RateLimited)
+    assert isinstance(fetch(answer, 429), RateLimited)
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
@@ -398,13 +558,16 @@ def test_an_account_that_is_refused_halts_under_other_statuses_too(text: str, st
 def test_a_redirect_halts_with_a_hint_at_the_base_url(status: int, answer: object) -> None:
     outcome = submit(answer, status)
     assert isinstance(outcome, Halted)
+    assert not outcome.is_sure
     assert "NANOBANANA_BASE_URL" in outcome.reason
 
 
 @pytest.mark.parametrize("status", [404, 405])
 def test_a_wrong_address_halts(status: int) -> None:
     assert isinstance(submit(b"<html>Not Found</html>", status), Halted)
-    assert isinstance(submit({"status": "error", "message": "no route"}, status), Halted)
+    assert submit({"status": "error", "message": "no route"}, status) == Halted(
+        "no route", is_sure=False
+    )
 
 
 # --- unknown ids ---------------------------------------------------------------------------------
@@ -415,6 +578,29 @@ def test_a_wrong_address_halts(status: int) -> None:
 def test_an_id_the_provider_does_not_know_is_missing_not_failed(status: int, word: str) -> None:
     answer = {"status": word, "message": "Request not found", "output": "", "id": ""}
     assert fetch(answer, status) == Missing("Request not found")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"message": "Request not found", "id": 5},
+        {"message": "The request id 5 was not found", "id": 5},
+        {"message": "No image of this name: not found", "id": ""},
+        {"errors": ["Not Found"]},
+    ],
+)
+def test_a_failure_that_may_be_about_an_unknown_id_is_missing(answer: dict[str, object]) -> None:
+    assert isinstance(fetch({"status": "error", **answer}), Missing)
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_an_error_under_404_is_about_the_id(status: int) -> None:
+    assert fetch({"status": "error", "message": "gone"}, status) == Missing("gone")
+
+
+def test_a_failure_that_names_its_id_and_misses_something_else_is_failed() -> None:
+    outcome = fetch({"status": "failed", "message": "CUDA: device not found", "id": 5})
+    assert outcome == Failed("CUDA: device not found", is_own=True, echo=Echo(("5",)))
 
 
 # --- unreadable ----------------------------------------------------------------------------------
@@ -450,11 +636,11 @@ def test_what_cannot_be_read_is_unknown_and_quoted_in_short(body: bytes, status:
 def test_json_in_other_encodings_is_read() -> None:
     text = json.dumps({"status": "processing", "id": 1})
     for encoding in ("utf-8-sig", "utf-16", "utf-32"):
-        assert submit(text.encode(encoding)) == Queued("1")
+        assert submit(text.encode(encoding)) == queued("1")
 
 
 def test_a_long_reason_is_cut() -> None:
-    outcome = submit({"status": "error", "message": "must " * 10_000})
+    outcome = submit({"status": "error", "message": "must " * 10_000}, 400)
     assert isinstance(outcome, Refused)
     assert len(outcome.reason) <= 500
 
@@ -475,7 +661,9 @@ anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | text,
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["0", "message", "seed"]), inner)
+        | st.dictionaries(
+            st.sampled_from(["0", "message", "seed", "prompt", "track_id", "key"]), inner
+        )
     ),
     max_leaves=6,
 )
@@ -506,7 +694,7 @@ def test_any_bytes_come_to_one_of_the_outcomes_and_can_be_written_down(
     assert isinstance(submitted, get_args(SubmitOutcome))
     assert isinstance(fetched, get_args(FetchOutcome))
     for outcome in (submitted, fetched):
-        json.dumps(vars(outcome), ensure_ascii=False, allow_nan=False).encode()
+        json.dumps(dataclasses.asdict(outcome), ensure_ascii=False, allow_nan=False).encode()
         if isinstance(outcome, Done):
             assert outcome.output
         if isinstance(outcome, RateLimited) and outcome.retry_after is not None:

@@ -18,6 +18,7 @@ from nanobanana_pipeline.provider.modelslab.client import ModelsLab
 from nanobanana_pipeline.provider.modelslab.request import ONLY_WITH_REFERENCES, ModelsLabRequest
 from nanobanana_pipeline.provider.outcomes import (
     Done,
+    Echo,
     FetchOutcome,
     Halted,
     Missing,
@@ -36,6 +37,7 @@ from tests.provider.servers import (
     always,
     answer,
     closing,
+    closing_kept_connections,
     dribbling,
     free_port,
     once,
@@ -87,7 +89,7 @@ def emulator_clock_on(root_url: str, seconds: float) -> None:
 def test_a_provider_that_draws_at_once_is_done_at_once(emulators: Emulators) -> None:
     outcome = client(emulators(mode="sync").base_url).submit(REQUEST)
     assert isinstance(outcome, Done)
-    assert outcome.seed == 1
+    assert outcome.echo.seed == 1
 
 
 @pytest.mark.parametrize(
@@ -167,7 +169,7 @@ def test_a_fetch_goes_to_the_configured_base_whatever_address_the_provider_names
         with serving(always(queued)) as server:
             provider = client(f"{server.url}/api/v1/enterprise/nano_banana/")
             outcome = provider.submit(REQUEST)
-            assert outcome == Queued("8%2F9")
+            assert outcome == Queued("8%2F9", Echo(("8%2F9",)))
             provider.fetch("8/9?x#y")
     path = server.requests[1].split(b" ")[1]
     assert path == b"/api/v1/enterprise/nano_banana/fetch/8%2F9%3Fx%23y"
@@ -309,10 +311,19 @@ def test_threads_that_share_a_client_get_their_own_answers() -> None:
 
         def call(seed: int) -> bool:
             outcome = provider.submit(REQUEST.model_copy(update={"seed": seed}))
-            return outcome == Queued(f"id-{seed}")
+            return outcome == Queued(f"id-{seed}", Echo((f"id-{seed}",)))
 
         assert Counter(pool.map(call, range(400))) == {True: 400}
     assert len(server.requests) == 400
+
+
+def test_a_server_that_closes_kept_connections_leaves_no_doubt() -> None:
+    queued = answer({"status": "processing", "id": 1})
+    with serving(closing_kept_connections(queued)) as server:
+        provider = client(server.url)
+        outcomes = Counter(type(provider.submit(REQUEST)) for _ in range(60))
+    assert outcomes == {Queued: 60}
+    assert (server.connections, len(server.requests)) == (60, 60)
 
 
 def test_many_threads_buy_each_request_once(emulators: Emulators) -> None:
