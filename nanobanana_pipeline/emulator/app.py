@@ -12,6 +12,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from nanobanana_pipeline.emulator import answers
+from nanobanana_pipeline.emulator.account_books import AccountBooks
 from nanobanana_pipeline.emulator.accounts import AccountDesk
 from nanobanana_pipeline.emulator.admin import admin_routes
 from nanobanana_pipeline.emulator.auth import Auth
@@ -71,6 +72,7 @@ class EmulatorApp:
             Route(f"{answers.OUTPUTS}{{name:path}}", self._outputs.show),
             *AccountDesk(self._provider, self._auth).routes(),
             *Operations(self._provider, self._renderer, self._auth).routes(),
+            *AccountBooks(self._provider, self._delivery, self._auth).routes(),
             openapi_route(),
         ]
         starlette = Starlette(

@@ -18,6 +18,7 @@ from nanobanana_pipeline.emulator.provider import Provider
 from nanobanana_pipeline.emulator.purchases import Purchase
 
 _AT_ONCE = 4
+_ACL_REFUSED = {"AccessControlListNotSupported", "AccessDenied"}
 _WEBHOOK_SECONDS = 30  # within which the provider wants an answer
 
 
@@ -85,7 +86,11 @@ class Completion:
         return found is not None and not found.cleared and self._provider.is_ready(purchase)
 
     async def _upload(self, purchase: Purchase, bucket: Bucket) -> None:
-        """Fill the bucket; if that fails, the pictures stay at the provider's own addresses."""
+        """Fill the bucket; if that fails, the pictures stay at the provider's own addresses.
+
+        A bucket that refuses the ACL gets nothing, and the answers name its addresses all the same:
+        the contract does not say what happens then, so the worst is rehearsed.
+        """
         names = self._delivery.names(purchase)
         async with self._turn:
             try:
@@ -93,7 +98,10 @@ class Completion:
                     content = await self._outputs.content(purchase, sample)
                     put = functools.partial(bucket.put, name, content, media_type(purchase))
                     await run_in_background(put)
-            except (BotoCoreError, ClientError, ValueError):
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") not in _ACL_REFUSED:
+                    return
+            except (BotoCoreError, ValueError):
                 return
         addresses = self._delivery.addresses(purchase, bucket)
         self._provider.book.deliver(purchase.id, tuple(addresses))

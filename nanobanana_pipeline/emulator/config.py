@@ -29,6 +29,9 @@ class EmulatorConfig(BaseModel):
         api_key: The one key that is accepted; None accepts any that is not empty.
         data_dir: Where purchases outlive a restart; None keeps them in memory.
         keep_alive_seconds: How long an idle connection is kept open.
+        wallet: What the account holds before it buys anything.
+        price_per_image: What each picture takes from the wallet.
+        currency: Of both.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +51,9 @@ class EmulatorConfig(BaseModel):
     api_key: SecretStr | None = None
     data_dir: Path | None = None
     keep_alive_seconds: Annotated[int, Field(ge=0)] = 5
+    wallet: Annotated[float, Field(allow_inf_nan=False)] = 1000.0
+    price_per_image: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    currency: str = "USD"
 
     @field_validator("latency_seconds")
     @classmethod

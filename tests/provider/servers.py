@@ -109,6 +109,16 @@ def always(data: bytes) -> Handler:
     return handle
 
 
+def in_turn(*answers: bytes) -> Handler:
+    """Answers each request with the next of these, and from then on with the last."""
+
+    def handle(server: Server, peer: socket.socket) -> None:
+        while server.read(peer) is not None:
+            peer.sendall(answers[min(len(server.requests), len(answers)) - 1])
+
+    return handle
+
+
 def once(data: bytes) -> Handler:
     """Answers one request so, and closes."""
 
