@@ -32,7 +32,8 @@ __all__ = ["ROUNDS", "BucketVerdict", "check_copies", "ensure_checked", "run_che
 
 log = logging.getLogger(__name__)
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
+"""2 has `versioning`."""
 ROUNDS: Final = 48
 """Races of the default check. A server that lets 1 % of losing writes through passes with a
 probability of 0.99 ** (48 rounds * 15 losers) = 0.0007."""
