@@ -25,7 +25,7 @@ from nanobanana_pipeline.generation.budget.counters import (
     run_scope,
 )
 from nanobanana_pipeline.generation.budget.incarnation import DEFAULT_HEARTBEAT, HeartbeatTiming
-from nanobanana_pipeline.generation.budget.reclaim import reclaim
+from nanobanana_pipeline.generation.budget.reclaim import reclaim, recount
 from nanobanana_pipeline.generation.budget.reservations import ShardBudget, open_shard_budget
 from nanobanana_pipeline.generation.launch_steps import settle_shard
 from nanobanana_pipeline.generation.planning.run_files import (
@@ -465,6 +465,7 @@ def test_a_shard_beats_while_it_lasts_and_leaves_nothing_open(store: ObjectStore
         return [key for key in store.keys("runs/") if key.endswith(".alive")]
 
     with open_shard_budget(store, Budget(price=PRICE), made, "shard-0000", 3, timing) as mine:
+        assert [scope.read().images_counted for scope in scopes] == [2, 2, 2]
         assert [mine.take(1) is not None for _ in range(3)] == [True, True, False]
         assert mine.reason == "over budget: this run has its cap of 2 images"
         assert [spent_and_open(scope.read()) for scope in scopes] == [(0, 1)] * 3
@@ -670,6 +671,19 @@ def test_what_was_in_doubt_is_counted_anew_once_it_is_known(
         assert (done.exit_code, said in done.output) == (0, True), done.output
         assert spent_and_open(counted(store)) == (1, 0)
         assert partition_scope(store, Budget(), "set", 1).read().images_counted == 1
+
+
+def test_a_recount_closes_what_has_expired_and_leaves_what_cannot_be_counted(
+    store: ObjectStore,
+) -> None:
+    scope = day_scope(store, Budget())
+    old = datetime.now(UTC) - timedelta(hours=1)
+    for name in ("gone/shard-0000/0123abcd", "alive/shard-0000/0123abcd"):
+        reserve(scope, name, 5, opened=old)
+    store.put(run_alive_key("alive", "shard-0000.0123abcd"), b"")
+    assert list(recount(store)) == []
+    assert set(scope.read().open) == {"alive/shard-0000/0123abcd"}
+    assert scope.read().images_counted == 10
 
 
 def test_a_shard_that_has_ended_takes_and_sends_nothing_more(store: ObjectStore) -> None:
