@@ -22,6 +22,7 @@ BENCHMARKS: Final = (
     "loading",
     "sharing",
     "kills",
+    "caps",
     "chaos",
     "every_quirk",
     "emulator_pictures",

@@ -68,12 +68,14 @@ class Site:
         server, api: the module of the provider's server, and the path of its API.
         realm: of the bucket.
         parameters: of every launch.
+        submit_seconds: of a POST's deadline.
     """
 
     server: ClassVar = "nanobanana_pipeline.emulator"
     api: ClassVar = "/api/v1/enterprise/nano_banana/"
     realm: ClassVar = "emulator"
     parameters: ClassVar[Mapping[str, Any]] = SMALL
+    submit_seconds: ClassVar[float] = SUBMIT_SECONDS
 
     s3_url: str
     base_url: str
@@ -102,7 +104,7 @@ class Site:
                 self.base_url,
                 SecretStr(local.API_KEY),
                 connections=2 * SLOTS + 8,
-                submit_seconds=SUBMIT_SECONDS,
+                submit_seconds=self.submit_seconds,
             ),
             Downloader(["127.0.0.1"]),
             SLOTS,
@@ -190,7 +192,7 @@ Target = Callable[[Site, str, str], None]
 def start(target: Target, place: Site, name: str, run_id: str) -> ForkServerProcess:
     """Start a launch in a process of its own; returns as it begins."""
     # Only where the fork server is not running yet; the modules of all targets.
-    _FORKS.set_forkserver_preload(["benchmarks.launches", "benchmarks.plain_script"])
+    _FORKS.set_forkserver_preload(["benchmarks.capped_workers", "benchmarks.plain_script"])
     begun, tells = _FORKS.Pipe(duplex=False)
     process = _FORKS.Process(target=_begin, args=(tells, target, place, name, run_id), daemon=True)
     process.start()

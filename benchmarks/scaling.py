@@ -43,7 +43,7 @@ class Counted:
 
     writes: int = 4
     reads: int = 1
-    calls_besides: int = 80
+    calls_besides: int = 90
     entry_bytes: int = 1_000
     row_bytes: int = 140
     run_objects: int = 7

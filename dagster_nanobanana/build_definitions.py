@@ -25,6 +25,7 @@ from dagster_nanobanana.executor import executor
 from dagster_nanobanana.jobs.audit_bucket import audit_bucket_job
 from dagster_nanobanana.jobs.check_partition import check_images
 from dagster_nanobanana.jobs.quote_only import quote_only
+from dagster_nanobanana.jobs.reconcile_books import reconcile_books
 from dagster_nanobanana.jobs.rescue_run import rescue_run
 from dagster_nanobanana.jobs.resolve_doubts import resolve_doubts
 from dagster_nanobanana.jobs.retry_failed import retry_failed
@@ -47,6 +48,7 @@ def build_definitions() -> dg.Definitions:
             quote_only,
             rescue_run,
             audit_bucket_job,
+            reconcile_books,
             top_up_dataset,
         ],
         sensors=[

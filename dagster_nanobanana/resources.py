@@ -83,6 +83,9 @@ class NanobananaResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     preview_url: str | None = Field(
         default=None, description="The bucket's address for browsers, to show pictures from."
     )
+    vendor_books: str | None = Field(
+        default=None, description="Which of the vendor's books are asked: assets,balance,count."
+    )
     price_per_image: str | None = Field(
         default=None, description="What an image costs, in your currency; unknown if left out."
     )

@@ -24,6 +24,11 @@ NanobananaError
     └── ImageBroken           no image: other bytes, too many, or a redirect that leads astray
 
 Messages say what happened, where, and how to mend it.
+
+Any function that takes an `ObjectStore` raises `StorageError` where S3 refuses, or where an object
+that it reads is missing, damaged or of a newer version, and `StorageUnavailable` where S3 stays
+silent; of prompt sets that is a `PromptTableError`, and of releases and the pictures that their
+rows name a `ReleaseError`. Docstrings name only other errors, and other reasons for these.
 """
 
 from collections.abc import Sequence

@@ -7,6 +7,7 @@ which boto3 reads.
 import ipaddress
 import os
 from decimal import Decimal
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 from urllib.parse import quote, urlsplit
@@ -17,7 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from nanobanana_pipeline.errors import SettingsError
 from nanobanana_pipeline.money import Budget, Cap
 
-__all__ = ["VENDOR_BASE_URL", "Settings", "split_hosts"]
+__all__ = ["VENDOR_BASE_URL", "Settings", "VendorBook", "split_names"]
 
 VENDOR_BASE_URL: Final = "https://modelslab.com/api/v1/enterprise/nano_banana/"
 VENDOR_HOST: Final = "modelslab.com"
@@ -33,10 +34,18 @@ AWS_CREDENTIALS: Final = (
 )
 
 
-def split_hosts(value: object) -> object:
-    """Take a comma-separated list of host names as a tuple."""
+class VendorBook(StrEnum):
+    """A call by which the account asks the provider about itself."""
+
+    ASSETS = "assets"
+    BALANCE = "balance"
+    COUNT = "count"
+
+
+def split_names(value: object) -> object:
+    """Take a comma-separated list of names as a tuple, in lower case."""
     if isinstance(value, str):
-        return tuple(host.strip().lower() for host in value.split(",") if host.strip())
+        return tuple(name.strip().lower() for name in value.split(",") if name.strip())
     return value
 
 
@@ -61,7 +70,7 @@ class Settings(BaseSettings):
     prefix: str = Field("", description="a path inside the bucket")
     realm: str | None = Field(None, description="whose pictures these are; part of every key")
     slots: int = Field(10, ge=1, le=1000, description="most requests at the provider at once")
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_hosts)] = Field(
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_names)] = Field(
         (), description="hosts whose output URLs may be plain http, private or loopback"
     )
     webhook_url: str | None = Field(
@@ -72,6 +81,9 @@ class Settings(BaseSettings):
     )
     preview_url: str | None = Field(
         None, description="the bucket's address for browsers, in which Dagster shows pictures"
+    )
+    vendor_books: Annotated[tuple[VendorBook, ...], NoDecode, BeforeValidator(split_names)] = Field(
+        (), description="calls by which the provider is asked about the account"
     )
     price_per_image: Price | None = Field(
         None, description="what an image costs, in your currency; unknown if not set"

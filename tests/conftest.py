@@ -37,6 +37,7 @@ SLOW = (
     "tests/deploy/test_celery.py",
     "tests/ageing/test_ageing.py",
     "tests/test_kills_short.py",
+    "tests/test_caps_short.py",
     "tests/dagster_nanobanana/test_backfill.py",
     "tests/deploy/test_local_postgres.py",
     "tests/faults/test_stopping.py",

@@ -21,6 +21,7 @@ _HEAD = re.compile(rb"(GET|PUT|HEAD|DELETE|POST) (/\S*) HTTP/1\.1\r\n")
 _CONTINUE = b"HTTP/1.1 100"
 _EXPECT = b"100-continue"
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
+_ACL = re.compile(rb"\r\nx-amz-acl: *([\w-]+)", re.IGNORECASE)
 _ACCESS_KEY = re.compile(rb"AWS4-HMAC-SHA256 Credential=([^/]+)/")
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -54,6 +55,8 @@ Rule = Callable[[str, str], Fate | None]
 """Called with method and path of each request before it is passed on."""
 
 SLOW_DOWN = Refusal(503, "SlowDown")
+NO_ACLS = Refusal(400, "AccessControlListNotSupported")
+"""What AWS answers to an ACL in a bucket whose owner has them disabled, as new buckets have."""
 
 
 class S3Proxy:
@@ -86,6 +89,16 @@ class S3Proxy:
     def access_key(self) -> str:
         key: str = self._local.access_key
         return key
+
+    @property
+    def acl(self) -> str:
+        """The ACL that the call sets which the rule is asked about; empty if none."""
+        acl: str = self._local.acl
+        return acl
+
+    def refuse_acls(self, refusal: Refusal = NO_ACLS) -> None:
+        """Refuse every call that sets an ACL."""
+        self.rule = lambda _method, _path: refusal if self.acl else None
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
@@ -174,6 +187,8 @@ class S3Proxy:
     def _note_access_key(self, head: bytes) -> None:
         found = _ACCESS_KEY.search(head)
         self._local.access_key = found[1].decode() if found else ""
+        acl = _ACL.search(head)
+        self._local.acl = acl[1].decode() if acl else ""
         self.access_keys.add(self._local.access_key)
 
     def _answers(self, server: socket.socket, client: socket.socket, deaf: threading.Event) -> None:

@@ -23,7 +23,7 @@ from nanobanana_pipeline.datasets.publish import build_release, samples_path
 from nanobanana_pipeline.datasets.pull import verify
 from nanobanana_pipeline.datasets.recipe import Recipe, load_recipes
 from nanobanana_pipeline.datasets.release import MANIFEST, Release, read_latest, read_release_table
-from nanobanana_pipeline.datasets.row_thumbnails import read_thumbnails
+from nanobanana_pipeline.datasets.row_images import read_thumbnails
 from nanobanana_pipeline.datasets.selection import Selection, empty_splits, released_rows, select
 from nanobanana_pipeline.datasets.splits import find_leaks
 from nanobanana_pipeline.lineage.openlineage.run_facts import release_complete, release_start

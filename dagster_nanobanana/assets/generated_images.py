@@ -37,12 +37,15 @@ from nanobanana_pipeline.generation.manifest.preview import (
 )
 from nanobanana_pipeline.generation.planning.run_files import RunPlan
 from nanobanana_pipeline.generation.quote import Estimate, estimate
+from nanobanana_pipeline.generation.wallet import bill_note, is_short, read_balance, wallet_note
 from nanobanana_pipeline.lineage.openlineage.run_facts import (
     launch_complete,
     launch_running,
     launch_start,
 )
 from nanobanana_pipeline.money import cost_of, cost_text
+from nanobanana_pipeline.provider.account import Account
+from nanobanana_pipeline.provider.protocol import Balance
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import counted
@@ -56,7 +59,10 @@ SHOWN_COLUMNS = ["prompt", "state", "reason", "image_uri", "bytes", "seed_report
 PAGE_COLUMNS = ["prompt_id", "image_sha256", "format", *SHOWN_COLUMNS]
 """Of the manifest: what the partition's page shows, or is made from."""
 
+WALLET = "wallet"
+
 _PLAN = TypeAdapter(RunPlan)
+_BALANCE: TypeAdapter[Balance | None] = TypeAdapter(Balance | None)
 _REPORT = TypeAdapter(Report)
 
 
@@ -84,10 +90,14 @@ def plan_op(
         yield dg.DynamicOutput(
             {"run_id": made.run_id, "shard": shard}, output_name="shards", mapping_key=key
         )
+    balance = read_balance(account)
+    if balance is not None and is_short(balance, made.cost):
+        context.log.warning(wallet_note(balance, made.cost))
     yield dg.Output(
-        _PLAN.dump_python(made, mode="json"),
+        _PLAN.dump_python(made, mode="json") | {WALLET: _BALANCE.dump_python(balance, mode="json")},
         output_name="made",
-        metadata=_quoted(made, estimate(store, made, config.slots or account.slots)),
+        metadata=_quoted(made, estimate(store, made, config.slots or account.slots))
+        | ({WALLET: wallet_note(balance, made.cost)} if balance else {}),
     )
 
 
@@ -165,15 +175,18 @@ def collect_op(
         report += _REPORT.validate_python(summary)
     with plain_failures():
         store = nanobanana.store()
+        balance = _BALANCE.validate_python(made.pop(WALLET, None))
         plan_made = _PLAN.validate_python(made)
         begin = partial(launch_start, store, plan_made.prompt_set, plan_made.seed)
         with recorded_step(
             context, store, "generated_images", begin, run_id=plan_made.run_id, starts=False
         ) as recording:
-            current = launch_steps.collect(store, nanobanana.account(), plan_made, report)
+            account = nanobanana.account()
+            current = launch_steps.collect(store, account, plan_made, report)
             recording.set_facts(partial(launch_complete, store, plan_made, current, report))
         rows = read_sample_rows(store, current, PAGE_COLUMNS)
         metadata = _metadata(store, nanobanana.settings(), current, rows, report, plan_made.price)
+        metadata |= _billed(account, balance, cost_of(report.spent, plan_made.price))
     check = cells_check(current, metadata)
     if current.gaps:
         yield dg.AssetObservation(IMAGES, partition=context.partition_key, metadata=metadata)
@@ -240,6 +253,12 @@ def _quoted(made: RunPlan, expected: Estimate) -> dict[str, Any]:
         "expected hours": "unknown" if hours is None else hours,
         "states": dg.MetadataValue.json(dict(made.states)),
     }
+
+
+def _billed(account: Account, before: Balance | None, cost: Decimal | None) -> dict[str, Any]:
+    """Whether the bill agrees, where the wallet can be read."""
+    after = read_balance(account) if before is not None else None
+    return {WALLET: bill_note(before, after, cost)} if before and after else {}
 
 
 def progress_log(

@@ -13,6 +13,7 @@ from dagster_nanobanana.resources import NanobananaResource
 from nanobanana_pipeline.errors import PlanError
 from nanobanana_pipeline.generation.planning.cells import read_seeds
 from nanobanana_pipeline.generation.quote import quote, room_today
+from nanobanana_pipeline.generation.wallet import read_balance, wallet_note
 from nanobanana_pipeline.money import cost_of, cost_text
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.wording import counted, size_text, time_text
@@ -75,8 +76,10 @@ def quote_launches(
                 }
             )
         _, room = room_today(store, account.budget)
+        balance = read_balance(account)
     images = sum(row["images"] for row in rows)
-    cost = cost_text(cost_of(images, account.budget.price))
+    price = cost_of(images, account.budget.price)
+    cost = cost_text(price)
     size, seconds = _sum_of(rows, "bytes"), _sum_of(rows, "seconds")
     stored = "size unknown" if isinstance(size, str) else size_text(size)
     lasts = "time unknown" if isinstance(seconds, str) else f"about {time_text(seconds)}"
@@ -94,6 +97,7 @@ def quote_launches(
             "room today, in images": "no cap" if room is None else room,
             "seeds": sample_table(pd.DataFrame(rows), TABLE_ROWS),
         }
+        | ({"wallet": wallet_note(balance, price)} if balance else {})
     )
 
 

@@ -16,6 +16,7 @@ from dagster_nanobanana.presentation.tables import sample_table
 from dagster_nanobanana.resources import NanobananaResource
 from dagster_nanobanana.run_watch import RunWatch
 from dagster_nanobanana.step_lineage import recorded_step
+from nanobanana_pipeline.audit.vendor_books import BookMatches, settle_by_books
 from nanobanana_pipeline.generation.recovery.doubts import (
     Action,
     DoubtFilter,
@@ -70,9 +71,11 @@ def settle_all_doubts(
         price = account.budget.price
         chosen = [doubt for doubt in find_doubts(store, price) if wanted.allows(doubt)]
         names = run_ids(context.run_id, "doubts")
-        done = []
+        done, matches = [], BookMatches()
         with recorded_step(context, store, "resolve_doubts") as recording:
             watch = RunWatch(context).look
+            if config.action is not Action.ABANDON:
+                matches = settle_by_books(store, account, chosen)
             for settled in settle_doubts(
                 store, account, chosen, config.action, run_id=names, on_progress=watch
             ):
@@ -95,8 +98,23 @@ def settle_all_doubts(
             "chosen": len(chosen),
             "settled": len(chosen) - len(left),
             "left": sample_table(rows) if left else "none",
+            **_booked(matches),
         },
     )
+
+
+def _booked(matches: BookMatches) -> dict[str, Any]:
+    """What the vendor's books have said, where they were asked."""
+    told: dict[str, Any] = {}
+    if matches.fault:
+        told["vendor's books"] = matches.fault
+    if matches.named or matches.unknown:
+        told["named by the vendor's books"] = len(matches.named)
+        rows = pd.DataFrame(
+            [vars(sale) for sale in matches.unknown], columns=["provider_id", "told"]
+        )
+        told["sales of no known request"] = sample_table(rows) if matches.unknown else "none"
+    return told
 
 
 @dg.job(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 import pandas as pd
@@ -17,14 +17,12 @@ from dagster_nanobanana.resources import NanobananaResource
 from dagster_nanobanana.run_watch import RunWatch
 from dagster_nanobanana.step_lineage import recorded_step
 from nanobanana_pipeline.errors import PlanError
+from nanobanana_pipeline.generation.launch_steps import Settled
 from nanobanana_pipeline.generation.partition_backlog import find_backlog
 from nanobanana_pipeline.generation.recovery.relaunch_partitions import retry
 from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
 from nanobanana_pipeline.money import Cap, cost_of, cost_text
 from nanobanana_pipeline.wording import counted
-
-if TYPE_CHECKING:
-    from nanobanana_pipeline.generation.launch_steps import Settled
 
 __all__ = ["retry_failed"]
 
@@ -66,7 +64,7 @@ def retry_partitions(
         chosen = [partition for partition in wanted if not only or partition in only]
         names = run_ids(context.run_id, "retry")
         price = account.budget.price
-        done: list[Settled] = []
+        done = list[Settled]()
         with recorded_step(context, store, "retry_failed") as recording:
             watch = RunWatch(context).look
             for settled in retry(store, account, chosen, cap, run_id=names, on_progress=watch):

@@ -21,7 +21,6 @@ from nanobanana_pipeline.datasets.recipe import Recipe, near_matches
 from nanobanana_pipeline.datasets.top_up import Drawn, Standing, stand, top_up
 from nanobanana_pipeline.errors import PlanError, RecipeError
 from nanobanana_pipeline.features.table import RefreshedFeatures, refresh_features
-from nanobanana_pipeline.generation.launch_steps import Settled
 from nanobanana_pipeline.generation.manifest.manifest import list_partitions
 from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
 from nanobanana_pipeline.money import Cap, cost_of, cost_text
@@ -87,7 +86,7 @@ def buy_further_candidates(
             for drawn in top_up(
                 store, account, recipe, cap, run_id=names, on_round=tell, on_progress=watch
             ):
-                done.append(Settled(drawn.current, drawn.report))
+                done.append(drawn)
                 _show_drawn(context, store, drawn, price)
                 # Dagster drops what is only logged where a step fails later.
                 yield from context.consume_events()
@@ -137,7 +136,7 @@ def _show_drawn(
             "source": kept.source,
         }
         context.log_event(dg.AssetObservation(PROMPTS, partition=kept.name, metadata=metadata))
-    show_settled(context, store, Settled(current, drawn.report), price)
+    show_settled(context, store, drawn, price)
     _show_measured(context, store, drawn.features)
 
 

@@ -71,16 +71,13 @@ def _bars(bars: Sequence[tuple[str, int]]) -> str:
     path = "".join(
         f"M{BARS_FROM} {at * STEP + 3}h{width}v12h-{width}" for at, width in enumerate(widths)
     )
+    labels = [html.escape(shortened(text, LABEL_CHARACTERS), quote=False) for text, _ in bars]
     lines = "".join(
-        f"<text x='{BARS_FROM - 6}' y='{at * STEP + 13}'>{_label(label)} {count:,}</text>"
-        for at, (label, count) in enumerate(bars)
+        f"<text x='{BARS_FROM - 6}' y='{at * STEP + 13}'>{label} {count:,}</text>"
+        for at, (label, (_, count)) in enumerate(zip(labels, bars, strict=True))
     )
     return (
         f"<svg xmlns='http://www.w3.org/2000/svg' width='{WIDTH}' height='{len(bars) * STEP}' "
         f"fill='#888' font-family='sans-serif' font-size='12' text-anchor='end'>"
         f"<path fill='#c99a1e' d='{path}'/>{lines}</svg>"
     )
-
-
-def _label(text: str) -> str:
-    return html.escape(shortened(text, LABEL_CHARACTERS), quote=False)

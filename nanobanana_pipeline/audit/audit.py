@@ -56,14 +56,9 @@ def audit(
         store: the bucket.
         partition: keep to one prompt set and seed: its manifest, the entries that this names, and
             a sample of their pictures. What nobody names, runs and counters are left out.
-        requests: how many of the partition's requests are compared, always the same ones; None for
-            all.
-        sample: how many pictures are read whole and hashed, always the same ones; None for all, 0
-            for none.
+        requests: how many of its requests are compared, always the same ones (None: all).
+        sample: how many pictures are read whole and hashed, always the same ones (None: all).
         on_progress: called now and then from this thread.
-
-    Raises:
-        StorageUnavailable: S3 stays silent.
     """
     with AuditIndex() as index:
         work = _Audit(store, index, on_progress)

@@ -185,13 +185,9 @@ class AuditIndex(ExitStack):
         return int(self._db.execute(f"SELECT {what}").fetchone()[0])
 
     def compare(self, rows: Iterable[tuple[str, int, str, str | None]]) -> Iterator[Mismatch]:
-        """Compare a manifest with the ledger.
+        """Compare a manifest's rows (request key, sample, state, SHA-256) with the ledger.
 
-        Args:
-            rows: request key, sample, state and SHA-256 of each.
-
-        Returns:
-            What is not the same; nothing where the entry cannot be read.
+        Gives what is not the same; nothing where the entry cannot be read.
         """
         self._db.execute("DELETE FROM cell")
         self._db.executemany("INSERT OR IGNORE INTO cell VALUES (?, ?, ?, ?)", rows)

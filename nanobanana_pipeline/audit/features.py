@@ -30,11 +30,7 @@ def list_features(store: ObjectStore) -> list[tuple[str, int]]:
 
 
 def check_features(store: ObjectStore, report: AuditReport) -> None:
-    """Compare every table of features with its partition's manifest.
-
-    Raises:
-        StorageUnavailable: S3 stays silent.
-    """
+    """Compare every table of features with its partition's manifest."""
     for name, seed in list_features(store):
         key = features_prefix(name, seed) + "current.json"
         try:

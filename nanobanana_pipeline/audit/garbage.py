@@ -62,13 +62,7 @@ class Waste(StrEnum):
 
 @dataclass(frozen=True)
 class Garbage:
-    """An object that nothing refers to.
-
-    Attributes:
-        key: below the prefix.
-        size: bytes.
-        age_seconds: by the S3 server's clock.
-    """
+    """An object that nothing refers to: `size` in bytes, its age by the S3 server's clock."""
 
     kind: Waste
     key: str

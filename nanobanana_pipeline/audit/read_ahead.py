@@ -58,11 +58,7 @@ def list_entries(store: ObjectStore, strange: Callable[[str], None]) -> Iterator
 def read_entries(
     store: ObjectStore, request_keys: Iterable[str]
 ) -> Iterator[tuple[str, Held | StorageError | None]]:
-    """Entries, with the error in place of those that cannot be read; None where there is none.
-
-    Raises:
-        StorageUnavailable: S3 stays silent.
-    """
+    """Entries, with the error in place of those that cannot be read; None where there is none."""
     ledger = Ledger(store)
 
     def read(request_key: str) -> tuple[str, Held | StorageError | None]:

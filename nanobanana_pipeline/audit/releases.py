@@ -24,13 +24,9 @@ _VERSION: Final = re.compile(r"v[1-9]\d*")
 
 @dataclass(frozen=True)
 class Build:
-    """A version's folder without a ``release.json``.
+    """A version's folder without a ``release.json``, and the objects in it that no release names.
 
-    Attributes:
-        dataset: its name.
-        version: ``v1``, ``v2``, ….
-        objects: those in it that no release names.
-        quiet_seconds: since anything in it was written, by the S3 server's clock.
+    `quiet_seconds` is since anything in it was written, by the S3 server's clock.
     """
 
     dataset: str
@@ -46,9 +42,6 @@ def find_builds(
 
     `on_damage` is called for a dataset with such builds of which a release is missing or damaged:
     what it refers to is unknown, and none of its builds is given.
-
-    Raises:
-        StorageError: S3 refuses or stays silent.
     """
     listed = ((each.key.split("/", 3), each) for each in store.listing(Folder.DATASETS.prefix))
     placed = ((parts, each) for parts, each in listed if len(parts) == DEPTH)
@@ -74,11 +67,7 @@ def find_builds(
 
 
 def check_builds(store: ObjectStore, report: AuditReport) -> None:
-    """Note builds that nobody goes on with.
-
-    Raises:
-        StorageError: S3 refuses or stays silent.
-    """
+    """Note builds that nobody goes on with."""
 
     def tell(dataset: str, error: ReleaseError) -> None:
         report.add(FindingKind.UNREADABLE, latest_release_key(dataset), str(error))

@@ -50,12 +50,7 @@ UNSETTLED_STATES: Final = frozenset({State.IN_DOUBT, State.LOST, State.REFUSED, 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that disagrees, or a note of what is behind.
-
-    Attributes:
-        key: the object in question, below the prefix.
-        text: what is wrong, and what to do.
-    """
+    """An object that disagrees, or a note of one; `text` says what is wrong, and the remedy."""
 
     kind: FindingKind
     key: str
@@ -66,10 +61,7 @@ class Finding:
 class Unsettled:
     """A request that ended without all its pictures; no disagreement.
 
-    Attributes:
-        state: in doubt, lost, refused or failed.
-        reason: why, in the provider's or our own words.
-        age_seconds: since the entry last changed, by the S3 server's clock.
+    `age_seconds` is since the entry last changed, by the S3 server's clock.
     """
 
     state: State
@@ -84,14 +76,11 @@ class AuditReport:
     """What an audit has looked at, and what it has found.
 
     Attributes:
-        findings: the first `LISTED` of each kind.
-        counts: all findings, by kind.
-        unsettled: the first `LISTED` of each state.
-        states: the ledger's entries by state.
+        findings: the first `LISTED` of each kind; `counts` has all.
+        unsettled: the first `LISTED` of each state; `states` has all entries.
         images: objects under ``images/``; of one partition, pictures that its entries name.
         images_read: pictures that were read whole and hashed.
         manifests: partitions whose manifest was compared with the ledger.
-        runs: runs that were looked at.
     """
 
     findings: list[Finding] = field(default_factory=list)

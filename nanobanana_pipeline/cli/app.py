@@ -43,6 +43,7 @@ COMMANDS: Final = {
     "index": "cli.index:index_commands",
     "audit": "cli.audit:audit_command",
     "gc": "cli.audit:gc",
+    "reconcile": "cli.reconcile:reconcile_command",
     "bucket": "cli.bucket:bucket_commands",
     "provider": "cli.provider:provider_commands",
     "webhooks": "cli.webhooks:webhook_commands",

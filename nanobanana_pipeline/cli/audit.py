@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated
 
-import pandas as pd
 import typer
 from pydantic import TypeAdapter
 from rich.console import Console
@@ -104,13 +103,11 @@ def gc(
     if not objects:
         console.print(f"everything in {store.uri('')} that is older than 7 days is referred to")
         return
-    totals = pd.DataFrame(
-        {
-            "what": [*objects, "total"],
-            "objects": [f"{n:,}" for n in (*objects.values(), objects.total())],
-            "size": [size_text(n) for n in (*sizes.values(), sizes.total())],
-        }
-    )
+    objects["total"], sizes["total"] = objects.total(), sizes.total()
+    totals = [
+        {"what": kind, "objects": f"{count:,}", "size": size_text(sizes[kind])}
+        for kind, count in objects.items()
+    ]
     console.print(table_of(totals, "nothing refers to"))
     print_plain(
         console,
@@ -154,7 +151,7 @@ def _show(console: Console, store: ObjectStore, report: AuditReport) -> None:
             for found in report.unsettled
         ]
         title = "ended without all pictures (no disagreement)"
-        console.print(table_of(pd.DataFrame(rows), title))
+        console.print(table_of(rows, title))
         _say_rest(console, sum(report.states[state] for state in UNSETTLED_STATES), len(rows))
     for found in report.findings:
         style = "yellow" if found.kind in NOTES else "red"
@@ -171,4 +168,4 @@ def _show(console: Console, store: ObjectStore, report: AuditReport) -> None:
 
 def _say_rest(console: Console, count: int, listed: int) -> None:
     if count > listed:
-        console.print(f"and {count - listed:,} more, not listed", markup=False)
+        console.print(f"and {count - listed:,} more, not listed")

@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-import pandas as pd
 import typer
 from rich.console import Console
 
@@ -66,7 +65,7 @@ def check(
     ]
     through = ", ".join(each.endpoint for each in verdicts)
     title = f"{stores[0].uri('')} through {through}, in {verdict.seconds:.1f} s"
-    console.print(table_of(pd.DataFrame(rows), title))
+    console.print(table_of(rows, title))
     for text in (*verdict.faults, *verdict.warnings):
         print_plain(console, text, style="yellow")
     if verdict.faults or verdict.warnings:

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 
-import pandas as pd
 import typer
 
 from nanobanana_pipeline.cli.show import table_of
@@ -30,7 +29,6 @@ def recount_() -> None:
     """
     changed = list(recount(open_bucket(Settings.load_without_key())))
     if changed:
-        rows = pd.DataFrame(map(asdict, changed))
-        make_console().print(table_of(rows, "counted anew"))
+        make_console().print(table_of([asdict(each) for each in changed], "counted anew"))
     else:
         print_plain(make_console(), "the counters agree with the ledger")

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Annotated
 
-import pandas as pd
 import typer
 from rich.console import Console
 
+from nanobanana_pipeline.audit.vendor_books import BookMatches, settle_by_books
 from nanobanana_pipeline.cli.generate import read_money
 from nanobanana_pipeline.cli.show import partitions_table, table_of
 from nanobanana_pipeline.cli.terminal import INCOMPLETE, confirm, make_console
@@ -38,6 +38,7 @@ from nanobanana_pipeline.wording import counted, shortened, time_text
 __all__ = ["doubt_commands"]
 
 KEY_SHOWN = 12
+SALES_SHOWN = 20
 UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 doubt_commands = typer.Typer(
@@ -137,6 +138,8 @@ def resolve(
     with record_run(store, "resolve_doubts", uuid.uuid4().hex, RunFacts) as recording:
         if provider_id is not None:
             name_id(store, account, chosen[0], provider_id)
+        elif action is not Action.ABANDON:
+            _show_matches(console, settle_by_books(store, account, chosen))
         settled = list(settle_doubts(store, account, chosen, action))
         keys_chosen = {doubt.request_key for doubt in chosen}
         found = find_doubts(store, settings.price_per_image)
@@ -152,11 +155,27 @@ def resolve(
             )
         )
     for reason, count in sum((one.report.reasons for one in settled), Counter[str]()).items():
-        console.print(f"  {counted(count, 'request')}: {reason}", style="yellow", markup=False)
+        console.print(f"  {counted(count, 'request')}: {reason}", style="yellow")
     console.print(partitions_table([s.current for s in settled], store))
     console.print(f"settled {len(chosen) - len(left):,} of {counted(len(chosen), 'request')}")
     if left:
         raise typer.Exit(INCOMPLETE)
+
+
+def _show_matches(console: Console, matches: BookMatches) -> None:
+    """Say what the vendor's books have named, and which of its sales settle nothing."""
+    if matches.fault:
+        console.print(matches.fault, style="yellow", markup=False)
+    for key, provider_id in matches.named.items():
+        console.print(f"{key[:KEY_SHOWN]}: sold as {provider_id}, by the vendor's books")
+    for sale in matches.unknown[:SALES_SHOWN]:
+        console.print(
+            f"sold as {sale.provider_id}, and no request is known to be it: {sale.told}",
+            markup=False,
+            soft_wrap=True,
+        )
+    if len(matches.unknown) > SALES_SHOWN:
+        console.print(f"and {len(matches.unknown) - SALES_SHOWN:,} more such sales")
 
 
 def _ask(chosen: list[Doubt], action: Action, *, yes: bool) -> None:
@@ -190,12 +209,10 @@ def _show(console: Console, store: ObjectStore, account: Account, found: list[Do
         }
         for doubt in found
     ]
-    console.print(
-        table_of(pd.DataFrame(rows), f"{counted(len(found), 'request')} in doubt or lost")
-    )
+    console.print(table_of(rows, f"{counted(len(found), 'request')} in doubt or lost"))
     for key, objects in hints(store, account, found).items():
         for uri in objects:
-            console.print(f"{key[:KEY_SHOWN]}: perhaps {uri}", highlight=False, soft_wrap=True)
+            console.print(f"{key[:KEY_SHOWN]}: perhaps {uri}", soft_wrap=True)
     console.print(
         "nanobanana doubts resolve [KEY] looks for evidence, and costs nothing; with --rebuy it "
         "buys again, with --abandon it gives up"

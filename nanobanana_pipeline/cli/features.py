@@ -4,7 +4,6 @@ import uuid
 from functools import partial
 from typing import Annotated
 
-import pandas as pd
 import typer
 from rich.console import Console
 
@@ -68,4 +67,4 @@ def features_command(
                     "missing cells": done.gaps,
                 }
             )
-    make_console().print(table_of(pd.DataFrame(rows), f"in {store.uri(Folder.FEATURES.prefix)}"))
+    make_console().print(table_of(rows, f"in {store.uri(Folder.FEATURES.prefix)}"))

@@ -27,6 +27,7 @@ from nanobanana_pipeline.generation.planning.cells import read_seeds
 from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.generation.planning.run_files import RunPlan, list_unfinished
 from nanobanana_pipeline.generation.recovery.rescue import expired_runs
+from nanobanana_pipeline.generation.wallet import bill_note, read_balance, wallet_note
 from nanobanana_pipeline.lineage.openlineage.recorder import record_expired_run, record_run
 from nanobanana_pipeline.lineage.openlineage.run_facts import (
     launch_complete,
@@ -35,7 +36,7 @@ from nanobanana_pipeline.lineage.openlineage.run_facts import (
     prompt_set_complete,
     prompt_set_start,
 )
-from nanobanana_pipeline.money import Cap
+from nanobanana_pipeline.money import Cap, cost_of
 from nanobanana_pipeline.prompts.prompt_set import snapshot, valid_name
 from nanobanana_pipeline.prompts.references import References
 from nanobanana_pipeline.prompts.table import read_prompt_table
@@ -142,7 +143,10 @@ def generate_command(
     )
     print_carried(console, checked)
     print_long(console, checked)
-    manifests = []
+    manifests, spent = [], 0
+    before = read_balance(account)
+    if before is not None:
+        console.print(wallet_note(before, None), markup=False)
     for seed in chosen:
         launch = Launch(
             prompt_set=set_name,
@@ -158,10 +162,14 @@ def generate_command(
         )
         current, report = _launch(console, store, account, launch)
         manifests.append(current)
+        spent += report.spent
         cap = cap.less(report.spent, account.budget.price)
         if report.halted or (cap.is_reached and max_images != 0):
             break  # the next seed would be refused as this one was
     console.print(partitions_table(manifests, store))
+    after = read_balance(account) if before is not None else None
+    if before is not None and after is not None:
+        console.print(bill_note(before, after, cost_of(spent, account.budget.price)), markup=False)
     if len(manifests) < len(chosen) or not all_settled(manifests):
         raise typer.Exit(INCOMPLETE)
 
@@ -269,7 +277,7 @@ def _settle(console: Console, store: ObjectStore, account: Account, made: RunPla
                 on_progress=lambda p: (
                     bar.update(task, completed=p.finished, description=str(p))
                     if console.is_terminal
-                    else console.print(str(p), highlight=False)
+                    else console.print(str(p))
                 ),
                 timing=timing,
             )
@@ -279,8 +287,8 @@ def _settle(console: Console, store: ObjectStore, account: Account, made: RunPla
 def print_outcome(console: Console, current: CurrentManifest, report: engine.Report) -> None:
     """Name the reasons of what a run has not settled, and what to do about the partition's gaps."""
     for reason, count in report.reasons.items():
-        console.print(f"  {counted(count, 'request')}: {reason}", style="yellow", markup=False)
+        console.print(f"  {counted(count, 'request')}: {reason}", style="yellow")
     if report.halted:
-        console.print(f"stopped early: {report.halted}", style="bold red", markup=False)
+        console.print(f"stopped early: {report.halted}", style="bold red")
     for sentence in advice(current):
-        console.print(f"  {sentence}", markup=False, highlight=False)
+        console.print(f"  {sentence}")

@@ -37,5 +37,4 @@ def refresh_(
         f"the index covers {counted(done.partitions, 'partition')} and "
         f"{counted(done.releases, 'release')}, {counted(done.rows, 'row')}; "
         f"read for it: {done.read:,}",
-        highlight=False,
     )

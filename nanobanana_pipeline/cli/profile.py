@@ -14,7 +14,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
-import requests
 import typer
 from rich.console import Console
 
@@ -30,6 +29,7 @@ from nanobanana_pipeline.generation.manifest.manifest import (
 from nanobanana_pipeline.images.contact_sheet import caption, contact_sheet
 from nanobanana_pipeline.local import (
     LocalProfile,
+    answers,
     check_port,
     child,
     local_profile,
@@ -80,10 +80,9 @@ def demo(*, data: Data = Path(".nanobanana")) -> None:
         if manifests:
             sheet = data / "contact_sheet.png"
             sheet.write_bytes(_sheet(store, manifests))
-            console.print(f"contact sheet   {sheet}", highlight=False, soft_wrap=True)
+            console.print(f"contact sheet   {sheet}", soft_wrap=True)
         console.print(
             f"kept in         {data}\nopen the UI     {_called()} dev --data {data}",
-            highlight=False,
             soft_wrap=True,
         )
         console.print("stopping the local servers")
@@ -114,7 +113,7 @@ def dev(
             "Dagster",
             command,
             log=data / "dagster.log",
-            ready=lambda: _is_up(f"{url}/server_info"),
+            ready=lambda: answers(f"{url}/server_info"),
             environment={
                 GRPC_TIMEOUT: os.environ.get(GRPC_TIMEOUT, GRPC_TIMEOUT_SECONDS),
                 **profile.environment,
@@ -164,18 +163,11 @@ def _called() -> str:
     return "uv run nanobanana" if "UV_RUN_RECURSION_DEPTH" in os.environ else "nanobanana"
 
 
-def _is_up(url: str) -> bool:
-    try:
-        return requests.get(url, timeout=2).ok
-    except requests.RequestException:
-        return False
-
-
 def _explain(console: Console, url: str, data: Path, profile: LocalProfile) -> None:
-    console.print(f"Dagster's UI       {url}", highlight=False)
-    console.print(f"S3 server          {profile.s3_url}", highlight=False)
-    console.print(f"provider emulator  {profile.base_url}", highlight=False)
-    console.print(f"data and logs      {data}", highlight=False, soft_wrap=True)
+    console.print(f"Dagster's UI       {url}")
+    console.print(f"S3 server          {profile.s3_url}")
+    console.print(f"provider emulator  {profile.base_url}")
+    console.print(f"data and logs      {data}", soft_wrap=True)
     console.print(
         f"Put a table into {Path('prompts').resolve()}/<prompt set>.csv, materialize prompt_set "
         "with that name as its partition, then generated_images with it and a seed. "

@@ -13,7 +13,7 @@ from nanobanana_pipeline.prompts.table import read_prompt_table
 from nanobanana_pipeline.prompts.table_files import fault_of_name
 from nanobanana_pipeline.prompts.validation import check_prompts
 from nanobanana_pipeline.provider.downloads import Downloader
-from nanobanana_pipeline.settings import split_hosts
+from nanobanana_pipeline.settings import split_names
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from nanobanana_pipeline.wording import counted
 
@@ -44,7 +44,7 @@ def check_table(
     table = read_prompt_table(file, store)
     references = None
     if REFERENCE in table.rows.column_names:
-        hosts = cast("tuple[str, ...]", split_hosts(os.environ.get("NANOBANANA_ALLOWED_HOSTS", "")))
+        hosts = cast("tuple[str, ...]", split_names(os.environ.get("NANOBANANA_ALLOWED_HOSTS", "")))
         store = store or ObjectStore(s3_client(), "")
         references = References(Downloader(hosts), store, keep=False)
     checked = check_prompts(table, references)
@@ -60,7 +60,7 @@ def check_table(
     print_carried(console, checked)
     print_long(console, checked)
     if len(checked.prompts):
-        console.print(f"fingerprint {fingerprint(checked.prompts)}", highlight=False)
+        console.print(f"fingerprint {fingerprint(checked.prompts)}")
     fault = fault_of_name(file)
     if fault:
         print_plain(console, f"{fault}. Rename the file, or give generate --name", style="yellow")

@@ -3,7 +3,6 @@
 import os
 from typing import Annotated
 
-import pandas as pd
 import typer
 from pydantic import SecretStr, ValidationError
 
@@ -12,12 +11,14 @@ from nanobanana_pipeline.cli.terminal import confirm, make_console, print_plain
 from nanobanana_pipeline.errors import OperationFailed, OperationInDoubt, SettingsError
 from nanobanana_pipeline.ledger import now_iso
 from nanobanana_pipeline.provider.account import Account
+from nanobanana_pipeline.provider.modelslab.delivery_check import check_delivery
 from nanobanana_pipeline.provider.modelslab.operations import Operations, S3Details
 from nanobanana_pipeline.provider.modelslab.own_bucket import (
     Place,
     change_places,
     check_apart,
 )
+from nanobanana_pipeline.provider.protocol import Books
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.storage import ObjectStore, s3_client
 from nanobanana_pipeline.storage.bucket import open_bucket
@@ -37,10 +38,11 @@ provider_commands = typer.Typer(
 
 @provider_commands.command("details")
 def details() -> None:
-    """Show what the provider's server tells of itself."""
+    """Show what the provider's server tells of itself, and its books that are switched on."""
     settings = Settings.load()
-    told = Account.open(settings).provider.health()
-    rows = pd.DataFrame({"what": list(told), "value": list(told.values())}, dtype="str")
+    account = Account.open(settings)
+    told = {**account.provider.health(), **_booked(account.books)}
+    rows = [{"what": what, "value": str(value)} for what, value in told.items()]
     make_console().print(table_of(rows, settings.base_url))
 
 
@@ -116,8 +118,9 @@ def set_s3(
     """Have all of the account's pictures written straight into your own bucket.
 
     The provider is given the key pair in NANOBANANA_PROVIDER_AWS_ACCESS_KEY_ID and
-    NANOBANANA_PROVIDER_AWS_SECRET_ACCESS_KEY: make one that may write into that folder, and nothing
-    else. It is stored nowhere here.
+    NANOBANANA_PROVIDER_AWS_SECRET_ACCESS_KEY: make one that may do s3:PutObject and
+    s3:PutObjectAcl in that folder, and nothing else. The bucket must allow public ACLs, which the
+    provider sets; that is tried with the key before it is sent. It is stored nowhere here.
     """
     settings = Settings.load()
     operations, key_id, secret = _operations(settings), *_key_pair()
@@ -127,6 +130,7 @@ def set_s3(
     for each in (folder, directory.strip("/")):
         check_apart(store, bucket, each)
     check_copies(store)
+    check_delivery(store, bucket, folder, key_id, secret)
     own = s3_client().meta
     told = S3Details(
         public_url=public_url,
@@ -162,6 +166,21 @@ def reset_s3(*, yes: Yes = False) -> None:
     )
 
 
+def _booked(books: Books) -> dict[str, str]:
+    """What the books say now; in place of what cannot be read, why."""
+    told = {}
+    for name, ask in (
+        ("wallet", books.balance),
+        ("requests under way, of the whole account", books.processing),
+    ):
+        if ask is not None:
+            try:
+                told[name] = str(ask())
+            except OperationFailed as error:
+                told[name] = str(error)
+    return told
+
+
 def _operations(settings: Settings) -> Operations:
     if settings.api_key is None:
         raise AssertionError  # Settings.load refuses that
@@ -173,8 +192,8 @@ def _key_pair() -> tuple[SecretStr, SecretStr]:
     missing = [name for name, value in zip((KEY_ID, SECRET), found, strict=True) if not value]
     if missing:
         raise SettingsError(
-            f"{' and '.join(missing)} not set: export a key pair for the provider that may write "
-            "into the folder, and nothing else"
+            f"{' and '.join(missing)} not set: export a key pair for the provider that may do "
+            "s3:PutObject and s3:PutObjectAcl in the folder, and nothing else"
         )
     return SecretStr(found[0]), SecretStr(found[1])
 

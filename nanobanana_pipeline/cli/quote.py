@@ -3,7 +3,6 @@
 from pathlib import PurePosixPath
 from typing import Annotated
 
-import pandas as pd
 import typer
 from rich.console import Console
 
@@ -21,6 +20,7 @@ from nanobanana_pipeline.cli.terminal import make_console
 from nanobanana_pipeline.generation.budget.counters import Counter
 from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.generation.quote import Quote, quote, room_today
+from nanobanana_pipeline.generation.wallet import is_short, read_balance, wallet_note
 from nanobanana_pipeline.money import Budget, cost_of, cost_text
 from nanobanana_pipeline.prompts.prompt_set import valid_name
 from nanobanana_pipeline.prompts.references import References
@@ -70,13 +70,19 @@ def quote_command(
     if len(quotes) > 1:
         rows.append(_row("all", quotes))
     title = f"{set_name}: {counted(len(checked.prompts), 'row')}"
-    console.print(table_of(pd.DataFrame(rows), title))
+    console.print(table_of(rows, title))
     if any(q.changes for q in quotes):
         console.print(
             "parameters differ from those some partitions were made with: generate needs "
             "--change-parameters"
         )
-    _print_budget(console, store, account.budget, sum(q.plan.buy_images for q in quotes))
+    images = sum(q.plan.buy_images for q in quotes)
+    _print_budget(console, store, account.budget, images)
+    balance = read_balance(account)
+    if balance is not None:
+        cost = cost_of(images, account.budget.price)
+        style = "yellow" if is_short(balance, cost) else ""
+        console.print(wallet_note(balance, cost), style=style, markup=False)
 
 
 def _row(label: str, quotes: list[Quote]) -> dict[str, str]:

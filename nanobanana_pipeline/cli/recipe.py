@@ -17,7 +17,6 @@ from nanobanana_pipeline.datasets.release import read_latest
 from nanobanana_pipeline.datasets.selection import Selection, empty_splits, released_rows, select
 from nanobanana_pipeline.datasets.top_up import Drawn, Standing, stand, top_up
 from nanobanana_pipeline.errors import RecipeError
-from nanobanana_pipeline.generation.launch_steps import Settled
 from nanobanana_pipeline.lineage.openlineage.facts import RunFacts
 from nanobanana_pipeline.lineage.openlineage.recorder import record_run
 from nanobanana_pipeline.lineage.openlineage.run_facts import RelaunchReason, relaunch_complete
@@ -49,11 +48,11 @@ def check_recipe(
     recipes = load_recipes(path) if path.is_dir() else [read_recipe(path)]
     if not recipes:
         raise RecipeError(f"{path} holds no recipe: no file ends in .yaml or .yml")
-    frame = pd.DataFrame(
-        [(recipe.name, recipe.licence, recipe.fingerprint) for recipe in recipes],
-        columns=["recipe", "licence", "fingerprint"],
-    )
-    make_console().print(table_of(frame, f"{len(recipes):,} sound"))
+    rows = [
+        {"recipe": each.name, "licence": each.licence, "fingerprint": each.fingerprint}
+        for each in recipes
+    ]
+    make_console().print(table_of(rows, f"{len(recipes):,} sound"))
 
 
 @recipe_commands.command("preview")
@@ -71,15 +70,12 @@ def preview(file: Annotated[Path, typer.Argument(help="The recipe's file.")]) ->
         f"{counted(len(selection.rows), 'picture')} would be released, of "
         f"{counted(prompts, 'prompt')} (rows of the prompt tables) with "
         f"{counted(selection.rows['prompt'].nunique(), 'different text')}{after}",
-        highlight=False,
         soft_wrap=True,
     )
     for warning in empty_splits(recipe, selection.rows):
         print_plain(console, warning, style="yellow")
     if len(selection.shortfall):
-        console.print(
-            f"nanobanana recipe top-up {file} buys what is missing", markup=False, highlight=False
-        )
+        console.print(f"nanobanana recipe top-up {file} buys what is missing")
 
 
 @recipe_commands.command("top-up")
@@ -119,17 +115,17 @@ def top_up_(
         tell(standing)
     else:
         store = open_bucket(settings)
-        done: list[Settled] = []
+        done: list[Drawn] = []
         steps = top_up(
             *(store, account, recipe, cap),
             on_round=tell,
-            on_progress=lambda progress: console.print(str(progress), highlight=False),
+            on_progress=lambda progress: console.print(str(progress)),
         )
         try:
             with record_run(store, "top_up_dataset", uuid.uuid4().hex, RunFacts) as recording:
                 for drawn in steps:
                     _print_drawn(console, drawn)
-                    done.append(Settled(drawn.current, drawn.report))
+                    done.append(drawn)
                 recording.set_facts(
                     lambda: relaunch_complete(store, done, price, reason=RelaunchReason.TOP_UP)
                 )
@@ -162,8 +158,6 @@ def _print_drawn(console: Console, drawn: Drawn) -> None:
     console.print(
         f"{current.prompt_set}, seed {current.seed}: {report.bought:,} bought, "
         f"{counted(report.images, 'image')} stored, {drawn.features.measured:,} measured",
-        markup=False,
-        highlight=False,
     )
     print_outcome(console, current, report)
 
@@ -176,15 +170,11 @@ def _print_standing(console: Console, recipe: Recipe, standing: Standing) -> Non
     tables = {"rejected, by step": by_step, "rejected": rejected, "too few pictures": short}
     _print_tables(console, tables)
     if excluded:
-        console.print(
-            f"{counted(excluded, 'prompt')} left out by what the prompt table says", highlight=False
-        )
+        console.print(f"{counted(excluded, 'prompt')} left out by what the prompt table says")
     console.print(
         f"{recipe.name}: {counted(standing.complete, 'prompt')} accepted, {len(short):,} short by "
         f"{counted(standing.selection.missing, 'picture')}, "
         f"{counted(len(rejected), 'picture')} rejected",
-        markup=False,
-        highlight=False,
     )
 
 

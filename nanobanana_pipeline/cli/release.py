@@ -65,7 +65,6 @@ def build(file: Annotated[Path, typer.Argument(help="The recipe's file.")]) -> N
             console.print(
                 f"{counted(chosen.missing, 'picture', 'is')} missing to what "
                 f"{wanted.where('per_prompt')} asks for; see nanobanana recipe preview",
-                markup=False,
             )
         for warning in empty_splits(wanted, chosen.rows):
             print_plain(console, warning, style="yellow")
@@ -90,7 +89,7 @@ def list_(
     if found:
         console.print(_table(found, store))
     else:
-        console.print(f"no release yet in {store.uri('')}", markup=False)
+        console.print(f"no release yet in {store.uri('')}")
 
 
 @release_commands.command("diff")
@@ -146,10 +145,10 @@ def verify_(
     size = sum(file.size for file in release.files)
     told = f"{dataset} {release.version}: {counted(len(release.files), 'file')}, {size_text(size)}"
     if not faults:
-        console.print(f"{told}: all as published", highlight=False)
+        console.print(f"{told}: all as published")
         return
-    shown = pd.DataFrame([fault.__dict__ for fault in faults])
-    console.print(table_of(shown, f"{told}: {len(faults):,} not as published"))
+    title = f"{told}: {len(faults):,} not as published"
+    console.print(table_of([vars(fault) for fault in faults], title))
     if not mend_:
         console.print(
             "--mend makes shards again from their pictures; a folder that was pulled earlier has "
@@ -160,10 +159,10 @@ def verify_(
     for fault in faults:
         try:
             repair(store, release, fault.path)
-            console.print(f"{fault.path}: made again, as published", highlight=False, markup=False)
+            console.print(f"{fault.path}: made again, as published")
         except ReleaseError as error:
             left += 1
-            console.print(f"{fault.path}: {error}", highlight=False, markup=False)
+            console.print(f"{fault.path}: {error}")
     if left:
         raise typer.Exit(INCOMPLETE)
 
@@ -214,4 +213,4 @@ def _table(releases: list[Release], store: ObjectStore) -> object:
         }
         for release in releases
     ]
-    return table_of(pd.DataFrame(rows), f"in {store.uri(Folder.DATASETS.prefix)}")
+    return table_of(rows, f"in {store.uri(Folder.DATASETS.prefix)}")

@@ -1,12 +1,11 @@
 """What the terminal shows."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from nanobanana_pipeline.cli.terminal import print_plain
@@ -32,7 +31,7 @@ def print_carried(console: Console, checked: CheckedPrompts) -> None:
     for name in attributes_of(checked.prompts.columns):
         near = difflib.get_close_matches(name, sent, n=1, cutoff=0.8)
         hint = f"; did you mean {near[0]}?" if near else ""
-        console.print(f"column {name} is carried along, not sent{hint}", markup=False)
+        console.print(f"column {name} is carried along, not sent{hint}")
 
 
 def print_long(console: Console, checked: CheckedPrompts) -> None:
@@ -41,13 +40,14 @@ def print_long(console: Console, checked: CheckedPrompts) -> None:
         print_plain(console, told, style="yellow")
 
 
-def table_of(frame: pd.DataFrame, title: str) -> Table:
-    """Any small table; text from outside is shown to the letter."""
+def table_of(rows: pd.DataFrame | Sequence[Mapping[str, object]], title: str) -> Table:
+    """Any small table, from a frame or from rows by column."""
+    frame = pd.DataFrame(rows)
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for name in frame.columns:
         table.add_column(str(name), overflow="fold")
     for row in frame.itertuples(index=False):
-        table.add_row(*(escape("" if pd.isna(value) else str(value)) for value in row))
+        table.add_row(*("" if pd.isna(value) else str(value) for value in row))
     return table
 
 

@@ -4,7 +4,6 @@ import json
 from dataclasses import asdict
 from typing import Annotated
 
-import pandas as pd
 import typer
 
 from nanobanana_pipeline.cli.show import partitions_table, table_of
@@ -66,7 +65,7 @@ def _show(
         for run in unfinished
     ]
     if rows:
-        console.print(table_of(pd.DataFrame(rows), "runs that have not ended"))
+        console.print(table_of(rows, "runs that have not ended"))
 
 
 def _how_it_stands(store: ObjectStore, run: UnfinishedRun) -> str:

@@ -15,9 +15,14 @@ WIDE = 160
 
 
 def make_console() -> Console:
-    """The terminal, or a page wide enough for tables where the output goes elsewhere."""
-    console = Console()
-    return console if console.is_terminal else Console(width=max(WIDE, console.width))
+    """The terminal, or a page wide enough for tables where the output goes elsewhere.
+
+    It prints to the letter: no markup, no highlighting, no emoji codes.
+    """
+    console = Console(markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = max(WIDE, console.width)
+    return console
 
 
 def print_plain(console: Console, text: str, *, style: str | None = None) -> None:

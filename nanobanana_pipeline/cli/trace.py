@@ -66,7 +66,7 @@ def trace_command(
         if not console.is_terminal:
             console.width = UNCUT  # a tree has no soft wrap: whatever is wider is cut off
         for found in lineage.matches[:LINKS_SHOWN]:
-            console.print(_tree(lineage, lineage.nodes[found]), highlight=False)
+            console.print(_tree(lineage, lineage.nodes[found]), markup=True)
     for note in lineage.notes:
         print_plain(Console(stderr=True), note)
 

@@ -10,12 +10,9 @@ GONE: Final = "no longer among the recipe's candidates"
 
 
 def changes(now: pd.DataFrame, before: pd.DataFrame, rejected: pd.DataFrame) -> pd.DataFrame:
-    """Compare two manifests: row_id and row_sha256.
+    """Compare two manifests (row_id, row_sha256); `rejected` (row_id, reason) is of the later one.
 
-    `rejected` are the rows that the later release left out: row_id and reason.
-
-    Returns:
-        A row a difference: row_id, change (removed, added or changed) and reason.
+    Gives a row a difference: row_id, change (removed, added or changed) and reason.
     """
     hashes, old = (each.set_index("row_id")["row_sha256"] for each in (now, before))
     removed = old.index.difference(hashes.index, sort=False)

@@ -23,8 +23,7 @@ TEXTS: Final[ValueKind] = ("text", lambda value: isinstance(value, str))
 def faults_of_filters(recipe: Recipe, rows: pd.DataFrame) -> list[str]:
     """Filters that name no column of `rows`, or compare it with what cannot stand there.
 
-    Returns:
-        A sentence each, with its place in the recipe.
+    Gives a sentence each, with its place in the recipe.
     """
     faults = []
     for column, rule in recipe.filters.items():

@@ -20,8 +20,7 @@ class InputStatus:
     """How the inputs of a recipe stand.
 
     Attributes:
-        fingerprint: SHA-256, in hexadecimal, of the recipe and of the content of the manifests and
-            features of all its partitions.
+        fingerprint: SHA-256, in hexadecimal, of the recipe and of its partitions' content.
         lacks: why no release can be built now, a sentence each.
     """
 
@@ -30,12 +29,7 @@ class InputStatus:
 
 
 def read_input_status(store: ObjectStore, recipe: Recipe) -> InputStatus:
-    """Compare what a recipe draws from without reading it: three small objects a partition.
-
-    Raises:
-        PromptTableError: a prompt set's ``current.json`` is damaged.
-        StorageError: S3 refuses or holds damaged objects.
-    """
+    """Compare what a recipe draws from without reading it: three small objects a partition."""
     lacks, contents, gaps = [], [], 0
     for name, seed in _partitions(store, recipe):
         current, _ = read_current(store, name, seed)

@@ -4,13 +4,10 @@ import hashlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 from nanobanana_pipeline.errors import StorageError
-from nanobanana_pipeline.storage import Multipart
-
-if TYPE_CHECKING:
-    from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage import Multipart, ObjectStore
 
 __all__ = ["Upload", "pieces"]
 
@@ -26,9 +23,7 @@ class Upload:
     Memory: three parts of 8 MiB at most.
     """
 
-    def __init__(
-        self, store: "ObjectStore", key: str, content_type: str, helpers: Executor
-    ) -> None:
+    def __init__(self, store: ObjectStore, key: str, content_type: str, helpers: Executor) -> None:
         self._store, self._key, self._type = store, key, content_type
         self._helpers = helpers
         self._buffer = bytearray()
@@ -58,11 +53,7 @@ class Upload:
         return self._digest.hexdigest()
 
     def write(self, data: bytes) -> int:
-        """Append; waits for S3 where too much is under way.
-
-        Raises:
-            StorageError: S3 refuses.
-        """
+        """Append; waits for S3 where too much is under way."""
         view = memoryview(data).cast("B")
         self._digest.update(view)
         self.size += len(view)
@@ -82,11 +73,7 @@ class Upload:
         """Nothing: only `close` makes an object."""
 
     def close(self) -> None:
-        """Make the object; a second time does nothing.
-
-        Raises:
-            StorageError: S3 refuses.
-        """
+        """Make the object; a second time does nothing."""
         if self.closed:
             return
         if self._upload is None:
@@ -109,7 +96,7 @@ class Upload:
         self._under_way.append(self._helpers.submit(self._upload.part, number, body))
 
 
-def pieces(store: "ObjectStore", key: str, size: int) -> Iterator[bytes]:
+def pieces(store: ObjectStore, key: str, size: int) -> Iterator[bytes]:
     """Read an object of `size` bytes, 8 MiB at a time.
 
     Raises:

@@ -75,11 +75,8 @@ def components(count: int, links: Iterable[tuple[Positions, Positions]]) -> Posi
 def first_alike(phashes: pd.Series, distance: int) -> Positions:
     """For each picture the position of the first one that it looks like: its own if of none.
 
-    Pictures are taken in order; one is compared with those that were like none before it.
-
-    Args:
-        phashes: perceptual hashes (str, 16 hexadecimal digits); one without is like none.
-        distance: in how many bits they may differ.
+    Pictures are taken in order; one is compared with those that were like none before it. Hashes
+    have 16 hexadecimal digits, and differ in at most `distance` bits; one without is like none.
     """
     stands_for = np.arange(len(phashes))
     known = np.flatnonzero(phashes.notna())

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version as installed_version
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pandas as pd
 import pyarrow as pa
@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 from nanobanana_pipeline.bucket_keys import latest_release_key, release_key, release_prefix
 from nanobanana_pipeline.datasets.changelog import changes
 from nanobanana_pipeline.datasets.formats import FORMATS, shards_of
-from nanobanana_pipeline.datasets.formats.base import PARQUET_MEDIA_TYPE, Page, ShardFiles
+from nanobanana_pipeline.datasets.formats.base import PARQUET_MEDIA_TYPE, Page
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY, gallery, shown_places
+from nanobanana_pipeline.datasets.recipe import Recipe
 from nanobanana_pipeline.datasets.release import (
     BUILD_QUIET_SECONDS,
     CHANGELOG,
@@ -46,20 +47,16 @@ from nanobanana_pipeline.datasets.release_rows import (
     schema_text,
     taken,
 )
-from nanobanana_pipeline.datasets.row_thumbnails import read_thumbnails
+from nanobanana_pipeline.datasets.row_images import read_thumbnails
 from nanobanana_pipeline.datasets.shard_builder import build_shards
 from nanobanana_pipeline.datasets.shard_layout import BUILD, assign_shards
 from nanobanana_pipeline.errors import ReleaseError
 from nanobanana_pipeline.features.measure import THUMBNAIL_SIDE
+from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest
 from nanobanana_pipeline.generation.manifest.rows import count_images
 from nanobanana_pipeline.images.contact_sheet import caption, contact_sheet
-from nanobanana_pipeline.storage import abort_uploads
+from nanobanana_pipeline.storage import ObjectStore, abort_uploads
 from nanobanana_pipeline.storage.cas import parse_json, put_if_absent, swap
-
-if TYPE_CHECKING:
-    from nanobanana_pipeline.datasets.recipe import Recipe
-    from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest
-    from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["build_release", "samples_path"]
 
@@ -88,15 +85,15 @@ class _Claim:
 
 
 def build_release(
-    store: "ObjectStore",
-    recipe: "Recipe",
+    store: ObjectStore,
+    recipe: Recipe,
     rows: pd.DataFrame,
     rejected: pd.DataFrame,
     *,
     parent: Release | None,
-    manifests: "Sequence[CurrentManifest]" = (),
+    manifests: Sequence[CurrentManifest] = (),
 ) -> Release:
-    """Publish these rows as the dataset's next release.
+    """Publish these rows as the dataset's next release; gives the one that is the latest now.
 
     Goes on with a build that was killed. Where the latest release has the same rows and the same
     recipe, nothing is built and that one is given.
@@ -109,13 +106,9 @@ def build_release(
         parent: the release that these rows continue: the latest one when they were chosen.
         manifests: what the rows were drawn from; the gallery names them.
 
-    Returns:
-        The release that is the latest now, with these rows.
-
     Raises:
         ReleaseError: there are no rows, a picture is missing or damaged, or somebody has published
             other rows in the meantime.
-        StorageError: the bucket refuses.
     """
     table = as_table(rows)
     digests = row_digests(table)
@@ -139,8 +132,8 @@ def build_release(
 
 
 def _build(
-    store: "ObjectStore",
-    recipe: "Recipe",
+    store: ObjectStore,
+    recipe: Recipe,
     table: pa.Table,
     digests: list[str],
     rejected: pd.DataFrame,
@@ -159,6 +152,7 @@ def _build(
         now = manifest.select(["row_id", "row_sha256"]).to_pandas()
         tables[CHANGELOG] = plain_table(changes(now, earlier, rejected))
     images, size = count_images(table.select)
+    needed = {shards_of(name) for name in recipe.formats}
     release = Release(
         name=recipe.name,
         version=version,
@@ -181,7 +175,11 @@ def _build(
                 (recipe.name, version),
                 keyed,
                 shards.shards,
-                _shard_formats(recipe),
+                {
+                    name: each.shards
+                    for name, each in FORMATS.items()
+                    if name in needed and each.shards
+                },
                 parent.files if parent else (),
             )
         ),
@@ -207,7 +205,7 @@ def samples_path(split: str) -> str:
 
 
 def _shown(
-    store: "ObjectStore", release: Release, table: pa.Table, sources: Sequence[dict[str, Any]]
+    store: ObjectStore, release: Release, table: pa.Table, sources: Sequence[dict[str, Any]]
 ) -> Iterator[Page]:
     """The pages on which people look at the pictures."""
     shown = taken(table, shown_places(table))
@@ -225,17 +223,12 @@ def _shown(
 
 
 def _stored(
-    store: "ObjectStore", release: Release, name: Format | EveryRelease, page: Page
+    store: ObjectStore, release: Release, name: Format | EveryRelease, page: Page
 ) -> ReleaseFile:
     key = release_key(release.name, release.version, page.path)
     store.put(key, page.body, content_type=page.media_type)
     sha256 = hashlib.sha256(page.body).hexdigest()
     return ReleaseFile(page.path, key, len(page.body), sha256, name)
-
-
-def _shard_formats(recipe: "Recipe") -> dict[Format, ShardFiles]:
-    needed = {shards_of(name) for name in recipe.formats}
-    return {name: each.shards for name, each in FORMATS.items() if name in needed and each.shards}
 
 
 def _counts(values: pa.ChunkedArray) -> dict[str, int]:
@@ -244,7 +237,7 @@ def _counts(values: pa.ChunkedArray) -> dict[str, int]:
 
 
 def _refuse_overtaken(
-    store: "ObjectStore", dataset: str, parent: Release | None, latest: Release | None
+    store: ObjectStore, dataset: str, parent: Release | None, latest: Release | None
 ) -> None:
     before, now = (release.version if release else None for release in (parent, latest))
     if before != now:
@@ -256,12 +249,12 @@ def _refuse_overtaken(
 
 
 def _claim(
-    store: "ObjectStore",
+    store: ObjectStore,
     dataset: str,
     parent: Release | None,
     fingerprint: str,
     rejected: pd.DataFrame,
-    manifests: "Sequence[CurrentManifest]",
+    manifests: Sequence[CurrentManifest],
 ) -> tuple[str, _Claim]:
     """A version whose folder belongs to this build, and what it was begun with.
 
@@ -304,7 +297,7 @@ def _claim(
 
 
 def _publish(
-    store: "ObjectStore", dataset: str, version: str, sha256: str, parent: Release | None
+    store: ObjectStore, dataset: str, version: str, sha256: str, parent: Release | None
 ) -> Release:
     release = read_release(store, dataset, version, sha256)
     pointer = {

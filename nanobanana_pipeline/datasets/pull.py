@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pyarrow.compute as pc
 from PIL import Image
@@ -16,19 +16,16 @@ from nanobanana_pipeline.datasets.layouts import LAYOUTS, Layout
 from nanobanana_pipeline.datasets.layouts.base import ImageFile, PulledRelease, TextFile
 from nanobanana_pipeline.datasets.object_streams import pieces
 from nanobanana_pipeline.datasets.release import MANIFEST, Release, ReleaseFile, read_release_arrow
-from nanobanana_pipeline.datasets.release_rows import attributes
+from nanobanana_pipeline.datasets.release_rows import attributes, rows_of
 from nanobanana_pipeline.datasets.row_images import read_image
 from nanobanana_pipeline.errors import ReleaseError, StorageError
+from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import counted
-
-if TYPE_CHECKING:
-    from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["PullResult", "pull", "verify"]
 
 DOWNLOADS_AT_ONCE: Final = 8
 PART: Final = ".part"
-ROWS_AT_ONCE: Final = 1_000
 
 
 @dataclass(frozen=True)
@@ -42,20 +39,14 @@ class FileFault:
 
 @dataclass(frozen=True)
 class PullResult:
-    """What `pull` did.
-
-    Attributes:
-        written: files.
-        kept: files that were there already.
-        size: bytes of both.
-    """
+    """Files that `pull` wrote and kept, and the bytes of both."""
 
     written: int
     kept: int
     size: int
 
 
-def verify(store: "ObjectStore", release: Release) -> Iterator[FileFault]:
+def verify(store: ObjectStore, release: Release) -> Iterator[FileFault]:
     """Read every file of a release again, and compare sizes and hashes.
 
     Raises:
@@ -68,7 +59,7 @@ def verify(store: "ObjectStore", release: Release) -> Iterator[FileFault]:
 
 
 def pull(
-    store: "ObjectStore", release: Release, folder: Path, layout: Layout, split: str | None = None
+    store: ObjectStore, release: Release, folder: Path, layout: Layout, split: str | None = None
 ) -> PullResult:
     """Lay a release down in a folder; every byte is checked on the way.
 
@@ -98,7 +89,7 @@ _Writer = Callable[[Path], bool]
 
 
 def _plan(
-    store: "ObjectStore", release: Release, layout: Layout, split: str | None
+    store: ObjectStore, release: Release, layout: Layout, split: str | None
 ) -> Iterator[tuple[str, _Writer]]:
     verify_command = f"nanobanana release verify {release.name} --version {release.version} --mend"
     pulled = PulledRelease(
@@ -117,12 +108,11 @@ def _plan(
                 yield path, partial(_copy, store, key, size, sha256, verify_command)
 
 
-def _rows(store: "ObjectStore", release: Release, split: str | None) -> Iterator[dict[str, Any]]:
+def _rows(store: ObjectStore, release: Release, split: str | None) -> Iterator[dict[str, Any]]:
     manifest = read_release_arrow(store, release, MANIFEST)
     if split is not None:
         manifest = manifest.filter(pc.equal(manifest["split"], split))
-    for batch in manifest.to_batches(max_chunksize=ROWS_AT_ONCE):
-        yield from batch.to_pylist()
+    return rows_of(manifest)
 
 
 def _write(body: bytes, path: Path) -> bool:
@@ -135,14 +125,14 @@ def _write(body: bytes, path: Path) -> bool:
     return True
 
 
-def _write_png(store: "ObjectStore", row: dict[str, Any], path: Path) -> bool:
+def _write_png(store: ObjectStore, row: dict[str, Any], path: Path) -> bool:
     png = io.BytesIO()
     with Image.open(io.BytesIO(read_image(store, row))) as image:
         image.save(png, "PNG")
     return _write(png.getvalue(), path)
 
 
-def _copy(store: "ObjectStore", key: str, size: int, sha256: str, remedy: str, path: Path) -> bool:
+def _copy(store: ObjectStore, key: str, size: int, sha256: str, remedy: str, path: Path) -> bool:
     """Copy an object; `remedy` is the command to run when it is not what was published."""
     if path.is_file() and path.stat().st_size == size:
         with path.open("rb") as file:
@@ -183,7 +173,7 @@ def _refuse_strangers(folder: Path, writers: dict[str, _Writer]) -> None:
             )
 
 
-def _fault(store: "ObjectStore", file: ReleaseFile) -> FileFault | None:
+def _fault(store: ObjectStore, file: ReleaseFile) -> FileFault | None:
     fault = partial(FileFault, file.path, store.uri(file.key))
     size = _size_there(store, file.key)
     if size is None:
@@ -196,5 +186,5 @@ def _fault(store: "ObjectStore", file: ReleaseFile) -> FileFault | None:
     return None if digest.hexdigest() == file.sha256 else fault("damaged: its SHA-256 differs")
 
 
-def _size_there(store: "ObjectStore", key: str) -> int | None:
+def _size_there(store: ObjectStore, key: str) -> int | None:
     return next((found.size for found in store.listing(key) if found.key == key), None)

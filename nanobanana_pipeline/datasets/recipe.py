@@ -162,9 +162,7 @@ class Filter(_Part):
 class Deduplicate(_Part):
     """Which pictures count as the same; of those the first stays.
 
-    Attributes:
-        exact: equal bytes.
-        perceptual: perceptual hashes that differ in at most so many of 64 bits; null for never.
+    Equal bytes (`exact`), and hashes that differ in at most `perceptual` of 64 bits (null: never).
     """
 
     exact: bool = True
@@ -195,12 +193,7 @@ class Splits(_Part):
 
 
 class PerPrompt(_Part):
-    """Exactly so many pictures of each prompt.
-
-    Attributes:
-        images: how many that pass the filters.
-        candidates: most pictures that may be drawn of a prompt to find them.
-    """
+    """Exactly so many `images` of each prompt that pass, from at most so many `candidates`."""
 
     images: Annotated[int, Field(ge=1)]
     candidates: Annotated[int, Field(ge=1)]
@@ -215,12 +208,7 @@ class PerPrompt(_Part):
 
 
 class ShardSize(_Part):
-    """When a shard is full: at whichever comes first.
-
-    Attributes:
-        bytes: of its pictures; in YAML a number or a text like ``500MB``.
-        images: in it.
-    """
+    """When a shard is full: at so many bytes (in YAML also ``500MB``) or images of its pictures."""
 
     bytes: Annotated[ByteSize, Field(ge=1)] = ByteSize(500_000_000)
     images: Annotated[int, Field(ge=1)] = 10_000

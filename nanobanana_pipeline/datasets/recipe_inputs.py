@@ -109,8 +109,6 @@ def read_recipe_inputs(store: ObjectStore, recipe: Recipe) -> RecipeInputs:
 
     Raises:
         RecipeError: prompt sets are missing, or more cells than the recipe allows.
-        PromptTableError: a prompt set is damaged.
-        StorageError: S3 refuses or holds damaged objects.
     """
     # What a derived set lacks are candidates that came to nothing, and no gaps.
     derived = list(_derived(store, recipe))

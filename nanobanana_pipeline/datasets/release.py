@@ -72,19 +72,15 @@ class EveryRelease(StrEnum):
 
 @dataclass(frozen=True)
 class ReleaseFile:
-    """One file.
+    """One file; what belongs to shards is None for others.
 
     Attributes:
         path: in the release, as `pull` lays it down.
         key: where it lies in the bucket, below the prefix; in an earlier version's folder, where
             nothing in it has changed since.
         size: bytes.
-        sha256: in hexadecimal.
-        format: what it is part of.
-        split: of a shard, else None.
-        shard: its number in the split, or None.
-        rows: in it, or None.
-        digest: of what a shard was made of, or None.
+        shard: its number in the split.
+        digest: of what a shard was made of.
     """
 
     path: str
@@ -103,18 +99,13 @@ class Release:
     """The content of ``release.json``.
 
     Attributes:
-        name: the dataset's.
         version: ``v1``, ``v2``, …; a number that was begun and given up is left out.
         fingerprint: SHA-256, in hexadecimal, of the recipe and of all rows.
         parent: the version that this one continues, or None.
         created: when its build began, ISO 8601 in UTC.
-        code_version: of this package.
         recipe: as `Recipe.model_dump` gives it.
-        rows: pictures in it.
-        images: distinct ones.
-        size: their bytes.
-        splits: rows of each split.
-        kinds: rows of each image format.
+        rows, images, size: pictures in it, distinct ones, and their bytes.
+        splits, kinds: rows of each split, and of each image format.
         columns: each column's name and Arrow type, in order.
         changes: rows added, removed and changed since the parent; {} without one.
         next_key: the first number that no row of this chain of releases has had.
@@ -163,11 +154,7 @@ _RELEASE: Final = TypeAdapter(Release)
 
 
 def read_latest(store: ObjectStore, dataset: str) -> Release | None:
-    """A dataset's current release; None if there is none.
-
-    Raises:
-        ReleaseError: it is damaged or was written by a newer version.
-    """
+    """A dataset's current release; None if there is none."""
     return parse_latest(store, dataset, store.get(latest_release_key(dataset)))
 
 
@@ -218,11 +205,7 @@ def _parsed(where: str, body: bytes) -> Release:
 
 
 def all_releases(store: ObjectStore, dataset: str) -> Iterator[Release]:
-    """A dataset's releases, the latest first.
-
-    Raises:
-        ReleaseError: one is missing or damaged.
-    """
+    """A dataset's releases, the latest first."""
     release = read_latest(store, dataset)
     while release is not None:
         yield release
@@ -257,22 +240,14 @@ def dataset_names(store: ObjectStore) -> list[str]:
 def read_release_table(
     store: ObjectStore, release: Release, path: str, columns: list[str] | None = None
 ) -> "pd.DataFrame":
-    """A table of a release: its manifest, changelog or rejected rows.
-
-    Raises:
-        ReleaseError: the release has none, or it is damaged.
-    """
+    """A table of a release: its manifest, changelog or rejected rows."""
     return as_frame(read_release_arrow(store, release, path, columns))
 
 
 def read_release_arrow(
     store: ObjectStore, release: Release, path: str, columns: list[str] | None = None
 ) -> pa.Table:
-    """The same, as it is stored.
-
-    Raises:
-        ReleaseError: the release has none, or it is damaged.
-    """
+    """The same, as it is stored."""
     file = release.file(path)
     found = store.get(file.key)
     if found is None or hashlib.sha256(found.body).hexdigest() != file.sha256:

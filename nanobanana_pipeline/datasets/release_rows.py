@@ -5,16 +5,14 @@ Types are fixed here, so that all shards of a release agree, whatever is missing
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
 
+import pandas as pd
 import pyarrow as pa
 
 from nanobanana_pipeline.datasets.recipe_inputs import ROW_COLUMNS
 from nanobanana_pipeline.errors import ReleaseError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = [
     "KEY_COLUMN",
@@ -23,6 +21,7 @@ __all__ = [
     "metadata_json",
     "plain_table",
     "row_digests",
+    "rows_of",
     "schema_text",
     "taken",
 ]
@@ -39,7 +38,7 @@ SHARD_COLUMNS: Final = (KEY_COLUMN, "image", "shard", "row_sha256")
 """Columns that the formats add."""
 
 
-def as_table(rows: "pd.DataFrame") -> pa.Table:
+def as_table(rows: pd.DataFrame) -> pa.Table:
     """Rows as chosen, in release order, with the types that every format has.
 
     Raises:
@@ -61,7 +60,7 @@ def as_table(rows: "pd.DataFrame") -> pa.Table:
     return plain_table(rows).rename_columns([own.get(name, str(name)) for name in rows.columns])
 
 
-def plain_table(frame: "pd.DataFrame") -> pa.Table:
+def plain_table(frame: pd.DataFrame) -> pa.Table:
     """A table with the types that a release's columns have; text is ``string``, never large.
 
     Raises:
@@ -107,11 +106,13 @@ def metadata_json(row: dict[str, Any]) -> bytes:
 
 def row_digests(table: pa.Table) -> list[str]:
     """SHA-256 of each row, in hexadecimal."""
-    return [
-        hashlib.sha256(metadata_json(row)).hexdigest()
-        for batch in table.to_batches(max_chunksize=1_000)
-        for row in batch.to_pylist()
-    ]
+    return [hashlib.sha256(metadata_json(row)).hexdigest() for row in rows_of(table)]
+
+
+def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows of a table one after the other; only some at a time are Python's objects."""
+    for batch in table.to_batches(max_chunksize=1_000):
+        yield from batch.to_pylist()
 
 
 def taken(table: pa.Table, places: Sequence[int]) -> pa.Table:

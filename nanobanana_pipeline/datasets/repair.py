@@ -4,40 +4,35 @@ A shard's bytes follow from its rows, so what is built again is what was publish
 """
 
 import hashlib
-from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from nanobanana_pipeline.datasets.formats import FORMATS
-from nanobanana_pipeline.datasets.formats.base import PARQUET_MEDIA_TYPE, ShardFiles
+from nanobanana_pipeline.datasets.formats.base import PARQUET_MEDIA_TYPE
 from nanobanana_pipeline.datasets.object_streams import Upload
 from nanobanana_pipeline.datasets.release import (
     MANIFEST,
     EveryRelease,
     Release,
-    ReleaseFile,
     read_release_arrow,
 )
 from nanobanana_pipeline.datasets.release_rows import KEY_COLUMN
 from nanobanana_pipeline.datasets.row_images import read_row_images
 from nanobanana_pipeline.datasets.shard_builder import HELPERS, INDEX
 from nanobanana_pipeline.errors import ReleaseError
-
-if TYPE_CHECKING:
-    from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["repair"]
 
 
-def repair(store: "ObjectStore", release: Release, path: str) -> None:
+def repair(store: ObjectStore, release: Release, path: str) -> None:
     """Make a shard, or the index of one, again under its own key.
 
     Raises:
         ReleaseError: it is no shard, a picture or the manifest is missing or damaged, or what
             comes out is not what was published: nothing is written then.
-        StorageError: the bucket refuses.
     """
     file = release.file(path)
     kind = None if isinstance(file.format, EveryRelease) else FORMATS[file.format].shards
@@ -49,42 +44,23 @@ def repair(store: "ObjectStore", release: Release, path: str) -> None:
     manifest = read_release_arrow(store, release, MANIFEST)
     here = pc.and_(pc.equal(manifest["split"], file.split), pc.equal(manifest["shard"], file.shard))
     rows = manifest.filter(here).drop_columns(["shard", "row_sha256"]).sort_by(KEY_COLUMN)
+    is_index = path.startswith(f"{INDEX}/")
     with ThreadPoolExecutor(HELPERS, "repair-io") as helpers:
-        if path.startswith(f"{INDEX}/"):
-            _repair_index(store, file, kind, rows, helpers)
-        else:
-            _repair_shard(store, file, kind, rows, helpers)
-
-
-def _repair_shard(
-    store: "ObjectStore", file: ReleaseFile, kind: ShardFiles, rows: pa.Table, helpers: Executor
-) -> None:
-    with Upload(store, file.key, kind.media_type, helpers) as upload:
-        writer = kind.open(upload, rows.schema)
-        for row, image in read_row_images(store, rows, helpers):
-            writer.add(row, image)
-        writer.finish()
-        _refuse_other(store, file, upload.sha256)
-
-
-def _repair_index(
-    store: "ObjectStore", file: ReleaseFile, kind: ShardFiles, rows: pa.Table, helpers: Executor
-) -> None:
-    writer = kind.open(_ByteCounter(), rows.schema)
-    for row, image in read_row_images(store, rows, helpers):
-        writer.add(row, image)
-    body = writer.finish() or b""
-    _refuse_other(store, file, hashlib.sha256(body).hexdigest())
-    store.put(file.key, body, content_type=PARQUET_MEDIA_TYPE)
-
-
-def _refuse_other(store: "ObjectStore", file: ReleaseFile, sha256: str) -> None:
-    if sha256 != file.sha256:
-        raise ReleaseError(
-            f"{store.uri(file.key)} cannot be made again as it was published: this version of the "
-            "package, or of pyarrow, writes other bytes. Use the version that release.json names "
-            "as code_version, or restore the file from a copy"
-        )
+        upload = Upload(store, file.key, kind.media_type, helpers)
+        with nullcontext(_ByteCounter()) if is_index else upload as sink:
+            writer = kind.open(sink, rows.schema)
+            for row, image in read_row_images(store, rows, helpers):
+                writer.add(row, image)
+            index = writer.finish() or b""
+            sha256 = hashlib.sha256(index).hexdigest() if is_index else upload.sha256
+            if sha256 != file.sha256:
+                raise ReleaseError(
+                    f"{store.uri(file.key)} cannot be made again as it was published: this version "
+                    "of the package, or of pyarrow, writes other bytes. Use the version that "
+                    "release.json names as code_version, or restore the file from a copy"
+                )
+        if is_index:
+            store.put(file.key, index, content_type=PARQUET_MEDIA_TYPE)
 
 
 class _ByteCounter:

@@ -76,8 +76,6 @@ def select(store: ObjectStore, recipe: Recipe, released: pd.DataFrame | None = N
     Raises:
         RecipeError: the recipe asks for what is not there, features are not measured, or it
             contradicts its parent release.
-        PromptTableError: a prompt set is damaged.
-        StorageError: S3 refuses or holds damaged objects.
     """
     inputs = read_recipe_inputs(store, recipe)
     faults = faults_of_filters(recipe, inputs.rows)
@@ -136,9 +134,6 @@ def released_rows(store: ObjectStore, parent: Release | None) -> pd.DataFrame | 
 
     Those of later releases come first, in each release's order. The parent is the release that the
     next one will follow; None gives None.
-
-    Raises:
-        ReleaseError: one of them is missing or damaged.
     """
     tables = []
     while parent is not None:

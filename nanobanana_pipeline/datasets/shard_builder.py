@@ -11,8 +11,9 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, Executor, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+import pyarrow as pa
 from pydantic import TypeAdapter
 
 from nanobanana_pipeline.bucket_keys import release_key, release_prefix
@@ -21,13 +22,9 @@ from nanobanana_pipeline.datasets.object_streams import Upload
 from nanobanana_pipeline.datasets.release import Format, ReleaseFile
 from nanobanana_pipeline.datasets.release_rows import taken
 from nanobanana_pipeline.datasets.row_images import read_row_images
+from nanobanana_pipeline.datasets.shard_layout import Shard
+from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.storage.cas import put_if_absent
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from nanobanana_pipeline.datasets.shard_layout import Shard
-    from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["HELPERS", "INDEX", "build_shards"]
 
@@ -41,14 +38,14 @@ _RECEIPT: Final = TypeAdapter(list[ReleaseFile])
 
 
 def build_shards(
-    store: "ObjectStore",
+    store: ObjectStore,
     folder: tuple[str, str],
-    table: "pa.Table",
-    shards: "Sequence[Shard]",
+    table: pa.Table,
+    shards: Sequence[Shard],
     formats: Mapping[Format, ShardFiles],
     earlier: Iterable[ReleaseFile] = (),
 ) -> list[ReleaseFile]:
-    """Build the shards that are not there yet.
+    """Build the shards that are not there yet; gives the files of all, by format, split and number.
 
     Args:
         store: the bucket.
@@ -58,13 +55,6 @@ def build_shards(
         formats: what to build, in the order of the files.
         earlier: files of the parent; those made of the very same rows are referred to, if they
             are there.
-
-    Returns:
-        Every shard's files, by format, split and number.
-
-    Raises:
-        ReleaseError: a picture is missing or damaged.
-        StorageError: the bucket refuses.
     """
     by_digest: dict[tuple[str, str | None], list[ReleaseFile]] = {}
     sizes = {each.key: each.size for each in store.listing(release_prefix(folder[0]))}
@@ -102,10 +92,10 @@ def build_shards(
 
 @dataclass(frozen=True)
 class _ShardJob:
-    store: "ObjectStore"
+    store: ObjectStore
     folder: tuple[str, str]
-    table: "pa.Table"
-    shard: "Shard"
+    table: pa.Table
+    shard: Shard
     formats: Mapping[Format, ShardFiles]
     helpers: Executor
     stop: threading.Event

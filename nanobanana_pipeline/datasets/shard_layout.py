@@ -8,15 +8,13 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+import pandas as pd
+import pyarrow as pa
+
+from nanobanana_pipeline.datasets.recipe import ShardSize
 from nanobanana_pipeline.datasets.release_rows import schema_text
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
-
-    from nanobanana_pipeline.datasets.recipe import ShardSize
 
 __all__ = ["BUILD", "Shard", "assign_shards"]
 
@@ -29,7 +27,6 @@ class Shard:
     """Rows that lie together in one file of each format.
 
     Attributes:
-        split: theirs.
         number: of the shard in its split.
         places: the rows' numbers in the release's table, by key.
         digest: SHA-256, in hexadecimal, of all that the shard's bytes depend on.
@@ -48,13 +45,9 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardAssignment:
-    """The shard of every row.
+    """Each row's key and shard number, in the table's order, and all shards, by split and number.
 
-    Attributes:
-        keys: each row's, in the table's order.
-        shards: all, by split and number.
-        numbers: each row's shard number, in the table's order.
-        next_key: the first number that no row of this release or an earlier one has had.
+    `next_key` is the first number that no row of this release or an earlier one has had.
     """
 
     keys: tuple[str, ...]
@@ -64,22 +57,16 @@ class ShardAssignment:
 
 
 def assign_shards(
-    table: "pa.Table",
+    table: pa.Table,
     digests: Sequence[str],
-    size: "ShardSize",
-    earlier: "pd.DataFrame | None" = None,
+    size: ShardSize,
+    earlier: pd.DataFrame | None = None,
     next_key: int = 0,
 ) -> ShardAssignment:
-    """Assign rows to shards.
+    """Assign a release's rows to shards, given their `row_digests`.
 
     All pictures of a shard have one format, since every sample of a shard must have the same files.
-
-    Args:
-        table: the release's rows, as `rows.as_table` gives them.
-        digests: of each, as `rows.row_digests` gives them.
-        size: when a new shard is full.
-        earlier: row_id, split, format, key and shard of the parent's rows.
-        next_key: the parent's.
+    Of the parent are its `next_key`, and row_id, split, format, key and shard of its rows.
     """
     columns = table.select(["row_id", "split", "format", "bytes"]).to_pydict()
     rows = list(zip(*columns.values(), strict=True))
@@ -115,13 +102,13 @@ def assign_shards(
     return ShardAssignment(tuple(keys), tuple(shards), tuple(numbers), next_key)
 
 
-def _known(earlier: "pd.DataFrame") -> dict[str, tuple[str, str, str, int]]:
+def _known(earlier: pd.DataFrame) -> dict[str, tuple[str, str, str, int]]:
     wanted = ["split", "format", "key", "shard"]
     rows = zip(*(earlier[name].tolist() for name in wanted), strict=True)
     return dict(zip(earlier["row_id"].tolist(), rows, strict=True))
 
 
-def _filled(places: Sequence[int], sizes: Sequence[int], size: "ShardSize") -> Iterator[list[int]]:
+def _filled(places: Sequence[int], sizes: Sequence[int], size: ShardSize) -> Iterator[list[int]]:
     full: list[int] = []
     held = 0
     for place in places:

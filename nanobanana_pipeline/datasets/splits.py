@@ -30,11 +30,9 @@ LEAK_COLUMNS: Final = ["shared", "split", "row_id", "other_split", "other_row_id
 
 @dataclass(frozen=True)
 class Shares:
-    """Rows, shared out.
+    """Rows that found a place, in the order they came, with ``group`` and ``split`` (str).
 
-    Attributes:
-        rows: those that found a place, in the order they came, with ``group`` and ``split`` (str).
-        left_out: the others: ``row_id`` and ``reason`` (str).
+    The others are `left_out`: ``row_id`` and ``reason`` (str).
     """
 
     rows: pd.DataFrame
@@ -116,8 +114,7 @@ def find_leaks(rows: pd.DataFrame, near: int = Splits().near) -> pd.DataFrame:
 
     Returns:
         One row a shared thing and further split, or a picture: ``shared`` ("prompt", "picture",
-        "reference" or "look"), ``split`` and ``row_id`` of one side, ``other_split`` and
-        ``other_row_id`` of the other (str).
+        "reference" or "look"), ``split``, ``row_id``, ``other_split`` and ``other_row_id`` (str).
     """
     rows = rows.reset_index(drop=True)
     found = []
@@ -175,10 +172,7 @@ def _links(rows: pd.DataFrame, near: int) -> Iterator[tuple[Positions, Positions
 
 
 def _bridges(members: pd.DataFrame, near: int) -> dict[int, set[str]]:
-    """The rows to leave out of a group that holds released rows of several splits.
-
-    Returns:
-        By index, the splits that each would join.
+    """The rows to leave out of a group of several splits, with the splits that each would join.
 
     Raises:
         RecipeError: released rows alone make the bridge.

@@ -26,9 +26,9 @@ from nanobanana_pipeline.features.table import (
     read_current_features,
     refresh_features,
 )
-from nanobanana_pipeline.generation.engine.engine import Progress, Report
-from nanobanana_pipeline.generation.launch_steps import settle_launch
-from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest, read_all_current
+from nanobanana_pipeline.generation.engine.engine import Progress
+from nanobanana_pipeline.generation.launch_steps import Settled, settle_launch
+from nanobanana_pipeline.generation.manifest.manifest import read_all_current
 from nanobanana_pipeline.generation.planning.planner import Launch, plan_cells
 from nanobanana_pipeline.generation.planning.run_files import RunPlan, unfinished_plans
 from nanobanana_pipeline.generation.recovery.relaunch_partitions import relaunch
@@ -74,11 +74,9 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Drawn(Settled):
     """One partition of a derived prompt set, launched and measured."""
 
-    current: CurrentManifest
-    report: Report
     features: RefreshedFeatures
 
 
@@ -91,8 +89,6 @@ def stand(store: ObjectStore, recipe: Recipe) -> Standing:
 
     Raises:
         RecipeError: the recipe asks for no number, or for what is not there.
-        PromptTableError: a prompt set is damaged.
-        StorageError: S3 refuses or holds damaged objects.
     """
     wanted = _wanted(recipe)
     latest = read_latest(store, recipe.name)
@@ -140,7 +136,6 @@ def top_up(
         RecipeError: the recipe asks for no number, or for what is not there.
         PlanError: a partition cannot be launched: a bad cap, …
         PromptTableError: a prompt set is damaged, or a derived one would have too long a name.
-        StorageError: S3 refuses or holds damaged objects.
     """
     _wanted(recipe)
     yield from _bring_home(store, account, recipe, run_id, on_progress)

@@ -56,7 +56,6 @@ def write_topup_set(
 
     Raises:
         PromptTableError: dataset and prompt set have too long names together.
-        StorageError: the bucket refuses.
     """
     empty = [name for name in prompts if name not in ALWAYS and prompts[name].isna().all()]
     rows = prompts.drop(columns=empty).reset_index(drop=True)

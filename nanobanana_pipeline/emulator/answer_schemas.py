@@ -95,7 +95,23 @@ def answer_schemas() -> dict[str, Schema]:
         "FlatDetails": shape(
             {"status": {"const": "ok"}, "model_count": _COUNT, "queue_time": _NUMBER}
         ),
+        **_book_schemas(),
         **_admin_schemas(),
+    }
+
+
+def _book_schemas() -> dict[str, Schema]:
+    sold = shape({"id": {"type": "integer"}, "output": _LINKS | {"minItems": 1}})
+    place: Schema = {"type": ["integer", "null"], "minimum": 1}
+    numbers = dict.fromkeys(("current_page", "per_page", "last_page"), _COUNT)
+    pages = shape(numbers | {"total": _COUNT, "from": place, "to": place})
+    success: Schema = {"status": {"const": "success"}}
+    return {
+        "Assets": shape(
+            success | {"type": _TEXT, "data": {"type": "array", "items": sold}, "pagination": pages}
+        ),
+        "Wallet": shape(success | {"data": shape({"balance": _NUMBER, "currency": _TEXT})}),
+        "ProcessingCount": shape(success | {"processing_count": _COUNT}),
     }
 
 

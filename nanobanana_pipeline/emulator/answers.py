@@ -11,6 +11,12 @@ ACCOUNT = "/api/v1/enterprise/"
 API = f"{ACCOUNT}nano_banana/"
 GENERATIONS = ("text2img", "img2img", "multi_ref")
 OPERATIONS = ("system_details", "clear_cache", "clear_queue", "restart_server", "update_server")
+BOOKS = {
+    "assets_generated": "/api/v6/assets_generated",
+    "wallet_balance": "/api/wallet_balance",
+    "request_count": "/api/v6/processing/request_count",
+}
+"""The paths of what the account may be asked about itself."""
 _FAILED = "Image generation failed, please try again"
 OUTPUTS = "/outputs/"
 
@@ -68,6 +74,16 @@ def done(purchase: Purchase, links: list[str]) -> JSONResponse:
 def fetched_done(links: list[str]) -> JSONResponse:
     """Answer a fetch of finished pictures: no id and no meta, as observed."""
     return JSONResponse({"status": "success", "output": links})
+
+
+def named_done(purchase: Purchase, links: list[str]) -> dict[str, object]:
+    """Make the answer to a fetch that says of which request the pictures are."""
+    return {
+        "status": "success",
+        "id": purchase.id,
+        "output": links,
+        "meta": _meta(purchase),
+    }
 
 
 def fetched_too_early() -> JSONResponse:
@@ -153,6 +169,45 @@ def rate_limited(cap: int, retry_after_seconds: float) -> JSONResponse:
             "status": "error",
             "message": rate_limit_words(cap),
             "retry_after": whole if whole == retry_after_seconds else retry_after_seconds,
+        },
+        429,
+    )
+
+
+def assets(
+    kind: str, data: list[dict[str, object]], page: int, per_page: int, total: int
+) -> JSONResponse:
+    """Answer with one page of what the account was sold."""
+    first = (page - 1) * per_page
+    return JSONResponse(
+        {
+            "status": "success",
+            "type": kind,
+            "data": data,
+            "pagination": {
+                "current_page": page,
+                "per_page": per_page,
+                "total": total,
+                "last_page": max(1, math.ceil(total / per_page)),
+                "from": first + 1 if data else None,
+                "to": first + len(data) if data else None,
+            },
+        }
+    )
+
+
+def wallet(balance: float, currency: str) -> JSONResponse:
+    """Answer with what is left in the wallet."""
+    return JSONResponse({"status": "success", "data": {"balance": balance, "currency": currency}})
+
+
+def too_many_counts(limit: int, seconds: float) -> JSONResponse:
+    """Answer one question too many within a minute."""
+    return JSONResponse(
+        {
+            "status": "error",
+            "message": f"Rate limit exceeded. Maximum {limit} requests per minute allowed.",
+            "retry_after": math.ceil(seconds),
         },
         429,
     )

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -11,6 +12,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from nanobanana_pipeline.emulator import answers
+from nanobanana_pipeline.emulator.account_books import AccountBooks
 from nanobanana_pipeline.emulator.accounts import AccountDesk
 from nanobanana_pipeline.emulator.admin import admin_routes
 from nanobanana_pipeline.emulator.auth import Auth
@@ -19,7 +21,9 @@ from nanobanana_pipeline.emulator.clock import ClockStoppedError
 from nanobanana_pipeline.emulator.completion import Completion
 from nanobanana_pipeline.emulator.config import EmulatorConfig
 from nanobanana_pipeline.emulator.delivery import Delivery
+from nanobanana_pipeline.emulator.echoes import fetched_with_echo
 from nanobanana_pipeline.emulator.fields import Order
+from nanobanana_pipeline.emulator.gateway import Gateway, blocked_by_firewall
 from nanobanana_pipeline.emulator.moods import Stage
 from nanobanana_pipeline.emulator.openapi import openapi_route
 from nanobanana_pipeline.emulator.operations import Operations
@@ -30,9 +34,11 @@ from nanobanana_pipeline.emulator.references import read_references
 from nanobanana_pipeline.emulator.renderer import Renderer
 from nanobanana_pipeline.emulator.response_faults import (
     FETCH_SPOILERS,
+    OWN_FAILURE,
     REFUSALS,
     SPOILERS,
     NoAnswer,
+    own_failure,
 )
 from nanobanana_pipeline.emulator.response_variants import as_variant
 from nanobanana_pipeline.emulator.validation import InvalidOrderError, read_order
@@ -66,12 +72,14 @@ class EmulatorApp:
             Route(f"{answers.OUTPUTS}{{name:path}}", self._outputs.show),
             *AccountDesk(self._provider, self._auth).routes(),
             *Operations(self._provider, self._renderer, self._auth).routes(),
+            *AccountBooks(self._provider, self._delivery, self._auth).routes(),
             openapi_route(),
         ]
         starlette = Starlette(
             routes=routes, lifespan=self._lifespan, exception_handlers={404: _no_such_address}
         )
-        self._counter = CallCounter(starlette)
+        gateway = Gateway(starlette, lambda: self._provider.moods)
+        self._counter = CallCounter(gateway)
         starlette.router.routes.extend(admin_routes(self._provider, self._counter))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,7 +107,13 @@ class EmulatorApp:
             return answers.invalid(error)
         provider = self._provider
         occasion = provider.moods.occasion(order.picture.digest())
+        blocked = self._config.firewall_text in order.picture.prompt
+        if blocked and provider.moods.strikes("firewall", occasion):
+            return blocked_by_firewall()
         for mood in provider.moods.striking(Stage.REFUSAL, occasion):
+            if mood == OWN_FAILURE:
+                refusal = own_failure(provider.moods.roll(f"words of {mood}", occasion))
+                return self._as_variant(refusal, occasion)
             return self._as_variant(REFUSALS[mood](self._config), occasion)
         if not provider.queue.has_room(provider.clock.now()):
             refusal = answers.rate_limited(self._config.cap, self._config.retry_after_seconds)
@@ -115,11 +129,13 @@ class EmulatorApp:
         purchase = provider.buy(order, occasion)
         self._completion.look_after(purchase, order.webhook, root)
         spoiling = provider.moods.striking(Stage.ANSWER, occasion)
-        if self._config.mode == "queued":
-            links = self._delivery.future_links(purchase, root)
-            answer = answers.queued(purchase, root, purchase.bought_at, links)
-        else:
+        if self._config.mode == "sync":
             await self._completion.wait_for(purchase)
+        if self._config.mode == "queued" or not provider.is_ready(purchase):
+            links = self._delivery.future_links(purchase, root)
+            told = replace(purchase, id=provider.id_told(purchase))
+            answer = answers.queued(told, root, purchase.bought_at, links)
+        else:
             answer = await self._completed(purchase.id, root)
         finished = self._as_variant(answer, occasion)
         if "slow_answer" in spoiling:
@@ -136,19 +152,26 @@ class EmulatorApp:
             return answers.fetched_unknown()
         if purchase.fails:
             return answers.generation_failed(purchase)
-        return answers.done(purchase, await self._outputs.outputs(purchase, root))
+        told = replace(purchase, id=self._provider.id_told(purchase))
+        return answers.done(told, await self._outputs.outputs(purchase, root))
 
     async def _fetch(self, request: Request) -> Response:
         if await self._auth.admit(request) is None:
             return answers.unauthorized()
-        purchase = self._provider.find(request.path_params["purchase_id"])
+        provider = self._provider
+        purchase = provider.find(request.path_params["purchase_id"])
         if purchase is None:
             return answers.fetched_unknown()
-        answer = self._as_variant(await self._result(purchase, _root(request)), purchase.occasion)
-        moods = self._provider.moods
+        moods, root = provider.moods, _root(request)
         this_time = moods.occasion(f"fetch {purchase.occasion}")
+        other = provider.another(purchase) if moods.strikes("fetch_other", this_time) else None
+        if other is not None:
+            links = await self._outputs.outputs(other, root)
+            return self._as_variant(fetched_with_echo(other, links, ()), purchase.occasion)
+        answer = self._as_variant(await self._result(purchase, root), purchase.occasion)
         for mood in moods.striking(Stage.FETCH, this_time):
-            return FETCH_SPOILERS[mood](answer)
+            if mood in FETCH_SPOILERS:
+                return FETCH_SPOILERS[mood](answer)
         return answer
 
     async def _result(self, purchase: Purchase, root: str) -> JSONResponse:
@@ -157,7 +180,9 @@ class EmulatorApp:
         if purchase.fails:
             return answers.generation_failed(purchase)
         # After the expiry the links are dead, but the provider goes on naming them.
-        return answers.fetched_done(await self._outputs.outputs(purchase, root))
+        links = await self._outputs.outputs(purchase, root)
+        echoes = self._provider.moods.striking(Stage.ECHO, purchase.occasion)
+        return fetched_with_echo(purchase, links, echoes) if echoes else answers.fetched_done(links)
 
     def _as_variant(self, answer: JSONResponse, occasion: str) -> Response:
         variants = self._provider.moods.striking(Stage.VARIANT, occasion)

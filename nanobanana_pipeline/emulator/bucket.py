@@ -63,7 +63,7 @@ class Bucket:
         return f"{self.public_url.rstrip('/')}{'//' if naive else '/'}{name}"
 
     def put(self, name: str, content: bytes, media_type: str) -> None:
-        """Write one picture.
+        """Write one picture, and make it public by its ACL, as the provider does.
 
         Raises:
             BotoCoreError: It did not work out.
@@ -78,7 +78,9 @@ class Bucket:
             config=_PATIENCE,
         )
         key = f"{self.directory}/{name}" if self.directory else name
-        s3.put_object(Bucket=self.name, Key=key, Body=content, ContentType=media_type)
+        s3.put_object(
+            Bucket=self.name, Key=key, Body=content, ContentType=media_type, ACL="public-read"
+        )
 
 
 def bucket_schema() -> dict[str, Schema]:

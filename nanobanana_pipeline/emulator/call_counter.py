@@ -4,10 +4,11 @@ from collections import Counter, defaultdict
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nanobanana_pipeline.emulator.answers import API, GENERATIONS, OPERATIONS, OUTPUTS
+from nanobanana_pipeline.emulator.answers import API, BOOKS, GENERATIONS, OPERATIONS, OUTPUTS
 
 _UNANSWERED = "no answer"
 _ENDPOINTS = {*GENERATIONS, "fetch", *OPERATIONS}
+_BOOKS = {path: name for name, path in BOOKS.items()}
 
 
 class CallCounter:
@@ -51,6 +52,6 @@ def _endpoint(path: str) -> str | None:
     if path.startswith(OUTPUTS):
         return "outputs"
     if not path.startswith(API):
-        return None
+        return _BOOKS.get(path)
     endpoint = path.removeprefix(API).split("/")[0]
     return endpoint if endpoint in _ENDPOINTS else "other"

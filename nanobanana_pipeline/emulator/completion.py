@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+from dataclasses import replace
 
 import requests
 from botocore.exceptions import BotoCoreError, ClientError
@@ -17,6 +18,7 @@ from nanobanana_pipeline.emulator.provider import Provider
 from nanobanana_pipeline.emulator.purchases import Purchase
 
 _AT_ONCE = 4
+_ACL_REFUSED = {"AccessControlListNotSupported", "AccessDenied"}
 _WEBHOOK_SECONDS = 30  # within which the provider wants an answer
 
 
@@ -71,20 +73,24 @@ class Completion:
         with contextlib.suppress(ClockStoppedError):
             try:
                 await self._provider.clock.wait_until(purchase.ready_at)
-                if bucket is not None and self._is_on_record(purchase):
+                if bucket is not None and self._is_to_be_delivered(purchase):
                     await self._upload(purchase, bucket)
             finally:
                 if (upload := self._uploads.pop(purchase.id, None)) is not None:
                     upload.set()
-            if webhook is not None and self._is_on_record(purchase):
+            if webhook is not None and self._is_to_be_delivered(purchase):
                 await self._tell(purchase, webhook, root)
 
-    def _is_on_record(self, purchase: Purchase) -> bool:
+    def _is_to_be_delivered(self, purchase: Purchase) -> bool:
         found = self._provider.book.by_id(purchase.id)
-        return found is not None and not found.cleared
+        return found is not None and not found.cleared and self._provider.is_ready(purchase)
 
     async def _upload(self, purchase: Purchase, bucket: Bucket) -> None:
-        """Fill the bucket; if that fails, the pictures stay at the provider's own addresses."""
+        """Fill the bucket; if that fails, the pictures stay at the provider's own addresses.
+
+        A bucket that refuses the ACL gets nothing, and the answers name its addresses all the same:
+        the contract does not say what happens then, so the worst is rehearsed.
+        """
         names = self._delivery.names(purchase)
         async with self._turn:
             try:
@@ -92,7 +98,10 @@ class Completion:
                     content = await self._outputs.content(purchase, sample)
                     put = functools.partial(bucket.put, name, content, media_type(purchase))
                     await run_in_background(put)
-            except (BotoCoreError, ClientError, ValueError):
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") not in _ACL_REFUSED:
+                    return
+            except (BotoCoreError, ValueError):
                 return
         addresses = self._delivery.addresses(purchase, bucket)
         self._provider.book.deliver(purchase.id, tuple(addresses))
@@ -104,13 +113,19 @@ class Completion:
             return
         if moods.strikes("webhook_late", purchase.occasion):
             await clock.wait_until(clock.now() + self._provider.config.late_webhook_seconds)
-        if moods.strikes("webhook_lies", purchase.occasion):
-            payload = answers.told_done(purchase, self._delivery.wrong_links(purchase, root))
+        told = replace(purchase, id=self._provider.id_told(purchase))
+        confuses = moods.strikes("webhook_other_id", purchase.occasion)
+        other = self._provider.another(purchase) if confuses else None
+        if other is not None:
+            payload = answers.told_done(other, await self._outputs.outputs(other, root))
+            payload["track_id"] = purchase.track_id
+        elif moods.strikes("webhook_lies", purchase.occasion):
+            payload = answers.told_done(told, self._delivery.wrong_links(purchase, root))
         elif purchase.fails:
-            payload = answers.told_failed(purchase)
+            payload = answers.told_failed(told)
         else:
             found = self._provider.book.by_id(purchase.id) or purchase
-            payload = answers.told_done(purchase, await self._outputs.outputs(found, root))
+            payload = answers.told_done(told, await self._outputs.outputs(found, root))
         if moods.strikes("webhook_request_id", purchase.occasion):
             payload["request_id"] = payload.pop("id")
         for _ in range(1 + moods.strikes("webhook_twice", purchase.occasion)):

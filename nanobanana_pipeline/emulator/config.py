@@ -22,11 +22,16 @@ class EmulatorConfig(BaseModel):
         expiry_seconds: How long outputs live after completion; the provider says 24 hours.
         slow_answer_seconds: The delay that the mood `slow_answer` adds.
         late_webhook_seconds: The delay that the mood `webhook_late` adds.
+        found_late_seconds: How long after a purchase the mood `found_late` does not know its id.
+        firewall_text: The text in a prompt that the mood `firewall` strikes at.
         moods: Rate of each misbehaviour, 0 to 1; those not named never happen.
         seed: Makes latencies and misbehaviours repeatable.
         api_key: The one key that is accepted; None accepts any that is not empty.
         data_dir: Where purchases outlive a restart; None keeps them in memory.
         keep_alive_seconds: How long an idle connection is kept open.
+        wallet: What the account holds before it buys anything.
+        price_per_image: What each picture takes from the wallet.
+        currency: Of both.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,11 +44,16 @@ class EmulatorConfig(BaseModel):
     expiry_seconds: _Seconds = 24 * 3600
     slow_answer_seconds: _Seconds = 5
     late_webhook_seconds: _Seconds = 60
+    found_late_seconds: _Seconds = 5
+    firewall_text: Annotated[str, Field(min_length=1)] = "/etc/passwd"
     moods: dict[str, float] = Field(default_factory=dict)
     seed: int = 0
     api_key: SecretStr | None = None
     data_dir: Path | None = None
     keep_alive_seconds: Annotated[int, Field(ge=0)] = 5
+    wallet: Annotated[float, Field(allow_inf_nan=False)] = 1000.0
+    price_per_image: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    currency: str = "USD"
 
     @field_validator("latency_seconds")
     @classmethod

@@ -12,6 +12,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 from nanobanana_pipeline.emulator import answers
 
 OVERSIZED_BYTES = 96 * 2**20
+_HTML = b"<!DOCTYPE html><html><body><h1>One moment, please</h1></body></html>"
+_LESS = 32  # pixels of each side
 _WRONG_SIZE = (512, 512)
 _BOMB_SIDE = 40_000
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -28,6 +30,18 @@ def _encoded(picture: Image.Image, image_format: str) -> bytes:
 def _wrong_size(image: bytes) -> bytes:
     picture = Image.open(io.BytesIO(image))
     return _encoded(picture.resize(_WRONG_SIZE), str(picture.format))
+
+
+def _smaller(image: bytes) -> bytes:
+    picture = Image.open(io.BytesIO(image))
+    sides = (picture.width - _LESS, picture.height - _LESS)
+    return _encoded(picture.resize(sides), str(picture.format))
+
+
+def _avif(image: bytes) -> bytes:
+    out = io.BytesIO()
+    Image.open(io.BytesIO(image)).convert("RGB").save(out, "AVIF", speed=10)
+    return out.getvalue()
 
 
 def _lie(image: bytes) -> bytes:
@@ -82,6 +96,10 @@ _C2PA_STORE = _box(b"jumb", _box(b"jumd", _C2PA_TYPE + b"\x03" + b"c2pa\0"))
 # Each mood of Stage.BYTES: however the picture is delivered, its bytes are these.
 SPOILT: Mapping[str, Callable[[bytes], bytes]] = {
     "wrong_size": _wrong_size,
+    "smaller_size": _smaller,
+    "avif": _avif,
+    "picture_html": lambda _: _HTML,
+    "picture_cut": lambda image: image[: len(image) // 2],
     "lying_extension": _lie,
     "corrupt_chunk": _corrupt,
     "provenance": _marked,
@@ -90,7 +108,7 @@ SPOILT: Mapping[str, Callable[[bytes], bytes]] = {
 
 
 def _placeholder(_: Response, __: str) -> Response:
-    return HTMLResponse("<!DOCTYPE html><html><body><h1>One moment, please</h1></body></html>")
+    return HTMLResponse(_HTML)
 
 
 def _half(answer: Response, _: str) -> Response:

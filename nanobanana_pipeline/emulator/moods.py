@@ -5,8 +5,9 @@ picture is asked for, and for which time since the start. So a rehearsal goes wr
 places each time, in whatever order its requests arrive, and a retry gets another chance.
 
 To add a mood, name it in `MOODS`. What it does stands in a table: in `response_faults` for answers
-that fail, in `response_variants` for another body of the same meaning, in `image_faults` for
-images. A mood of no table asks `Moods.strikes` where it happens.
+that fail, in `response_variants` for another body of the same meaning, in `echoes` for what a fetch
+says of its request, in `image_faults` for images. A mood of no table asks `Moods.strikes` where it
+happens.
 """
 
 import hashlib
@@ -18,11 +19,13 @@ from enum import Enum
 class Stage(Enum):
     """The moment when a mood shows itself."""
 
+    GATEWAY = "something before the provider answers the call, and nothing is bought"
     REFUSAL = "the POST is answered without anything being bought"
     ANSWER = "it is bought, but the answer goes wrong"
     GENERATION = "it is bought and answered well, and goes wrong later"
     VARIANT = "its answers, to the POST and to every fetch, come in another shape"
     DELIVERY = "the pictures, or the word that they are done, come in another way"
+    ECHO = "every fetch of finished pictures says of which request they are, truly or not"
     FETCH = "one fetch goes wrong, and the next may go well"
     BYTES = "the picture's bytes are not what they should be, however they are delivered"
     IMAGE = "the first GET of an image goes wrong"
@@ -30,6 +33,9 @@ class Stage(Enum):
 
 
 MOODS: Mapping[str, Stage] = {
+    "bad_gateway": Stage.GATEWAY,
+    "firewall": Stage.GATEWAY,
+    "unread_close": Stage.GATEWAY,
     "http_500_before": Stage.REFUSAL,
     "error_200": Stage.REFUSAL,
     "rate_limited": Stage.REFUSAL,
@@ -40,12 +46,15 @@ MOODS: Mapping[str, Stage] = {
     "rate_limited_header": Stage.REFUSAL,
     "error_list": Stage.REFUSAL,
     "error_map": Stage.REFUSAL,
+    "own_failure": Stage.REFUSAL,
     "http_500_after": Stage.ANSWER,
     "lost_answer_after": Stage.ANSWER,
     "html_answer": Stage.ANSWER,
     "cut_json": Stage.ANSWER,
     "empty_body": Stage.ANSWER,
     "json_list": Stage.ANSWER,
+    "empty_object": Stage.ANSWER,
+    "queued_true": Stage.ANSWER,
     "slow_answer": Stage.ANSWER,
     "processing_400": Stage.VARIANT,
     "messege": Stage.VARIANT,
@@ -63,8 +72,17 @@ MOODS: Mapping[str, Stage] = {
     "fetch_500": Stage.FETCH,
     "fetch_html": Stage.FETCH,
     "fetch_cut": Stage.FETCH,
+    "fetch_other": Stage.FETCH,
+    "fetch_meta": Stage.ECHO,
+    "fetch_seed": Stage.ECHO,
+    "fetch_trimmed": Stage.ECHO,
+    "fetch_translated": Stage.ECHO,
+    "both_ids": Stage.ECHO,
     "failed": Stage.GENERATION,
     "forget": Stage.GENERATION,
+    "found_late": Stage.GENERATION,
+    "never_ready": Stage.GENERATION,
+    "shared_id": Stage.GENERATION,
     "seed_ignored": Stage.GENERATION,
     "webp": Stage.DELIVERY,
     "index_first": Stage.DELIVERY,
@@ -76,8 +94,13 @@ MOODS: Mapping[str, Stage] = {
     "webhook_lies": Stage.DELIVERY,
     "webhook_request_id": Stage.DELIVERY,
     "webhook_twice": Stage.DELIVERY,
+    "webhook_other_id": Stage.DELIVERY,
     "details_flat": Stage.VARIANT,
     "wrong_size": Stage.BYTES,
+    "smaller_size": Stage.BYTES,
+    "avif": Stage.BYTES,
+    "picture_html": Stage.BYTES,
+    "picture_cut": Stage.BYTES,
     "lying_extension": Stage.BYTES,
     "corrupt_chunk": Stage.BYTES,
     "image_bomb": Stage.BYTES,

@@ -11,9 +11,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from nanobanana_pipeline.emulator.account_books import assets_schema
 from nanobanana_pipeline.emulator.admin import LONGEST_ADVANCE
 from nanobanana_pipeline.emulator.answer_schemas import RATE, answer_schemas, shape
-from nanobanana_pipeline.emulator.answers import ACCOUNT, API, GENERATIONS, OPERATIONS, OUTPUTS
+from nanobanana_pipeline.emulator.answers import (
+    ACCOUNT,
+    API,
+    BOOKS,
+    GENERATIONS,
+    OPERATIONS,
+    OUTPUTS,
+)
 from nanobanana_pipeline.emulator.bucket import bucket_schema
 from nanobanana_pipeline.emulator.moods import MOODS
 from nanobanana_pipeline.emulator.outputs import MEDIA_TYPES
@@ -60,7 +68,14 @@ def document() -> Schema:
             "description": "The API key travels in the body, as `key`. Fields that are not named"
             " are ignored. Numbers and switches may be spelt in more ways than are named.",
         },
-        "paths": {**_generations(), **_fetching(), **_operations(), **_account(), **_admin()},
+        "paths": {
+            **_generations(),
+            **_fetching(),
+            **_operations(),
+            **_account(),
+            **_books(),
+            **_admin(),
+        },
         "components": {"schemas": answer_schemas()},
     }
 
@@ -145,6 +160,28 @@ def _account() -> Schema:
     reset = _call("reset_s3", "Forget that bucket.", {"200": ["Obeyed"]})
     reset["requestBody"] = _json(shape(_KEY, _DEPLOYMENT))
     return {f"{ACCOUNT}update_s3": {"post": update}, f"{ACCOUNT}reset_s3": {"post": reset}}
+
+
+def _books() -> Schema:
+    assets = _call(
+        "assets_generated",
+        "List what the account was sold, the newest first.",
+        {"200": ["Assets"], "400": ["Refused"]},
+    )
+    required, optional = assets_schema()
+    assets["requestBody"] = _json(shape(_KEY | required, optional))
+    calls = {
+        "assets_generated": assets,
+        "wallet_balance": _call(
+            "wallet_balance", "See what is left in the wallet.", {"200": ["Wallet"]}
+        ),
+        "request_count": _call(
+            "request_count",
+            "Count what is under way.",
+            {"200": ["ProcessingCount"], "429": ["Refused"]},
+        ),
+    }
+    return {BOOKS[name]: {"post": call} for name, call in calls.items()}
 
 
 def _admin() -> Schema:

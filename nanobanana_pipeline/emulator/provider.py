@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nanobanana_pipeline.emulator.bucket import Bucket
 
 _LARGEST_RANDOM_SEED = 2**32 - 1
+_SHARING = 4
 _TEMP_SECONDS = 24 * 3600
 
 
@@ -39,6 +40,7 @@ class Provider:
 
     def _begin(self) -> None:
         self.moods = Moods(self.config.moods, self.config.seed)
+        self._shared_ids: dict[int, int] = {}
         self.queue = Occupancy(self.config.cap)
         now = self.clock.now()
         self.queue.restore(now, self.book.ready_times_after(now))
@@ -78,11 +80,29 @@ class Provider:
         purchase = self.book.by_id(int(purchase_id))
         if purchase is None or purchase.cleared or self.moods.strikes("forget", purchase.occasion):
             return None
-        return purchase
+        age = self.clock.now() - purchase.bought_at
+        is_new = age < self.config.found_late_seconds
+        return None if is_new and self.moods.strikes("found_late", purchase.occasion) else purchase
+
+    def another(self, purchase: Purchase) -> Purchase | None:
+        """Find a finished purchase of other pictures, to be taken for this one."""
+        return self.book.another(purchase, self.clock.now())
+
+    def id_told(self, purchase: Purchase) -> int:
+        """Tell the id that clients are told: its own, or in the mood one for four in a row."""
+        told = self._shared_ids
+        if not self.moods.strikes("shared_id", purchase.occasion):
+            return purchase.id
+        if purchase.id not in told:
+            last = next(reversed(told.values()), purchase.id)
+            is_full = sum(each == last for each in told.values()) >= _SHARING
+            told[purchase.id] = purchase.id if is_full else last
+        return told[purchase.id]
 
     def is_ready(self, purchase: Purchase) -> bool:
         """Tell whether the generation has ended, well or not."""
-        return purchase.ready_at <= self.clock.now()
+        is_over = purchase.ready_at <= self.clock.now()
+        return is_over and not self.moods.strikes("never_ready", purchase.occasion)
 
     def shows_images(self, purchase: Purchase) -> bool:
         """Tell whether the links lead to pictures: done, not failed, not expired."""
@@ -90,7 +110,8 @@ class Provider:
         life = self.config.expiry_seconds
         if purchase.temp:
             life = min(life, _TEMP_SECONDS)
-        return not (purchase.fails or purchase.cleared) and 0 <= age < life
+        is_there = self.is_ready(purchase) and not (purchase.fails or purchase.cleared)
+        return is_there and age < life
 
     def clear_queue(self) -> None:
         """Forget what is under way; the money is gone, so the record keeps it."""

@@ -31,6 +31,7 @@ CREATE INDEX purchases_by_picture ON purchases (picture_hash);
 CREATE TABLE clock (offset_seconds REAL NOT NULL);
 INSERT INTO clock VALUES (0);
 """
+_DRAWN = "ready_at <= ? AND NOT fails AND NOT cleared"
 _FROM_1_TO_2 = """
 ALTER TABLE purchases ADD COLUMN base64 INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE purchases ADD COLUMN temp INTEGER NOT NULL DEFAULT 0;
@@ -178,6 +179,39 @@ class PurchaseBook:
     def by_output(self, output: str) -> Purchase | None:
         """Find a purchase by the name of its outputs."""
         return self._one("SELECT * FROM purchases WHERE output = ?", output)
+
+    def drawn(self, now: float, limit: int, offset: int) -> list[Purchase]:
+        """List purchases whose pictures were drawn by `now`, the newest first."""
+        rows = self._db.execute(
+            f"SELECT * FROM purchases WHERE {_DRAWN} ORDER BY id DESC LIMIT ? OFFSET ?",  # noqa: S608 - constants only
+            (now, limit, offset),
+        )
+        return [_purchase(row) for row in rows]
+
+    def count_drawn(self, now: float) -> int:
+        """Count the purchases whose pictures were drawn by `now`."""
+        query = f"SELECT count(*) FROM purchases WHERE {_DRAWN}"  # noqa: S608 - constants only
+        (count,) = self._db.execute(query, (now,)).fetchone()
+        return int(count)
+
+    def count_images_paid(self, now: float) -> int:
+        """Count the pictures that were paid for; what has failed by `now` costs nothing."""
+        query = (
+            "SELECT coalesce(sum(json_extract(fields, '$.samples')), 0) FROM purchases"
+            " WHERE NOT (fails AND ready_at <= ?)"
+        )
+        (count,) = self._db.execute(query, (now,)).fetchone()
+        return int(count)
+
+    def another(self, purchase: Purchase, now: float) -> Purchase | None:
+        """Find the purchase of other pictures that is nearest to one and drawn at `now`."""
+        return self._one(
+            "SELECT * FROM purchases WHERE picture_hash != ? AND ready_at <= ? AND NOT fails"
+            " AND NOT cleared ORDER BY abs(id - ?) LIMIT 1",
+            purchase.picture.digest(),
+            now,
+            purchase.id,
+        )
 
     def ready_times_after(self, now: float) -> list[float]:
         """List when each generation that is under way at `now` will be ready, in Unix seconds."""

@@ -49,6 +49,23 @@ def _refuse_with(errors: object) -> JSONResponse:
     return JSONResponse({"status": "error", "errors": errors}, 400)
 
 
+OWN_FAILURE = "own_failure"
+"""The mood of Stage.REFUSAL that is in no table: its words hang on the dice."""
+
+OWN_FAILURES = (
+    "Try again later",
+    "Server is overloaded: too many jobs",
+    "invalid response from GPU worker",
+    "CUDA out of memory: the allocation exceeds what is free",
+)
+
+
+def own_failure(roll: float) -> JSONResponse:
+    """Answer under HTTP 200 that the provider failed by itself; `roll` picks the words."""
+    words = OWN_FAILURES[int(roll * len(OWN_FAILURES))]
+    return JSONResponse({"status": "error", "message": words})
+
+
 # Each mood of Stage.REFUSAL: instead of a purchase.
 REFUSALS: Mapping[str, Callable[[EmulatorConfig], JSONResponse]] = {
     "http_500_before": lambda _: answers.server_error(),
@@ -86,6 +103,8 @@ SPOILERS: Mapping[str, Callable[[Response], Response]] = {
     "cut_json": _cut_in_half,
     "empty_body": lambda answer: Response(b"", answer.status_code, media_type=answer.media_type),
     "json_list": _in_a_list,
+    "empty_object": lambda _: JSONResponse({}),
+    "queued_true": lambda _: JSONResponse({"queued": True}, 400),
 }
 
 # Each mood of Stage.FETCH. One of them at most is used.

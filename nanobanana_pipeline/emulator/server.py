@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from nanobanana_pipeline.emulator.answers import API
 from nanobanana_pipeline.emulator.app import EmulatorApp
 from nanobanana_pipeline.emulator.config import EmulatorConfig
+from nanobanana_pipeline.emulator.gateway import CALLS_BEFORE
 from nanobanana_pipeline.emulator.response_faults import CUT_CONNECTION
 
 _DEADLINE_SECONDS = 10.0
@@ -21,11 +23,12 @@ _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound her
 
 
 class CuttableProtocol(H11Protocol):
-    """HTTP as uvicorn speaks it, on connections that the application can cut off."""
+    """HTTP as uvicorn speaks it, on connections that the application can cut off and count."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Put the means to cut this connection into the state of its requests."""
-        self.app_state = {**self.app_state, CUT_CONNECTION: transport.abort}
+        """Put the means to cut this connection, and its count, into its requests' state."""
+        means = {CUT_CONNECTION: transport.abort, CALLS_BEFORE: itertools.count()}
+        self.app_state = {**self.app_state, **means}
         super().connection_made(transport)
 
 

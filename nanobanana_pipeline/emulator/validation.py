@@ -135,6 +135,19 @@ class _Fields:
             return instead
 
 
+def read_fields(body: Mapping[str, object], *rules: Rule[_T]) -> list[_T]:
+    """Read some fields of a body.
+
+    Raises:
+        InvalidOrderError: One or more break their rules; it names all of them.
+    """
+    fields = _Fields(body)
+    values = [fields.read(rule) for rule in rules]
+    if fields.errors:
+        raise InvalidOrderError(fields.errors)
+    return values
+
+
 def _nearest_side(pixels: float) -> int:
     """Find the side that the rules allow and that is nearest."""
     steps = round(pixels / _SIDE_STEP)

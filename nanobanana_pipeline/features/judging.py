@@ -53,9 +53,6 @@ def read_pictures(store: ObjectStore, prompt_set: str, seed: int) -> pd.DataFram
         prompt_id, prompt, seed, seed_asked, sample, request_key, image_sha256, image_uri as the
         manifest has them; width, height, blank, phash, error as the features have them. Pictures
         that nobody has measured yet are left out. None if there are no features or no manifest.
-
-    Raises:
-        StorageError: one of the tables is damaged or of a newer version.
     """
     current, _ = read_current(store, prompt_set, seed)
     features = read_features(store, prompt_set, seed)
@@ -72,16 +69,9 @@ def find_wrong_sizes(
     pictures: pd.DataFrame,
     model: type[ImageRequest],
 ) -> pd.DataFrame:
-    """The pictures, as `read_pictures` gives them, that have another size than was asked for.
+    """The pictures, of `read_pictures`, of another size than was `asked` (str: ``1024×1024``).
 
     Where a reference picture decides the size, any is right.
-
-    Returns:
-        Rows of `pictures`, with `asked` (str, such as ``1024×1024``).
-
-    Raises:
-        PromptTableError: the snapshot of the prompt set is missing or damaged.
-        StorageError: S3 refuses.
     """
     current, _ = read_current(store, prompt_set, seed)
     if current is None:
@@ -137,9 +127,6 @@ def find_twins(store: ObjectStore, prompt_set: str, seed: int, pictures: pd.Data
     keeps a seed of its own is the same picture in all partitions, and is not compared. Nor are
     blank pictures: they all look alike, and are found as what they are. The pictures are as
     `read_pictures` gives them.
-
-    Raises:
-        StorageError: S3 refuses, or a table is damaged.
     """
     near = sorted(_measured_seeds(store, prompt_set) - {seed}, key=lambda s: (abs(s - seed), s))
     seeds = sorted(near[:OTHER_SEEDS])

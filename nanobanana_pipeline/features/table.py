@@ -128,21 +128,13 @@ class RefreshedFeatures:
 def read_current_features(
     store: ObjectStore, prompt_set: str, seed: int
 ) -> tuple[CurrentFeatures | None, str | None]:
-    """A partition's current features and the ETag of `current.json`; (None, None) if none.
-
-    Raises:
-        StorageError: it is damaged or was written by a newer version.
-    """
+    """A partition's current features and the ETag of `current.json`; (None, None) if none."""
     key = f"{features_prefix(prompt_set, seed)}current.json"
     return read_pointer(store, key, CurrentFeatures, SCHEMA)
 
 
 def read_features(store: ObjectStore, prompt_set: str, seed: int) -> pd.DataFrame | None:
-    """A partition's table of features, by SHA-256: `FEATURE_COLUMNS`; None if there is none.
-
-    Raises:
-        StorageError: it is damaged or was written by a newer version.
-    """
+    """A partition's table of features, by SHA-256: `FEATURE_COLUMNS`; None if there is none."""
     current, _ = read_current_features(store, prompt_set, seed)
     return None if current is None else read_table(store, current.table, FEATURE_COLUMNS)
 
@@ -161,7 +153,6 @@ def refresh_features(
 
     Raises:
         PlanError: the partition has no manifest.
-        StorageError: S3 refuses or holds damaged objects.
     """
     measured: dict[str, FeatureRow] = {}
     pointer = f"{features_prefix(prompt_set, seed)}current.json"

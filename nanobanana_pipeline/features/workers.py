@@ -28,15 +28,10 @@ READERS_A_PROCESS: Final = 2
 def measure_all(
     store: ObjectStore, keys: Mapping[str, str], on_progress: Callable[[int], None]
 ) -> list[Features]:
-    """Read and measure pictures (SHA-256 → where each lies), in the order given.
+    """Read and measure pictures (SHA-256 → where each lies): a row each, in the order given.
 
-    After each, `on_progress` is called with the number of pictures done so far.
-
-    Returns:
-        A row each; one with an `error` for a picture that is missing or cannot be decoded.
-
-    Raises:
-        StorageError: S3 refuses or stays silent.
+    A picture that is missing or cannot be decoded has an `error`. After each, `on_progress` is
+    called with the number of pictures done so far.
     """
     if not keys:
         return []

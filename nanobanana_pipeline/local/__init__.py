@@ -1,7 +1,7 @@
 """Real servers on loopback, as child processes: the local profile, and what tests run on."""
 
 from nanobanana_pipeline.local.ports import check_port, free_port
-from nanobanana_pipeline.local.processes import child
+from nanobanana_pipeline.local.processes import answers, child
 from nanobanana_pipeline.local.profile import API_KEY, LocalProfile, local_profile, running_profile
 from nanobanana_pipeline.local.s3_server import (
     ACCESS_KEY,
@@ -17,6 +17,7 @@ __all__ = [
     "BUCKET",
     "SECRET_KEY",
     "LocalProfile",
+    "answers",
     "check_port",
     "child",
     "free_port",

@@ -17,15 +17,13 @@ from pydantic import TypeAdapter
 
 from nanobanana_pipeline.bucket_keys import prompt_set_key
 from nanobanana_pipeline.errors import PromptTableError
-from nanobanana_pipeline.prompts.checked_prompts import fingerprint
+from nanobanana_pipeline.prompts.checked_prompts import CheckedPrompts, fingerprint
+from nanobanana_pipeline.storage import ObjectStore, StoredObject
 from nanobanana_pipeline.storage.cas import parse_json, put_if_absent, refuse_newer, swap
 from nanobanana_pipeline.storage.versioned import SCHEMA_KEY, as_frame
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from nanobanana_pipeline.prompts.checked_prompts import CheckedPrompts
-    from nanobanana_pipeline.storage import ObjectStore, StoredObject
 
 __all__ = [
     "PromptSet",
@@ -83,13 +81,12 @@ def valid_name(name: str) -> str:
     return name
 
 
-def snapshot(store: "ObjectStore", name: str, checked: "CheckedPrompts") -> PromptSet:
+def snapshot(store: ObjectStore, name: str, checked: CheckedPrompts) -> PromptSet:
     """Keep checked prompts under their fingerprint, and make them the current ones of `name`.
 
     Raises:
         PromptTableError: a bad name, no good row, or a ``current.json`` that this version cannot
             read; nothing is changed then.
-        StorageError: the bucket refuses.
     """
     current(store, valid_name(name))
     if checked.prompts.empty:
@@ -119,53 +116,35 @@ def snapshot(store: "ObjectStore", name: str, checked: "CheckedPrompts") -> Prom
     return found
 
 
-def current(store: "ObjectStore", name: str) -> PromptSet | None:
-    """The current snapshot of a prompt set; None if there is no such set.
-
-    Raises:
-        PromptTableError: ``current.json`` is damaged, or of a newer version.
-        StorageError: the bucket refuses.
-    """
+def current(store: ObjectStore, name: str) -> PromptSet | None:
+    """The current snapshot of a prompt set; None if there is no such set."""
     return _parsed(store, name, store.get(prompt_set_key(valid_name(name), "current.json")))
 
 
-def load(store: "ObjectStore", name: str, fingerprint: str) -> "pd.DataFrame":
+def load(store: ObjectStore, name: str, fingerprint: str) -> "pd.DataFrame":
     """Read a snapshot.
 
     Returns:
         What `CheckedPrompts.prompts` was, with the same dtypes.
-
-    Raises:
-        PromptTableError: there is no such snapshot, or it is damaged or of a newer version.
-        StorageError: the bucket refuses.
     """
     return as_frame(read_prompts_arrow(store, name, fingerprint))
 
 
-def read_prompts_arrow(store: "ObjectStore", name: str, fingerprint: str) -> pa.Table:
-    """The same, as it is stored.
-
-    Raises:
-        PromptTableError: as `load`.
-        StorageError: the bucket refuses.
-    """
+def read_prompts_arrow(store: ObjectStore, name: str, fingerprint: str) -> pa.Table:
+    """The same, as it is stored."""
     return _table(store, valid_name(name), f"{fingerprint}.parquet")
 
 
-def load_quarantine(store: "ObjectStore", name: str, fingerprint: str) -> "pd.DataFrame":
+def load_quarantine(store: ObjectStore, name: str, fingerprint: str) -> "pd.DataFrame":
     """Read what was left out of a snapshot.
 
     Returns:
         What `CheckedPrompts.quarantine` was.
-
-    Raises:
-        PromptTableError: there is no such snapshot, or it is damaged or of a newer version.
-        StorageError: the bucket refuses.
     """
     return as_frame(_table(store, valid_name(name), f"{fingerprint}.quarantine.parquet"))
 
 
-def _table(store: "ObjectStore", name: str, leaf: str) -> pa.Table:
+def _table(store: ObjectStore, name: str, leaf: str) -> pa.Table:
     key = prompt_set_key(name, leaf)
     stored = store.get(key)
     if stored is None:
@@ -185,7 +164,7 @@ def _table(store: "ObjectStore", name: str, leaf: str) -> pa.Table:
     return table
 
 
-def _parsed(store: "ObjectStore", name: str, stored: "StoredObject | None") -> PromptSet | None:
+def _parsed(store: ObjectStore, name: str, stored: StoredObject | None) -> PromptSet | None:
     if stored is None:
         return None
     return parse_json(

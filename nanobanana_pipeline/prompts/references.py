@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import tenacity
 
@@ -26,13 +26,10 @@ from nanobanana_pipeline.errors import (
 )
 from nanobanana_pipeline.images.inspect import CONTENT_TYPES, MAX_IMAGE_BYTES, inspect
 from nanobanana_pipeline.prompts.readers.base import bounded_value
-from nanobanana_pipeline.provider.downloads import public_url
+from nanobanana_pipeline.provider.downloads import Downloader, public_url
 from nanobanana_pipeline.request import MAX_REFERENCES
+from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.storage.cas import put_if_absent
-
-if TYPE_CHECKING:
-    from nanobanana_pipeline.provider.downloads import Downloader
-    from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["References", "without_secrets"]
 
@@ -70,7 +67,7 @@ class References:
     credentials. With `keep` each is stored under its hash too.
     """
 
-    def __init__(self, downloader: "Downloader", store: "ObjectStore", *, keep: bool) -> None:
+    def __init__(self, downloader: Downloader, store: ObjectStore, *, keep: bool) -> None:
         self._downloader = downloader
         self._store = store
         self._keep = keep

@@ -6,16 +6,14 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, Any, cast
 
 import pyarrow as pa
 
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
 from nanobanana_pipeline.prompts.readers import READERS, known_suffixes, match_reader
 from nanobanana_pipeline.prompts.readers.base import TEXT, Chunk, RowFault, TableScan
-
-if TYPE_CHECKING:
-    from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["PromptTable", "read_prompt_table"]
 
@@ -40,7 +38,7 @@ class PromptTable:
     broken: tuple[RowFault, ...]
 
 
-def read_prompt_table(source: str | Path, store: "ObjectStore | None" = None) -> PromptTable:
+def read_prompt_table(source: str | Path, store: ObjectStore | None = None) -> PromptTable:
     """Read a CSV, TSV, JSONL or Parquet file; all but Parquet may be gzipped.
 
     The store reads an ``s3://bucket/key`` URL with its own credentials.
@@ -68,7 +66,7 @@ def read_prompt_table(source: str | Path, store: "ObjectStore | None" = None) ->
             raise scan.refusal(f"cannot be read ({error.strerror or error})") from error
 
 
-def _opened(name: str, store: "ObjectStore | None", scan: TableScan) -> IO[bytes]:
+def _opened(name: str, store: ObjectStore | None, scan: TableScan) -> IO[bytes]:
     if name.startswith("s3://"):
         if store is None:
             raise scan.refusal("lies on S3, and no bucket is configured: set NANOBANANA_BUCKET")

@@ -5,15 +5,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from nanobanana_pipeline.bucket_keys import Folder
 from nanobanana_pipeline.errors import PromptTableError
 from nanobanana_pipeline.prompts.prompt_set import valid_name
 from nanobanana_pipeline.prompts.readers import known_suffixes, match_reader
-
-if TYPE_CHECKING:
-    from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["ListedTable", "fault_of_name", "list_tables"]
 
@@ -38,14 +36,11 @@ class ListedTable:
     fault: str | None = None
 
 
-def list_tables(folder: Path, store: "ObjectStore") -> list[ListedTable]:
+def list_tables(folder: Path, store: ObjectStore) -> list[ListedTable]:
     """The tables of a local folder and of ``prompts/`` in the bucket, by source.
 
     Those whose names begin with a dot are left out. Two files that would make the same prompt set
     both get a fault. The folder need not exist. It takes one LIST for a thousand files.
-
-    Raises:
-        StorageError: the bucket refuses.
     """
     tables = [_described(*each) for each in [*_in_folder(folder), *_in_bucket(store)]]
     sources = defaultdict(list)
@@ -73,7 +68,7 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, str, str]]:
                 yield str(path.resolve()), path.name, stamp
 
 
-def _in_bucket(store: "ObjectStore") -> Iterator[tuple[str, str, str]]:
+def _in_bucket(store: ObjectStore) -> Iterator[tuple[str, str, str]]:
     folder = Folder.PROMPTS.prefix
     for stored in store.listing(folder):
         leaf = stored.key.removeprefix(folder)

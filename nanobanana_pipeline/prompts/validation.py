@@ -5,6 +5,7 @@ refused exactly where a request would be.
 """
 
 import hashlib
+import math
 import re
 import typing
 from collections.abc import Callable, Iterable
@@ -17,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
-from nanobanana_pipeline.prompts.attribute_types import typed_attribute
 from nanobanana_pipeline.prompts.checked_prompts import (
     REFERENCE,
     REFERENCE_HASHES,
@@ -34,6 +34,7 @@ __all__ = ["check_prompts"]
 
 ID_MAX: Final = 200
 ID_DIGITS: Final = 16
+INTEGER: Final = r"^(0|-?[1-9][0-9]{0,18})$"
 
 _REQUEST: Final = PROVIDER.request_model
 _FIELD_TYPES: Final = {
@@ -42,6 +43,7 @@ _FIELD_TYPES: Final = {
     if name in _REQUEST.table_fields()
 }
 _NUMBERS: Final[dict[Any, Any]] = {int: pa.int64(), float: pa.float64()}
+FLOAT = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[+-][0-9]+)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 RowNumbers = npt.NDArray[np.int64]
@@ -56,7 +58,6 @@ def check_prompts(table: PromptTable, references: References | None = None) -> C
 
     Raises:
         ValueError: the table has references, and `references` is None.
-        StorageError: as `References.resolve`.
     """
     rows = table.rows
     numbers: RowNumbers = table.numbers.to_numpy()
@@ -249,10 +250,49 @@ def _selected(
     """These rows in this order, without optional columns that are empty."""
     names = ("prompt_id", *_REQUEST.table_fields(), REFERENCE, REFERENCE_HASHES)
     taken = {name: columns[name].take(order) for name in names if name in columns}
-    taken |= {name: typed_attribute(column.take(order)) for name, column in attributes.items()}
+    taken |= {name: _typed_attribute(column.take(order)) for name, column in attributes.items()}
     kept = {
         name: column
         for name, column in taken.items()
         if name in {"prompt_id", "prompt"} or column.null_count < len(column)
     }
     return as_frame(pa.table(kept))
+
+
+def _typed_attribute(texts: Any) -> Any:  # noqa: ANN401 - pyarrow is untyped
+    """Type a column by what stands in it, if no cell would read differently afterwards.
+
+    Returns:
+        ``bool`` if all cells are true or false in any case, ``int64`` or ``double`` if all are
+        numbers written as Python writes them, else `texts` (so ``007`` and ``1.10`` stay text).
+    """
+    lowered = pc.utf8_lower(texts)
+    if _all(pc.is_in(lowered, pa.array(["true", "false"], texts.type)), texts):
+        return pc.equal(lowered, "true")
+    if _all(pc.match_substring_regex(texts, INTEGER), texts):
+        try:
+            return texts.cast(pa.int64())
+        except pa.ArrowInvalid:  # beyond 64 bits
+            return texts
+    chunks = []
+    for chunk in texts.chunks:
+        numbers = []
+        for text in chunk.to_pylist():
+            number = None if text is None else _float(text)
+            if text is not None and number is None:
+                return texts
+            numbers.append(number)
+        chunks.append(pa.array(numbers, pa.float64()))
+    return pa.chunked_array(chunks, pa.float64())
+
+
+def _all(matches: Any, texts: Any) -> bool:  # noqa: ANN401
+    # Null cells match nothing and are no objection.
+    return bool(pc.all(pc.or_(pc.fill_null(matches, False), pc.is_null(texts))).as_py())  # noqa: FBT003 - pyarrow's signature
+
+
+def _float(text: str) -> float | None:
+    if not FLOAT.fullmatch(text):
+        return None
+    number = float(text)
+    return number if math.isfinite(number) and repr(number) == text else None

@@ -7,7 +7,8 @@ from nanobanana_pipeline.errors import SettingsError
 from nanobanana_pipeline.money import Budget
 from nanobanana_pipeline.provider.downloads import Downloader
 from nanobanana_pipeline.provider.modelslab.client import ModelsLab
-from nanobanana_pipeline.provider.protocol import Provider
+from nanobanana_pipeline.provider.modelslab.vendor_books import open_books
+from nanobanana_pipeline.provider.protocol import Books, Provider
 from nanobanana_pipeline.settings import Settings
 from nanobanana_pipeline.webhooks.inbox import Webhooks
 
@@ -29,6 +30,7 @@ class Account:
         slots: most requests at once.
         webhooks: where the provider may tell that a picture is done; None if nowhere.
         budget: what a picture costs, and how much may be spent.
+        books: what the provider itself says of the account, as far as it is switched on.
     """
 
     realm: str
@@ -37,6 +39,7 @@ class Account:
     slots: int
     webhooks: Webhooks | None = None
     budget: Budget = field(default_factory=Budget)
+    books: Books = field(default_factory=Books)
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
@@ -54,4 +57,5 @@ class Account:
             settings.slots,
             Webhooks.from_settings(settings),
             settings.budget,
+            open_books(settings.base_url, settings.api_key, settings.vendor_books),
         )

@@ -66,6 +66,7 @@ class _Exchange:
     deadline: float
     guard: AddressGuard | None
     may_send: Callable[[], bool] | None = None
+    fresh: bool = False
     sent: bool = False
     cut: bool = False
     sock: socket.socket | None = field(default=None, repr=False)
@@ -197,8 +198,14 @@ class _Pool(urllib3.HTTPConnectionPool):
         connection = super()._get_conn(timeout)
         # Here, and not later: a closed connection forgets the proxy tunnel that it led through,
         # which is only built again between this point and the request.
-        if isinstance(connection, _Watched) and connection.is_idle():
-            connection.close()
+        # A server may close a kept-alive connection as a call arrives, and nobody can tell whether
+        # that was read: 12 of 60 purchases came into doubt so. A fresh connection costs 0.3 ms over
+        # loopback, with TLS 3 ms (1.7 ms of CPU), and two round trips on a network: some 0.2 s of a
+        # slot that is in use for seconds.
+        if isinstance(connection, _Watched):
+            exchange: _Exchange = _thread.exchange
+            if exchange.fresh or connection.is_idle():
+                connection.close()
         return connection
 
 
@@ -279,17 +286,19 @@ class Http:
         deadline_seconds: float,
         max_bytes: int,
         may_send: Callable[[], bool] | None = None,
+        fresh: bool = False,
     ) -> Answer:
         """Make one exchange, once; redirects are answers like any other.
 
-        `may_send` is asked in the last moment before the first byte leaves.
+        `may_send` is asked in the last moment before the first byte leaves. A `fresh` call opens a
+        connection of its own, which later calls may use: one that buys something should.
 
         Raises:
             NotSentError: nothing was sent.
             NoAnswer: something was sent, and no whole answer came within the deadline.
             TooLarge: more than `max_bytes` came.
         """
-        exchange = _Exchange(boot_clock() + deadline_seconds, self._guard, may_send)
+        exchange = _Exchange(boot_clock() + deadline_seconds, self._guard, may_send, fresh)
         _thread.exchange = exchange
         timeout = (min(CONNECT_SECONDS, deadline_seconds), deadline_seconds)
         try:

@@ -14,8 +14,9 @@ must keep to four rules, because money depends on them:
 - The API key appears in no outcome, no error and no `repr`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import ClassVar, Protocol
 
 from nanobanana_pipeline.provider.downloads import Downloader
@@ -23,7 +24,16 @@ from nanobanana_pipeline.provider.outcomes import FetchOutcome, SubmitOutcome
 from nanobanana_pipeline.request import ImageRequest
 from nanobanana_pipeline.storage import ObjectStore
 
-__all__ = ["Delivered", "MaySend", "Original", "Provider", "ReadOutput"]
+__all__ = [
+    "Balance",
+    "Books",
+    "Delivered",
+    "MaySend",
+    "Original",
+    "Provider",
+    "ReadOutput",
+    "Sale",
+]
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,48 @@ ReadOutput = Callable[[str], Delivered]
 Raises `ImageGone` where there is nothing, `ImageBroken` for bytes that are no picture,
 `DownloadRefused` where settings or permissions forbid it, and `DownloadError` for what may pass.
 """
+
+
+@dataclass(frozen=True)
+class Sale:
+    """A request that the provider says it has drawn for the account.
+
+    Attributes:
+        provider_id: as `Provider.fetch` takes it.
+        output: where its pictures are or were.
+    """
+
+    provider_id: str
+    output: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What is left in the account's wallet."""
+
+    amount: Decimal
+    currency: str
+
+    def __str__(self) -> str:
+        return f"{self.amount:,} {self.currency}"
+
+
+@dataclass(frozen=True)
+class Books:
+    """The provider's own books of the account; each part is None where it is not switched on.
+
+    They are the whole account's: purchases of other buckets and other teams are in them. The calls
+    buy nothing, and raise `OperationFailed` where the provider does not answer them.
+
+    Attributes:
+        sold: every request that was drawn, in the provider's order, without prompt or time.
+        balance: what is left in the wallet.
+        processing: how many requests are queued or being drawn now.
+    """
+
+    sold: Callable[[], Iterator[Sale]] | None = None
+    balance: Callable[[], Balance] | None = None
+    processing: Callable[[], int] | None = None
 
 
 class Provider(Protocol):

@@ -76,6 +76,7 @@ class BucketVerdict(BaseModel):
         writers: how many writers took part in each.
         seconds: how long it took.
         trials: everything that was tried.
+        versioning: the bucket's, as `ObjectStore.versioning` gives it.
     """
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
@@ -87,6 +88,7 @@ class BucketVerdict(BaseModel):
     writers: int
     seconds: float
     trials: tuple[Trial, ...]
+    versioning: str = ""
 
     @property
     def faults(self) -> list[str]:
@@ -102,8 +104,9 @@ class BucketVerdict(BaseModel):
 def ensure_checked(store: ObjectStore) -> None:
     """Check the bucket, unless a verdict of the last 30 days is there.
 
-    A refusal is kept as well: a server that lets two writers win now and then may pass the next
-    check. `run_check` replaces it.
+    A bucket whose versioning was switched since is checked again: Ceph's radosgw 16 lets one of 16
+    creates win in a plain bucket, and all of them in a versioned one. A refusal is kept as well: a
+    server that lets two writers win now and then may pass the next check. `run_check` replaces it.
 
     Raises:
         StorageError: it is not fit, or its verdict is of a newer version.
@@ -175,7 +178,8 @@ def _read(store: ObjectStore) -> BucketVerdict | None:
         *(found.body, store.uri(key), BucketVerdict.model_validate_json, SCHEMA),
         remedy="nanobanana bucket check writes it anew",
     )
-    return verdict if found.age_seconds < KEPT_SECONDS else None
+    is_valid = found.age_seconds < KEPT_SECONDS and verdict.versioning == store.versioning()
+    return verdict if is_valid else None
 
 
 def _refuse_newer_verdict(store: ObjectStore) -> None:
@@ -257,7 +261,7 @@ def _lease(store: ObjectStore) -> Iterator[Callable[[], None]]:
 def _check(
     stores: Sequence[ObjectStore], rounds: int, renew: Callable[[], None], *, copies: bool
 ) -> BucketVerdict:
-    began = time.monotonic()
+    began, versioning = time.monotonic(), stores[0].versioning()
     races = run_races(stores, rounds, renew)
     trials = [_races_trial(kind, races) for kind in dict.fromkeys(each.kind for each in races)]
     trials += [_clock(races), *map(_checksums, stores)]
@@ -270,6 +274,7 @@ def _check(
         writers=WRITERS,
         seconds=round(time.monotonic() - began, 1),
         trials=tuple(trials),
+        versioning=versioning,
     )
 
 
@@ -278,8 +283,8 @@ def _races_trial(kind: str, races: Sequence[Race]) -> Trial:
     faults = [each.fault for each in some if each.fault]
     fault = (
         f"{kind}: in {len(faults):,} of {len(some):,} rounds it did not hold (first: {faults[0]}), "
-        f"so that requests could be bought twice; {USE}, and look for a proxy in between that does "
-        "not pass If-Match and If-None-Match on as they are"
+        f"so that requests could be bought twice or not at all; {USE}, and look for a proxy in "
+        "between that does not pass If-Match and If-None-Match on as they are"
         if faults
         else None
     )

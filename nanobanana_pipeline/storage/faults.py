@@ -25,6 +25,7 @@ __all__ = [
     "MISSING_CODES",
     "PATIENCE_SECONDS",
     "S3_FAULTS",
+    "UNANSWERED_CODES",
     "Patience",
     "code_of",
     "patient",
@@ -41,6 +42,7 @@ LOST_RACE_CODES = frozenset(
     {"PreconditionFailed", "ConditionalRequestConflict", "412", "NoSuchKey", "404"}
 )
 MISSING_CODES = frozenset({"NoSuchKey", "404", "NotFound"})
+UNANSWERED_CODES = frozenset({"AccessDenied", "403", "NotImplemented", "501", "MethodNotAllowed"})
 PASSING_CODES = frozenset(
     {
         "SlowDown",

@@ -15,7 +15,13 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from nanobanana_pipeline.errors import ObjectTooLarge, StorageError
-from nanobanana_pipeline.storage.faults import LOST_RACE_CODES, MISSING_CODES, patient, s3_errors
+from nanobanana_pipeline.storage.faults import (
+    LOST_RACE_CODES,
+    MISSING_CODES,
+    UNANSWERED_CODES,
+    patient,
+    s3_errors,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -122,6 +128,16 @@ class ObjectStore:
                 )
             return body
         return None
+
+    @patient
+    def versioning(self) -> str:
+        """Whether the bucket keeps old versions, as S3 says it: "Enabled" or "Suspended".
+
+        "" if it never did, or if S3 does not answer that question.
+        """
+        with s3_errors("read the versioning of", self.uri(""), UNANSWERED_CODES):
+            return self.client.get_bucket_versioning(Bucket=self.bucket).get("Status", "")
+        return ""
 
     def create(
         self,

@@ -3,11 +3,13 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 
 import pytest
+import requests
 from typer.testing import CliRunner, Result
 
 from nanobanana_pipeline.cli import app
@@ -27,6 +29,7 @@ from tests.launching import (
     tell,
 )
 from tests.provider.servers import always, answer, closing, serving
+from tests.s3_proxy import NO_ACLS, Refusal, S3Proxy
 
 Command = Callable[..., Result]
 PUBLIC = "https://cdn.test/gen"
@@ -155,17 +158,24 @@ def test_no_secret_is_kept_or_shown(
     monkeypatch: pytest.MonkeyPatch,
     emulator: EmulatorThread,
 ) -> None:
-    secret = "the-providers-own-secret-4711"
-    monkeypatch.setenv("NANOBANANA_PROVIDER_AWS_SECRET_ACCESS_KEY", secret)
-    said = set_s3(nanobanana, store).output
+    secret, right = "the-providers-own-secret-4711", os.environ["AWS_SECRET_ACCESS_KEY"]
+    said = ""
+    for each, code in ((secret, 2), (right, 0)):
+        monkeypatch.setenv("NANOBANANA_PROVIDER_AWS_SECRET_ACCESS_KEY", each)
+        told = set_s3(nanobanana, store)
+        assert told.exit_code == code, told.output
+        said += told.output
+    assert "S3 does not accept the provider's key (SignatureDoesNotMatch)" in said
     tell(emulator, "moods", unauthorized=1)
     said += nanobanana("reset-s3", "--yes").output + nanobanana("details").output
     assert secret not in said
+    assert right not in said
     assert API_KEY not in said
     for key in store.keys(""):
         found = store.get(key)
         assert found is not None
         assert secret.encode() not in found.body
+        assert right.encode() not in found.body
         assert API_KEY.encode() not in found.body
     assert entries(store) == []
 
@@ -188,6 +198,80 @@ def test_a_provider_that_refuses_leaves_the_places_as_they_were(
             assert places(store) == before
 
 
+@pytest.mark.parametrize(
+    ("refusal", "always_refused", "said"),
+    [
+        (NO_ACLS, False, ["refuses ACLs", "AccessControlListNotSupported", "Object Ownership"]),
+        (Refusal(403, "AccessDenied"), False, ["s3:PutObjectAcl", "BlockPublicAcls"]),
+        (Refusal(403, "AccessDenied"), True, ["may not write", "s3:PutObject and"]),
+        (Refusal(404, "NoSuchBucket"), True, ["NoSuchBucket"]),
+    ],
+)
+def test_a_key_that_cannot_do_what_the_provider_does_is_refused_before_it_is_sent(
+    nanobanana: Command,
+    store: ObjectStore,
+    s3_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    emulator: EmulatorThread,
+    refusal: Refusal,
+    said: list[str],
+    *,
+    always_refused: bool,
+) -> None:
+    with S3Proxy(s3_url) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        proxy.rule = lambda method, path: (
+            refusal
+            if method == "PUT" and "nanobanana-check" in path and (proxy.acl or always_refused)
+            else None
+        )
+        told = set_s3(nanobanana, store)
+    assert told.exit_code == 2
+    assert all(words in " ".join(told.output.split()) for words in said), told.output
+    assert places(store) == []
+    assert "update_s3" not in str(admin(emulator, "stats")["calls"])
+    assert list(store.keys("deliveries/")) == []
+
+
+def test_the_key_is_tried_with_an_acl_in_the_folder_and_nothing_stays(
+    nanobanana: Command, store: ObjectStore, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[tuple[str, str]] = []
+    with S3Proxy(s3_url) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+
+        def note(method: str, path: str) -> None:
+            if "nanobanana-check" in path:
+                tried.append((method, proxy.acl))
+
+        proxy.rule = note
+        assert set_s3(nanobanana, store).exit_code == 0
+    assert tried == [("PUT", "public-read"), ("DELETE", "")]
+    assert list(store.keys("deliveries/")) == []
+
+
+def test_a_bucket_that_refuses_acls_is_named_where_a_picture_does_not_arrive(
+    nanobanana: Command,
+    store: ObjectStore,
+    s3_url: str,
+    emulators: Emulators,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The bucket's owner has disabled ACLs after `set-s3`."""
+    emulator = emulators(mode="sync")
+    monkeypatch.setenv("NANOBANANA_BASE_URL", emulator.base_url)
+    with S3Proxy(s3_url) as proxy:
+        told = set_s3(nanobanana, store, "--endpoint-url", f"{proxy.url}/{store.bucket}")
+        assert told.exit_code == 0, told.output
+        proxy.refuse_acls()
+        keep_prompts(store, "set", prompts(1))
+        ended = launch(store, account_for(emulator.base_url, store))
+    assert ended.states == {"lost": 1}
+    (reason,) = ended.rows["reason"]
+    assert "s3:PutObjectAcl" in reason
+    assert "nanobanana provider set-s3" in reason
+
+
 def test_where_nobody_knows_the_place_is_kept(
     nanobanana: Command, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +288,7 @@ def test_where_nobody_knows_the_place_is_kept(
 def test_what_the_provider_is_told_can_be_chosen(
     nanobanana: Command, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    store.client.create_bucket(Bucket="elsewhere")
     with serving(always(answer({"status": "success"}))) as server:
         base = f"{server.url}/api/v1/enterprise/nano_banana/"
         monkeypatch.setenv("NANOBANANA_BASE_URL", base)
@@ -275,6 +360,20 @@ def test_details_are_shown(
     result = nanobanana("details")
     assert result.exit_code == 0, result.output
     assert all(word in result.output for word in said)
+    assert "wallet" not in result.output
+
+
+def test_the_books_that_are_switched_on_are_among_the_details(
+    nanobanana: Command, emulators: Emulators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = emulators(latency_seconds=(1000, 1000), wallet=20, price_per_image=0.5)
+    monkeypatch.setenv("NANOBANANA_BASE_URL", emulator.base_url)
+    monkeypatch.setenv("NANOBANANA_VENDOR_BOOKS", "balance,count")
+    body = {"key": API_KEY, "prompt": "a fox"}
+    requests.post(f"{emulator.base_url}text2img", json=body, timeout=30).raise_for_status()
+    told = nanobanana("details").output
+    assert "19.5 USD" in told
+    assert re.search(r"requests under way, of the whole account\W+1\b", told)
 
 
 OPERATIONS = {

@@ -1,6 +1,7 @@
 """The jobs beside the assets, on an ephemeral instance, a real bucket and a real emulator."""
 
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
@@ -8,6 +9,7 @@ import pytest
 
 from dagster_nanobanana.jobs.audit_bucket import audit_bucket_job
 from dagster_nanobanana.jobs.quote_only import quote_only
+from dagster_nanobanana.jobs.reconcile_books import reconcile_books
 from dagster_nanobanana.jobs.rescue_run import rescue_run
 from dagster_nanobanana.jobs.resolve_doubts import resolve_doubts
 from dagster_nanobanana.jobs.retry_failed import retry_failed
@@ -184,3 +186,45 @@ def test_an_audit_fails_where_something_disagrees(project: Projects) -> None:
     failed = run(here, audit_bucket_job, "audit_whole_bucket", {"sample": 0})
     failure = next(e for e in failed.all_events if e.is_step_failure)
     assert "1 finding:" in str(failure.event_specific_data)
+
+
+def test_a_day_is_compared_with_the_vendors_books_and_differences_fail_the_job(
+    project: Projects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = project()
+    here.make_prompt_set()
+    here.generate()
+    day = datetime.now(UTC).date().isoformat()
+
+    def compared() -> dg.ExecuteInProcessResult:
+        return run(here, reconcile_books, "reconcile_day", {"day": day})
+
+    def said() -> str:
+        failure = next(e for e in compared().all_events if e.is_step_failure)
+        return str(failure.event_specific_data)
+
+    assert "export NANOBANANA_VENDOR_BOOKS=assets" in said()
+    monkeypatch.setenv("NANOBANANA_VENDOR_BOOKS", "assets")
+    agreed = told(compared())
+    assert (agreed["in both"], agreed["differences"]) == (3, [])
+    # Yesterday, which nothing is known of.
+    assert told(run(here, reconcile_books, "reconcile_day", {}))["in both"] == 0
+    tell(here.emulator, "reset")
+    assert "3 differences: see the table" in said()
+
+
+def test_doubts_are_settled_by_the_vendors_books_and_the_wallet_is_told(
+    project: Projects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOBANANA_VENDOR_BOOKS", "assets,balance")
+    monkeypatch.setenv("NANOBANANA_PRICE_PER_IMAGE", "0.01")
+    here = project(moods={"lost_answer_after": 1})
+    here.make_prompt_set()
+    launched = here.generate()
+    (failure,) = [e for e in launched.all_events if e.is_step_failure]
+    assert "0.03 USD left the wallet, as the ledger counts" in str(failure.event_specific_data)
+    tell(here.emulator, "moods", lost_answer_after=0, fetch_meta=1)
+    looked = told(resolved(here))
+    assert (looked["settled"], looked["named by the vendor's books"]) == (3, 3)
+    assert looked["sales of no known request"] == "none"
+    assert (states(here.store), bought(here)["total"]) == ({State.SETTLED: 3}, 3)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from nanobanana_pipeline.datasets.formats.gallery import GALLERY, gallery, shown_places
 from nanobanana_pipeline.datasets.publish import build_release, samples_path
 from nanobanana_pipeline.datasets.release import Release
-from nanobanana_pipeline.datasets.row_thumbnails import read_thumbnails
+from nanobanana_pipeline.datasets.row_images import read_thumbnails
 from nanobanana_pipeline.features.table import refresh_features
 from nanobanana_pipeline.storage import ObjectStore
 from tests.conftest import Emulators, account_for

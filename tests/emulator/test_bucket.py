@@ -9,9 +9,11 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 
 from nanobanana_pipeline.emulator import EmulatorConfig, running
 from tests.emulator.account import Account
+from tests.s3_proxy import S3Proxy
 
 BUCKET = "nanobanana"
 
@@ -118,3 +120,16 @@ def test_details_are_checked_and_those_of_other_deployments_change_nothing(
     other = told(account, "update_s3", **own, deploy_type="text_to_image")
     assert other["status"] == "success"
     assert finished(account)[0].startswith(account.root_url)
+
+
+def test_pictures_are_made_public_by_an_acl_and_a_bucket_that_refuses_it_gets_nothing(
+    account: Account, s3_url: str
+) -> None:
+    with S3Proxy(s3_url) as proxy:
+        proxy.refuse_acls()
+        told(account, "update_s3", **details(proxy.url, "generations"))
+        [address] = finished(account)
+        assert proxy.count("PUT", "generations") == 1
+    assert address.startswith("https://cdn.test/generations/")
+    with pytest.raises(ClientError, match="NoSuchKey"):
+        stored(s3_url, f"generations/{address.rpartition('/')[2]}")

@@ -11,7 +11,13 @@ from PIL import Image
 
 from nanobanana_pipeline.emulator import EmulatorConfig, running
 from nanobanana_pipeline.emulator.moods import MOODS, Moods
-from tests.emulator import delivery_proofs, image_proofs, variant_proofs, webhook_proofs
+from tests.emulator import (
+    delivery_proofs,
+    image_proofs,
+    outage_proofs,
+    variant_proofs,
+    webhook_proofs,
+)
 from tests.emulator.account import Account
 from tests.emulator.conftest import LATENCY
 
@@ -136,6 +142,7 @@ _PROOFS: dict[str, Callable[[Account], None]] = {
     **image_proofs.PROOFS,
     **delivery_proofs.PROOFS,
     **webhook_proofs.PROOFS,
+    **outage_proofs.PROOFS,
 }
 
 

@@ -124,7 +124,7 @@ def test_what_was_bought_is_fetched_by_the_documents_link(shapes: tuple[str, ...
 def test_every_route_is_in_the_document_and_nothing_else() -> None:
     routes = {
         (route.path.replace(":path", ""), method)
-        for route in EmulatorApp(EmulatorConfig())._counter._app.routes  # type: ignore[attr-defined]
+        for route in EmulatorApp(EmulatorConfig())._counter._app._app.routes  # type: ignore[attr-defined]
         for method in route.methods - {"HEAD"}
     }
     documented = {

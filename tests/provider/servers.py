@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import json
 import re
+import select
 import shutil
 import socket
 import ssl
@@ -108,6 +109,16 @@ def always(data: bytes) -> Handler:
     return handle
 
 
+def in_turn(*answers: bytes) -> Handler:
+    """Answers each request with the next of these, and from then on with the last."""
+
+    def handle(server: Server, peer: socket.socket) -> None:
+        while server.read(peer) is not None:
+            peer.sendall(answers[min(len(server.requests), len(answers)) - 1])
+
+    return handle
+
+
 def once(data: bytes) -> Handler:
     """Answers one request so, and closes."""
 
@@ -150,6 +161,17 @@ def closing(server: Server, peer: socket.socket) -> None:
 def slamming(_: Server, peer: socket.socket) -> None:
     """Closes at once, unread."""
     peer.close()
+
+
+def closing_kept_connections(data: bytes) -> Handler:
+    """Answers one request so, keeps the connection, and closes it under the next one, unread."""
+
+    def handle(server: Server, peer: socket.socket) -> None:
+        if server.read(peer) is not None:
+            peer.sendall(data)
+            select.select([peer], [], [], 20)
+
+    return handle
 
 
 def gzip_bomb(megabytes: int) -> bytes:

@@ -21,6 +21,7 @@ from tests.provider.servers import (
     answer,
     certificate,
     closing,
+    closing_kept_connections,
     dribbling,
     free_port,
     gzip_bomb,
@@ -36,8 +37,22 @@ BODY = b'{"key": "k", "prompt": "a cat"}'
 OK = answer({"status": "success"})
 
 
-def post(http: Http, url: str, *, deadline_seconds: float = 5.0, max_bytes: int = 10_000) -> Answer:
-    return http.call("POST", url, body=BODY, deadline_seconds=deadline_seconds, max_bytes=max_bytes)
+def post(
+    http: Http,
+    url: str,
+    *,
+    deadline_seconds: float = 5.0,
+    max_bytes: int = 10_000,
+    fresh: bool = False,
+) -> Answer:
+    return http.call(
+        "POST",
+        url,
+        body=BODY,
+        deadline_seconds=deadline_seconds,
+        max_bytes=max_bytes,
+        fresh=fresh,
+    )
 
 
 @pytest.mark.parametrize("handle", [closing, once(b"HTTP/1.1 20"), once(b"\x16\x03\x01 garbage")])
@@ -68,6 +83,25 @@ def test_a_connection_closed_unread_counts_as_sent() -> None:
     with serving(slamming) as server, pytest.raises(NoAnswer):
         post(Http(4), server.url)
     assert server.connections == 1
+
+
+def test_a_fresh_call_meets_no_connection_that_the_server_closes_under_it() -> None:
+    http = Http(4)
+    with serving(closing_kept_connections(OK)) as server:
+        assert post(http, server.url).status == 200
+        with pytest.raises(NoAnswer):
+            post(http, server.url)
+        for _ in range(20):
+            assert post(http, server.url, fresh=True).status == 200
+    assert (server.connections, len(server.requests)) == (21, 21)
+
+
+def test_a_fresh_call_leaves_its_connection_to_others() -> None:
+    http = Http(4)
+    with serving(always(OK)) as server:
+        for fresh in (True, False, False, True, False):
+            post(http, server.url, fresh=fresh)
+    assert (server.connections, len(server.requests)) == (2, 5)
 
 
 def test_a_refused_connection_sent_nothing() -> None:

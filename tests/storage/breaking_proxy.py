@@ -1,17 +1,22 @@
 """An HTTP proxy before the real S3 server, which breaks one of the things that S3 promises."""
 
+import os
 import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from email.utils import format_datetime, parsedate_to_datetime
+from functools import cache
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from nanobanana_pipeline.storage import ObjectStore, s3_client
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 CONDITIONS: Final = ("If-Match", "If-None-Match")
 HOP: Final = {"connection", "keep-alive", "transfer-encoding", "content-length"}
@@ -51,8 +56,16 @@ def refusal(status: int, code: str) -> Answer:
 def written_anyway(request: Request) -> Answer:
     """Write without the condition, as a server does that does not look."""
     bucket, _, key = unquote(urlsplit(request.path).path).lstrip("/").partition("/")
-    put = s3_client().put_object(Bucket=bucket, Key=key, Body=request.body)
+    put = _client(os.environ["AWS_ENDPOINT_URL_S3"]).put_object(
+        Bucket=bucket, Key=key, Body=request.body
+    )
     return Answer(200, {"ETag": put["ETag"]}, b"")
+
+
+@cache
+def _client(url: str) -> "S3Client":
+    """One for all calls: to make one takes longer than 16 writers need for a round."""
+    return s3_client(endpoint_url=url)
 
 
 def lets_through(share: float, seed: int | None = None) -> Break:
@@ -74,6 +87,28 @@ def refuses_all_conditions(request: Request, forward: Forward) -> Answer:
 
 def ignores_conditions(request: Request, forward: Forward) -> Answer:
     return written_anyway(request) if request.is_conditional else forward(request)
+
+
+def takes_bare_etags_only(request: Request, forward: Forward) -> Answer:
+    """Take If-Match only without the quotes of RFC 9110, as radosgw 16 does."""
+    if request.headers.get("If-Match", "").startswith('"'):
+        return refusal(412, "PreconditionFailed")
+    return forward(request)
+
+
+def ignores_conditions_in_versioned_buckets(request: Request, forward: Forward) -> Answer:
+    """Let all creates win once the bucket's versioning is on, as radosgw 16 does."""
+    bucket = unquote(urlsplit(request.path).path).split("/")[1]
+    if request.is_conditional:
+        client = _client(os.environ["AWS_ENDPOINT_URL_S3"])
+        if client.get_bucket_versioning(Bucket=bucket).get("Status"):
+            return written_anyway(request)
+    return forward(request)
+
+
+def keeps_its_versioning_to_itself(request: Request, forward: Forward) -> Answer:
+    is_asked = request.method == "GET" and urlsplit(request.path).query == "versioning"
+    return refusal(403, "AccessDenied") if is_asked else forward(request)
 
 
 def claims_to_refuse(request: Request, forward: Forward) -> Answer:

@@ -32,8 +32,8 @@ from nanobanana_pipeline.generation.planning.run_files import RUN_FILE, RunPlan
 from nanobanana_pipeline.ledger import Entry
 from nanobanana_pipeline.ledger import entry as ledger
 from nanobanana_pipeline.lineage.trace import index_reader as index
+from nanobanana_pipeline.lineage.trace.index_reader import SCHEMAS as INDEX_COLUMNS
 from nanobanana_pipeline.lineage.trace.index_reader import StoredIndex
-from nanobanana_pipeline.lineage.trace.index_rows import SCHEMAS as INDEX_COLUMNS
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.prompt_set import PromptSet
 from nanobanana_pipeline.provider.modelslab import own_bucket

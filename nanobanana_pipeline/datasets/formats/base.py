@@ -1,15 +1,13 @@
 """What a format of releases is (`ReleaseFormat`): its shards (`ShardFiles`) and pages (`Page`)."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+import pyarrow as pa
 
-    import pyarrow as pa
-
-    from nanobanana_pipeline.datasets.release import Format, Release
-    from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.datasets.release import Format, Release
+from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["PARQUET_MEDIA_TYPE", "Page", "ReleaseFormat", "ShardFiles", "ShardWriter", "Sink"]
 
@@ -30,12 +28,7 @@ class ShardWriter(Protocol):
     """One shard while it is being written. The same rows must give the same bytes."""
 
     def add(self, row: dict[str, Any], image: bytes) -> None:
-        """Append a row with its image.
-
-        Args:
-            row: the release's columns by name; ``key`` is its name in every format.
-            image: the original's bytes.
-        """
+        """Append a row, named by its ``key`` in every format, and its image's original bytes."""
 
     def finish(self) -> bytes | None:
         """Write what comes last; gives the shard's index, a Parquet file, if the format has one."""
@@ -43,27 +36,16 @@ class ShardWriter(Protocol):
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """The shards of a format.
-
-    Attributes:
-        suffix: of a file, without its dot.
-        media_type: of a file.
-        open: begins a shard; takes the schema of the release's rows.
-    """
+    """The shards of a format; `open` begins one, for rows of this schema. `suffix` has no dot."""
 
     suffix: str
     media_type: str
-    open: "Callable[[Sink, pa.Schema], ShardWriter]"
+    open: Callable[[Sink, pa.Schema], ShardWriter]
 
 
 @dataclass(frozen=True)
 class Page:
-    """A small file of a release.
-
-    Attributes:
-        path: in the release.
-        media_type: of the body.
-    """
+    """A small file of a release; `path` is in the release."""
 
     path: str
     body: bytes
@@ -82,5 +64,5 @@ class ReleaseFormat:
     """
 
     shards: ShardFiles | None = None
-    pages: "Callable[[ObjectStore, Release, pa.Table], Iterator[Page]] | None" = None
-    shards_of: "Format | None" = None
+    pages: Callable[[ObjectStore, Release, pa.Table], Iterator[Page]] | None = None
+    shards_of: Format | None = None

@@ -6,18 +6,16 @@ file, so that it describes the folder it lies in.
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+import pyarrow as pa
 
 from nanobanana_pipeline.bucket_keys import release_key
 from nanobanana_pipeline.datasets.formats.base import Page, ReleaseFormat
 from nanobanana_pipeline.datasets.formats.parquet import IMAGE
 from nanobanana_pipeline.datasets.release import Format, Release
 from nanobanana_pipeline.datasets.release_rows import KEY_COLUMN
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["CROISSANT", "CROISSANT_FORMAT"]
 
@@ -124,7 +122,7 @@ def _field(name: str, kind: str, **source: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _pages(store: "ObjectStore", release: Release, _rows: "pa.Table") -> Iterator[Page]:
+def _pages(store: ObjectStore, release: Release, _rows: pa.Table) -> Iterator[Page]:
     url = store.uri(release_key(release.name, release.version, ""))
     yield Page(CROISSANT, croissant(release, url), "application/ld+json")
 

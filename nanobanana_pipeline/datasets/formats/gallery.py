@@ -9,7 +9,7 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from string import Template
 from typing import Any, Final
@@ -17,7 +17,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from nanobanana_pipeline.datasets.release import Release
-from nanobanana_pipeline.datasets.release_rows import attributes
+from nanobanana_pipeline.datasets.release_rows import attributes, rows_of
 
 __all__ = ["GALLERY", "gallery", "shown_places"]
 
@@ -34,8 +34,7 @@ OUT_OF_SCRIPT: Final = str.maketrans(
 def shown_places(table: pa.Table, most: int = MOST_ROWS) -> list[int]:
     """Which rows the page shows: all, or `most` of them, as many of each split as it has.
 
-    Returns:
-        Places in the table, in its order; always the same for the same rows.
+    Gives places in the table, in its order; always the same for the same rows.
     """
     if len(table) <= most:
         return list(range(len(table)))
@@ -53,7 +52,7 @@ def gallery(
     sources: Iterable[Mapping[str, Any]],
     uri: str,
 ) -> bytes:
-    """Write the page.
+    """Write the page: HTML in UTF-8.
 
     Args:
         release: what is shown.
@@ -62,9 +61,6 @@ def gallery(
         sources: of each partition that rows come from: prompt_set, seed, fingerprint, manifest
             and parameters.
         uri: of the bucket's keys: ends with a slash.
-
-    Returns:
-        HTML in UTF-8.
     """
     style, script = _part("gallery.css"), _part("gallery.js")
     recipe = release.recipe
@@ -90,7 +86,7 @@ def gallery(
         style_hash=_csp_hash(style),
         script_hash=_csp_hash(script),
         about=_json(about),
-        rows=",\n".join(_rows(shown)),
+        rows=",\n".join(_json(list(map(_bounded, row.values()))) for row in rows_of(shown)),
         thumbnails=",\n".join(
             f"{_json(sha256)}:{_json(base64.b64encode(webp).decode())}"
             for sha256, webp in sorted(thumbnails.items())
@@ -114,12 +110,6 @@ def _notice(rows: int, shown: int) -> str:
         f'<p class="notice">This page shows {shown:,} of {rows:,} pictures, chosen by hash, as '
         "many of each split as there are. The manifest lists all.</p>"
     )
-
-
-def _rows(shown: pa.Table) -> Iterator[str]:
-    for batch in shown.to_batches(max_chunksize=500):
-        for row in batch.to_pylist():
-            yield _json([_bounded(value) for value in row.values()])
 
 
 def _bounded(value: Any) -> Any:  # noqa: ANN401 - any cell

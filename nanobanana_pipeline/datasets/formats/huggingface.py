@@ -7,7 +7,7 @@ https://github.com/huggingface/hub-docs/blob/main/datasetcard.md
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pyarrow as pa
 import yaml
@@ -18,10 +18,8 @@ from nanobanana_pipeline.datasets.release import Format, Release, ReleaseFile
 from nanobanana_pipeline.datasets.release_rows import taken
 from nanobanana_pipeline.datasets.row_images import read_image
 from nanobanana_pipeline.images.contact_sheet import caption, contact_sheet
+from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import size_text
-
-if TYPE_CHECKING:
-    from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["CARD", "HUGGINGFACE_FORMAT", "card", "card_of_tars", "preview_places"]
 
@@ -175,7 +173,7 @@ Licence: {release.recipe["licence"]}
 """
 
 
-def _pages(store: "ObjectStore", release: Release, rows: pa.Table) -> Iterator[Page]:
+def _pages(store: ObjectStore, release: Release, rows: pa.Table) -> Iterator[Page]:
     yield Page(CARD, card(release).encode(), "text/markdown; charset=utf-8")
     pictures = [
         (read_image(store, row), caption(row["prompt"], row["prompt_id"], row["seed"]))

@@ -14,13 +14,7 @@ __all__ = ["ImageFile", "LayOut", "LayoutFile", "PulledRelease", "TextFile", "st
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image of the folder.
-
-    Attributes:
-        path: in the folder.
-        row: the image's.
-        as_png: whether it is converted to PNG, pixel by pixel the same; else its bytes are copied.
-    """
+    """An image of the folder: its bytes, or the same pixels `as_png`."""
 
     path: str
     row: dict[str, Any]

@@ -38,13 +38,9 @@ class EventType(StrEnum):
 
 @dataclass(frozen=True)
 class Parent:
-    """The run of an orchestrator that this run is a step of.
+    """The run of an orchestrator (`engine`, such as ``dagster``) that this run is a step of.
 
-    Attributes:
-        run_id: a UUID.
-        job: the parent job's name.
-        engine: the orchestrator, such as ``dagster``.
-        version: the orchestrator's.
+    `run_id` is a UUID; `version` is the orchestrator's.
     """
 
     run_id: str
@@ -55,11 +51,9 @@ class Parent:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A table that a run reads or writes.
+    """A table that a run reads or writes: ``s3://bucket/key``, or the path of a local file.
 
-    Attributes:
-        uri: ``s3://bucket/key``, or the path of a local file.
-        facets: the fields of each facet, all by OpenLineage's names.
+    `facets` are the fields of each facet, all by OpenLineage's names.
     """
 
     uri: str

@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from nanobanana_pipeline.bucket_keys import lineage_key
 from nanobanana_pipeline.errors import NanobananaError
 from nanobanana_pipeline.lineage.openlineage.facts import EventType, Parent, RunFacts
+from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.storage.cas import swap
 
 if TYPE_CHECKING:
     from openlineage.client.event_v2 import RunEvent
-
-    from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = ["Recording", "record_expired_run", "record_run", "was_stopped"]
 
@@ -45,7 +44,7 @@ ENDPOINT_VARIABLES: Final = ("OPENLINEAGE_URL", "OPENLINEAGE_CONFIG", "OPENLINEA
 
 @contextmanager
 def record_run(
-    store: "ObjectStore",
+    store: ObjectStore,
     job: str,
     run_id: str,
     begin: Callable[[], RunFacts],
@@ -88,20 +87,17 @@ def record_run(
         recording.close()
 
 
-def record_expired_run(store: "ObjectStore", job: str, run_id: str) -> None:
+def record_expired_run(store: ObjectStore, job: str, run_id: str) -> None:
     """Write ABORT for a run that was killed, unless its record has an end or is over 7 days old."""
     recording = Recording(store, job, run_id, RunFacts, None)
     recording.guarded("whether it ended", lambda: _end(store, recording, job, run_id))
     recording.close()
 
 
-def was_stopped(store: "ObjectStore", job: str, run_id: str) -> bool:
+def was_stopped(store: ObjectStore, job: str, run_id: str) -> bool:
     """Whether a run was stopped: its record ends with ABORT, and not because the run died.
 
     False for a run that started more than 7 days ago.
-
-    Raises:
-        StorageError: S3 refuses.
     """
     ends = [event for event in _events(store, job, run_id) if event["eventType"] in END_TYPES]
     if not ends or ends[-1]["eventType"] != EventType.ABORT:
@@ -110,13 +106,13 @@ def was_stopped(store: "ObjectStore", job: str, run_id: str) -> bool:
     return bool(error.get("message") != DIED_MESSAGE)
 
 
-def _events(store: "ObjectStore", job: str, run_id: str) -> list[dict[str, Any]]:
+def _events(store: ObjectStore, job: str, run_id: str) -> list[dict[str, Any]]:
     stored = store.get(_file_key(store, datetime.now(UTC), run_id))
     events = [] if stored is None else [json.loads(line) for line in stored.body.splitlines()]
     return [event for event in events if event["job"]["name"] == job]
 
 
-def _end(store: "ObjectStore", recording: "Recording", job: str, run_id: str) -> None:
+def _end(store: ObjectStore, recording: "Recording", job: str, run_id: str) -> None:
     states = {event["eventType"] for event in _events(store, job, run_id)}
     if states and not states & END_TYPES:
         recording.emit(EventType.ABORT, DIED_MESSAGE)
@@ -127,7 +123,7 @@ class Recording:
 
     def __init__(
         self,
-        store: "ObjectStore",
+        store: ObjectStore,
         job: str,
         run_id: str,
         begin: Callable[[], RunFacts],
@@ -135,9 +131,11 @@ class Recording:
     ) -> None:
         self._store, self._job, self._run_id, self._parent = store, job, run_id, parent
         self._begin = begin
+        variables = os.environ.items()
+        configured = any(name.startswith(ENDPOINT_VARIABLES) and value for name, value in variables)
         self._start_facts: RunFacts | None = None
         self._key: str | None = None
-        self._endpoint = _Endpoint() if _is_configured() else None
+        self._endpoint = _Endpoint() if configured else None
         self.facts: RunFacts | None = None
 
     def set_facts(self, get_facts: Callable[[], RunFacts]) -> None:
@@ -222,7 +220,9 @@ class _Endpoint:
         self._events: queue.SimpleQueue[RunEvent | None] = queue.SimpleQueue()
         self._has_warned = False
         # The client's retries are logged there without saying what they belong to.
-        logging.getLogger("urllib3.connectionpool").addFilter(_is_from_another_thread)
+        logging.getLogger("urllib3.connectionpool").addFilter(
+            lambda record: record.threadName != THREAD_NAME
+        )
         self._thread = threading.Thread(target=self._work, name=THREAD_NAME, daemon=True)
         self._thread.start()
 
@@ -262,15 +262,7 @@ class _Endpoint:
             log.warning(text, *details)
 
 
-def _is_from_another_thread(record: logging.LogRecord) -> bool:
-    return record.threadName != THREAD_NAME
-
-
-def _is_configured() -> bool:
-    return any(name.startswith(ENDPOINT_VARIABLES) and value for name, value in os.environ.items())
-
-
-def _append(store: "ObjectStore", key: str, line: str) -> None:
+def _append(store: ObjectStore, key: str, line: str) -> None:
     """Append a line, unlike any other, to a run's file."""
     new = line.encode() + b"\n"
     swap(
@@ -283,7 +275,7 @@ def _append(store: "ObjectStore", key: str, line: str) -> None:
     )
 
 
-def _file_key(store: "ObjectStore", now: datetime, run_id: str) -> str:
+def _file_key(store: ObjectStore, now: datetime, run_id: str) -> str:
     """The key of a run's file, which lies under the UTC day of its start; today's if it is new."""
     keys = [
         lineage_key((now - timedelta(days=ago)).date().isoformat(), run_id)

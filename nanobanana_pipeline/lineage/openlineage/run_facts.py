@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pyarrow.parquet as pq
 
@@ -19,9 +19,16 @@ from nanobanana_pipeline.bucket_keys import (
     prompt_set_key,
     release_prefix,
 )
+from nanobanana_pipeline.datasets.recipe import Recipe
 from nanobanana_pipeline.datasets.recipe_inputs import ROW_COLUMNS
+from nanobanana_pipeline.datasets.release import Release
 from nanobanana_pipeline.features import table as features_table
+from nanobanana_pipeline.features.table import RefreshedFeatures
+from nanobanana_pipeline.generation.engine.engine import Report
+from nanobanana_pipeline.generation.launch_steps import Settled
 from nanobanana_pipeline.generation.manifest import manifest
+from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest
+from nanobanana_pipeline.generation.planning.run_files import RunPlan
 from nanobanana_pipeline.lineage.openlineage.facts import (
     Dataset,
     RunFacts,
@@ -32,20 +39,9 @@ from nanobanana_pipeline.lineage.openlineage.facts import (
 )
 from nanobanana_pipeline.money import cost_of
 from nanobanana_pipeline.prompts import prompt_set
-from nanobanana_pipeline.prompts.checked_prompts import REFERENCE, REFERENCE_HASHES
+from nanobanana_pipeline.prompts.checked_prompts import REFERENCE, REFERENCE_HASHES, CheckedPrompts
 from nanobanana_pipeline.provider.account import PROVIDER
-
-if TYPE_CHECKING:
-    from nanobanana_pipeline.datasets.recipe import Recipe
-    from nanobanana_pipeline.datasets.release import Release
-    from nanobanana_pipeline.features.table import RefreshedFeatures
-    from nanobanana_pipeline.generation.engine.engine import Report
-    from nanobanana_pipeline.generation.launch_steps import Settled
-    from nanobanana_pipeline.generation.manifest.manifest import CurrentManifest
-    from nanobanana_pipeline.generation.planning.run_files import RunPlan
-    from nanobanana_pipeline.prompts.checked_prompts import CheckedPrompts
-    from nanobanana_pipeline.prompts.prompt_set import PromptSet
-    from nanobanana_pipeline.storage import ObjectStore
+from nanobanana_pipeline.storage import ObjectStore
 
 __all__ = [
     "RelaunchReason",
@@ -86,7 +82,7 @@ def prompt_set_start(name: str, source: str) -> RunFacts:
 
 
 def prompt_set_complete(
-    store: "ObjectStore", checked: "CheckedPrompts", snapshot: "PromptSet"
+    store: ObjectStore, checked: CheckedPrompts, snapshot: prompt_set.PromptSet
 ) -> RunFacts:
     """Facts of a stored prompt set."""
     table = _uri_of(checked.source)
@@ -115,14 +111,14 @@ def prompt_set_complete(
     return RunFacts(inputs=(Dataset(table),), outputs=(output,), facet=facet)
 
 
-def launch_start(store: "ObjectStore", name: str, seed: int) -> RunFacts:
+def launch_start(store: ObjectStore, name: str, seed: int) -> RunFacts:
     """Facts before a partition's launch is planned."""
     current = prompt_set.current(store, name)
     inputs = () if current is None else (_prompts(store, name, current.fingerprint),)
     return RunFacts(inputs=inputs, facet=_partition(name, seed))
 
 
-def launch_running(store: "ObjectStore", plan: "RunPlan") -> RunFacts:
+def launch_running(store: ObjectStore, plan: RunPlan) -> RunFacts:
     """Facts of a planned launch: what it will buy, and its cost."""
     facet = {
         **_partition(plan.prompt_set, plan.seed),
@@ -141,7 +137,7 @@ def launch_running(store: "ObjectStore", plan: "RunPlan") -> RunFacts:
 
 
 def launch_complete(
-    store: "ObjectStore", plan: "RunPlan", current: "CurrentManifest", report: "Report"
+    store: ObjectStore, plan: RunPlan, current: CurrentManifest, report: Report
 ) -> RunFacts:
     """Facts of a published manifest; the launch counts as failed if cells are missing."""
     prompts = _prompts(store, plan.prompt_set, plan.fingerprint)
@@ -178,14 +174,14 @@ def launch_complete(
     )
 
 
-def features_start(store: "ObjectStore", name: str, seed: int) -> RunFacts:
+def features_start(store: ObjectStore, name: str, seed: int) -> RunFacts:
     """Facts before a partition's images are measured."""
     current, _ = manifest.read_current(store, name, seed)
     inputs = () if current is None else (_manifest(store, current),)
     return RunFacts(inputs=inputs, facet=_partition(name, seed))
 
 
-def features_complete(store: "ObjectStore", refreshed: "RefreshedFeatures") -> RunFacts:
+def features_complete(store: ObjectStore, refreshed: RefreshedFeatures) -> RunFacts:
     """Facts of a published feature table."""
     current = refreshed.current
     start = features_start(store, current.prompt_set, current.seed)
@@ -212,7 +208,7 @@ def features_complete(store: "ObjectStore", refreshed: "RefreshedFeatures") -> R
     return RunFacts(inputs=start.inputs, outputs=(table,), facet=facet)
 
 
-def release_start(recipe: "Recipe") -> RunFacts:
+def release_start(recipe: Recipe) -> RunFacts:
     """Facts before a release is built."""
     return RunFacts(
         facet={"dataset": recipe.name}, source=("json", recipe.model_dump_json(indent=1))
@@ -220,10 +216,10 @@ def release_start(recipe: "Recipe") -> RunFacts:
 
 
 def release_complete(
-    store: "ObjectStore",
-    recipe: "Recipe",
-    manifests: Iterable["CurrentManifest"],
-    release: "Release",
+    store: ObjectStore,
+    recipe: Recipe,
+    manifests: Iterable[CurrentManifest],
+    release: Release,
 ) -> RunFacts:
     """Facts of a new release, or of the latest one if nothing has changed."""
     read = list(manifests)
@@ -263,8 +259,8 @@ def release_complete(
 
 
 def relaunch_complete(
-    store: "ObjectStore",
-    settled: Iterable["Settled"],
+    store: ObjectStore,
+    settled: Iterable[Settled],
     price: Decimal | None,
     *,
     reason: RelaunchReason,
@@ -290,7 +286,7 @@ def relaunch_complete(
     return RunFacts(outputs=tables, facet=facet)
 
 
-def _prompts(store: "ObjectStore", name: str, fingerprint: str) -> Dataset:
+def _prompts(store: ObjectStore, name: str, fingerprint: str) -> Dataset:
     """A prompt set, with its snapshot's columns."""
     snapshot = store.get(prompt_set_key(name, f"{fingerprint}.parquet"))
     schema = [] if snapshot is None else pq.read_schema(io.BytesIO(snapshot.body))
@@ -302,7 +298,7 @@ def _prompts(store: "ObjectStore", name: str, fingerprint: str) -> Dataset:
 
 
 def _manifest(
-    store: "ObjectStore", current: "CurrentManifest", prompts: Dataset | None = None
+    store: ObjectStore, current: CurrentManifest, prompts: Dataset | None = None
 ) -> Dataset:
     """A partition's manifest; with column lineage if the prompt set is given."""
     return dataset(
@@ -334,7 +330,7 @@ def _origins_of_cells(prompts: Dataset) -> dict[str, list[dict[str, Any]]]:
     return origins
 
 
-def _manifest_uri(store: "ObjectStore", name: str, seed: int) -> str:
+def _manifest_uri(store: ObjectStore, name: str, seed: int) -> str:
     return store.uri(manifest_prefix(name, seed).rstrip("/"))
 
 

@@ -21,13 +21,9 @@ POINTER_READERS: Final = 8
 
 @dataclass(frozen=True)
 class PartitionManifest:
-    """The current manifest of a partition.
+    """The current manifest of a partition: the `etag` of its pointer, its key (`table`), its rows.
 
-    Attributes:
-        etag: of its `current.json`.
-        table: the manifest's key.
-        fingerprint: of the prompt set that it was made from.
-        rows: of the manifest.
+    `fingerprint` is that of the prompt set that it was made from.
     """
 
     prompt_set: str
@@ -88,12 +84,7 @@ class CurrentTables:
         )
 
     def updated(self, store: ObjectStore, keys: Iterable[str]) -> "CurrentTables":
-        """The tables after reading these pointers again.
-
-        Raises:
-            StorageError: a pointer is damaged.
-            ReleaseError: a release is damaged.
-        """
+        """The tables after reading these pointers again."""
         partitions, datasets = dict(self.partitions), dict(self.datasets)
         with ThreadPoolExecutor(POINTER_READERS) as pool:
             for key, pointed in pool.map(lambda key: (key, _read_pointer(store, key)), keys):
@@ -119,11 +110,7 @@ def list_pointers(store: ObjectStore) -> dict[str, str]:
 def read_partition_manifest(
     store: ObjectStore, prompt_set: str, seed: int
 ) -> PartitionManifest | None:
-    """The current manifest of a partition; None if it has none.
-
-    Raises:
-        StorageError: its pointer is damaged, or of a newer version.
-    """
+    """The current manifest of a partition; None if it has none."""
     current, etag = read_current(store, prompt_set, seed)
     if current is None or etag is None:
         return None

@@ -25,13 +25,7 @@ class NodeKind(StrEnum):
 
 @dataclass(frozen=True)
 class Node:
-    """One object of the pipeline.
-
-    Attributes:
-        kind: of the object.
-        name: unique among its kind.
-        facts: its known properties; JSON values.
-    """
+    """One object of the pipeline; `name` is unique among its kind, `facts` are JSON values."""
 
     kind: NodeKind
     name: str
@@ -45,12 +39,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Link:
-    """The target was made from, or by, the source.
-
-    Attributes:
-        source, target: ids of nodes.
-        facts: of the link, such as an image's sample.
-    """
+    """The target was made from, or by, the source (ids of nodes), with facts of it."""
 
     source: str
     target: str

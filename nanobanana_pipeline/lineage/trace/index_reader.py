@@ -1,20 +1,26 @@
 """`TraceIndex`: looks up an image's, prompt's or request's rows without reading all manifests.
 
-``index/current.json`` (`StoredIndex`) names segments: Parquet files, sorted by what is looked up
-(`index_rows.LookupOrder`), made from current manifests and releases. The index is a cache: all its
-rows can be read from those tables again, and tables newer than the index are read directly.
+``index/current.json`` (`StoredIndex`) names segments: Parquet files of columns of current manifests
+and releases, in one `LookupOrder` for each lookup. The index is a cache: all its rows can be read
+from those tables again, and tables newer than the index are read directly.
+
+Every order is sorted by its column ``k``, a 64-bit number: the first 8 bytes of the hash that is
+looked up, or of the SHA-256 of another text. Numbers compare fast, spread evenly over files, and
+make small statistics.
 
 A lookup reads a file's footer and the row groups whose statistics may hold the value. Rows of
 tables that are not current any more are skipped.
 """
 
+import hashlib
 import io
-import threading
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
 from typing import Any, Final
 
 import pyarrow as pa
@@ -23,26 +29,25 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from nanobanana_pipeline.bucket_keys import index_key
+from nanobanana_pipeline.datasets import release
 from nanobanana_pipeline.errors import StorageError, StorageUnavailable
+from nanobanana_pipeline.generation.manifest import manifest
 from nanobanana_pipeline.lineage.trace.current_tables import CurrentTables, list_pointers
-from nanobanana_pipeline.lineage.trace.index_rows import (
-    LOOKUP_COLUMNS,
-    LookupOrder,
-    read_index_rows,
-    sort_key,
-    with_hex_hashes,
-)
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.storage.versioned import read_pointer
 
 __all__ = [
+    "INDEXED_COLUMNS",
+    "SCHEMAS",
     "STORED_INDEX",
     "IndexFile",
+    "LookupOrder",
     "Segment",
     "StoredIndex",
     "TraceIndex",
     "open_index",
     "read_index",
+    "read_index_rows",
 ]
 
 SCHEMA: Final = 1
@@ -52,16 +57,61 @@ MAX_UNINDEXED: Final = 32
 PART_READERS: Final = 8
 
 
+class LookupOrder(StrEnum):
+    """What rows are sorted and looked up by."""
+
+    IMAGE = "image"
+    REQUEST = "request"
+    PROMPT = "prompt"
+    PROVIDER = "provider"
+    RELEASE = "release"
+
+
+HASH: Final = pa.binary(32)
+KEYS: Final = [("k", pa.uint64()), ("table", pa.int32())]
+CELL: Final = [
+    ("prompt_id", pa.string()),
+    ("request_key", HASH),
+    ("sample", pa.int32()),
+    ("state", pa.string()),
+    ("image_sha256", HASH),
+    ("run_id", pa.string()),
+    ("provider_id", pa.string()),
+]
+SCHEMAS: Final[Mapping[LookupOrder, pa.Schema]] = {
+    LookupOrder.IMAGE: pa.schema([*KEYS, ("image_sha256", HASH), ("request_key", HASH)]),
+    LookupOrder.REQUEST: pa.schema([*KEYS, *CELL]),
+    LookupOrder.PROMPT: pa.schema([*KEYS, *CELL]),
+    LookupOrder.PROVIDER: pa.schema([*KEYS, ("provider_id", pa.string()), ("request_key", HASH)]),
+    LookupOrder.RELEASE: pa.schema(
+        [
+            *KEYS,
+            ("image_sha256", HASH),
+            ("key", pa.string()),
+            ("split", pa.string()),
+            ("shard", pa.int32()),
+        ]
+    ),
+}
+"""Each order's columns; ``table`` is a position in `Segment.tables`."""
+
+LOOKUP_COLUMNS: Final[Mapping[LookupOrder, str]] = {
+    LookupOrder.IMAGE: "image_sha256",
+    LookupOrder.REQUEST: "request_key",
+    LookupOrder.PROMPT: "prompt_id",
+    LookupOrder.PROVIDER: "provider_id",
+    LookupOrder.RELEASE: "image_sha256",
+}
+"""The column that each order looks up."""
+
+INDEXED_COLUMNS: Final = [name for name, _ in CELL]
+RELEASE_COLUMNS: Final = ["image_sha256", "key", "split", "shard"]
+PART_ROWS: Final = 65_536
+
+
 @dataclass(frozen=True)
 class IndexFile:
-    """One sorted file.
-
-    Attributes:
-        order: what its rows are sorted by.
-        key: of the object, without the bucket's prefix.
-        size: bytes.
-        first, last: its smallest and largest ``k``.
-    """
+    """One sorted file: its key below the prefix, its bytes, its smallest and largest ``k``."""
 
     order: LookupOrder
     key: str
@@ -72,12 +122,11 @@ class IndexFile:
 
 @dataclass(frozen=True)
 class Segment:
-    """Index files made from the same tables.
+    """Index files, by order and ``k``, made from the same manifests.
 
     Attributes:
         tables: keys of manifests; column ``table`` of the rows is a position in it.
         rows: of all these tables.
-        files: by order and ``k``.
     """
 
     tables: tuple[str, ...]
@@ -120,13 +169,10 @@ def read_index(store: ObjectStore) -> tuple[StoredIndex | None, str | None]:
 
 
 class TraceIndex:
-    """Lookups in the stored index and in tables newer than it. Safe to share between threads.
+    """Lookups in the stored index (None: there is none) and in `tables` newer than it.
 
-    Args:
-        store: the bucket.
-        stored: the index; None if there is none.
-        tables: rows of other tables are skipped.
-        stale: how many changed partitions and datasets are not among `tables`.
+    Rows of other tables are skipped; `stale` says how many changed partitions and datasets are not
+    among `tables`. Not safe to share between threads.
     """
 
     def __init__(
@@ -136,8 +182,6 @@ class TraceIndex:
         self._segments = stored.segments if stored else ()
         self._created = stored.created if stored else None
         self._by_table = tables.by_table()
-        self._unindexed_rows: list[tuple[str, dict[LookupOrder, pa.Table]]] | None = None
-        self._reading = threading.Lock()
         self.tables = tables
         self.stale = stale
         covered = {table for segment in self._segments for table in segment.tables}
@@ -165,7 +209,7 @@ class TraceIndex:
             StorageError: a file of the index is missing or damaged; the text names the remedy.
         """
         wanted = set(values)
-        keys = array("Q", sorted({sort_key(order, value) for value in wanted}))
+        keys = array("Q", sorted({_sort_key(order, value) for value in wanted}))
         if not keys:
             return []
         files = [
@@ -179,24 +223,23 @@ class TraceIndex:
             parts = pool.map(lambda each: (each[0], _read_file(self._store, each[1], keys)), files)
             for segment, part in parts:
                 rows += [(segment.tables[row["table"]], row) for row in part]
-        for table, by_order in self._read_unindexed():
+        for table, by_order in self._unindexed_rows:
             if order in by_order:
                 rows += [(table, row) for row in _matching(by_order[order], keys)]
-        column = LOOKUP_COLUMNS[order]
-        return [
-            {**row, "of": self._by_table[table]}
-            for table, row in ((table, with_hex_hashes(row)) for table, row in rows)
-            if table in self._by_table and row[column] in wanted
-        ]
+        found = (
+            {k: v.hex() if isinstance(v, bytes) else v for k, v in row.items()}
+            | {"of": self._by_table[table]}
+            for table, row in rows
+            if table in self._by_table
+        )
+        return [row for row in found if row[LOOKUP_COLUMNS[order]] in wanted]
 
-    def _read_unindexed(self) -> list[tuple[str, dict[LookupOrder, pa.Table]]]:
-        """Rows of the tables that no segment covers, read at the first lookup."""
-        with self._reading:
-            if self._unindexed_rows is None:
-                with ThreadPoolExecutor(PART_READERS) as pool:
-                    read = pool.map(lambda t: read_index_rows(self._store, t, 0), self.unindexed)
-                    self._unindexed_rows = list(zip(self.unindexed, read, strict=True))
-        return self._unindexed_rows
+    @cached_property
+    def _unindexed_rows(self) -> list[tuple[str, dict[LookupOrder, pa.Table]]]:
+        """Rows of the tables that no segment covers."""
+        with ThreadPoolExecutor(PART_READERS) as pool:
+            read = pool.map(lambda table: read_index_rows(self._store, table, 0), self.unindexed)
+            return list(zip(self.unindexed, read, strict=True))
 
 
 def open_index(store: ObjectStore) -> TraceIndex:
@@ -216,6 +259,19 @@ def open_index(store: ObjectStore) -> TraceIndex:
     if len(changed) > MAX_UNINDEXED:
         return TraceIndex(store, stored, tables, stale=len(changed))
     return TraceIndex(store, stored, tables.updated(store, changed), stale=0)
+
+
+def read_index_rows(store: ObjectStore, table: str, number: int) -> dict[LookupOrder, pa.Table]:
+    """Read the rows of the manifest at this key, by order; `number` fills their ``table``."""
+    folder, name, version, *_ = table.split("/")
+    if folder == "datasets":
+        published = release.read_release(store, name, version)
+        rows = release.read_release_arrow(store, published, release.MANIFEST, RELEASE_COLUMNS)
+        orders: tuple[LookupOrder, ...] = (LookupOrder.RELEASE,)
+    else:
+        rows = manifest.read_manifest_arrow(store, table, INDEXED_COLUMNS)
+        orders = (LookupOrder.IMAGE, LookupOrder.REQUEST, LookupOrder.PROMPT, LookupOrder.PROVIDER)
+    return {order: _rows(order, rows, number) for order in orders}
 
 
 class _ObjectFile(io.RawIOBase):
@@ -280,3 +336,35 @@ def _matching(rows: pa.Table | pa.RecordBatch, keys: "array[int]") -> list[dict[
     mask = pc.is_in(rows.column("k"), value_set=wanted)
     matching: list[dict[str, Any]] = rows.filter(mask).to_pylist()
     return matching
+
+
+def _sort_key(order: LookupOrder, value: str) -> int:
+    """A value's ``k``."""
+    if SCHEMAS[order].field(LOOKUP_COLUMNS[order]).type == HASH:
+        return int(value[:16], 16)
+    return int.from_bytes(hashlib.sha256(value.encode()).digest()[:8])
+
+
+def _rows(order: LookupOrder, rows: pa.Table, number: int) -> pa.Table:
+    valid = rows.filter(pc.is_valid(rows[LOOKUP_COLUMNS[order]]))
+    # In parts: as Python objects, texts take several times as much memory.
+    parts = [_part(order, each, number) for each in valid.to_batches(max_chunksize=PART_ROWS)]
+    return pa.Table.from_batches(parts, SCHEMAS[order])
+
+
+def _part(order: LookupOrder, rows: pa.RecordBatch, number: int) -> pa.RecordBatch:
+    columns: dict[str, pa.Array] = {
+        "k": pa.array(
+            (_sort_key(order, v) for v in rows[LOOKUP_COLUMNS[order]].to_pylist()), pa.uint64()
+        ),
+        "table": pa.repeat(pa.scalar(number, pa.int32()), len(rows)),
+    }
+    for field in SCHEMAS[order]:
+        if field.name not in columns:
+            values = rows[field.name]
+            columns[field.name] = (
+                pa.array((v and bytes.fromhex(v) for v in values.to_pylist()), HASH)
+                if field.type == HASH
+                else values.cast(field.type)
+            )
+    return pa.record_batch(columns, schema=SCHEMAS[order])

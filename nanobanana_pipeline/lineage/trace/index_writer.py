@@ -26,13 +26,15 @@ from nanobanana_pipeline.bucket_keys import index_key
 from nanobanana_pipeline.ledger import new_nonce, now_iso
 from nanobanana_pipeline.lineage.trace.current_tables import CurrentTables, list_pointers
 from nanobanana_pipeline.lineage.trace.index_reader import (
+    SCHEMAS,
     STORED_INDEX,
     IndexFile,
+    LookupOrder,
     Segment,
     StoredIndex,
     read_index,
+    read_index_rows,
 )
-from nanobanana_pipeline.lineage.trace.index_rows import SCHEMAS, LookupOrder, read_index_rows
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.storage.cas import contention, refuse_newer
 from nanobanana_pipeline.storage.versioned import swap_pointer
@@ -51,14 +53,7 @@ LEFTOVER_SECONDS: Final = 86_400
 
 @dataclass(frozen=True)
 class IndexCoverage:
-    """What the index covers after a refresh.
-
-    Attributes:
-        partitions, releases: counts.
-        rows: of their manifests.
-        read: rows that the refresh has read.
-        segments: a count.
-    """
+    """Counts of what the index covers after a refresh; `read`: rows that the refresh has read."""
 
     partitions: int
     releases: int
@@ -77,7 +72,6 @@ def refresh_index(
     Raises:
         StorageError: the index is damaged (not with `rebuild`), or of a newer version; or a
             manifest is.
-        ReleaseError: a release is damaged.
     """
     back_off = contention(store.uri(index_key("current.json")))
     while True:

@@ -20,8 +20,7 @@ from nanobanana_pipeline.errors import TraceError
 from nanobanana_pipeline.images.inspect import CONTENT_TYPES, MAX_IMAGE_BYTES
 from nanobanana_pipeline.ledger import Ledger
 from nanobanana_pipeline.lineage.trace.graph import LineageGraph
-from nanobanana_pipeline.lineage.trace.index_reader import TraceIndex, open_index
-from nanobanana_pipeline.lineage.trace.index_rows import LookupOrder
+from nanobanana_pipeline.lineage.trace.index_reader import LookupOrder, TraceIndex, open_index
 from nanobanana_pipeline.lineage.trace.walk import Walk, run_rows
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.wording import counted
@@ -53,7 +52,6 @@ def trace(store: ObjectStore, query: str) -> LineageGraph:
     Raises:
         TraceError: nothing is known of it, and the text says what was looked for, and where; or
             several things begin so, and the text says which.
-        StorageError: S3 refuses, or an object is damaged.
     """
     what, sha256 = _image(store, query)
     index = open_index(store)

@@ -31,8 +31,7 @@ from nanobanana_pipeline.lineage.trace.current_tables import (
     read_partition_manifest,
 )
 from nanobanana_pipeline.lineage.trace.graph import LineageGraph, Link, Node, NodeKind
-from nanobanana_pipeline.lineage.trace.index_reader import TraceIndex
-from nanobanana_pipeline.lineage.trace.index_rows import INDEXED_COLUMNS, LookupOrder
+from nanobanana_pipeline.lineage.trace.index_reader import INDEXED_COLUMNS, LookupOrder, TraceIndex
 from nanobanana_pipeline.prompts import prompt_set
 from nanobanana_pipeline.prompts.checked_prompts import attributes_of
 from nanobanana_pipeline.provider.account import PROVIDER

@@ -82,7 +82,9 @@ class ModelsLab:
         if references:
             fields["ref_image"] = [base64.b64encode(data).decode() for data in references]
         try:
-            answer = self._post(request.endpoint, fields, self.submit_seconds, may_send)
+            answer = self._post(
+                request.endpoint, fields, self.submit_seconds, may_send=may_send, fresh=True
+            )
         except NotSentError as error:
             return NotSent(str(error))
         except NoAnswer as error:
@@ -117,7 +119,9 @@ class ModelsLab:
         path: str,
         fields: dict[str, object],
         deadline_seconds: float,
+        *,
         may_send: MaySend | None = None,
+        fresh: bool = False,
     ) -> Answer:
         secret = self._api_key.get_secret_value()
         body = json.dumps({"key": secret, **fields}, ensure_ascii=False).encode()
@@ -129,6 +133,7 @@ class ModelsLab:
             deadline_seconds=deadline_seconds,
             max_bytes=MAX_ANSWER_BYTES,
             may_send=may_send,
+            fresh=fresh,
         )
         # Who knows a webhook's address can write to it.
         webhook = fields.get("webhook")

@@ -28,6 +28,10 @@ __all__ = ["OutputReader"]
 
 DATA_URI: Final = b"data:"
 LOOKED_AT: Final = 256
+MAY_NOT_WRITE: Final = (
+    "if none arrives, the bucket refuses the ACL that the provider sets (it needs "
+    "s3:PutObjectAcl, enabled ACLs and no BlockPublicAcls): nanobanana provider set-s3 tries it"
+)
 
 _BASE64 = re.compile(rb"[A-Za-z0-9+/=_\s-]+")
 
@@ -76,7 +80,7 @@ class OutputReader:
                 f"s3:ListBucket on s3://{bucket}; then launch again"
             ) from None
         if found is None:
-            raise NotDelivered(f"{where}: there is no such object")
+            raise NotDelivered(f"{where}: there is no such object; {MAY_NOT_WRITE}")
         data = _unwrap(found.body)
         return Delivered(data, Original(bucket, key, found.etag) if data is found.body else None)
 

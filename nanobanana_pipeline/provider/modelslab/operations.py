@@ -1,7 +1,7 @@
-"""What may be asked of the provider besides pictures: its server, and where it delivers.
+"""What may be asked of the provider besides pictures: its server, deliveries, the account's books.
 
 Each call is one POST, sent once. The account's own calls lie beside the server's: below the parent
-path of the base URL.
+path of the base URL, and its books below the root of the API.
 """
 
 import json
@@ -23,6 +23,9 @@ SECONDS: Final = 60.0
 MAX_OPERATION_BYTES: Final = 2**20
 DEPLOYMENT: Final = "nano_banana"
 """The last part of the base URL, and what the account's calls call it."""
+ENTERPRISE: Final = "/v1/enterprise"
+"""What stands before it; the calls for the account's books have no such part."""
+ASSETS_A_PAGE: Final = 30
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class S3Details:
         region: as S3 calls it.
         endpoint_url: where S3 answers, with the bucket in its path or host.
         directory: the folder in the bucket.
-        access_key_id: of a key that may write there, and nothing else.
+        access_key_id: of a key that may write there and set ACLs, and nothing else.
         secret_access_key: its secret.
     """
 
@@ -117,6 +120,42 @@ class Operations:
         """
         self._ask(self._account_url("reset_s3"), deploy_type=DEPLOYMENT)
 
+    def assets_generated(self, page: int) -> Mapping[str, Any]:
+        """One page of what was drawn for the account, at most `ASSETS_A_PAGE` requests.
+
+        Raises:
+            SettingsError: the base URL does not tell where the account's books are.
+        """
+        url = self._books_url("v6/assets_generated")
+        return self._ask(url, type="image", per_page=ASSETS_A_PAGE, page=page)
+
+    def wallet_balance(self) -> Mapping[str, Any]:
+        """What is left in the account's wallet.
+
+        Raises:
+            SettingsError: the base URL does not tell where the account's books are.
+        """
+        return self._ask(self._books_url("wallet_balance"))
+
+    def request_count(self) -> Mapping[str, Any]:
+        """How many of the account's requests are under way; answers 30 times a minute.
+
+        Raises:
+            SettingsError: the base URL does not tell where the account's books are.
+        """
+        return self._ask(self._books_url("v6/processing/request_count"))
+
+    def _books_url(self, path: str) -> str:
+        account = self._account_url("")
+        root = account.rstrip("/").removesuffix(ENTERPRISE)
+        if root == account.rstrip("/"):
+            raise SettingsError(
+                f"NANOBANANA_BASE_URL={self._base_url!r} does not end in {ENTERPRISE}/{DEPLOYMENT}/"
+                ", so the address of the account's books is unknown: correct it, or unset "
+                "NANOBANANA_VENDOR_BOOKS"
+            )
+        return f"{root}/{path}"
+
     def _account_url(self, name: str) -> str:
         account, _, deployment = self._base_url.rpartition("/")
         if deployment != DEPLOYMENT:
@@ -126,9 +165,9 @@ class Operations:
             )
         return f"{account}/{name}"
 
-    def _ask(self, url: str, **fields: str) -> Mapping[str, Any]:
+    def _ask(self, url: str, **fields: str | int) -> Mapping[str, Any]:
         secrets = [self._api_key.get_secret_value()]
-        secrets += [fields[name] for name in fields if name.startswith("aws_")]
+        secrets += [str(fields[name]) for name in fields if name.startswith("aws_")]
         body = json.dumps({"key": secrets[0], **fields}, ensure_ascii=False).encode()
         name = url.rpartition("/")[2]
         try:

@@ -29,6 +29,11 @@ HALTED = ("pending", 0, "settled")
 EXPECTED = {
     # Each cell after a launch, how often it was bought, and the cell after another launch with the
     # mood gone.
+    "bad_gateway": ("in_doubt", 0, "in_doubt"),
+    "unread_close": SETTLED,
+    "own_failure": ("failed", 0, "failed"),
+    "empty_object": DOUBTED,
+    "queued_true": DOUBTED,
     "http_500_before": ("in_doubt", 0, "in_doubt"),
     "http_500_after": DOUBTED,
     "lost_answer_after": DOUBTED,
@@ -62,6 +67,12 @@ EXPECTED = {
     "fetch_500": SETTLED,
     "fetch_html": SETTLED,
     "fetch_cut": SETTLED,
+    "fetch_meta": SETTLED,
+    "fetch_seed": SETTLED,
+    "fetch_trimmed": SETTLED,
+    "fetch_translated": SETTLED,
+    "both_ids": SETTLED,
+    "found_late": SETTLED,
     "failed": ("failed", 3, "failed"),
     "forget": FOUND_LATER,
     "seed_ignored": SETTLED,
@@ -70,6 +81,10 @@ EXPECTED = {
     "base64_inline": SETTLED,
     "base64_data_uri": SETTLED,
     "wrong_size": FOUND_LATER,
+    "smaller_size": FOUND_LATER,
+    "avif": FOUND_LATER,
+    "picture_html": FOUND_LATER,
+    "picture_cut": FOUND_LATER,
     "lying_extension": SETTLED,
     "corrupt_chunk": FOUND_LATER,
     "image_bomb": FOUND_LATER,
@@ -92,6 +107,11 @@ ELSEWHERE = {
     "webhook_lies",
     "webhook_request_id",
     "webhook_twice",
+    "webhook_other_id",
+    "fetch_other",  # two requests, and whose answer it is
+    "shared_id",
+    "firewall",  # a prompt that holds its text
+    "never_ready",  # lasts as long as a launch waits
 }
 SHAPES = (
     *("processing_400", "messege", "output_string", "proxy_links_list", "proxy_links_map"),
@@ -120,6 +140,7 @@ def test_a_quirk_and_what_the_next_launch_makes_of_it(
         moods={mood: SOMETIMES if mood in NOT_ALWAYS else 1},
         retry_after_seconds=0.1,
         slow_answer_seconds=0.3,
+        found_late_seconds=0.3,
         seed=1,
     )
     account = account_for(emulator.base_url, store)

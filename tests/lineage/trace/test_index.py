@@ -19,8 +19,7 @@ from nanobanana_pipeline.generation.manifest.manifest import (
     read_current,
 )
 from nanobanana_pipeline.lineage.trace import index_reader, index_writer
-from nanobanana_pipeline.lineage.trace.index_reader import open_index, read_index
-from nanobanana_pipeline.lineage.trace.index_rows import LookupOrder
+from nanobanana_pipeline.lineage.trace.index_reader import LookupOrder, open_index, read_index
 from nanobanana_pipeline.lineage.trace.index_writer import refresh_index
 from nanobanana_pipeline.storage import ObjectStore
 from nanobanana_pipeline.storage.versioned import packed

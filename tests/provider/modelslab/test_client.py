@@ -37,6 +37,7 @@ from tests.provider.servers import (
     always,
     answer,
     closing,
+    closing_kept_connections,
     dribbling,
     free_port,
     once,
@@ -314,6 +315,15 @@ def test_threads_that_share_a_client_get_their_own_answers() -> None:
 
         assert Counter(pool.map(call, range(400))) == {True: 400}
     assert len(server.requests) == 400
+
+
+def test_a_server_that_closes_kept_connections_leaves_no_doubt() -> None:
+    queued = answer({"status": "processing", "id": 1})
+    with serving(closing_kept_connections(queued)) as server:
+        provider = client(server.url)
+        outcomes = Counter(type(provider.submit(REQUEST)) for _ in range(60))
+    assert outcomes == {Queued: 60}
+    assert (server.connections, len(server.requests)) == (60, 60)
 
 
 def test_many_threads_buy_each_request_once(emulators: Emulators) -> None:
