@@ -195,6 +195,8 @@ def test_of_two_first_launches_with_different_parameters_one_is_refused_before_i
     (made,) = [each for each in outcomes if isinstance(each, RunPlan)]
     (refused,) = [each for each in outcomes if isinstance(each, PlanError)]
     assert "was made with other parameters (" in str(refused)
+    assert "width" in str(refused)
+    assert "height" not in str(refused), "it is the same"
     assert "set change_parameters to buy the new ones" in str(refused)
     runs = {key.split("/")[1] for key in store.keys("runs/")}
     assert runs == {made.run_id}, "the refused one has written nothing that it could buy"

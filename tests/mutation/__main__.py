@@ -81,12 +81,13 @@ ROOMS: Final = {
             "tests/generation/engine/test_submit.py",
             "tests/generation/engine/test_reconcile.py",
             "tests/generation/test_damaged_entries.py",
+            "tests/stored/test_schemas.py",
         ),
         ("tests/generation/engine", "tests/cli/test_doubts.py", *AGEING),
     ),
     "budget": Room(
         ("nanobanana_pipeline/generation/budget",),
-        ("tests/generation/budget", "tests/generation/recovery"),
+        ("tests/generation/budget", "tests/generation/recovery", "tests/stored/test_schemas.py"),
         ("tests/generation/test_launch.py", *AGEING),
     ),
     "manifest": Room(
@@ -94,7 +95,11 @@ ROOMS: Final = {
             "nanobanana_pipeline/generation/manifest",
             "nanobanana_pipeline/generation/planning/partition_plan.py",
         ),
-        ("tests/generation/manifest", "tests/generation/test_forward.py"),
+        (
+            "tests/generation/manifest",
+            "tests/generation/test_forward.py",
+            "tests/stored/test_schemas.py",
+        ),
         ("tests/generation/test_damaged_entries.py", "tests/generation/test_launch.py"),
     ),
     "cas": Room(

@@ -25,7 +25,7 @@ from nanobanana_pipeline.generation.budget.counters import (
     run_scope,
 )
 from nanobanana_pipeline.generation.budget.incarnation import DEFAULT_HEARTBEAT, HeartbeatTiming
-from nanobanana_pipeline.generation.budget.reclaim import reclaim
+from nanobanana_pipeline.generation.budget.reclaim import reclaim, recount
 from nanobanana_pipeline.generation.budget.reservations import ShardBudget, open_shard_budget
 from nanobanana_pipeline.generation.launch_steps import settle_shard
 from nanobanana_pipeline.generation.planning.run_files import (
@@ -333,8 +333,8 @@ def test_an_incarnation_belongs_to_one_day(
 
     The first heartbeat may be read long after it was written.
     """
-    shift = timedelta()
-    get = ObjectStore.get
+    shift, ahead = timedelta(), 0.0
+    get, clock = ObjectStore.get, cas.boot_clock
 
     def shifted(self: ObjectStore, key: str) -> StoredObject | None:
         found = get(self, key)
@@ -345,22 +345,60 @@ def test_an_incarnation_belongs_to_one_day(
         )
 
     monkeypatch.setattr(ObjectStore, "get", shifted)
+    monkeypatch.setattr(cas, "boot_clock", lambda: clock() + ahead)
     now = datetime.now(UTC)
     midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
-    shift = midnight - now - timedelta(seconds=5)
-    mine = budget_of(store, 2, "run")
+    left = timedelta(hours=6, seconds=2)
+    shift = midnight - now - left
+    mine = budget_of(store, 2, "run", HeartbeatTiming(silent_seconds=1e6))
     mine.open(3)
     assert mine.reason is not None, "the old day's cap has no room for three"
     old = mine.take(1)
     assert old is not None
-    wait_until(lambda: not old.holds())
-    shift += timedelta(seconds=10)
+    ahead = left.total_seconds() - 60
+    assert old.holds()
+    ahead += 60
+    assert not old.holds()
+    shift += left
     new = mine.take(2)
     assert new is not None, "the new day has a cap of its own"
     mine.close()
     days = [now.date() + timedelta(days=n) for n in (0, 1)]
     spent = [day_scope(store, Budget(), day.isoformat()).read().images_counted for day in days]
     assert spent == [1, 2]
+
+
+def test_all_scopes_are_asked_before_anything_is_reserved_in_one(
+    store: ObjectStore, s3_url: str
+) -> None:
+    with S3Proxy(s3_url) as proxy:
+        far = proxy.store_like(store)
+
+        def scopes(day: str) -> list[Scope]:
+            budget = Budget(day=Cap(images=9), partition=Cap(images=1))
+            return [day_scope(far, budget, day), partition_scope(far, budget, "set", 1)]
+
+        mine = ShardBudget(far, scopes, price=None, run_id="run", shard="shard-0000")
+        mine.open(5)
+        assert proxy.count("PUT", "/budget/days/") == 1
+    assert counted(store).images_counted == 1
+    assert mine.reason == "over budget: the partition set, seed 1 has its cap of 1 image"
+
+
+def test_an_incarnation_that_took_nothing_gives_all_back_and_one_without_room_leaves_nothing(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead, clock = 0.0, cas.boot_clock
+    monkeypatch.setattr(cas, "boot_clock", lambda: clock() + ahead)
+    mine = budget_of(store, 3, "run")
+    mine.open(3)
+    ahead = 600
+    assert mine.take(3) is not None
+    before = counted(store)
+    late = budget_of(store, 3, "late")
+    late.open(2)
+    assert late.take(1) is None
+    assert counted(store) == before
 
 
 def test_old_reservations_are_folded_into_a_sum_in_a_write_of_their_own(store: ObjectStore) -> None:
@@ -427,6 +465,7 @@ def test_a_shard_beats_while_it_lasts_and_leaves_nothing_open(store: ObjectStore
         return [key for key in store.keys("runs/") if key.endswith(".alive")]
 
     with open_shard_budget(store, Budget(price=PRICE), made, "shard-0000", 3, timing) as mine:
+        assert [scope.read().images_counted for scope in scopes] == [2, 2, 2]
         assert [mine.take(1) is not None for _ in range(3)] == [True, True, False]
         assert mine.reason == "over budget: this run has its cap of 2 images"
         assert [spent_and_open(scope.read()) for scope in scopes] == [(0, 1)] * 3
@@ -632,6 +671,19 @@ def test_what_was_in_doubt_is_counted_anew_once_it_is_known(
         assert (done.exit_code, said in done.output) == (0, True), done.output
         assert spent_and_open(counted(store)) == (1, 0)
         assert partition_scope(store, Budget(), "set", 1).read().images_counted == 1
+
+
+def test_a_recount_closes_what_has_expired_and_leaves_what_cannot_be_counted(
+    store: ObjectStore,
+) -> None:
+    scope = day_scope(store, Budget())
+    old = datetime.now(UTC) - timedelta(hours=1)
+    for name in ("gone/shard-0000/0123abcd", "alive/shard-0000/0123abcd"):
+        reserve(scope, name, 5, opened=old)
+    store.put(run_alive_key("alive", "shard-0000.0123abcd"), b"")
+    assert list(recount(store)) == []
+    assert set(scope.read().open) == {"alive/shard-0000/0123abcd"}
+    assert scope.read().images_counted == 10
 
 
 def test_a_shard_that_has_ended_takes_and_sends_nothing_more(store: ObjectStore) -> None:

@@ -20,8 +20,10 @@ from nanobanana_pipeline.generation.manifest import rows as manifest_rows
 from nanobanana_pipeline.generation.manifest.manifest import (
     MANIFEST_COLUMNS,
     CurrentManifest,
+    advice,
     manifest_key,
     publish,
+    read_all_current,
     read_current,
     read_manifest,
     read_manifest_arrow,
@@ -224,6 +226,19 @@ def test_a_partition_of_nothing_tried_is_all_pending_or_not_requested() -> None:
     made = table(cells(4, limit=1), [])
     assert count_cells(made.select) == {"not_requested": 3, "pending": 1}
     assert count_images(made.select) == (0, 0)
+
+
+def test_all_current_manifests_are_read_and_say_what_is_missing(store: ObjectStore) -> None:
+    made = packed(table(cells(1), []))
+    one = pointer(manifest_key("set", 1, "run"), cells={"settled": 5, "lost": 3}, abandoned=1)
+    other = replace(one, prompt_set="other", seed=2, manifest=manifest_key("other", 2, "run"))
+    for current in (one, other):
+        assert publish(store, made, current, None)
+    assert list(read_all_current(store)) == [other, one]
+    assert list(read_all_current(store, "se")) == [one]
+    assert one.gaps == 2
+    (advised,) = advice(one)
+    assert advised.startswith("3 lost: paid for")
 
 
 def test_of_two_who_publish_at_once_one_is_told_to_start_over(store: ObjectStore) -> None:
