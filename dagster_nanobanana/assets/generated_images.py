@@ -84,13 +84,13 @@ def plan_op(
             asked = launch_of(config, name, seed, context.run_id)
             made = launch_steps.plan(store, account, asked)
             recording.emit_running(partial(launch_running, store, made))
+        balance = read_balance(account)
     context.log.info(f"{made}; {counted(made.cells, 'cell')}: {made.states}")
     for shard in made.shards:
         key = shard.replace("-", "_")
         yield dg.DynamicOutput(
             {"run_id": made.run_id, "shard": shard}, output_name="shards", mapping_key=key
         )
-    balance = read_balance(account)
     if balance is not None and is_short(balance, made.cost):
         context.log.warning(wallet_note(balance, made.cost))
     yield dg.Output(
@@ -175,7 +175,7 @@ def collect_op(
         report += _REPORT.validate_python(summary)
     with plain_failures():
         store = nanobanana.store()
-        balance = _BALANCE.validate_python(made.pop(WALLET, None))
+        balance = _BALANCE.validate_python(made.get(WALLET))
         plan_made = _PLAN.validate_python(made)
         begin = partial(launch_start, store, plan_made.prompt_set, plan_made.seed)
         with recorded_step(

@@ -67,7 +67,7 @@ def find_builds(
 
 
 def check_builds(store: ObjectStore, report: AuditReport) -> None:
-    """Note builds that nobody goes on with."""
+    """Note builds whose worker has ended."""
 
     def tell(dataset: str, error: ReleaseError) -> None:
         report.add(FindingKind.UNREADABLE, latest_release_key(dataset), str(error))

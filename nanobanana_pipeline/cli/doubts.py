@@ -165,13 +165,12 @@ def resolve(
 def _show_matches(console: Console, matches: BookMatches) -> None:
     """Say what the vendor's books have named, and which of its sales settle nothing."""
     if matches.fault:
-        console.print(matches.fault, style="yellow", markup=False)
+        console.print(matches.fault, style="yellow")
     for key, provider_id in matches.named.items():
         console.print(f"{key[:KEY_SHOWN]}: sold as {provider_id}, by the vendor's books")
     for sale in matches.unknown[:SALES_SHOWN]:
         console.print(
             f"sold as {sale.provider_id}, and no request is known to be it: {sale.told}",
-            markup=False,
             soft_wrap=True,
         )
     if len(matches.unknown) > SALES_SHOWN:

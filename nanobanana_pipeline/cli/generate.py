@@ -27,7 +27,7 @@ from nanobanana_pipeline.generation.planning.cells import read_seeds
 from nanobanana_pipeline.generation.planning.planner import Launch
 from nanobanana_pipeline.generation.planning.run_files import RunPlan, list_unfinished
 from nanobanana_pipeline.generation.recovery.rescue import expired_runs
-from nanobanana_pipeline.generation.wallet import bill_note, read_balance, wallet_note
+from nanobanana_pipeline.generation.wallet import bill_note, is_short, read_balance, wallet_note
 from nanobanana_pipeline.lineage.openlineage.recorder import record_expired_run, record_run
 from nanobanana_pipeline.lineage.openlineage.run_facts import (
     launch_complete,
@@ -145,8 +145,6 @@ def generate_command(
     print_long(console, checked)
     manifests, spent = [], 0
     before = read_balance(account)
-    if before is not None:
-        console.print(wallet_note(before, None), markup=False)
     for seed in chosen:
         launch = Launch(
             prompt_set=set_name,
@@ -169,7 +167,7 @@ def generate_command(
     console.print(partitions_table(manifests, store))
     after = read_balance(account) if before is not None else None
     if before is not None and after is not None:
-        console.print(bill_note(before, after, cost_of(spent, account.budget.price)), markup=False)
+        console.print(bill_note(before, after, cost_of(spent, account.budget.price)))
     if len(manifests) < len(chosen) or not all_settled(manifests):
         raise typer.Exit(INCOMPLETE)
 
@@ -225,6 +223,10 @@ def _launch(
     with record_run(store, "generated_images", launch.run_id, begin) as recording:
         made = plan(store, account, launch)
         console.print(f"{launch.prompt_set}, seed {launch.seed}: {made}")
+        balance = read_balance(account)
+        if balance is not None:
+            style = "yellow" if is_short(balance, made.cost) else ""
+            console.print(wallet_note(balance, made.cost), style=style)
         recording.emit_running(lambda: launch_running(store, made))
 
         def account_for(report: engine.Report) -> CurrentManifest:

@@ -82,7 +82,7 @@ def quote_command(
     if balance is not None:
         cost = cost_of(images, account.budget.price)
         style = "yellow" if is_short(balance, cost) else ""
-        console.print(wallet_note(balance, cost), style=style, markup=False)
+        console.print(wallet_note(balance, cost), style=style)
 
 
 def _row(label: str, quotes: list[Quote]) -> dict[str, str]:

@@ -27,7 +27,7 @@ __all__ = ["Answer", "Http", "NoAnswer", "NotSentError", "TooLarge"]
 CONNECT_SECONDS: Final = 10.0
 IDLE_SECONDS: Final = 2.0
 """A server may close a connection at any time after a few idle seconds. A POST that meets the
-closing end gets no answer, and nobody can tell whether it was read: so none is sent on one."""
+closing end gets no answer, which does not say whether it was read: so none is sent on one."""
 CHUNK_BYTES: Final = 65_536
 SHORTEST_WAIT_SECONDS: Final = 0.001
 
@@ -198,8 +198,8 @@ class _Pool(urllib3.HTTPConnectionPool):
         connection = super()._get_conn(timeout)
         # Here, and not later: a closed connection forgets the proxy tunnel that it led through,
         # which is only built again between this point and the request.
-        # A server may close a kept-alive connection as a call arrives, and nobody can tell whether
-        # that was read: 12 of 60 purchases came into doubt so. A fresh connection costs 0.3 ms over
+        # A server may close a kept-alive connection as a call arrives, which does not say whether
+        # it was read: 12 of 60 purchases came into doubt so. A fresh connection costs 0.3 ms over
         # loopback, with TLS 3 ms (1.7 ms of CPU), and two round trips on a network: some 0.2 s of a
         # slot that is in use for seconds.
         if isinstance(connection, _Watched):

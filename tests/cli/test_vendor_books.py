@@ -93,6 +93,10 @@ def test_the_wallet_is_shown_with_a_quote_and_its_bill_after_a_launch(
     monkeypatch.setenv("NANOBANANA_PRICE_PER_IMAGE", "0.2")
     other = " ".join(booked("generate", table, "--seeds", "2").output.split())
     assert "0.5 USD left the wallet, and the ledger counts 0.40" in other
+    assert "less than the cost" not in told + other
+    monkeypatch.setenv("NANOBANANA_PRICE_PER_IMAGE", "0.25")
+    too_dear = " ".join(booked("generate", table, "--seeds", "3").output.split())
+    assert "the wallet holds 0.0 USD, less than the cost of 0.50" in too_dear
 
 
 def test_a_wallet_that_cannot_be_read_stops_nothing(

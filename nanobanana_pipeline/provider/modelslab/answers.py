@@ -12,8 +12,8 @@ words, also those of a prompt:
 Only two kinds of message are known by their words, and only at the beginning of a message: rate
 limits, and the account's key, credit and plan. A wrong `Failed` costs a second try, a wrong
 `Refused` a picture, a wrong `Halted` a launch: in doubt it is `Failed`. An object without a word
-under 2xx or 4xx is `Unknown`, except under 429, which says enough by itself. Whatever comes, the
-parsers return an outcome and never raise.
+under 2xx or 4xx is `Unknown`, except under 429, which says enough by itself. The parsers
+return an outcome for every answer and never raise.
 """
 
 import json
