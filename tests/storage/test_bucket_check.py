@@ -270,7 +270,10 @@ def test_a_damaged_verdict_is_named_and_written_anew(store: ObjectStore, body: b
 
 
 def test_a_newer_verdict_is_left_alone(store: ObjectStore) -> None:
-    key, body = bucket_verdict_key(store.client.meta.endpoint_url), json.dumps({"schema": 2})
+    key, body = (
+        bucket_verdict_key(store.client.meta.endpoint_url),
+        json.dumps({"schema": bucket_check.SCHEMA + 1}),
+    )
     store.put(key, body.encode())
     for use in (ensure_checked, checked):
         with pytest.raises(StorageError, match="upgrade nanobanana-pipeline"):

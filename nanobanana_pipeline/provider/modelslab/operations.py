@@ -178,6 +178,7 @@ class Operations:
                 headers={"Content-Type": "application/json", "Accept": "application/json"},
                 deadline_seconds=SECONDS,
                 max_bytes=MAX_OPERATION_BYTES,
+                fresh=True,  # a kept-alive one that is closed unread leaves in doubt what was done
             )
         except NotSentError as error:
             raise OperationFailed(f"{name} could not be sent to {url}: {error}") from None

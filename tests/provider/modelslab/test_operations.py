@@ -10,7 +10,15 @@ from nanobanana_pipeline.errors import OperationFailed, OperationInDoubt, Settin
 from nanobanana_pipeline.provider.modelslab.operations import Operations, S3Details
 from tests.conftest import API_KEY, Emulators
 from tests.launching import admin
-from tests.provider.servers import always, answer, closing, free_port, once, serving
+from tests.provider.servers import (
+    always,
+    answer,
+    closing,
+    closing_kept_connections,
+    free_port,
+    once,
+    serving,
+)
 
 SECRET = "aws/secret+of-the-provider"
 DETAILS = S3Details(
@@ -26,6 +34,14 @@ BASE = "/api/v1/enterprise/nano_banana/"
 
 def at(url: str, path: str = BASE) -> Operations:
     return Operations(url + path, SecretStr(API_KEY))
+
+
+def test_no_operation_meets_a_connection_that_the_server_closes_under_it() -> None:
+    with serving(closing_kept_connections(answer({"status": "success"}))) as server:
+        operations = at(server.url)
+        for _ in range(5):
+            operations.clear_cache()
+    assert (server.connections, len(server.requests)) == (5, 5)
 
 
 @pytest.mark.parametrize(
